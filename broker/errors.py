@@ -1,0 +1,389 @@
+"""Every error of the broker, as it travels between nodes (moleculer protocol §6).
+
+    MoleculerError                        500  given              what a service raises on purpose
+    ├── MoleculerRetryableError           500  given              …and trying again may help
+    │   ├── MoleculerServerError          500  given
+    │   ├── BrokerDisconnectedError       502  BAD_GATEWAY
+    │   ├── ServiceNotFoundError          404  SERVICE_NOT_FOUND
+    │   ├── ServiceNotAvailableError      404  SERVICE_NOT_AVAILABLE
+    │   ├── RequestTimeoutError           504  REQUEST_TIMEOUT
+    │   ├── RequestRejectedError          503  REQUEST_REJECTED
+    │   └── QueueIsFullError              429  QUEUE_FULL
+    ├── MoleculerClientError              400  given              the caller's mistake
+    │   ├── ValidationError               422  VALIDATION_ERROR
+    │   └── PayloadTooLargeError          413  PAYLOAD_TOO_LARGE
+    ├── RequestSkippedError               514  REQUEST_SKIPPED
+    ├── MaxCallLevelError                 500  MAX_CALL_LEVEL
+    ├── ServiceSchemaError                500  SERVICE_SCHEMA_ERROR
+    ├── BrokerOptionsError                500  BROKER_OPTIONS_ERROR
+    ├── GracefulStopTimeoutError          500  GRACEFUL_STOP_TIMEOUT
+    ├── ProtocolVersionMismatchError      500  PROTOCOL_VERSION_MISMATCH
+    ├── InvalidPacketDataError            500  INVALID_PACKET_DATA
+    └── RemoteError                       as sent: an error class that only the other node knows
+
+Class names, codes, types and the `retryable` flags are those of Moleculer JS, so that both sides log the same words.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar
+
+__all__ = [
+    "BrokerDisconnectedError",
+    "BrokerOptionsError",
+    "GracefulStopTimeoutError",
+    "InvalidPacketDataError",
+    "MaxCallLevelError",
+    "MoleculerClientError",
+    "MoleculerError",
+    "MoleculerRetryableError",
+    "MoleculerServerError",
+    "PayloadTooLargeError",
+    "ProtocolVersionMismatchError",
+    "QueueIsFullError",
+    "RemoteError",
+    "RequestRejectedError",
+    "RequestSkippedError",
+    "RequestTimeoutError",
+    "ServiceNotAvailableError",
+    "ServiceNotFoundError",
+    "ServiceSchemaError",
+    "ValidationError",
+    "error_from_wire",
+    "error_to_wire",
+]
+
+
+class MoleculerError(Exception):
+    """Base of all errors that cross the wire.
+
+    `message` is for a person; `code` follows HTTP; `type` is for programs; `data` is any JSON value and reaches the
+    caller as it is. `node_id` names the node the error came from, None while it is still local.
+    """
+
+    default_code: ClassVar[int] = 500
+    default_type: ClassVar[str | None] = None
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(self, message: Any, code: Any = None, type: str | None = None, data: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = self.default_code if code is None else code
+        self.type = self.default_type if type is None else type
+        self.data = data
+        self.retryable = self.default_retryable
+        self.node_id: str | None = None
+        self.stack: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The class name as it stands on the wire."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+
+class MoleculerRetryableError(MoleculerError):
+    """A failure that another attempt may not meet: the retry middleware acts on it."""
+
+    default_retryable = True
+
+
+class MoleculerServerError(MoleculerRetryableError):
+    """A failure on the serving side."""
+
+
+class MoleculerClientError(MoleculerError):
+    """The caller asked for something that cannot be."""
+
+    default_code = 400
+
+
+class ValidationError(MoleculerClientError):
+    """Parameters do not fit. `data` is a list of `{type, field, message, …}`, one item a violation (§6.4)."""
+
+    default_code = 422
+    default_type = "VALIDATION_ERROR"
+
+    def __init__(self, message: Any, type: str | None = None, data: Any = None) -> None:
+        super().__init__(message, None, type, data)
+
+
+class PayloadTooLargeError(MoleculerClientError):
+    """A packet would be larger than the NATS server takes (`max_payload`). `data` tells `size` and `limit` in bytes."""
+
+    default_code = 413
+    default_type = "PAYLOAD_TOO_LARGE"
+
+    def __init__(self, message: Any, data: Any = None) -> None:
+        super().__init__(message, None, None, data)
+
+
+class _DataError(MoleculerError):
+    """An error whose message is made from its `data`, on both sides of the wire (§6.3)."""
+
+    def __init__(self, data: Mapping[str, Any] | None = None) -> None:
+        fields = dict(data or {})
+        super().__init__(self.describe(fields), None, None, fields)
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+
+class _RetryableDataError(_DataError, MoleculerRetryableError):
+    pass
+
+
+class ServiceNotFoundError(_RetryableDataError):
+    """Nobody ever offered the action. `data`: `{action, nodeID?}` or `{service, version?}`."""
+
+    default_code = 404
+    default_type = "SERVICE_NOT_FOUND"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        if data.get("nodeID") and data.get("action"):
+            return f"Service '{data['action']}' is not found on '{data['nodeID']}' node."
+        if data.get("action"):
+            return f"Service '{data['action']}' is not found."
+        if data.get("service") and data.get("version"):
+            return f"Service '{data['version']}.{data['service']}' not found."
+        return f"Service '{data.get('service')}' not found."
+
+
+class ServiceNotAvailableError(_RetryableDataError):
+    """The action is known, but nobody offers it now. `data`: `{action, nodeID?}`."""
+
+    default_code = 404
+    default_type = "SERVICE_NOT_AVAILABLE"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        if data.get("nodeID"):
+            return f"Service '{data.get('action')}' is not available on '{data['nodeID']}' node."
+        return f"Service '{data.get('action')}' is not available."
+
+
+class RequestTimeoutError(_RetryableDataError):
+    """No answer within the timeout. `data`: `{action, nodeID}`."""
+
+    default_code = 504
+    default_type = "REQUEST_TIMEOUT"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return f"Request is timed out when call '{data.get('action')}' action on '{data.get('nodeID')}' node."
+
+
+class RequestRejectedError(_RetryableDataError):
+    """The node that should answer is gone. `data`: `{action, nodeID}`."""
+
+    default_code = 503
+    default_type = "REQUEST_REJECTED"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return f"Request is rejected when call '{data.get('action')}' action on '{data.get('nodeID')}' node."
+
+
+class QueueIsFullError(_RetryableDataError):
+    """A bounded queue has no room. `data`: `{action, nodeID, size, limit}`."""
+
+    default_code = 429
+    default_type = "QUEUE_FULL"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return f"Queue is full. Request '{data.get('action')}' action on '{data.get('nodeID')}' node is rejected."
+
+
+class RequestSkippedError(_DataError):
+    """The time for the whole chain of calls is over, so this call was not made. `data`: `{action, nodeID}`."""
+
+    default_code = 514
+    default_type = "REQUEST_SKIPPED"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return f"Calling '{data.get('action')}' is skipped because timeout reached on '{data.get('nodeID')}' node."
+
+
+class MaxCallLevelError(_DataError):
+    """Calls are nested deeper than allowed. `data`: `{nodeID, level}`."""
+
+    default_type = "MAX_CALL_LEVEL"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return f"Request level is reached the limit ({data.get('level')}) on '{data.get('nodeID')}' node."
+
+
+class GracefulStopTimeoutError(_DataError):
+    """Something would not stop in time. `data`: `{name, version}` of a service, or nothing for the broker."""
+
+    default_type = "GRACEFUL_STOP_TIMEOUT"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        if data.get("name"):
+            return f"Unable to stop '{data['name']}' service gracefully."
+        return "Unable to stop ServiceBroker gracefully."
+
+
+class ProtocolVersionMismatchError(_DataError):
+    """A packet of a protocol version this node is not set to speak. `data`: `{nodeID, actual, received}`."""
+
+    default_type = "PROTOCOL_VERSION_MISMATCH"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return "Protocol version mismatch."
+
+
+class InvalidPacketDataError(_DataError):
+    """Bytes that are no packet."""
+
+    default_type = "INVALID_PACKET_DATA"
+
+    @staticmethod
+    def describe(data: dict[str, Any]) -> str:
+        return "Invalid packet data."
+
+
+class BrokerDisconnectedError(MoleculerRetryableError):
+    """The connection to NATS is down."""
+
+    default_code = 502
+    default_type = "BAD_GATEWAY"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "The broker's transporter has disconnected. Please try again when a connection is reestablished."
+        )
+
+
+class ServiceSchemaError(MoleculerError):
+    """A service is declared wrongly."""
+
+    default_type = "SERVICE_SCHEMA_ERROR"
+
+    def __init__(self, message: Any, data: Any = None) -> None:
+        super().__init__(message, None, None, data)
+
+
+class BrokerOptionsError(MoleculerError):
+    """A setting of the broker does not fit."""
+
+    default_type = "BROKER_OPTIONS_ERROR"
+
+    def __init__(self, message: Any, data: Any = None) -> None:
+        super().__init__(message, None, None, data)
+
+
+class RemoteError(MoleculerError):
+    """An error of a class that only the other node knows; `name` is that class's name."""
+
+    def __init__(self, name: str, message: Any, code: Any = None, type: str | None = None, data: Any = None) -> None:
+        super().__init__(message, code, type, data)
+        self._name = name
+        self.code = code  # kept as sent, also when missing or no number (§6.1)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+
+_GIVEN = {
+    kind.__name__: kind
+    for kind in (MoleculerError, MoleculerRetryableError, MoleculerServerError, MoleculerClientError)
+}
+_FROM_DATA = {
+    kind.__name__: kind
+    for kind in (
+        ServiceNotFoundError,
+        ServiceNotAvailableError,
+        RequestTimeoutError,
+        RequestSkippedError,
+        RequestRejectedError,
+        QueueIsFullError,
+        MaxCallLevelError,
+        GracefulStopTimeoutError,
+        ProtocolVersionMismatchError,
+        InvalidPacketDataError,
+    )
+}
+_MESSAGE_AND_DATA = {kind.__name__: kind for kind in (ServiceSchemaError, BrokerOptionsError, PayloadTooLargeError)}
+
+
+def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
+    """The `error` object of a RESPONSE (§6.1). `node_id` is the answering node's; an error that came from a third
+    node keeps that node's id (§6.3)."""
+    if not isinstance(error, MoleculerError):
+        name, message = type(error).__name__, str(error)
+        return {
+            "name": name,
+            "message": message,
+            "nodeID": node_id,
+            "code": 500,
+            "retryable": False,
+            "stack": _stack(name, message, error.__traceback__),
+        }
+    wire: dict[str, Any] = {
+        "name": error.name,
+        "message": error.message,
+        "nodeID": error.node_id or node_id,
+        "code": error.code,
+        "type": error.type,
+        "retryable": bool(error.retryable),
+        "stack": error.stack or _stack(error.name, error.message, error.__traceback__),
+    }
+    if error.data is not None:
+        wire["data"] = error.data
+    elif isinstance(error, _DataError):
+        wire["data"] = {}  # JS callers read fields of it without asking (§0.2 fact 4)
+    return wire
+
+
+def error_from_wire(wire: object, sender: str) -> MoleculerError:
+    """The error a peer sent, as an exception of the same class; RemoteError when the class is unknown here (§6.3).
+
+    Never raises: a peer that sends `success: false` without a usable error gives a RemoteError that says so.
+    """
+    if not isinstance(wire, dict):
+        error: MoleculerError = RemoteError("Error", f"The node '{sender}' reported a failure without an error.")
+        error.node_id = sender
+        return error
+    error = _recreate(str(wire.get("name") or "Error"), wire)
+    error.retryable = bool(wire.get("retryable"))
+    error.node_id = str(wire.get("nodeID") or sender)
+    stack = wire.get("stack")
+    error.stack = stack if isinstance(stack, str) and stack else None
+    return error
+
+
+def _recreate(name: str, wire: dict[str, Any]) -> MoleculerError:
+    message, code, type_, data = wire.get("message"), wire.get("code"), wire.get("type"), wire.get("data")
+    if name in _GIVEN:
+        return _GIVEN[name](message, code, type_, data)
+    if name == "ValidationError":
+        return ValidationError(message, type_, data)
+    if name in _FROM_DATA and isinstance(data, dict | None):
+        return _FROM_DATA[name](data)
+    if name in _MESSAGE_AND_DATA:
+        return _MESSAGE_AND_DATA[name](message, data)
+    if name == "BrokerDisconnectedError":
+        return BrokerDisconnectedError(str(message))
+    return RemoteError(name, message, code, type_, data)
+
+
+def _stack(name: str, message: object, traceback: TracebackType | None) -> str:
+    """A stack in the form JS tools show. File lines are not read: an error reply must stay cheap."""
+    lines = [f"{name}: {message}"]
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        lines.append(f"    at {code.co_qualname} ({code.co_filename}:{traceback.tb_lineno})")
+        traceback = traceback.tb_next
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The services that run on the broker, one package each."""

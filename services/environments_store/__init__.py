@@ -1,0 +1,1 @@
+"""The `environments-store` service: soft-delete CRUD over PostgreSQL or SQLite."""

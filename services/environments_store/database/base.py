@@ -1,0 +1,55 @@
+"""What the store needs of a database: one small Protocol, held by PostgreSQL and SQLite alike."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
+
+Dialect = Literal["postgresql", "sqlite"]
+
+
+class Row(Protocol):
+    """A row: values by column name or by position, as asyncpg.Record and sqlite3.Row both give them."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class Queries(Protocol):
+    """Statements with `$1`, `$2`… as placeholders, in both dialects.
+
+    Every method raises only errors of `services.environments_store.errors`: DatabaseUnavailableError when the
+    connection is lost or refused (OutcomeUnknownError when that happened during a write), DatabaseReadOnlyError,
+    MissingColumnError for a column that is not there, DatabaseError for the rest.
+    """
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        """All rows of a query."""
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        """The first row of a query or of a write with RETURNING; None when there is none."""
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        """Run a write and return how many rows it touched."""
+
+
+class Database(Queries, Protocol):
+    """A pool of connections to one database. Writes outside `transaction` commit by themselves."""
+
+    dialect: Dialect
+
+    async def open(self) -> None:
+        """Connect. Raises DatabaseUnavailableError when the server cannot be reached."""
+
+    async def close(self) -> None:
+        """Close every connection. Closing twice is quiet."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Queries]:
+        """One transaction that may write: committed at the end of the block, rolled back when it raises.
+
+        READ COMMITTED on PostgreSQL, BEGIN IMMEDIATE on SQLite, so that no write in it can meet a stale snapshot.
+        """
+
+    def stream(self, query: str, *arguments: object, batch: int) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
+        """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for."""
+
+    async def refresh(self) -> None:
+        """Forget what connections remember of the schema: call it after a migration changed the table."""

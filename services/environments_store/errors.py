@@ -1,0 +1,126 @@
+"""Errors of the environments-store service, each one as its callers see it.
+
+    MoleculerClientError
+    ├── EnvironmentNotFoundError         404  ENVIRONMENT_NOT_FOUND
+    ├── EnvironmentExistsError           409  ENVIRONMENT_EXISTS
+    ├── EnvironmentDeletedError          409  ENVIRONMENT_DELETED        in the trash: restore it
+    ├── EnvironmentChangedError          409  ENVIRONMENT_CHANGED        `data.hash` is the current one
+    └── EnvironmentNotDeletedError       409  ENVIRONMENT_NOT_DELETED    live: use `force`
+    MoleculerRetryableError
+    ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
+    ├── DatabaseUnavailableError         503  DATABASE_UNAVAILABLE       connection lost or refused
+    │   └── OutcomeUnknownError          503  the same: the connection died during a write; read the row back
+    └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
+    MoleculerServerError
+    └── DatabaseError                    500  DATABASE_ERROR             a query the database refused
+
+On the wire the class name is that of the nearest Moleculer class, which a JS node can recreate as it is; programs tell
+the errors apart by `type`.
+"""
+
+from typing import Any, ClassVar
+
+from broker.errors import MoleculerClientError, MoleculerRetryableError, MoleculerServerError
+
+__all__ = [
+    "DatabaseError",
+    "DatabaseReadOnlyError",
+    "DatabaseUnavailableError",
+    "EnvironmentChangedError",
+    "EnvironmentDeletedError",
+    "EnvironmentExistsError",
+    "EnvironmentNotDeletedError",
+    "EnvironmentNotFoundError",
+    "MissingColumnError",
+    "OutcomeUnknownError",
+    "SoftDeleteUnavailableError",
+]
+
+
+class _ClientError(MoleculerClientError):
+    default_code = 409
+    text: ClassVar[str]
+
+    def __init__(self, uuid: str, **data: Any) -> None:
+        super().__init__(self.text.format(uuid=uuid), data={"uuid": uuid, **data})
+
+    @property
+    def name(self) -> str:
+        return "MoleculerClientError"
+
+
+class EnvironmentNotFoundError(_ClientError):
+    default_code = 404
+    default_type = "ENVIRONMENT_NOT_FOUND"
+    text = "There is no environment '{uuid}'."
+
+
+class EnvironmentExistsError(_ClientError):
+    default_type = "ENVIRONMENT_EXISTS"
+    text = "An environment '{uuid}' exists already."
+
+
+class EnvironmentDeletedError(_ClientError):
+    default_type = "ENVIRONMENT_DELETED"
+    text = "The environment '{uuid}' is in the trash. Restore it, or delete it permanently first."
+
+
+class EnvironmentChangedError(_ClientError):
+    default_type = "ENVIRONMENT_CHANGED"
+    text = "The environment '{uuid}' was changed by somebody else. Read it again and repeat the change."
+
+
+class EnvironmentNotDeletedError(_ClientError):
+    default_type = "ENVIRONMENT_NOT_DELETED"
+    text = "The environment '{uuid}' is live. Remove it first, or pass force: true."
+
+
+class _RetryableError(MoleculerRetryableError):
+    default_code = 503
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message, data=data or None)
+
+    @property
+    def name(self) -> str:
+        return "MoleculerRetryableError"
+
+
+class SoftDeleteUnavailableError(_RetryableError):
+    """The table has no `deletedAt` column and it cannot be added now. Nothing was deleted or restored."""
+
+    default_type = "SOFT_DELETE_UNAVAILABLE"
+
+
+class DatabaseUnavailableError(_RetryableError):
+    """The connection is down, refused or timed out; nothing of this call was stored."""
+
+    default_type = "DATABASE_UNAVAILABLE"
+
+
+class OutcomeUnknownError(DatabaseUnavailableError):
+    """The connection died while a write was under way: it may or may not be stored. Read the row back."""
+
+
+class DatabaseReadOnlyError(_RetryableError):
+    """A standby, a read-only server, file or folder."""
+
+    default_type = "DATABASE_READ_ONLY"
+
+
+class DatabaseError(MoleculerServerError):
+    """The database refused a query. `sqlstate` is PostgreSQL's code or SQLite's error name."""
+
+    default_type = "DATABASE_ERROR"
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message, data={"sqlstate": sqlstate} if sqlstate else None)
+        self.sqlstate = sqlstate
+
+    @property
+    def name(self) -> str:
+        return "MoleculerServerError"
+
+
+class MissingColumnError(DatabaseError):
+    """A column that a query names is not there (42703): somebody changed the table. The schema is inspected again."""
