@@ -15,7 +15,7 @@
     └── DatabaseError                    500  DATABASE_ERROR             a query the database refused
 
 On the wire the class name is that of the nearest Moleculer class, which a JS node can recreate as it is; programs tell
-the errors apart by `type`.
+the errors apart by `type`. `ConfigError` never crosses the wire: it ends a command with one line.
 """
 
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from broker.errors import MoleculerClientError, MoleculerRetryableError, MoleculerServerError
 
 __all__ = [
+    "ConfigError",
     "DatabaseError",
     "DatabaseReadOnlyError",
     "DatabaseUnavailableError",
@@ -123,4 +124,8 @@ class DatabaseError(MoleculerServerError):
 
 
 class MissingColumnError(DatabaseError):
-    """A column that a query names is not there (42703): somebody changed the table. The schema is inspected again."""
+    """A column, or the table, that a query names is not there (42703, 42P01): somebody changed the schema."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work, told in one line that shows what a right one looks like."""

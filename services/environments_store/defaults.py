@@ -1,0 +1,78 @@
+"""Every number of the environments-store service: its value, its unit, and where it comes from."""
+
+import msgspec
+
+__all__ = ["DatabaseSettings", "MigrationBudgets"]
+
+
+class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The serving pool. Times in seconds."""
+
+    pool_size: int = 10
+    """PostgreSQL connections of one node; a default server accepts 100."""
+    reader_count: int = 4
+    """SQLite connections that only read, so that a slow export delays neither a write nor a short read."""
+    connect_timeout_s: float = 5.0
+    """asyncpg's own is 60, longer than a caller waits."""
+    acquire_timeout_s: float = 5.0
+    """Wait for a free connection before the caller is told that all are busy."""
+    statement_timeout_s: float = 15.0
+    """On the server; the longest honest query (statistics of a million rows) takes half a second."""
+    lock_timeout_s: float = 5.0
+    """A request that waits longer for a row or table fails with a retryable error instead of piling up."""
+    idle_in_transaction_timeout_s: float = 10.0
+    """Ends the transaction of a node that stalls, because its locks and snapshot hold everybody's migrations up."""
+    stream_idle_timeout_s: float = 60.0
+    """The same for an export, whose reader may pause between batches."""
+    command_timeout_s: float = 20.0
+    """In the client, for a network that swallows answers; above `statement_timeout_s`, so that the server speaks first."""
+    connection_check_interval_s: float = 0.5
+    """The server notices a dead client within this time, also while its statement waits for a lock."""
+    sqlite_busy_timeout_s: float = 5.0
+    """How long one statement waits for another writer of the file."""
+    sqlite_wal_timeout_s: float = 5.0
+    """Going to WAL needs a moment alone in the file; after this it stays in its journal mode."""
+
+
+class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the migration waits, tries and pauses. Times in seconds, lock timeouts in milliseconds."""
+
+    start_s: float = 10.0
+    """How long a start waits for the column before the service serves in degraded mode and tries on."""
+    connect_timeout_s: float = 5.0
+    statement_timeout_s: float = 5.0
+    """Everything but the index and the statistics; it includes waiting for the lock."""
+    statistics_timeout_s: float = 60.0
+    """ANALYZE of one column takes 0.2 s for a million rows."""
+    poll_min_s: float = 0.1
+    poll_max_s: float = 0.4
+    """Between two looks at the lock and at what the peer that holds it has finished."""
+    lock_timeouts_ms: tuple[int, ...] = (50, 100, 200, 250)
+    """Of the attempts to add the column; the last one repeats. Readers queue behind a waiting ALTER for that long."""
+    sleep_first_s: float = 0.2
+    sleep_growth: float = 2.0
+    sleep_patient_s: float = 5.0
+    """Longest pause between attempts while the patience lasts: the column comes within that time of its blocker's end."""
+    patience_s: float = 600.0
+    sleep_max_s: float = 60.0
+    """Longest pause after that."""
+    sleep_per_lock_timeout: float = 5.0
+    """A pause is at least so many times the lock timeout, so that readers keep more than 80 % of the time."""
+    blockers_every_s: float = 60.0
+    """How often the log repeats who blocks."""
+    index_retry_s: float = 300.0
+    """Least time between two builds of the index: each failed one costs the whole work again."""
+    index_drop_lock_timeout_s: float = 1.0
+    index_invalid_recheck_s: float = 1.0
+    """An INVALID index is dropped only if nobody works on it at two looks so far apart."""
+    index_wait_step_s: float = 0.5
+    index_wait_s: float = 300.0
+    """How long to wait for somebody else's build before looking again later."""
+    reinspect_s: float = 60.0
+    """How often the schema is looked at while there is nothing to do, or no right to do it."""
+    reconnect_min_s: float = 0.5
+    reconnect_max_s: float = 15.0
+    sqlite_busy_ms: int = 250
+    """One attempt to lock the file; attempts go on up to the start budget, and in the background after it."""
+    small_table_rows: int = 100_000
+    """PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: below this a plain, blocking build is used."""
