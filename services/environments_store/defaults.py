@@ -2,7 +2,7 @@
 
 import msgspec
 
-__all__ = ["DatabaseSettings", "MigrationBudgets"]
+__all__ = ["DatabaseSettings", "MigrationBudgets", "StoreLimits"]
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +25,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream_idle_timeout_s: float = 60.0
     """The same for an export, whose reader may pause between batches."""
     command_timeout_s: float = 20.0
-    """In the client, for a network that swallows answers; above `statement_timeout_s`, so that the server speaks first."""
+    """In the client, for a network that swallows answers; longer than the server's, which then speaks first."""
     connection_check_interval_s: float = 0.5
     """The server notices a dead client within this time, also while its statement waits for a lock."""
     sqlite_busy_timeout_s: float = 5.0
@@ -52,7 +52,7 @@ class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
     sleep_first_s: float = 0.2
     sleep_growth: float = 2.0
     sleep_patient_s: float = 5.0
-    """Longest pause between attempts while the patience lasts: the column comes within that time of its blocker's end."""
+    """Longest pause between attempts while the patience lasts: so soon after its blocker's end the column comes."""
     patience_s: float = 600.0
     sleep_max_s: float = 60.0
     """Longest pause after that."""
@@ -76,3 +76,30 @@ class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to lock the file; attempts go on up to the start budget, and in the background after it."""
     small_table_rows: int = 100_000
     """PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: below this a plain, blocking build is used."""
+
+
+class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store accepts and holds in memory."""
+
+    uuid_characters: int = 255
+    """The column is VARCHAR(255) in every table that the original made."""
+    document_depth: int = 5_000
+    """Nested arrays and objects. PostgreSQL's own parser ends between 10,000 and 20,000 with its default stack."""
+    hash_entries: int = 32_768
+    """Hashes remembered; some 200 bytes each."""
+    thread_from_bytes: int = 262_144
+    """Larger documents are parsed on a thread: on the loop they would hold up heartbeats for over 10 ms."""
+    batch_documents: int = 25
+    """Rows fetched at once with their documents: with NATS's usual limit of 1 MB a packet at most 25 MB are held."""
+    batch_rows: int = 1_000
+    """Rows fetched at once without documents, some 300 bytes each."""
+    read_back_s: float = 5.0
+    """How long a write whose connection died looks for its outcome; below the 10 s that callers commonly wait."""
+    read_back_pause_s: float = 0.2
+    """Between two such looks."""
+    connect_pause_s: float = 1.0
+    """Between two attempts to reach the database or NATS at the start."""
+    start_timeout_s: float = 60.0
+    """How long a start waits for the database and NATS; containers of one compose file start within it."""
+    recent_days: int = 7
+    """The guide's monitoring query."""

@@ -48,7 +48,9 @@ class Database(Queries, Protocol):
         READ COMMITTED on PostgreSQL, BEGIN IMMEDIATE on SQLite, so that no write in it can meet a stale snapshot.
         """
 
-    def stream(self, query: str, *arguments: object, batch: int) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
+    def stream(
+        self, query: str, *arguments: object, batch: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
         """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for."""
 
     async def refresh(self) -> None:

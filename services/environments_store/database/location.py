@@ -1,0 +1,95 @@
+"""A database URL, understood: which dialect, which file, and how it is shown to a person without its password."""
+
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+import msgspec
+
+from services.environments_store.database.base import Dialect
+from services.environments_store.errors import ConfigError
+
+__all__ = ["Location", "masked", "read_location"]
+
+EXAMPLES = (
+    "Right ones look like postgresql://user:password@host:5432/database, sqlite:///data/environments.sqlite (relative) "
+    "or sqlite:////var/lib/environments.sqlite (absolute)."
+)
+PASSWORD_PARAMETERS = re.compile(r"(?i)\b(password|sslpassword|passfile)=[^&]*")
+
+
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a database is. `label` is the URL without its password; `path` and `read_only` belong to SQLite."""
+
+    dialect: Dialect
+    url: str
+    label: str
+    path: Path | None = None
+    read_only: bool = False
+    several_hosts: bool = False
+
+
+def read_location(url: str) -> Location:
+    """Take a URL apart. Raises ConfigError, one line that shows what a right one looks like."""
+    scheme = url.split(":", 1)[0].lower()
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(url)
+    if scheme == "sqlite":
+        return _sqlite(url)
+    raise ConfigError(f"'{masked(url)}' is no database URL. {EXAMPLES}")
+
+
+def masked(url: str) -> str:
+    """The URL as it may stand in a log: `***` in place of every password."""
+    text = PASSWORD_PARAMETERS.sub(lambda match: f"{match.group(1)}=***", url)
+    scheme, separator, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    if not separator or not at:
+        # A slash inside an unescaped password would end the authority early: hide up to the last "@" then.
+        if "@" in rest and ":" in rest.rpartition("@")[0]:
+            return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"
+        return text
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{':***' if colon else ''}@{hosts}{slash}{path}"
+
+
+def _postgres(url: str) -> Location:
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        for host in hosts:
+            _check_port(host)
+    except ValueError as error:
+        raise ConfigError(f"'{masked(url)}' is no database URL: {error}. {EXAMPLES}") from None
+    if not url.split(":", 1)[1].startswith("//") or (parts.netloc == "" and not _names_a_socket(parts)):
+        raise ConfigError(f"'{masked(url)}' names no host. {EXAMPLES}")
+    return Location(dialect="postgresql", url=url, label=masked(url), several_hosts=len(hosts) > 1)
+
+
+def _check_port(host: str) -> None:
+    port = re.sub(r"^\[.*\]", "", host).rpartition(":")[2] if ":" in re.sub(r"^\[.*\]", "", host) else ""
+    if port and not (port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"'{port}' is no port")
+
+
+def _names_a_socket(parts: SplitResult) -> bool:
+    return "host" in parse_qs(parts.query)
+
+
+def _sqlite(url: str) -> Location:
+    rest = url.partition(":")[2]
+    path, _, query = rest.partition("?")
+    if not path.startswith("///"):
+        raise ConfigError(f"'{masked(url)}' needs three slashes before the path of the file. {EXAMPLES}")
+    name = unquote(path[3:])
+    if not name or name.startswith(":memory:"):
+        raise ConfigError(
+            f"'{url}' names no file: a database in memory would be lost at the end and shared by nobody. {EXAMPLES}"
+        )
+    if "\0" in name:
+        raise ConfigError(f"The path in '{url!r}' holds a NUL. {EXAMPLES}")
+    mode = parse_qs(query).get("mode", ["rwc"])[0]
+    if query and (mode not in ("ro", "rwc") or set(parse_qs(query)) != {"mode"}):
+        raise ConfigError(f"'{url}': a SQLite URL takes one parameter alone, mode=ro, to read only. {EXAMPLES}")
+    return Location(dialect="sqlite", url=url, label=url, path=Path(name), read_only=mode == "ro")

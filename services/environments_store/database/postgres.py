@@ -1,0 +1,216 @@
+"""The serving pool of PostgreSQL connections."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+
+from services.environments_store.database.base import Dialect, Queries, Row
+from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
+from services.environments_store.database.postgres_session import driver_failures
+from services.environments_store.database.statements import is_read, touched_rows
+from services.environments_store.defaults import DatabaseSettings
+
+__all__ = ["PostgresDatabase"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class PostgresDatabase:
+    """A `Database` on PostgreSQL, direct or through a transaction pooler.
+
+    Connections are made when they are needed, so a server that is away at `open` or later costs errors, not the
+    service: the next query after its return works.
+    """
+
+    dialect: Dialect = "postgresql"
+
+    def __init__(self, url: str, settings: DatabaseSettings) -> None:
+        self._url = url
+        self._settings = settings
+        self._pool: Pool | None = None
+        self._pool_lock = anyio.Lock()
+        self._closed = False
+
+    async def open(self) -> None:
+        self._closed = False
+        try:
+            await self._get_pool()
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+
+    async def close(self) -> None:
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        with anyio.CancelScope(shield=True), anyio.move_on_after(self._settings.acquire_timeout_s) as scope:
+            await pool.close()
+        if scope.cancelled_caught:
+            pool.terminate()
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        rows: Sequence[Row] = await self._run(query, lambda connection: connection.fetch(query, *arguments))
+        return rows
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        row: Row | None = await self._run(query, lambda connection: connection.fetchrow(query, *arguments))
+        return row
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        return touched_rows(await self._run(query, lambda connection: connection.execute(query, *arguments)))
+
+    def transaction(self) -> AbstractAsyncContextManager[Queries]:
+        return self._transaction()
+
+    def stream(
+        self, query: str, *arguments: object, batch: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
+        return self._stream(query, arguments, batch)
+
+    async def refresh(self) -> None:
+        if self._pool is not None:
+            await self._pool.expire_connections()
+
+    async def _run(self, query: str, operation: Callable[[Pooled], Awaitable[T]]) -> T:
+        """Run one statement that commits by itself; a read whose connection was lost runs once more."""
+        write = not is_read(query)
+        try:
+            try:
+                return await self._run_once(operation)
+            except StatementFailure as failure:
+                if write or not failure.lost or failure.timed_out or not failure.sent:
+                    raise
+                return await self._run_once(operation)
+        except StatementFailure as failure:
+            raise service_error(failure, write=write) from failure
+
+    async def _run_once(self, operation: Callable[[Pooled], Awaitable[T]]) -> T:
+        async with self._connection() as connection:
+            with driver_failures():
+                return await operation(connection)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Queries]:
+        try:
+            async with self._connection() as connection:
+                with driver_failures(sent=False):
+                    transaction = connection.transaction()
+                    await transaction.start()
+                try:
+                    yield _Transaction(connection)
+                except BaseException:
+                    await _roll_back(transaction)
+                    raise
+                with driver_failures():
+                    await transaction.commit()
+        except StatementFailure as failure:
+            # Only BEGIN and COMMIT get here; what the block ran has been translated where it failed.
+            raise service_error(failure, write=True) from failure
+
+    @asynccontextmanager
+    async def _stream(
+        self, query: str, arguments: tuple[object, ...], batch: int
+    ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
+        try:
+            async with self._connection() as connection:
+                with driver_failures():
+                    transaction = connection.transaction(readonly=True)
+                    await transaction.start()
+                try:
+                    with driver_failures():
+                        idle = int(self._settings.stream_idle_timeout_s * 1000)
+                        await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = {idle}")
+                        cursor = await connection.cursor(query, *arguments)
+                    async with aclosing(_batches(cursor, batch)) as batches:
+                        yield batches
+                finally:
+                    await _roll_back(transaction)
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Pooled]:
+        pool = await self._get_pool()
+        with driver_failures(sent=False):
+            try:
+                connection = await pool.acquire(timeout=self._settings.acquire_timeout_s)
+            except TimeoutError:
+                raise StatementFailure("no connection became free in time", sent=False, timed_out=True) from None
+        try:
+            yield connection
+        finally:
+            await _release(pool, connection, self._settings.acquire_timeout_s)
+
+    async def _get_pool(self) -> Pool:
+        if self._pool is None:
+            try:
+                with anyio.fail_after(self._settings.connect_timeout_s + self._settings.acquire_timeout_s):
+                    async with self._pool_lock:
+                        if self._pool is None:
+                            self._pool = await make_pool(self._url, self._settings)
+            except TimeoutError:
+                raise StatementFailure("no connection in time", sent=False, timed_out=True) from None
+        if self._closed:
+            raise StatementFailure("the pool is closed", sent=False)
+        return self._pool
+
+
+class _Transaction:
+    """The statements of one transaction. A lost connection here stored nothing: COMMIT was never sent."""
+
+    def __init__(self, connection: Pooled) -> None:
+        self._connection = connection
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        return await self._run(self._connection.fetch(query, *arguments))
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        return await self._run(self._connection.fetchrow(query, *arguments))
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        return touched_rows(await self._run(self._connection.execute(query, *arguments)))
+
+    async def _run(self, operation: Awaitable[T]) -> T:
+        try:
+            with driver_failures():
+                return await operation
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+
+
+async def _batches(cursor: Any, batch: int) -> AsyncGenerator[Sequence[Row]]:
+    while True:
+        try:
+            with driver_failures():
+                rows: Sequence[Row] = await cursor.fetch(batch)
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+        if not rows:
+            return
+        yield rows
+
+
+async def _roll_back(transaction: Any) -> None:
+    """Roll back also while being cancelled. A lost connection has rolled back already."""
+    with anyio.CancelScope(shield=True):
+        try:
+            with driver_failures():
+                await transaction.rollback()
+        except StatementFailure:
+            logger.debug("The connection was lost before the rollback, which PostgreSQL then does itself")
+
+
+async def _release(pool: Pool, connection: Pooled, timeout_s: float) -> None:
+    """Give a connection back. asyncpg drops one that is broken; that must not hide what the statement answered."""
+    with anyio.CancelScope(shield=True):
+        try:
+            with driver_failures():
+                await pool.release(connection, timeout=timeout_s)
+        except StatementFailure as failure:
+            logger.debug("A broken connection left the pool: %s", failure)

@@ -1,0 +1,91 @@
+"""How the pool of PostgreSQL connections is made: with which settings, and what changes behind a pooler."""
+
+import logging
+
+import anyio
+import asyncpg
+
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.postgres_session import Connection, connect, driver_failures, probe
+from services.environments_store.defaults import DatabaseSettings
+
+__all__ = ["Pool", "Pooled", "make_pool"]
+
+logger = logging.getLogger(__name__)
+
+Pool = asyncpg.Pool[asyncpg.Record]
+Pooled = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+FIRST_CHECKING_VERSION = 140000
+"""client_connection_check_interval exists from PostgreSQL 14 on."""
+APPLICATION_NAME = "environments-store"
+
+
+async def make_pool(url: str, settings: DatabaseSettings) -> Pool:
+    """Look at the server once, then make a pool that suits it. Raises StatementFailure when it cannot be reached."""
+    timeout_s = settings.connect_timeout_s
+    connection, attribute = await connect(url, application_name=APPLICATION_NAME, timeout_s=timeout_s)
+    try:
+        pooled, version = await probe(connection, timeout_s)
+        server_settings = await _server_settings(connection, settings, pooled=pooled, version=version)
+    finally:
+        await _close(connection, timeout_s)
+    if pooled:
+        logger.info("A transaction pooler stands before the database: prepared statements are not kept")
+    pool: Pool = await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=settings.pool_size,
+        timeout=timeout_s,
+        command_timeout=settings.command_timeout_s,
+        server_settings=server_settings,
+        # asyncpg's own default where statements may be kept.
+        statement_cache_size=0 if pooled else 100,
+        target_session_attrs=attribute,
+        # No statement of ours changes a session, so giving a connection back needs no round trip.
+        reset=_keep_session,
+    )
+    return pool
+
+
+async def _server_settings(
+    connection: Connection, settings: DatabaseSettings, *, pooled: bool, version: int
+) -> dict[str, str]:
+    """What a connection asks for at start-up: a pooler refuses all but the first two."""
+    asked = {"TimeZone": "UTC", "application_name": APPLICATION_NAME}
+    if pooled:
+        return asked
+    asked["statement_timeout"] = _milliseconds(settings.statement_timeout_s)
+    asked["lock_timeout"] = _milliseconds(settings.lock_timeout_s)
+    asked["idle_in_transaction_session_timeout"] = _milliseconds(settings.idle_in_transaction_timeout_s)
+    interval = _milliseconds(settings.connection_check_interval_s)
+    if version >= FIRST_CHECKING_VERSION and await _accepts(connection, interval):
+        asked["client_connection_check_interval"] = interval
+    return asked
+
+
+async def _accepts(connection: Connection, interval: str) -> bool:
+    """Some systems that PostgreSQL runs on cannot watch a socket, and refuse the setting."""
+    try:
+        with driver_failures():
+            await connection.execute(f"SET client_connection_check_interval = {interval}")
+    except StatementFailure:
+        return False
+    return True
+
+
+async def _close(connection: Connection, timeout_s: float) -> None:
+    with anyio.CancelScope(shield=True):
+        try:
+            with driver_failures():
+                await connection.close(timeout=timeout_s)
+        except StatementFailure:
+            connection.terminate()
+
+
+async def _keep_session(_: object) -> None:
+    return None
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))

@@ -1,0 +1,142 @@
+"""One PostgreSQL connection of its own, for the migration: never pooled, so what it SETs or locks stays with it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+
+from services.environments_store.database.base import Row
+from services.environments_store.database.failures import LOST_STATES, StatementFailure
+from services.environments_store.database.location import read_location
+
+__all__ = ["Connection", "PostgresSession", "connect", "driver_failures"]
+
+Connection = asyncpg.Connection[asyncpg.Record]
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+
+
+@contextmanager
+def driver_failures(*, sent: bool = True) -> Iterator[None]:
+    """Turn every exception of asyncpg and of the network into a StatementFailure."""
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        raise _failure(error, sent=sent) from error
+
+
+def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        lost = state.startswith("08") or state in LOST_STATES
+        return StatementFailure(
+            error.message or str(error), sqlstate=state or None, lost=lost, sent=sent, hint=error.hint
+        )
+    if isinstance(error, (asyncpg.DataError, asyncpg.exceptions.ClientConfigurationError)):
+        # asyncpg refused an argument itself: nothing was sent, and sending it again would not help.
+        return StatementFailure(str(error), sqlstate="22000", sent=sent)
+    timed_out = isinstance(error, TimeoutError)
+    text = str(error) or ("no answer in time" if timed_out else type(error).__name__)
+    return StatementFailure(text, lost=True, sent=sent, timed_out=timed_out)
+
+
+async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple[Connection, SessionAttribute]:
+    """Connect to a server that takes writes when several are given, else to whichever answers.
+
+    Only settings that a transaction pooler lets through are sent at start-up. Raises StatementFailure.
+    """
+    several = read_location(url).several_hosts
+    attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
+    for attributes in attempts:
+        try:
+            with driver_failures(sent=False):
+                connection = await asyncpg.connect(
+                    url,
+                    timeout=timeout_s,
+                    statement_cache_size=0,
+                    server_settings={"TimeZone": "UTC", "application_name": application_name},
+                    target_session_attrs=attributes,
+                )
+                return connection, attributes
+        except StatementFailure as failure:
+            if attributes == attempts[-1] or not isinstance(
+                failure.__cause__, asyncpg.exceptions.TargetServerAttributeNotMatched
+            ):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+class PostgresSession:
+    """A connection that runs statements one by one. Every method raises StatementFailure and nothing else.
+
+    `pooled`: a transaction pooler stands between, so the server process changes from one transaction to the next:
+    session locks and SET mean nothing then. `version` is the server's number, 180006 for 18.6.
+    """
+
+    def __init__(self, connection: Connection, *, pooled: bool, version: int, answer_timeout_s: float) -> None:
+        self._connection = connection
+        self._answer_timeout_s = answer_timeout_s
+        self.pooled = pooled
+        self.version = version
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, application_name: str, connect_timeout_s: float, answer_timeout_s: float
+    ) -> "PostgresSession":
+        connection, _ = await connect(url, application_name=application_name, timeout_s=connect_timeout_s)
+        try:
+            pooled, version = await probe(connection, answer_timeout_s)
+        except BaseException:
+            connection.terminate()
+            raise
+        return cls(connection, pooled=pooled, version=version, answer_timeout_s=answer_timeout_s)
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.is_closed()
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        with driver_failures():
+            return await self._connection.fetch(query, *arguments, timeout=self._answer_timeout_s)
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        with driver_failures():
+            return await self._connection.fetchrow(query, *arguments, timeout=self._answer_timeout_s)
+
+    async def fetch_value(self, query: str, *arguments: object) -> Any:
+        with driver_failures():
+            return await self._connection.fetchval(query, *arguments, timeout=self._answer_timeout_s)
+
+    async def run(self, script: str, *, unbounded: bool = False) -> None:
+        """Send one text by the simple protocol, which leaves no prepared statement, portal or snapshot behind.
+
+        `unbounded` is for building an index, whose time nobody knows; the server ends it when this client dies.
+        """
+        with driver_failures():
+            await self._connection.execute(script, timeout=None if unbounded else self._answer_timeout_s)
+
+    async def close(self) -> None:
+        """Close quietly, whatever state the connection is in, also while the caller is being cancelled."""
+        with anyio.CancelScope(shield=True):
+            try:
+                with driver_failures():
+                    await self._connection.close(timeout=self._answer_timeout_s)
+            except StatementFailure:
+                self._connection.terminate()
+
+
+async def probe(connection: Connection, timeout_s: float) -> tuple[bool, int]:
+    """Whether a pooler stands between, and the server's version.
+
+    The process id that a pooler gives at start-up is its own invention; asking the server gives the real one.
+    """
+    with driver_failures():
+        row = await connection.fetchrow(
+            "SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS version", timeout=timeout_s
+        )
+    if row is None:
+        raise StatementFailure("the server answered its own version with nothing", lost=True)
+    return row["pid"] != connection.get_server_pid(), row["version"]

@@ -1,0 +1,232 @@
+"""A SQLite file as the service's database: one connection writes, several read."""
+
+import logging
+import random
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from pathlib import Path
+
+import aiosqlite
+import anyio
+
+from services.environments_store.database.base import Dialect, Queries, Row
+from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
+from services.environments_store.database.statements import is_read
+from services.environments_store.defaults import DatabaseSettings
+
+__all__ = ["SqliteDatabase"]
+
+logger = logging.getLogger(__name__)
+
+
+class SqliteDatabase:
+    """A `Database` on one file.
+
+    Writes go one after another through one connection; reads have their own, so in WAL mode, which `open` asks for,
+    neither waits for the other. SQLite tells the end of every write, so its outcome is never unknown.
+    """
+
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, path: Path, settings: DatabaseSettings, *, read_only: bool = False) -> None:
+        self._path = path
+        self._settings = settings
+        self._read_only = read_only
+        self._writer: aiosqlite.Connection | None = None
+        self._writing = anyio.Lock()
+        self._idle: list[aiosqlite.Connection] = []
+        self._readers: list[aiosqlite.Connection] = []
+        self._reading = anyio.Semaphore(settings.reader_count)
+        # A stream keeps its reader for as long as its consumer likes: one reader is always left for the others.
+        self._streaming = anyio.Semaphore(max(1, settings.reader_count - 1))
+
+    async def open(self) -> None:
+        if self._writer is not None:
+            return
+        try:
+            if not self._read_only:
+                with file_failures(self._path):
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = await self._connect("ro" if self._read_only else "rwc")
+            if not self._read_only:
+                await self._go_to_wal(self._writer)
+        except StatementFailure as failure:
+            await self.close()
+            raise service_error(failure, write=False) from failure
+
+    async def close(self) -> None:
+        connections = [*self._readers, *([self._writer] if self._writer else [])]
+        self._writer = None
+        self._readers, self._idle = [], []
+        for connection in connections:
+            await close_quietly(connection)
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        if is_read(query):
+            try:
+                async with self._reader() as reader:
+                    return await _fetch(reader, self._path, query, arguments, interrupt=True)
+            except StatementFailure as failure:
+                raise service_error(failure, write=False) from failure
+        async with self._exclusive() as writer:
+            return await _Transaction(writer, self._path).fetch(query, *arguments)
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        rows = await self.fetch(query, *arguments)
+        return rows[0] if rows else None
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        async with self._exclusive() as writer:
+            return await _Transaction(writer, self._path).execute(query, *arguments)
+
+    def transaction(self) -> AbstractAsyncContextManager[Queries]:
+        return self._transaction()
+
+    def stream(
+        self, query: str, *arguments: object, batch: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
+        return self._stream(query, arguments, batch)
+
+    async def refresh(self) -> None:
+        """Nothing to forget: SQLite itself prepares a statement again when the schema has changed."""
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Queries]:
+        async with self._exclusive() as writer:
+            transaction = _Transaction(writer, self._path)
+            try:
+                await transaction.execute("BEGIN IMMEDIATE")
+                yield transaction
+                await transaction.execute("COMMIT")
+            except BaseException:
+                await _roll_back(writer)
+                raise
+
+    @asynccontextmanager
+    async def _stream(
+        self, query: str, arguments: tuple[object, ...], batch: int
+    ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
+        try:
+            async with self._streaming, self._reader() as reader:
+                with file_failures(self._path):
+                    cursor = await reader.execute(query, bind(arguments))
+                try:
+                    async with aclosing(_batches(cursor, self._path, batch)) as batches:
+                        yield batches
+                finally:
+                    with anyio.CancelScope(shield=True), file_failures(self._path):
+                        await cursor.close()
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncGenerator[aiosqlite.Connection]:
+        async with self._writing:
+            if self._writer is None:
+                raise service_error(StatementFailure(f"'{self._path}' is not open", sent=False), write=False)
+            yield self._writer
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncGenerator[aiosqlite.Connection]:
+        async with self._reading:
+            if self._writer is None:
+                raise StatementFailure(f"'{self._path}' is not open", sent=False)
+            reader = self._idle.pop() if self._idle else await self._connect_reader()
+            try:
+                yield reader
+            finally:
+                if reader in self._readers:
+                    self._idle.append(reader)
+
+    async def _connect_reader(self) -> aiosqlite.Connection:
+        # Not mode=ro: reading in WAL mode writes to the shared memory file beside the database.
+        reader = await self._connect("ro" if self._read_only else "rw")
+        self._readers.append(reader)
+        with file_failures(self._path):
+            await reader.execute_fetchall("PRAGMA query_only = ON")
+        return reader
+
+    async def _connect(self, mode: str) -> aiosqlite.Connection:
+        return await connect(self._path, mode=mode, busy_timeout_s=self._settings.sqlite_busy_timeout_s)
+
+    async def _go_to_wal(self, writer: aiosqlite.Connection) -> None:
+        """Ask for WAL, which stays in the file. It needs a moment alone; without one the file stays as it is."""
+        reason = "its file system cannot share memory between processes"
+        with anyio.move_on_after(self._settings.sqlite_wal_timeout_s):
+            while True:
+                try:
+                    with file_failures(self._path):
+                        rows = list(await writer.execute_fetchall("PRAGMA journal_mode = WAL"))
+                    if rows[0][0] == "wal":
+                        return
+                    break
+                except StatementFailure as failure:
+                    reason = failure.message
+                    if not (failure.sqlstate or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                        break
+                    await anyio.sleep(random.uniform(0.05, 0.2))  # jitter between processes, no secret
+        logger.warning(
+            "'%s' stays in its journal mode, where readers and the writer wait for each other: %s", self._path, reason
+        )
+
+
+class _Transaction:
+    """Statements on the writing connection, inside a transaction or each committing by itself."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        try:
+            return await _fetch(self._connection, self._path, query, arguments, interrupt=False)
+        except StatementFailure as failure:
+            raise service_error(failure, write=True) from failure
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        rows = await self.fetch(query, *arguments)
+        return rows[0] if rows else None
+
+    async def execute(self, query: str, *arguments: object) -> int:
+        try:
+            with file_failures(self._path):
+                async with self._connection.execute(query, bind(arguments)) as cursor:
+                    return max(0, cursor.rowcount)
+        except StatementFailure as failure:
+            raise service_error(failure, write=True) from failure
+
+
+async def _fetch(
+    connection: aiosqlite.Connection, path: Path, query: str, arguments: tuple[object, ...], *, interrupt: bool
+) -> list[Row]:
+    with file_failures(path):
+        try:
+            return list(await connection.execute_fetchall(query, bind(arguments)))
+        except anyio.get_cancelled_exc_class():
+            if interrupt:
+                # The caller is gone; without this the thread would finish the query for nobody.
+                await connection.interrupt()
+            raise
+
+
+async def _batches(cursor: aiosqlite.Cursor, path: Path, batch: int) -> AsyncGenerator[Sequence[Row]]:
+    while True:
+        try:
+            with file_failures(path):
+                rows = list(await cursor.fetchmany(batch))
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+        if not rows:
+            return
+        yield rows
+
+
+async def _roll_back(writer: aiosqlite.Connection) -> None:
+    """Roll back also while being cancelled: a BEGIN that is still waiting in its thread may yet succeed."""
+    with anyio.CancelScope(shield=True):
+        try:
+            await writer.rollback()
+        except (sqlite3.Error, ValueError):
+            logger.debug("SQLite had rolled back by itself")

@@ -1,0 +1,110 @@
+"""One connection to a SQLite file: opened, its arguments bound, and its exceptions put into words of no driver."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import aiosqlite
+import anyio
+
+from services.environments_store.database.failures import StatementFailure
+
+__all__ = ["bind", "close_quietly", "connect", "date_text", "file_failures"]
+
+
+def date_text(moment: datetime) -> str:
+    """The one form of a date that the original writes and reads: `2025-05-27 08:54:47.123 +00:00`, always UTC."""
+    utc = moment.astimezone(UTC) if moment.tzinfo else moment
+    return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 1000:03d} +00:00"
+
+
+def bind(arguments: Sequence[object]) -> Mapping[str, object]:
+    """Arguments for `$1`, `$2`…: SQLite takes a placeholder's text after the `$` for its name."""
+    return {
+        str(position): date_text(value) if isinstance(value, datetime) else value
+        for position, value in enumerate(arguments, start=1)
+    }
+
+
+async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.Connection:
+    """Open the file: `mode` is `ro`, `rw`, or `rwc` to create it. Raises StatementFailure with path and reason.
+
+    Statements commit by themselves. A commit is on the disk before it is acknowledged: WAL's usual
+    `synchronous=NORMAL` may lose the last commits at a power cut.
+    """
+    with file_failures(path):
+        connection = await aiosqlite.connect(
+            _address(path, mode), uri=True, isolation_level=None, timeout=busy_timeout_s
+        )
+    try:
+        with file_failures(path):
+            connection.row_factory = sqlite3.Row
+            await connection.execute_fetchall("PRAGMA synchronous = FULL")
+            # The first read of the header: a file that is no database shows here, not at the first request.
+            await connection.execute_fetchall("PRAGMA schema_version")
+    except BaseException:
+        await close_quietly(connection)
+        raise
+    return connection
+
+
+def _address(path: Path, mode: str) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}"
+
+
+async def close_quietly(connection: aiosqlite.Connection) -> None:
+    """Close, also while being cancelled; an open transaction is rolled back by it."""
+    with anyio.CancelScope(shield=True):
+        try:
+            await connection.close()
+        except (sqlite3.Error, ValueError):
+            connection.stop()
+
+
+@contextmanager
+def file_failures(path: Path) -> Iterator[None]:
+    """Turn every exception of SQLite and of its threads into a StatementFailure that names the file and the reason."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        state = getattr(error, "sqlite_errorname", None)
+        raise StatementFailure(_explain(str(error), state, path), sqlstate=state) from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise StatementFailure(f"SQLite cannot store the value: {error}", sqlstate="SQLITE_MISMATCH") from error
+    except OSError as error:
+        raise StatementFailure(f"'{path}': {error.strerror or error}", sqlstate="SQLITE_CANTOPEN") from error
+    except ValueError as error:
+        # aiosqlite's word for a connection that was closed under the caller.
+        raise StatementFailure(f"'{path}' was closed: {error}", sent=False) from error
+
+
+def _explain(text: str, state: str | None, path: Path) -> str:
+    name = state or ""
+    if name == "SQLITE_NOTADB":
+        return f"'{path}' is no SQLite database ({text}). Give the right path, or move the file away for a new one."
+    if name.startswith("SQLITE_CORRUPT"):
+        return (
+            f"'{path}' is damaged ({text}). Stop the service, look with `PRAGMA integrity_check`, and restore a backup."
+        )
+    if name.startswith("SQLITE_CANTOPEN"):
+        return f"'{path}' cannot be opened: {_why_not(path, text)}"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
+        return f"'{path}' cannot be written: the file or its folder is read-only ({text})"
+    if name.startswith("SQLITE_FULL"):
+        return f"'{path}' cannot grow: the disk is full ({text})"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return f"'{path}' is locked by another process or connection ({text})"
+    return text
+
+
+def _why_not(path: Path, text: str) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    if not path.parent.is_dir():
+        return f"the folder '{path.parent}' does not exist"
+    if not path.exists():
+        return f"the file does not exist and cannot be created ({text})"
+    return text
