@@ -1,6 +1,7 @@
 """How the pool of PostgreSQL connections is made: with which settings, and what changes behind a pooler."""
 
 import logging
+from typing import TypeAlias
 
 import anyio
 import asyncpg
@@ -13,8 +14,9 @@ __all__ = ["Pool", "Pooled", "make_pool"]
 
 logger = logging.getLogger(__name__)
 
-Pool = asyncpg.Pool[asyncpg.Record]
-Pooled = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+# Text, because these classes take a parameter in their stubs only.
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 FIRST_CHECKING_VERSION = 140000
 """client_connection_check_interval exists from PostgreSQL 14 on."""

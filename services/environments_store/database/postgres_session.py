@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import asyncpg
@@ -14,7 +14,8 @@ from services.environments_store.database.location import read_location
 
 __all__ = ["Connection", "PostgresSession", "connect", "driver_failures"]
 
-Connection = asyncpg.Connection[asyncpg.Record]
+# Text, because these classes take a parameter in their stubs only.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 
