@@ -1,0 +1,257 @@
+"""JSON text as JavaScript would print it with sorted keys: the form that the content hash is made of.
+
+A JavaScript program that parses a document, sorts its keys and prints it again gives a text that differs from Python's
+in a few traps, all held here: integer-like keys come first and ascending, the others in the order of their UTF-16
+units; numbers are doubles (`1.0` is `1`, `12345678901234567890` is `12345678901234567000`, `-0` is `0`, `1e400` is
+infinite and printed as `null`); a member `__proto__` sets a prototype and so disappears; a lone surrogate stays an
+escape; of a repeated key the last one counts.
+
+Both directions first try the C code of the standard library, and fall back to loops without recursion for documents
+that are nested deeper than the interpreter allows.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from json.decoder import scanstring  # type: ignore[attr-defined]  # the type stubs leave it out
+from typing import Any, NamedTuple
+
+__all__ = ["Document", "canonical_text", "parse"]
+
+_SAFE_DIGITS = 15  # so many digits fit into a double exactly
+_SAFE_INTEGER = 2.0**53
+_EXPONENT_FROM = 1e21  # JavaScript prints larger numbers with an exponent, as Python prints these too
+_PLAIN_FROM = 1e-4  # smaller ones: Python prints an exponent below 1e-4, JavaScript below 1e-6 and without padding
+_ARRAY_INDEX_LIMIT = 2**32 - 1
+_ARRAY_INDEX = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_GAP = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"true": True, "false": False, "null": None}
+_quote: Callable[[str], str] = json.encoder.encode_basestring
+
+
+class Document(NamedTuple):
+    """A parsed document: `value` has its keys in canonical order, `tiny` tells whether it holds a number that only the
+    slower printer prints as JavaScript does."""
+
+    value: Any
+    tiny: bool
+
+
+def parse(text: str) -> Document:
+    """Read a JSON text as `JSON.parse` does. Raises ValueError for what is no JSON; takes any depth of nesting."""
+    hooks = _Hooks()
+    try:
+        value = hooks.decoder.decode(text)
+    except RecursionError:
+        value = _parse_deep(text, hooks)
+    return Document(value, hooks.tiny)
+
+
+def canonical_text(document: Document) -> bytes:
+    """The document as `JSON.stringify` prints it after sorting keys, in UTF-8."""
+    text = None
+    if not document.tiny:
+        try:
+            text = _ENCODER.encode(document.value)
+        except RecursionError:
+            text = None
+    if text is None:
+        text = "".join(_print(document.value))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+
+
+class _Hooks:
+    """What the parser does with numbers and objects; remembers whether a tiny number was met."""
+
+    def __init__(self) -> None:
+        self.tiny = False
+        self.decoder = json.JSONDecoder(
+            parse_int=self.integer,
+            parse_float=self.number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=sorted_object,
+        )
+
+    def integer(self, text: str) -> int | float | None:
+        return int(text) if len(text) <= _SAFE_DIGITS else self.number(text)
+
+    def number(self, text: str) -> int | float | None:
+        number = float(text)
+        if math.isinf(number):
+            return None
+        size = abs(number)
+        if size < _EXPONENT_FROM and number.is_integer():
+            # Beyond 2**53 JavaScript prints the shortest digits that mean the number, filled up with zeros.
+            return int(number) if size < _SAFE_INTEGER else int(Decimal(repr(number)))
+        if size < _PLAIN_FROM:
+            self.tiny = True
+        return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def sorted_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members in the order in which JavaScript lists them after they were added sorted."""
+    members = dict(pairs)
+    members.pop("__proto__", None)
+    names = sorted(members)
+    if not all(map(str.isascii, names)):
+        names.sort(key=_utf16)
+    indexes = [name for name in names if name[:1].isdigit() and _is_array_index(name)]
+    if indexes:
+        indexes.sort(key=int)
+        chosen = set(indexes)
+        names = indexes + [name for name in names if name not in chosen]
+    return {name: members[name] for name in names}
+
+
+def _utf16(name: str) -> bytes:
+    return name.encode("utf-16-be", "surrogatepass")
+
+
+def _is_array_index(name: str) -> bool:
+    return _ARRAY_INDEX.match(name) is not None and int(name) < _ARRAY_INDEX_LIMIT
+
+
+def _parse_deep(text: str, hooks: _Hooks) -> Any:
+    """The same as the decoder, for any depth: open containers wait on a list instead of the call stack."""
+    stack: list[tuple[list[Any], str | None]] = []  # the members so far and, for an object, the name that waits
+    position = _after_gap(text, 0)
+    try:
+        while True:
+            character = text[position]
+            if character == "[" or character == "{":
+                opened, position = _open(text, position, character)
+                stack.append(opened)
+                closing = "]" if character == "[" else "}"
+                if text[position] != closing:
+                    continue
+                value, position = _close(stack.pop(), hooks), position + 1
+            else:
+                value, position = _scalar(text, position, hooks)
+            # A value is complete: hand it to its container, and close all that end here.
+            while True:
+                position = _after_gap(text, position)
+                if not stack:
+                    if position != len(text):
+                        raise _broken(text, position)
+                    return value
+                members, name = stack[-1]
+                members.append(value if name is None else (name, value))
+                character = text[position]
+                if character == ("]" if name is None else "}"):
+                    value, position = _close(stack.pop(), hooks), position + 1
+                    continue
+                if character != ",":
+                    raise _broken(text, position)
+                position = _after_gap(text, position + 1)
+                if name is not None:
+                    name, position = _name(text, position)
+                    stack[-1] = (members, name)
+                break
+    except IndexError:
+        raise ValueError("the JSON text ends too early") from None
+
+
+def _open(text: str, position: int, character: str) -> tuple[tuple[list[Any], str | None], int]:
+    position = _after_gap(text, position + 1)
+    if character == "[":
+        return ([], None), position
+    if text[position] == "}":
+        return ([], ""), position
+    name, position = _name(text, position)
+    return ([], name), position
+
+
+def _close(opened: tuple[list[Any], str | None], hooks: _Hooks) -> Any:
+    members, name = opened
+    return members if name is None else sorted_object(members)
+
+
+def _name(text: str, position: int) -> tuple[str, int]:
+    if text[position] != '"':
+        raise _broken(text, position)
+    name, position = scanstring(text, position + 1, True)
+    position = _after_gap(text, position)
+    if text[position] != ":":
+        raise _broken(text, position)
+    return name, _after_gap(text, position + 1)
+
+
+def _scalar(text: str, position: int, hooks: _Hooks) -> tuple[Any, int]:
+    if text[position] == '"':
+        string, position = scanstring(text, position + 1, True)
+        return string, position
+    for word, constant in _CONSTANTS.items():
+        if text.startswith(word, position):
+            return constant, position + len(word)
+    match = _NUMBER.match(text, position)
+    if match is None:
+        raise _broken(text, position)
+    whole = match[2] is None and match[3] is None
+    return (hooks.integer if whole else hooks.number)(match[0]), match.end()
+
+
+def _after_gap(text: str, position: int) -> int:
+    match = _GAP.match(text, position)
+    return match.end() if match else position
+
+
+def _broken(text: str, position: int) -> ValueError:
+    return json.JSONDecodeError("Unexpected character", text, position)
+
+
+def _print(value: Any) -> Iterator[str]:
+    """The text of a value piece by piece, without recursion; exact for every number."""
+    waiting: list[Any] = [(value,)]  # texts as they are; a value to print in a tuple
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+            continue
+        item = item[0]
+        if isinstance(item, dict):
+            yield "{"
+            waiting.append("}")
+            for index, name in reversed(list(enumerate(item))):
+                waiting.append((item[name],))
+                waiting.append(("," if index else "") + _quote(name) + ":")
+        elif isinstance(item, list):
+            yield "["
+            waiting.append("]")
+            for index in range(len(item) - 1, -1, -1):
+                waiting.append((item[index],))
+                if index:
+                    waiting.append(",")
+        else:
+            yield _print_scalar(item)
+
+
+def _print_scalar(value: Any) -> str:
+    if isinstance(value, str):
+        return _quote(value)
+    if isinstance(value, float):
+        return _print_number(value)
+    return json.dumps(value)
+
+
+def _print_number(number: float) -> str:
+    text = repr(number)
+    mantissa, _, exponent = text.partition("e-")
+    if not exponent or abs(number) >= _PLAIN_FROM:
+        return text
+    if abs(number) >= 1e-6:
+        return format(Decimal(text), "f")
+    return f"{mantissa}e-{int(exponent)}"

@@ -1,0 +1,84 @@
+"""The settings of the command lines: from the environment, with flags winning."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from services.environments_store.database.location import masked, read_location
+from services.environments_store.errors import ConfigError
+
+__all__ = ["Config", "LogFormat", "LogLevel", "load_config", "masked_servers"]
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+_SERVER = re.compile(
+    r"(?:nats|tls|ws|wss)://(?:[^/@]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+)(?::(?P<port>\d{1,5}))?/?\Z"
+)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node of the service runs with. `node_id` None: the broker makes one of host and process."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """NATS's own default port. Several servers of one cluster are separated by commas."""
+    database_url: str = "sqlite:///data/environments.sqlite"
+    """Where the original keeps its SQLite file by default."""
+    namespace: str = ""
+    node_id: str | None = None
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+
+    def __repr__(self) -> str:
+        shown = {**msgspec.structs.asdict(self), "nats_url": masked_servers(self.nats_url)}
+        shown["database_url"] = masked(self.database_url)
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
+    """The settings, checked. A flag that is None and a variable that is empty count as not given.
+
+    Raises ConfigError: one line that names the setting and shows what a right value looks like.
+    """
+    given: dict[str, Any] = {
+        name: environ[name.upper()] for name in Config.__struct_fields__ if environ.get(name.upper())
+    }
+    given |= {name: value for name, value in flags.items() if value is not None}
+    for name, choices in (("log_level", get_args(LogLevel)), ("log_format", get_args(LogFormat))):
+        if name in given:
+            given[name] = _one_of(name.upper(), given[name], choices)
+    config = Config(**given)
+    _check_servers(config.nats_url)
+    read_location(config.database_url)
+    _check_name("NAMESPACE", config.namespace)
+    _check_name("NODE_ID", config.node_id or "")
+    return config
+
+
+def masked_servers(urls: str) -> str:
+    """NATS addresses as they may stand in a log: `***` in place of every password and token."""
+    return re.sub(r"//[^@,]*@", "//***@", urls)
+
+
+def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
+    if value.lower() not in choices:
+        raise ConfigError(f"{setting} is '{value}'; it must be one of {', '.join(choices)}.")
+    return value.lower()
+
+
+def _check_servers(urls: str) -> None:
+    for url in urls.split(","):
+        match = _SERVER.match(url.strip())
+        if match is None or not 0 < int(match["port"] or 4222) < 65536:
+            raise ConfigError(
+                f"NATS_URL '{masked_servers(url.strip())}' is no NATS address. A right one looks like"
+                " nats://127.0.0.1:4222 or nats://user:password@host:4222; several are separated by commas."
+            )
+
+
+def _check_name(setting: str, value: str) -> None:
+    # They become parts of NATS subjects, where a space ends the subject and * and > are wildcards.
+    if re.search(r"[\s*>]", value):
+        raise ConfigError(f"{setting} '{value}' holds a space, * or >, which NATS does not take. Right: my-name-1.")

@@ -1,0 +1,138 @@
+"""A document as a caller sent it: checked, with its uuid and its hash, and the bytes to store."""
+
+import re
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import anyio.to_thread
+import msgspec
+
+from broker.errors import PayloadTooLargeError, ValidationError
+from services.environments_store.canonical import Document, parse
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.hash import ContentHashes, hash_of
+from services.environments_store.model import Environment, encode_record
+
+__all__ = ["AcceptedDocument", "accept_document", "check_reply", "check_uuid", "document_hash", "invalid"]
+
+_DATE = "9999-12-31T23:59:59.999Z"
+_RECORD_BYTES = 4_096  # more than a record has beside its document
+_BYTES_PER_CHARACTER = 4  # at most, in UTF-8
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
+class AcceptedDocument(NamedTuple):
+    """`text` is what is stored: what was sent, byte for byte, but for a uuid put in front when there was none."""
+
+    uuid: str
+    text: str
+    hash: str
+
+
+def invalid(field: str, kind: str, message: str) -> ValidationError:
+    """One violation in the form that JavaScript validators give."""
+    return ValidationError("Parameters validation error!", None, [{"type": kind, "field": field, "message": message}])
+
+
+def check_uuid(uuid: Any, field: str, limits: StoreLimits) -> str:
+    """The uuid, when every database can store it as it is. Raises ValidationError (422) when not."""
+    if not isinstance(uuid, str):
+        raise invalid(field, "string", f"The '{field}' must be a string.")
+    if not uuid:
+        raise invalid(field, "stringEmpty", f"The '{field}' must not be empty.")
+    if len(uuid) > limits.uuid_characters:
+        raise invalid(field, "stringMax", f"The '{field}' must not be longer than {limits.uuid_characters} characters.")
+    if "\0" in uuid or any("\ud800" <= character <= "\udfff" for character in uuid):
+        raise invalid(field, "string", f"The '{field}' must not hold NUL or half of a surrogate pair.")
+    return uuid
+
+
+async def accept_document(raw: bytes, uuid: str | None, hashes: ContentHashes, limits: StoreLimits) -> AcceptedDocument:
+    """Check a document before anything is written; with a `uuid` it must be that one's.
+
+    Raises ValidationError (422) for what cannot be stored.
+    """
+    if len(raw) < limits.thread_from_bytes:
+        accepted = _accept(raw, uuid, limits)
+    else:
+        accepted = await anyio.to_thread.run_sync(_accept, raw, uuid, limits)
+    hashes.add(accepted.text.encode(), accepted.hash)
+    return accepted
+
+
+def check_reply(accepted: AcceptedDocument, reply_limit: int | None) -> None:
+    """Raises PayloadTooLargeError (413) for a document whose record no reply could hold: nobody could read it."""
+    if reply_limit is None or len(accepted.text) + _RECORD_BYTES < reply_limit // _BYTES_PER_CHARACTER:
+        return
+    environment = Environment(accepted.uuid, accepted.uuid, accepted.text.encode(), 10**13, _DATE, _DATE, _DATE)
+    size = len(encode_record(environment, accepted.hash))
+    if size > reply_limit:
+        raise PayloadTooLargeError(
+            f"The record of '{accepted.uuid}' would have {size} bytes, more than the {reply_limit} that one reply may"
+            " have. Nothing was stored.",
+            {"size": size, "limit": reply_limit},
+        )
+
+
+async def document_hash(text: bytes, hashes: ContentHashes, limits: StoreLimits) -> str:
+    """The content hash of a stored document. Raises ValueError when it is no JSON object."""
+    known = hashes.get(text)
+    if known is None:
+        known = await anyio.to_thread.run_sync(_hash, text) if len(text) >= limits.thread_from_bytes else _hash(text)
+        hashes.add(text, known)
+    return known
+
+
+def _hash(text: bytes) -> str:
+    document = parse(text.decode())
+    if not isinstance(document.value, dict):
+        raise ValueError("the document is no JSON object")
+    return hash_of(document)
+
+
+def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> AcceptedDocument:
+    text, document = _parsed(raw)
+    if not isinstance(document.value, dict):
+        raise invalid("environment", "object", "The 'environment' must be an object.")
+    if "uuid" not in document.value:
+        text, document = _with_uuid(text, uuid or str(uuid4()))
+    own = check_uuid(document.value["uuid"], "environment.uuid", limits)
+    if uuid is not None and own != uuid:
+        raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
+    if _depth(text, limits.document_depth) > limits.document_depth:
+        raise invalid(
+            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
+        )
+    return AcceptedDocument(own, text, hash_of(document))
+
+
+def _parsed(raw: bytes) -> tuple[str, Document]:
+    try:
+        text = raw.decode()
+        return text, parse(text)
+    except UnicodeDecodeError:
+        raise invalid("environment", "object", "The 'environment' is not valid UTF-8.") from None
+    except ValueError as error:
+        raise invalid("environment", "object", f"The 'environment' is not valid JSON: {error}.") from None
+
+
+def _with_uuid(text: str, uuid: str) -> tuple[str, Document]:
+    """The uuid as a new first member; everything after it stays as it was sent."""
+    member = f'"uuid":{msgspec.json.encode(uuid).decode()}'
+    start, _, rest = text.partition("{")
+    text = f"{start}{{{member}{'' if rest.lstrip().startswith('}') else ','}{rest}"
+    return text, parse(text)
+
+
+def _depth(text: str, enough: int) -> int:
+    """How deep a valid JSON text is nested; counted only when it opens so many containers that it could matter."""
+    if text.count("[") + text.count("{") <= enough:
+        return 0
+    depth = deepest = 0
+    for character in _STRING.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest

@@ -1,0 +1,88 @@
+"""A page of records, read in batches and no further than the reply may hold."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from broker.errors import PayloadTooLargeError
+from services.environments_store.database.base import Database, Row
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.model import RECORD_FIELDS
+from services.environments_store.queries import Listing
+
+__all__ = ["ListRequest", "read_list"]
+
+
+class ListRequest(NamedTuple):
+    """What a caller asks of `list` or `listDeleted`; `reply_limit` is the most bytes that the answer may have."""
+
+    limit: int | None = None
+    after: str | None = None
+    fields: Sequence[str] = RECORD_FIELDS
+    reply_limit: int | None = None
+
+    @property
+    def with_documents(self) -> bool:
+        return "environment" in self.fields or "hash" in self.fields
+
+
+async def read_list(
+    database: Database,
+    listing: Listing,
+    request: ListRequest,
+    no_limit: int | None,
+    encode: Callable[[Row], Awaitable[bytes | None]],
+    limits: StoreLimits,
+) -> bytes:
+    """The JSON array of the page; `encode` gives a row's record, or None to leave it out.
+
+    Raises PayloadTooLargeError (413), with the page size that fits, as soon as the array would be larger than the
+    reply may be: at most one batch of rows more than that is held.
+    """
+    records: list[bytes] = []
+    size, rows = len(b"[]"), 0
+    async with aclosing(_rows(database, listing, request, no_limit, limits)) as found:
+        async for row in found:
+            record = await encode(row)
+            if record is not None:
+                size += len(record) + (1 if records else 0)
+                if request.reply_limit is not None and size > request.reply_limit:
+                    raise _too_large(rows, row, len(record), request)
+                records.append(record)
+            rows += 1
+    return b"[%s]" % b",".join(records)
+
+
+async def _rows(
+    database: Database, listing: Listing, request: ListRequest, no_limit: int | None, limits: StoreLimits
+) -> AsyncGenerator[Row, None]:
+    first, after = (
+        (listing.first, listing.after) if request.with_documents else (listing.first_light, listing.after_light)
+    )
+    limit = no_limit if request.limit is None else request.limit
+    query, arguments = (first, (limit,)) if request.after is None else (after, (limit, request.after))
+    batch = limits.batch_documents if request.with_documents else limits.batch_rows
+    if request.limit is not None and request.limit <= batch:
+        for row in await database.fetch(query, *arguments):
+            yield row
+        return
+    async with database.stream(query, *arguments, batch=batch) as batches:
+        async for rows in batches:
+            for row in rows:
+                yield row
+
+
+def _too_large(fitting: int, row: Row, record_bytes: int, request: ListRequest) -> PayloadTooLargeError:
+    data = {"limit": request.reply_limit, "pageSize": fitting}
+    if fitting:
+        return PayloadTooLargeError(
+            f"The list is larger than the {request.reply_limit} bytes that one reply may have. From here a page of"
+            f" {fitting} fits: pass limit: {fitting}, then the last uuid as after; or leave out fields.",
+            data,
+        )
+    advice = "Ask without the field 'environment'" if "environment" in request.fields else "Ask for fewer fields"
+    return PayloadTooLargeError(
+        f"The record of '{row['id']}' alone has {record_bytes} bytes, more than the {request.reply_limit} that one"
+        f" reply may have. {advice}.",
+        {"size": record_bytes, **data},
+    )

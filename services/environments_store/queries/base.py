@@ -1,0 +1,41 @@
+"""The names of the statements, and what each takes: `$1`, `$2`… in this order."""
+
+from typing import NamedTuple
+
+__all__ = ["Listing", "Queries", "SoftDelete"]
+
+
+class Listing(NamedTuple):
+    """One list in its four variants. `first` takes limit; `after` limit and the uuid to go on after."""
+
+    first: str
+    after: str
+    first_light: str
+    after_light: str
+
+
+class SoftDelete(NamedTuple):
+    """The statements that need the column. All take the uuid, but for `listing`."""
+
+    listing: Listing
+    remove: str
+    restore: str
+    delete: str
+
+
+class Queries(NamedTuple):
+    """`stats` takes days; `create` and `update` uuid and document; `listing` see there; the rest the uuid."""
+
+    get: str
+    get_by_environment_uuid: str
+    look: str
+    look_light: str
+    lock: str
+    listing: Listing
+    create: str
+    update: str
+    delete_any: str
+    stats: str
+    soft_delete: SoftDelete | None
+    no_limit: int | None
+    """What `limit` is when there is none."""

@@ -1,0 +1,120 @@
+"""PostgreSQL: with `deletedAt` as TIMESTAMPTZ, with the guide's TIMESTAMP, and without the column.
+
+Dates are written in whole milliseconds, so that a JavaScript reader sees the same instant. A TIMESTAMP column holds
+UTC wall time: `now()` alone would be stored in the zone of the session.
+"""
+
+from services.environments_store.queries.base import Listing, Queries, SoftDelete
+
+__all__ = ["POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT"]
+
+_PG_COLUMNS = 'id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+_PG_LIGHT = 'id, NULL::text AS environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+_PG_COLUMNS_WITHOUT = (
+    'id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", NULL::timestamptz AS "deletedAt"'
+)
+_PG_LIGHT_WITHOUT = (
+    'id, NULL::text AS environment, "environmentUuid", "timestamp", "createdAt", "updatedAt",'
+    ' NULL::timestamptz AS "deletedAt"'
+)
+_PG_NOW = "date_trunc('milliseconds', now())"
+_PG_NOW_MS = "floor(extract(epoch FROM now()) * 1000)"
+# The same order as SQLite's, whatever the collation of the database.
+_PG_ORDER = '"createdAt", id COLLATE "C"'
+_PG_AFTER = '("createdAt", id COLLATE "C") > (SELECT "createdAt", id FROM environments WHERE id = $2)'
+
+
+def _pg_listing(columns: str, light: str, condition: str) -> Listing:
+    first = f"FROM environments WHERE {condition} ORDER BY {_PG_ORDER} LIMIT $1"
+    after = f"FROM environments WHERE {condition} AND {_PG_AFTER} ORDER BY {_PG_ORDER} LIMIT $1"
+    return Listing(
+        f"SELECT {columns} {first}", f"SELECT {columns} {after}", f"SELECT {light} {first}", f"SELECT {light} {after}"
+    )
+
+
+def _pg_create(columns: str) -> str:
+    return (
+        'INSERT INTO environments (id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt")'
+        f" VALUES ($1, $2::json, $1, {_PG_NOW_MS}, {_PG_NOW}, {_PG_NOW})"
+        f" ON CONFLICT (id) DO NOTHING RETURNING {columns}"
+    )
+
+
+def _pg_update(columns: str, condition: str) -> str:
+    return (
+        f'UPDATE environments SET environment = $2::json, "timestamp" = {_PG_NOW_MS}, "updatedAt" = {_PG_NOW}'
+        f" WHERE id = $1{condition} RETURNING {columns}"
+    )
+
+
+def _pg_trash_listing() -> Listing:
+    order = '"deletedAt" DESC, id COLLATE "C"'
+    anchor = '(SELECT "deletedAt" FROM environments WHERE id = $2)'
+    first = f'FROM environments WHERE "deletedAt" IS NOT NULL ORDER BY {order} LIMIT $1'
+    after = (
+        f'FROM environments WHERE "deletedAt" <= {anchor} AND ("deletedAt" < {anchor} OR id COLLATE "C" > $2)'
+        f" ORDER BY {order} LIMIT $1"
+    )
+    return Listing(
+        f"SELECT {_PG_COLUMNS} {first}",
+        f"SELECT {_PG_COLUMNS} {after}",
+        f"SELECT {_PG_LIGHT} {first}",
+        f"SELECT {_PG_LIGHT} {after}",
+    )
+
+
+def _pg(deleted_now: str, now: str) -> Queries:
+    live = ' AND "deletedAt" IS NULL'
+    return Queries(
+        get=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL',
+        get_by_environment_uuid=(
+            f'SELECT {_PG_COLUMNS} FROM environments WHERE "environmentUuid" = $1 AND "deletedAt" IS NULL LIMIT 1'
+        ),
+        look=f"SELECT {_PG_COLUMNS} FROM environments WHERE id = $1",
+        look_light=f"SELECT {_PG_LIGHT} FROM environments WHERE id = $1",
+        lock=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL FOR UPDATE',
+        listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL'),
+        create=_pg_create(_PG_COLUMNS),
+        update=_pg_update(_PG_COLUMNS, live),
+        delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS}",
+        stats=(
+            'SELECT count(*) AS total, count(*) FILTER (WHERE "deletedAt" IS NULL) AS active,'
+            ' count("deletedAt") AS deleted,'
+            f' count(*) FILTER (WHERE "deletedAt" > {now} - make_interval(days => $1)) AS recently_deleted'
+            " FROM environments"
+        ),
+        soft_delete=SoftDelete(
+            listing=_pg_trash_listing(),
+            remove=(
+                f'UPDATE environments SET "deletedAt" = {deleted_now}, "updatedAt" = {_PG_NOW}'
+                f' WHERE id = $1 AND "deletedAt" IS NULL RETURNING {_PG_COLUMNS}'
+            ),
+            restore=(
+                f'UPDATE environments SET "deletedAt" = NULL, "updatedAt" = {_PG_NOW}'
+                f' WHERE id = $1 AND "deletedAt" IS NOT NULL RETURNING {_PG_COLUMNS}'
+            ),
+            delete=f'DELETE FROM environments WHERE id = $1 AND "deletedAt" IS NOT NULL RETURNING {_PG_COLUMNS}',
+        ),
+        no_limit=None,
+    )
+
+
+POSTGRESQL = _pg(_PG_NOW, "now()")
+POSTGRESQL_TIMESTAMP = _pg("date_trunc('milliseconds', now() AT TIME ZONE 'UTC')", "(now() AT TIME ZONE 'UTC')")
+POSTGRESQL_WITHOUT = Queries(
+    get=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    get_by_environment_uuid=f'SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE "environmentUuid" = $1 LIMIT 1',
+    look=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    look_light=f"SELECT {_PG_LIGHT_WITHOUT} FROM environments WHERE id = $1",
+    lock=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1 FOR UPDATE",
+    listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE"),
+    create=_pg_create(_PG_COLUMNS_WITHOUT),
+    update=_pg_update(_PG_COLUMNS_WITHOUT, ""),
+    delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS_WITHOUT}",
+    stats=(
+        "SELECT count(*) AS total, count(*) AS active, 0 AS deleted, 0 AS recently_deleted"
+        " FROM environments WHERE $1::int IS NOT NULL"
+    ),
+    soft_delete=None,
+    no_limit=None,
+)

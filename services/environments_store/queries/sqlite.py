@@ -1,0 +1,111 @@
+"""SQLite: with `deletedAt` and without.
+
+Names stand unquoted, because SQLite takes a quoted name that it does not know for a text. Dates are written in
+Sequelize's form, `YYYY-MM-DD HH:MM:SS.mmm +00:00`, which alone sorts rightly beside those already there.
+"""
+
+from services.environments_store.queries.base import Listing, Queries, SoftDelete
+
+__all__ = ["SQLITE", "SQLITE_WITHOUT"]
+
+# As bytes: a document whose text is no UTF-8 must not make a whole list fail.
+_LITE_DOCUMENT = "CAST(environment AS BLOB) AS environment"
+_LITE_COLUMNS = f"id, {_LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
+_LITE_LIGHT = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
+_LITE_COLUMNS_WITHOUT = f"id, {_LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
+_LITE_LIGHT_WITHOUT = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
+_LITE_NOW = "strftime('%Y-%m-%d %H:%M:%f +00:00', 'now')"
+_LITE_NOW_MS = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+_LITE_AFTER = "(createdAt, id) > (SELECT createdAt, id FROM environments WHERE id = $2)"
+
+
+def _lite_listing(columns: str, light: str, condition: str) -> Listing:
+    first = f"FROM environments WHERE {condition} ORDER BY createdAt, id LIMIT $1"
+    after = f"FROM environments WHERE {condition} AND {_LITE_AFTER} ORDER BY createdAt, id LIMIT $1"
+    return Listing(
+        f"SELECT {columns} {first}", f"SELECT {columns} {after}", f"SELECT {light} {first}", f"SELECT {light} {after}"
+    )
+
+
+def _lite_trash_listing() -> Listing:
+    anchor = "(SELECT deletedAt FROM environments WHERE id = $2)"
+    first = "FROM environments WHERE deletedAt IS NOT NULL AND id IS NOT NULL ORDER BY deletedAt DESC, id LIMIT $1"
+    after = (
+        f"FROM environments WHERE deletedAt IS NOT NULL AND deletedAt <= {anchor}"
+        f" AND (deletedAt < {anchor} OR id > $2) ORDER BY deletedAt DESC, id LIMIT $1"
+    )
+    return Listing(
+        f"SELECT {_LITE_COLUMNS} {first}",
+        f"SELECT {_LITE_COLUMNS} {after}",
+        f"SELECT {_LITE_LIGHT} {first}",
+        f"SELECT {_LITE_LIGHT} {after}",
+    )
+
+
+def _lite_create(columns: str) -> str:
+    return (
+        "INSERT INTO environments (id, environment, environmentUuid, timestamp, createdAt, updatedAt)"
+        f" VALUES ($1, $2, $1, {_LITE_NOW_MS}, {_LITE_NOW}, {_LITE_NOW})"
+        f" ON CONFLICT (id) DO NOTHING RETURNING {columns}"
+    )
+
+
+def _lite_update(columns: str, condition: str) -> str:
+    return (
+        f"UPDATE environments SET environment = $2, timestamp = {_LITE_NOW_MS}, updatedAt = {_LITE_NOW}"
+        f" WHERE id = $1{condition} RETURNING {columns}"
+    )
+
+
+SQLITE = Queries(
+    get=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
+    get_by_environment_uuid=(
+        f"SELECT {_LITE_COLUMNS} FROM environments"
+        " WHERE environmentUuid = $1 AND id IS NOT NULL AND deletedAt IS NULL LIMIT 1"
+    ),
+    look=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
+    look_light=f"SELECT {_LITE_LIGHT} FROM environments WHERE id = $1",
+    lock=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
+    listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, "deletedAt IS NULL AND id IS NOT NULL"),
+    create=_lite_create(_LITE_COLUMNS),
+    update=_lite_update(_LITE_COLUMNS, " AND deletedAt IS NULL"),
+    delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS}",
+    stats=(
+        "SELECT count(*) AS total, count(*) FILTER (WHERE deletedAt IS NULL) AS active, count(deletedAt) AS deleted,"
+        # julianday of a number is NULL or far away: a date written as epoch milliseconds is never "recent" by accident.
+        " count(*) FILTER (WHERE julianday(deletedAt) > julianday('now', '-' || $1 || ' days')) AS recently_deleted"
+        " FROM environments"
+    ),
+    soft_delete=SoftDelete(
+        listing=_lite_trash_listing(),
+        remove=(
+            f"UPDATE environments SET deletedAt = {_LITE_NOW}, updatedAt = {_LITE_NOW}"
+            f" WHERE id = $1 AND deletedAt IS NULL RETURNING {_LITE_COLUMNS}"
+        ),
+        restore=(
+            f"UPDATE environments SET deletedAt = NULL, updatedAt = {_LITE_NOW}"
+            f" WHERE id = $1 AND deletedAt IS NOT NULL RETURNING {_LITE_COLUMNS}"
+        ),
+        delete=f"DELETE FROM environments WHERE id = $1 AND deletedAt IS NOT NULL RETURNING {_LITE_COLUMNS}",
+    ),
+    no_limit=-1,
+)
+SQLITE_WITHOUT = Queries(
+    get=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    get_by_environment_uuid=(
+        f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE environmentUuid = $1 AND id IS NOT NULL LIMIT 1"
+    ),
+    look=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    look_light=f"SELECT {_LITE_LIGHT_WITHOUT} FROM environments WHERE id = $1",
+    lock=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL"),
+    create=_lite_create(_LITE_COLUMNS_WITHOUT),
+    update=_lite_update(_LITE_COLUMNS_WITHOUT, ""),
+    delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS_WITHOUT}",
+    stats=(
+        "SELECT count(*) AS total, count(*) AS active, 0 AS deleted, 0 AS recently_deleted"
+        " FROM environments WHERE $1 IS NOT NULL"
+    ),
+    soft_delete=None,
+    no_limit=-1,
+)

@@ -1,0 +1,69 @@
+"""What callers and other nodes get of a row: its record, and the news of its change."""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from services.environments_store.database.base import Row
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.document import document_hash
+from services.environments_store.hash import ContentHashes
+from services.environments_store.model import RECORD_FIELDS, Change, Environment, encode_record, read_row
+
+__all__ = ["Records", "Written"]
+
+ChangeType = Literal["created", "updated", "removed", "restored", "purged"]
+
+
+class Written(NamedTuple):
+    """The outcome of a write: the record where one is answered, and what to tell others, None when nothing changed."""
+
+    record: bytes
+    change: Change | None
+
+
+class Records:
+    """Rows to records, with the hashes already made."""
+
+    def __init__(self, limits: StoreLimits, logger: logging.Logger) -> None:
+        self.hashes = ContentHashes(limits.hash_entries)
+        self._limits = limits
+        self._logger = logger
+
+    async def hash(self, environment: Environment) -> str:
+        """The content hash. Raises ValueError, with what is wrong, for a damaged document."""
+        if environment.document is None:
+            raise ValueError("its document is NULL")
+        return await document_hash(environment.document, self.hashes, self._limits)
+
+    async def encode(self, environment: Environment, fields: Sequence[str] = RECORD_FIELDS) -> bytes:
+        """The record. Raises ValueError, with what is wrong, for a damaged document that is asked for."""
+        with_document = "environment" in fields or "hash" in fields
+        return encode_record(environment, await self.hash(environment) if with_document else None, fields)
+
+    async def encode_listed(self, row: Row, fields: Sequence[str]) -> bytes | None:
+        """The record; None, and a line in the log, for a damaged one: it must not make the others unreadable."""
+        try:
+            return await self.encode(read_row(row), fields)
+        except ValueError as error:
+            self._logger.warning("The environment '%s' is damaged and left out of the list: %s", row["id"], error)
+            return None
+
+    async def written(self, type: ChangeType, row: Row) -> Written:
+        """The outcome of a write that is answered with the record."""
+        environment = read_row(row)
+        hash = await self.hash(environment)
+        return Written(encode_record(environment, hash), _change(type, environment, hash))
+
+    async def marked(self, type: ChangeType, row: Row) -> Written:
+        """The outcome of a write that is answered with its success alone; it works on damaged rows too."""
+        environment = read_row(row)
+        try:
+            hash: str | None = await self.hash(environment)
+        except ValueError:
+            hash = None
+        return Written(b"", _change(type, environment, hash))
+
+
+def _change(type: ChangeType, environment: Environment, hash: str | None) -> Change:
+    return Change(type=type, uuid=environment.id, hash=hash, timestamp=environment.timestamp)

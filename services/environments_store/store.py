@@ -1,0 +1,275 @@
+"""CRUD and soft delete over either database. Nothing is answered that is not committed.
+
+Every write is one statement on one row, so it is atomic without a transaction; only a compare-and-swap takes one. When
+the connection dies during a write, the row is read back before the caller is answered.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.environments_store.database.base import Database, Row
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.document import (
+    AcceptedDocument,
+    accept_document,
+    check_reply,
+    check_uuid,
+    invalid,
+)
+from services.environments_store.errors import (
+    DatabaseError,
+    EnvironmentChangedError,
+    EnvironmentDeletedError,
+    EnvironmentExistsError,
+    EnvironmentNotDeletedError,
+    EnvironmentNotFoundError,
+    MissingColumnError,
+    OutcomeUnknownError,
+    SoftDeleteUnavailableError,
+)
+from services.environments_store.listing import ListRequest, read_list
+from services.environments_store.model import Change, read_row
+from services.environments_store.outcome import settle
+from services.environments_store.queries import Listing, Queries, SoftDelete, choose
+from services.environments_store.records import Records, Written
+from services.environments_store.schema.status import SchemaStatus
+
+__all__ = ["Store"]
+
+_DOCUMENT_REFUSED = {"22P02", "22P05", "22021", "22003", "22023", "54000", "54001", "SQLITE_TOOBIG"}
+"""What the databases say to a document they cannot hold: an escape that `jsonb` refuses, depth, size."""
+_ALREADY_SO = Written(b"", None)
+
+
+class Store:
+    """The environments of one database. `status` tells how the schema was last seen; `report_missing_column` is called
+    when a statement met another one."""
+
+    def __init__(
+        self,
+        database: Database,
+        status: Callable[[], SchemaStatus],
+        *,
+        report_missing_column: Callable[[], None],
+        logger: logging.Logger,
+        limits: StoreLimits | None = None,
+    ) -> None:
+        self._database = database
+        self._status = status
+        self._report_missing_column = report_missing_column
+        self._limits = limits or StoreLimits()
+        self._records = Records(self._limits, logger)
+
+    async def create(self, document: bytes, reply_limit: int | None = None) -> Written:
+        """Store a new environment. Raises EnvironmentExistsError, or EnvironmentDeletedError for one in the trash."""
+        accepted = await self._accept(document, None, reply_limit)
+        with self._watched(document=True):
+            try:
+                row = await self._insert(accepted)
+            except OutcomeUnknownError as error:
+                # Once more: it waits for the first, if that still runs, and then either stores or finds it.
+                row = await settle(error, lambda: self._insert(accepted, again=True), self._limits)
+            return await self._records.written("created", row)
+
+    async def get(self, uuid: str) -> bytes:
+        """The record of a live environment. Raises EnvironmentNotFoundError."""
+        check_uuid(uuid, "uuid", self._limits)
+        with self._watched():
+            queries = self._queries()
+            row = await self._database.fetch_one(queries.get, uuid)
+            if row is None:
+                # Nothing in an adopted table makes sure that both columns hold the same.
+                row = await self._database.fetch_one(queries.get_by_environment_uuid, uuid)
+            if row is None:
+                raise EnvironmentNotFoundError(uuid)
+            try:
+                return await self._records.encode(read_row(row))
+            except ValueError as error:
+                raise DatabaseError(f"The environment '{uuid}' is damaged in the database: {error}.") from error
+
+    async def list(self, request: ListRequest) -> bytes:
+        """The live records as a JSON array, by `createdAt, id`. Raises PayloadTooLargeError (413), and
+        EnvironmentNotFoundError when the environment to go on after is gone."""
+        with self._watched():
+            queries = self._queries()
+            return await self._list(queries, queries.listing, request, deleted=False)
+
+    async def list_deleted(self, request: ListRequest) -> bytes:
+        """The deleted records as a JSON array, by `deletedAt` newest first, `id`. Raises as `list` does."""
+        with self._watched():
+            queries, soft_delete = self._soft_delete()
+            return await self._list(queries, soft_delete.listing, request, deleted=True)
+
+    async def update(
+        self, uuid: str, document: bytes, if_hash: str | None = None, reply_limit: int | None = None
+    ) -> Written:
+        """Replace the document of a live environment. Raises EnvironmentNotFoundError, and EnvironmentChangedError with
+        the current hash when `if_hash` is given and is another."""
+        check_uuid(uuid, "uuid", self._limits)
+        accepted = await self._accept(document, uuid, reply_limit)
+        with self._watched(document=True):
+            try:
+                if if_hash is None:
+                    row = await self._database.fetch_one(self._queries().update, uuid, accepted.text)
+                else:
+                    row = await self._swap(accepted, if_hash)
+            except OutcomeUnknownError as error:
+                row = await settle(error, lambda: self._look_updated(accepted), self._limits)
+            if row is None:
+                raise EnvironmentNotFoundError(uuid)
+            return await self._records.written("updated", row)
+
+    async def remove(self, uuid: str) -> Written:
+        """Put an environment into the trash; again: the first date stays. Raises EnvironmentNotFoundError."""
+        return await self._mark(uuid, deleted=True)
+
+    async def restore(self, uuid: str) -> Written:
+        """Take an environment out of the trash; quiet for a live one. Raises EnvironmentNotFoundError."""
+        return await self._mark(uuid, deleted=False)
+
+    async def permanent_delete(self, uuid: str, force: bool = False) -> Written:
+        """Delete a row for ever. Raises EnvironmentNotFoundError, and EnvironmentNotDeletedError for a live one unless
+        `force`."""
+        check_uuid(uuid, "uuid", self._limits)
+        with self._watched():
+            queries, soft_delete = self._soft_delete()
+            try:
+                row = await self._database.fetch_one(queries.delete_any if force else soft_delete.delete, uuid)
+            except OutcomeUnknownError as error:
+                return await settle(error, lambda: self._look_gone(uuid), self._limits)
+            if row is not None:
+                return await self._records.marked("purged", row)
+            if await self._database.fetch_one(queries.look_light, uuid) is None:
+                raise EnvironmentNotFoundError(uuid)
+            raise EnvironmentNotDeletedError(uuid)
+
+    async def stats(self, recent_days: int) -> dict[str, int]:
+        """How many environments there are, live, in the trash, and put there within the last `recent_days`."""
+        with self._watched():
+            row = await self._database.fetch_one(self._queries().stats, recent_days)
+            if row is None:
+                raise DatabaseError("The database gave no counts.")
+            return {
+                "total": row["total"],
+                "active": row["active"],
+                "deleted": row["deleted"],
+                "recentlyDeleted": row["recently_deleted"],
+            }
+
+    def _queries(self) -> Queries:
+        return choose(self._status())
+
+    def _soft_delete(self) -> tuple[Queries, SoftDelete]:
+        status = self._status()
+        queries = choose(status)
+        if queries.soft_delete is None:
+            why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."
+            raise SoftDeleteUnavailableError(
+                f"Soft delete is not available now; nothing was deleted or restored. {why}",
+                state=status.state,
+                reason=status.reason or status.state,
+            )
+        return queries, queries.soft_delete
+
+    @contextmanager
+    def _watched(self, document: bool = False) -> Iterator[None]:
+        """Errors of statements as callers get them; `document`: one was sent, which the database may refuse."""
+        try:
+            yield
+        except MissingColumnError as error:
+            self._report_missing_column()
+            raise SoftDeleteUnavailableError(
+                f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
+                " stored: try again.",
+                reason="lost",
+            ) from error
+        except DatabaseError as error:
+            if document and error.sqlstate in _DOCUMENT_REFUSED:
+                message = f"The database cannot hold this 'environment': {error}"
+                raise invalid("environment", "object", message) from error
+            raise
+
+    async def _accept(self, document: bytes, uuid: str | None, reply_limit: int | None) -> AcceptedDocument:
+        accepted = await accept_document(document, uuid, self._records.hashes, self._limits)
+        check_reply(accepted, reply_limit)
+        return accepted
+
+    async def _list(self, queries: Queries, listing: Listing, request: ListRequest, deleted: bool) -> bytes:
+        if request.after is not None:
+            check_uuid(request.after, "after", self._limits)
+        page = await read_list(
+            self._database,
+            listing,
+            request,
+            queries.no_limit,
+            lambda row: self._records.encode_listed(row, request.fields),
+            self._limits,
+        )
+        if page == b"[]" and request.after is not None:
+            # The end of the list, or nothing to go on after: an empty page must not hide the rest of the list.
+            anchor = await self._database.fetch_one(queries.look_light, request.after)
+            if anchor is None or (deleted and anchor["deletedAt"] is None):
+                raise EnvironmentNotFoundError(request.after, field="after")
+        return page
+
+    async def _insert(self, accepted: AcceptedDocument, again: bool = False) -> Row:
+        """The row just made. `again`: a live one with the same content is the one that was sent before."""
+        queries = self._queries()
+        while True:
+            row = await self._database.fetch_one(queries.create, accepted.uuid, accepted.text)
+            if row is not None:
+                return row
+            row = await self._database.fetch_one(queries.look, accepted.uuid)
+            if row is None:
+                continue  # deleted for ever between the two statements
+            if row["deletedAt"] is not None:
+                raise EnvironmentDeletedError(accepted.uuid)
+            if again and await self._records.hash(read_row(row)) == accepted.hash:
+                return row
+            raise EnvironmentExistsError(accepted.uuid)
+
+    async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
+        """Compare and update under a lock of the row; None when there is no live one."""
+        queries = self._queries()
+        async with self._database.transaction() as connection:
+            row = await connection.fetch_one(queries.lock, accepted.uuid)
+            if row is None:
+                return None
+            current = (await self._records.marked("updated", row)).change
+            if current is None or current.hash != if_hash:
+                raise EnvironmentChangedError(accepted.uuid, hash=current and current.hash)
+            return await connection.fetch_one(queries.update, accepted.uuid, accepted.text)
+
+    async def _mark(self, uuid: str, *, deleted: bool) -> Written:
+        check_uuid(uuid, "uuid", self._limits)
+        with self._watched():
+            queries, soft_delete = self._soft_delete()
+            try:
+                row = await self._database.fetch_one(soft_delete.remove if deleted else soft_delete.restore, uuid)
+            except OutcomeUnknownError as error:
+                row = await settle(error, lambda: self._look_marked(uuid, deleted), self._limits)
+            if row is not None:
+                return await self._records.marked("removed" if deleted else "restored", row)
+            if await self._database.fetch_one(queries.look_light, uuid) is None:
+                raise EnvironmentNotFoundError(uuid)
+            return _ALREADY_SO
+
+    async def _look_updated(self, accepted: AcceptedDocument) -> Row | None:
+        row = await self._database.fetch_one(self._queries().get, accepted.uuid)
+        if row is None:
+            raise EnvironmentNotFoundError(accepted.uuid)
+        return row if await self._records.hash(read_row(row)) == accepted.hash else None
+
+    async def _look_marked(self, uuid: str, deleted: bool) -> Row | None:
+        row = await self._database.fetch_one(self._queries().look, uuid)
+        if row is None:
+            raise EnvironmentNotFoundError(uuid)
+        return row if (row["deletedAt"] is not None) == deleted else None
+
+    async def _look_gone(self, uuid: str) -> Written | None:
+        if await self._database.fetch_one(self._queries().look_light, uuid) is not None:
+            return None
+        now = time.time_ns() // 1_000_000
+        return Written(b"", Change(type="purged", uuid=uuid, hash=None, timestamp=now))
