@@ -1,0 +1,88 @@
+"""Fixtures that every test can use: the real servers, and names that no other test has.
+
+The servers of a session are started by the first test that asks for one and stopped at its end. They are children
+that end with the test run however it ends (tests/support/child.py).
+"""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.nats_server import NatsServer
+from tests.support.postgres import PostgresDatabase, PostgresServer
+
+NatsServerFactory = Callable[..., NatsServer]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """asyncpg and nats-py run on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A Moleculer namespace of the test's own, so that tests can share a server."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def session_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """The server behind `nats_url`: shared, so never stopped, paused or restarted by a test."""
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nats_url(session_nats: NatsServer) -> str:
+    """The URL of the shared NATS server; use it with `namespace`."""
+    return session_nats.url
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A NATS server of the test's own, to stop, kill, pause and restart."""
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def make_nats_server(tmp_path: Path) -> Iterator[NatsServerFactory]:
+    """`make_nats_server(max_payload=4096)`: running servers of the test's own with settings; stopped after it."""
+    with contextlib.ExitStack() as servers:
+
+        def make(**options: int | str | bool) -> NatsServer:
+            folder = tmp_path / f"nats-{uuid.uuid4().hex[:8]}"
+            return servers.enter_context(NatsServer(folder, **options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server behind `postgres_url`: shared, so never stopped by a test. Make a PostgresServer to stop one."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_admin_url(postgres_server: PostgresServer) -> str:
+    """The superuser's URL of the shared server's database `postgres`."""
+    return postgres_server.admin_url
+
+
+@pytest.fixture
+def postgres_database(postgres_server: PostgresServer) -> Iterator[PostgresDatabase]:
+    """A fresh empty database, with `run_sql`, `create_role` and `log`; dropped after the test."""
+    database = PostgresDatabase(postgres_server)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def postgres_url(postgres_database: PostgresDatabase) -> str:
+    """The superuser's URL of a fresh empty database."""
+    return postgres_database.url

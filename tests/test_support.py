@@ -1,0 +1,97 @@
+"""The servers the tests rely on are what they claim to be."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import asyncpg
+import nats
+import nats.errors
+import pytest
+
+from tests.conftest import NatsServerFactory
+from tests.support.nats_server import NatsServer
+from tests.support.postgres import PostgresDatabase, PostgresServer
+from tests.support.servers import ServerFailedError, child_command
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_nats_server_keeps_its_address_over_a_restart(nats_server: NatsServer) -> None:
+    url = nats_server.url
+    nats_server.kill()
+    with pytest.raises(nats.errors.NoServersError):
+        await nats.connect(url, allow_reconnect=False, max_reconnect_attempts=1)
+    nats_server.start()
+    client = await nats.connect(nats_server.url, allow_reconnect=False)
+    await client.close()
+    assert nats_server.url == url
+
+
+async def test_a_nats_server_takes_options(make_nats_server: NatsServerFactory) -> None:
+    client = await nats.connect(make_nats_server(max_payload=2048).url)
+    assert client.max_payload == 2048
+    await client.close()
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ServerFailedError, match="unknown field"):
+        NatsServer(tmp_path, no_such_option=1).start()
+
+
+async def test_each_test_has_an_empty_postgres_database(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+    assert (await connection.fetchval("SHOW server_version")).startswith("18")
+    await connection.execute("CREATE TABLE mine (a int)")
+    await connection.close()
+
+
+async def test_a_role_has_no_rights_but_those_given(postgres_database: PostgresDatabase) -> None:
+    url = postgres_database.create_role("reader")
+    postgres_database.run_sql("CREATE TABLE things (a int)")
+    connection = await asyncpg.connect(url)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.fetch("SELECT * FROM things")
+    postgres_database.run_sql(f'GRANT SELECT ON things TO "{postgres_database.role_name(url)}"')
+    assert await connection.fetch("SELECT * FROM things") == []
+    await connection.close()
+
+
+async def test_a_wrong_password_is_refused(postgres_database: PostgresDatabase) -> None:
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(postgres_database.with_password(postgres_database.url, "wrong"))
+
+
+def test_the_log_shows_the_statements_of_one_database(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql("CREATE TABLE told (a int)")
+    assert "CREATE TABLE told" in postgres_database.log()
+    assert f"db={postgres_database.name}" in postgres_database.log()
+
+
+def test_a_database_is_dropped_although_somebody_is_connected(postgres_server: PostgresServer) -> None:
+    database = PostgresDatabase(postgres_server)
+
+    async def connect_and_drop() -> None:
+        connection = await asyncpg.connect(database.url)
+        database.drop()
+        connection.terminate()
+
+    anyio.run(connect_and_drop)
+    assert postgres_server.run_sql(f"SELECT count(*) FROM pg_database WHERE datname = '{database.name}'") == "0"
+
+
+def test_a_server_ends_with_the_process_that_started_it() -> None:
+    command = child_command([sys.executable, "-c", "print('up', flush=True); input()"])
+    code = f"import subprocess; print(subprocess.Popen({command!r}).pid, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        lines = {starter.stdout.readline() for _ in range(2)}
+        pid = int((lines - {b"up\n"}).pop())
+        ended = os.pidfd_open(pid)
+        starter.kill()
+        assert select.select([ended], [], [], 30)[0] == [ended]
+        os.close(ended)
