@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nats_server import NatsServer
+from tests.support.node import install_interop
 from tests.support.postgres import PostgresDatabase, PostgresServer
 
 NatsServerFactory = Callable[..., NatsServer]
@@ -86,3 +87,9 @@ def postgres_database(postgres_server: PostgresServer) -> Iterator[PostgresDatab
 def postgres_url(postgres_database: PostgresDatabase) -> str:
     """The superuser's URL of a fresh empty database."""
     return postgres_database.url
+
+
+@pytest.fixture(scope="session")
+def js_modules() -> Path:
+    """The npm packages of tests/interop, installed on first use. Needed by every test that starts a JS node."""
+    return install_interop()

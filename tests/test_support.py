@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase, PostgresServer
+from tests.support.processes import ProcessFailedError, start_python
 from tests.support.servers import ServerFailedError, child_command
 
 pytestmark = pytest.mark.anyio
@@ -95,3 +97,28 @@ def test_a_server_ends_with_the_process_that_started_it() -> None:
         starter.kill()
         assert select.select([ended], [], [], 30)[0] == [ended]
         os.close(ended)
+
+
+async def test_a_process_is_heard_line_by_line() -> None:
+    code = "import sys; print('ready'); name = input(); print('hello', name); print('done', file=sys.stderr)"
+    async with start_python("-c", code) as process:
+        assert await process.line("ready") == "ready"
+        await process.write_line("Ada")
+        assert await process.line("hello") == "hello Ada"
+        assert await process.wait() == 0
+        assert process.stderr == ["done"]
+
+
+async def test_a_process_that_ends_early_shows_its_output() -> None:
+    async with start_python("-c", "raise SystemExit('no such luck')") as process:
+        with pytest.raises(ProcessFailedError, match="no such luck"):
+            await process.line("ready")
+
+
+async def test_no_process_outlives_its_block() -> None:
+    async with start_python("-c", "import signal; print('up'); signal.pause()") as process:
+        await process.line("up")
+        pid = process.pid
+    assert process.returncode == -signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,129 @@
+"use strict";
+// The services that tests put on a JS node: `fixtures[name](Moleculer, write, options)` gives a schema.
+
+const { performance } = require("perf_hooks");
+
+module.exports = { math, echo, slow, errors, chain, blob, recorder };
+
+/** Typed parameters: Moleculer's validator refuses what does not fit. */
+function math() {
+	const numbers = { a: "number", b: "number" };
+	return {
+		name: "math",
+		settings: { precision: 2 },
+		metadata: { region: "test" },
+		actions: {
+			add: { params: numbers, handler: ctx => ctx.params.a + ctx.params.b },
+			divide: { params: numbers, handler: ctx => ctx.params.a / ctx.params.b },
+			secret: { visibility: "protected", handler: () => "secret" },
+		},
+	};
+}
+
+/** Tells what arrived, and takes orders about the meta. */
+function echo(Moleculer, write, { version }) {
+	return {
+		name: "echo",
+		version,
+		actions: {
+			params: ctx => ctx.params,
+			nothing: () => undefined,
+			context(ctx) {
+				const { params, meta, headers, requestID, parentID, level, caller, nodeID, id, tracing } = ctx;
+				const timeout = ctx.options.timeout;
+				return { params, meta, headers, requestID, parentID, level, caller, nodeID, id, tracing, timeout };
+			},
+			setMeta(ctx) {
+				Object.assign(ctx.meta, ctx.params);
+				return true;
+			},
+		},
+	};
+}
+
+/** Answers after `ms`, telling when it began and ended by its own clock. */
+function slow() {
+	return {
+		name: "slow",
+		actions: {
+			wait(ctx) {
+				const started = performance.now();
+				return new Promise(resolve =>
+					setTimeout(() => resolve({ started, ended: performance.now() }), ctx.params.ms)
+				);
+			},
+		},
+	};
+}
+
+/** Throws the error asked for: any class of Moleculer, a class of its own, a plain Error, or what is no error. */
+function errors(Moleculer) {
+	const Errors = Moleculer.Errors;
+	class HomemadeError extends Errors.MoleculerError {}
+	const make = {
+		MoleculerError: p => new Errors.MoleculerError(p.message, p.code, p.type, p.data),
+		MoleculerRetryableError: p => new Errors.MoleculerRetryableError(p.message, p.code, p.type, p.data),
+		MoleculerServerError: p => new Errors.MoleculerServerError(p.message, p.code, p.type, p.data),
+		MoleculerClientError: p => new Errors.MoleculerClientError(p.message, p.code, p.type, p.data),
+		ValidationError: p => new Errors.ValidationError(p.message, p.type, p.data),
+		ServiceNotFoundError: p => new Errors.ServiceNotFoundError(p.data),
+		ServiceNotAvailableError: p => new Errors.ServiceNotAvailableError(p.data),
+		RequestTimeoutError: p => new Errors.RequestTimeoutError(p.data),
+		RequestSkippedError: p => new Errors.RequestSkippedError(p.data),
+		RequestRejectedError: p => new Errors.RequestRejectedError(p.data),
+		QueueIsFullError: p => new Errors.QueueIsFullError(p.data),
+		MaxCallLevelError: p => new Errors.MaxCallLevelError(p.data),
+		ServiceSchemaError: p => new Errors.ServiceSchemaError(p.message, p.data),
+		BrokerOptionsError: p => new Errors.BrokerOptionsError(p.message, p.data),
+		HomemadeError: p => new HomemadeError(p.message, p.code, p.type, p.data),
+		TypeError: p => new TypeError(p.message),
+		text: p => p.message,
+	};
+	return {
+		name: "errors",
+		actions: {
+			throw(ctx) {
+				throw make[ctx.params.class](ctx.params);
+			},
+		},
+	};
+}
+
+/** Calls on: what a nested call brought, and the meta it left. */
+function chain(Moleculer, write, { name }) {
+	return {
+		name: name || "chain",
+		actions: {
+			async call(ctx) {
+				const result = await ctx.call(ctx.params.action, ctx.params.params, ctx.params.options);
+				return { result, level: ctx.level, requestID: ctx.requestID, meta: ctx.meta };
+			},
+			countdown(ctx) {
+				const { steps, next } = ctx.params;
+				if (steps === 0) return [];
+				return ctx.call(next, { steps: steps - 1, next: this.fullName + ".countdown" }).then(path => [
+					this.broker.nodeID,
+					...path,
+				]);
+			},
+		},
+	};
+}
+
+/** Answers of any size. */
+function blob() {
+	return { name: "blob", actions: { make: ctx => "x".repeat(ctx.params.size) } };
+}
+
+/** Tells every event it receives. */
+function recorder(Moleculer, write, { name, patterns }) {
+	const handler = ctx => {
+		const { eventName, eventType, params, meta, headers, nodeID, level, caller, requestID } = ctx;
+		write({
+			event: "recorded",
+			name: eventName,
+			payload: { type: eventType, params, meta, headers, nodeID, level, caller, requestID },
+		});
+	};
+	return { name: name || "recorder", events: Object.fromEntries(patterns.map(pattern => [pattern, { handler }])) };
+}

