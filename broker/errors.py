@@ -260,8 +260,7 @@ class BrokerDisconnectedError(MoleculerRetryableError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(
-            message
-            or "The broker's transporter has disconnected. Please try again when a connection is reestablished."
+            message or "The broker's transporter has disconnected. Please try again when a connection is reestablished."
         )
 
 

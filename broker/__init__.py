@@ -1,0 +1,60 @@
+"""A Moleculer node in Python: it joins clusters of Moleculer JS 0.14 and 0.15 nodes over NATS.
+
+The names here are the public ones; everything else may change.
+"""
+
+from broker.broker import ServiceBroker
+from broker.context import Context
+from broker.defaults import BrokerOptions
+from broker.errors import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    GracefulStopTimeoutError,
+    InvalidPacketDataError,
+    MaxCallLevelError,
+    MoleculerClientError,
+    MoleculerError,
+    MoleculerRetryableError,
+    MoleculerServerError,
+    PayloadTooLargeError,
+    ProtocolVersionMismatchError,
+    QueueIsFullError,
+    RemoteError,
+    RequestRejectedError,
+    RequestSkippedError,
+    RequestTimeoutError,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    ServiceSchemaError,
+    ValidationError,
+)
+from broker.service import Service, action, event
+
+__all__ = [
+    "BrokerDisconnectedError",
+    "BrokerOptions",
+    "BrokerOptionsError",
+    "Context",
+    "GracefulStopTimeoutError",
+    "InvalidPacketDataError",
+    "MaxCallLevelError",
+    "MoleculerClientError",
+    "MoleculerError",
+    "MoleculerRetryableError",
+    "MoleculerServerError",
+    "PayloadTooLargeError",
+    "ProtocolVersionMismatchError",
+    "QueueIsFullError",
+    "RemoteError",
+    "RequestRejectedError",
+    "RequestSkippedError",
+    "RequestTimeoutError",
+    "Service",
+    "ServiceBroker",
+    "ServiceNotAvailableError",
+    "ServiceNotFoundError",
+    "ServiceSchemaError",
+    "ValidationError",
+    "action",
+    "event",
+]

@@ -1,0 +1,54 @@
+"""An action bound to a running broker: its decoder and its middlewares, prepared once when it is registered."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from broker.codec import Codec, ValueDecoder
+from broker.context import Context
+from broker.middleware import Middleware, Next, compose
+from broker.schema import ActionDefinition
+
+
+def bind(definition: ActionDefinition, service: Any, codec: Codec, middlewares: Sequence[Middleware]) -> Next:
+    """A function from context to result: middlewares, then typed parameters, then the handler."""
+    parameters, handler = definition.parameters, definition.handler
+    if parameters is None:
+
+        async def invoke(ctx: Context) -> Any:
+            ctx.service = service
+            return await handler(ctx)
+
+    else:
+        decoder = codec.value_decoder(parameters.kind)
+
+        async def invoke(ctx: Context) -> Any:
+            ctx.service = service
+            values = _typed(definition, ctx, decoder, codec)
+            return await handler(ctx, **values)
+
+    return compose(middlewares, invoke)
+
+
+def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder, codec: Codec) -> dict[str, Any]:
+    """The arguments of the handler. Raises ValidationError with every violation, the caller and the action in each."""
+    parameters = definition.parameters
+    assert parameters is not None
+    raw = ctx.raw_params
+    try:
+        if raw is None:
+            values = parameters.convert(ctx.params, codec.encode_value)
+        elif raw and raw != _NULL:
+            values = decoder(raw)
+        else:
+            values = parameters.convert({}, codec.encode_value)
+    except msgspec.ValidationError as error:
+        failure = parameters.violations(ctx.params, error)
+        for item in failure.data:
+            item |= {"nodeID": ctx.node_id, "action": definition.name}
+        raise failure from None
+    return parameters.arguments(values)
+
+
+_NULL = msgspec.Raw(b"null")

@@ -1,0 +1,344 @@
+"""ServiceBroker: a node of a Moleculer cluster, as its users hold it."""
+
+import asyncio
+import logging
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from broker.calls import CallOptions, Calls
+from broker.catalog import Catalog
+from broker.codec import make_codec
+from broker.context import ABSENT, Context
+from broker.defaults import (
+    FORGET_OFFLINE_S,
+    PING_TIMEOUT_S,
+    REQUESTS_IN_WORK,
+    REQUESTS_PENDING,
+    make_options,
+)
+from broker.effects import RunEvent
+from broker.emitting import Emitting
+from broker.endpoints import Listener
+from broker.errors import BrokerDisconnectedError, MoleculerServerError
+from broker.middlewares.timeout import timeout as timeout_middleware
+from broker.network import ip_addresses
+from broker.node import Node
+from broker.registry import Registry
+from broker.service import Service
+from broker.serving import Serving
+from broker.strategy import strategy_named
+from broker.topics import Topics, check_token
+from broker.transit import Identity, Limits, Transit
+from broker.transports import make_transport
+
+
+class ServiceBroker:
+    """A Moleculer node. Use it as `async with ServiceBroker(…) as broker`, or call `start` and `stop`.
+
+    Options are those of `broker.defaults.BrokerOptions`; each may also come from the environment as
+    `BROKER_<NAME>`. `services` are started with the broker. Raises BrokerOptionsError for an option that does not fit.
+    """
+
+    def __init__(
+        self,
+        node_id: str | None = None,
+        *,
+        namespace: str | None = None,
+        transporter: Any = None,
+        services: Sequence[Service] = (),
+        logger: logging.Logger | None = None,
+        **options: Any,
+    ) -> None:
+        given = {"node_id": node_id, "namespace": namespace, "transporter": transporter, **options}
+        self.options = make_options(given, os.environ)
+        check_token("node id", self.options.node_id)
+        self.node_id = self.options.node_id
+        self.logger = logger or logging.getLogger("broker")
+        self.registry = Registry(
+            self.node_id, strategy=strategy_named(self.options.strategy), prefer_local=self.options.prefer_local
+        )
+        self._codec = make_codec(self.options.serializer)
+        transit = Transit(
+            _identity(self.node_id, self.options.metadata),
+            Topics(self.options.namespace),
+            self.registry,
+            Limits(self.options.heartbeat_timeout, FORGET_OFFLINE_S, REQUESTS_IN_WORK, REQUESTS_PENDING),
+            self.options.protocol,
+        )
+        transport = make_transport(self.options.transporter, self.options.transporter_options)
+        self._node = node = Node(self.options, transport, self._codec, transit)
+        # Outermost first: the deadline bounds the user's middlewares too; typed parameters are read innermost.
+        middlewares = [timeout_middleware, *self.options.middlewares]
+        self._catalog = Catalog(self.registry, node, self._codec, middlewares)
+        self._serving = Serving(self, node, transit, self._codec, self._catalog)
+        self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog)
+        self._emitting = Emitting(self, node, transit, self.registry, self._codec, self._run_listener)
+        self._registry_changed = anyio.Event()
+        self._state = "new"
+        node.run_action = self._serving.start_request
+        node.run_event = self._run_event
+        node.notify = self._notify
+        for service in services:
+            self._adopt(service)
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect, find the other nodes, start the services, and announce them.
+
+        Tries for ever to reach the server; cancel it to give up. Raises what a service's `started` raises, and
+        BrokerOptionsError when the node id is taken; the node is stopped again then.
+        """
+        if self._state != "new":
+            raise MoleculerServerError(f"The broker is {self._state}; a broker starts once.", type="BROKER_STATE")
+        self._state = "starting"
+        try:
+            await self._node.open()
+            await self._node.join()
+            await self._start_services(self._catalog.names())
+            self._state = "started"
+            self._notify("$broker.started", {})
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet."""
+        if self._state in ("new", "stopping", "stopped"):
+            return
+        self._state = "stopping"
+        with anyio.CancelScope(shield=True):
+            await self._node.leave()
+            for name in reversed(self._catalog.names()):
+                await self._catalog.stop(name)
+            await self._node.close()
+        self._state = "stopped"
+
+    async def wait_stopped(self) -> None:
+        """Return when the node has stopped. Raises when it had to stop by itself: its id was taken over."""
+        await self._node.stopped.wait()
+        if self._node.failure is not None:
+            raise self._node.failure
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # Services
+
+    async def add_service(self, service: Service) -> None:
+        """Offer one more service. On a started broker, its `started` runs before it is announced."""
+        name = self._adopt(service)
+        if self._state == "started":
+            await self._start_services([name])
+
+    async def remove_service(self, service: Service | str) -> None:
+        """Withdraw a service, by itself or by its full name. Raises ServiceNotFoundError."""
+        await self._catalog.stop(service if isinstance(service, str) else service.full_name)
+
+    async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
+        """Return when all services, by full name, are offered by some node.
+
+        Raises MoleculerServerError `WAITFOR_SERVICES` when `timeout` seconds pass before.
+        """
+        with anyio.move_on_after(timeout):
+            while any(not self.registry.has_service(name) for name in names):
+                await self._registry_changed.wait()
+            return
+        missing = [name for name in names if not self.registry.has_service(name)]
+        raise MoleculerServerError(
+            f"Waited {timeout} s, and nobody offers: {', '.join(missing)}.",
+            500,
+            "WAITFOR_SERVICES",
+            {"services": list(names), "missing": missing},
+        )
+
+    # Talking
+
+    async def call(
+        self,
+        action: str,
+        params: Any = ABSENT,
+        *,
+        meta: dict[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        fallback: Any = ABSENT,
+        node_id: str | None = None,
+        parent: Context | None = None,
+        request_id: str | None = None,
+        caller: str | None = None,
+    ) -> Any:
+        """Call an action of any node and return its result as plain values.
+
+        `params` absent reaches the callee as `{}`, None as null. `meta` travels along, and what the callee sets in it
+        is set in the very dict that was passed. `timeout` in seconds, 0 for none. `retries` counts further attempts
+        after retryable errors. `fallback`, a value or a function of (parent context, error), stands in for an error.
+        `node_id` asks exactly that node.
+
+        Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
+        RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.
+        """
+        self._require_running()
+        options = CallOptions(
+            meta=meta,
+            headers=headers,
+            timeout=timeout,
+            retries=retries,
+            fallback=fallback,
+            node_id=node_id,
+            parent=parent,
+            request_id=request_id,
+            caller=caller,
+        )
+        return await self._calls.call(action, params, options)
+
+    async def mcall(
+        self,
+        calls: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]],
+        *,
+        settled: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Several calls at once: a list of `{"action", "params", "options"}`, or a dict of such; the same shape back.
+
+        The first error is raised and ends the others. With `settled`, each result is `{"status": "fulfilled",
+        "value"}` or `{"status": "rejected", "reason"}` instead, and nothing is raised.
+        """
+        named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
+        results: dict[Any, Any] = dict.fromkeys(named)
+
+        async def one(key: Any, item: Mapping[str, Any]) -> None:
+            wanted = {**options, **item.get("options", {})}
+            try:
+                value = await self.call(item["action"], item.get("params", ABSENT), **wanted)
+                results[key] = {"status": "fulfilled", "value": value} if settled else value
+            except Exception as error:
+                if not settled:
+                    raise
+                results[key] = {"status": "rejected", "reason": error}
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for key, item in named.items():
+                    tasks.start_soon(one, key, item)
+        except* Exception as group:
+            raise _first(group) from None
+        return results if isinstance(calls, Mapping) else list(results.values())
+
+    async def emit(self, event: str, data: Any = None, **options: Any) -> None:
+        """Send an event to one node of each group that listens. Options: `groups`, `meta`, `headers`, `parent`."""
+        self._require_running()
+        await self._emitting.emit(event, data, options)
+
+    async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
+        """Send an event to every node that listens, this one too. Options as `emit`."""
+        self._require_running()
+        await self._emitting.broadcast(event, data, options)
+
+    async def broadcast_local(self, event: str, data: Any = None, **options: Any) -> None:
+        """Send an event to the listeners of this node only."""
+        self._require_running()
+        await self._emitting.broadcast_local(event, data, options)
+
+    async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
+        """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
+        self._require_running()
+        ping_id = str(uuid.uuid4())
+        waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._node.pongs[ping_id] = (node_id, waiter)
+        try:
+            await self._node.perform(self._node.transit.ping(node_id, ping_id, time.time_ns() // 1_000_000))
+            with anyio.move_on_after(timeout):
+                return await waiter
+            return None
+        finally:
+            self._node.pongs.pop(ping_id, None)
+
+    # For contexts and services
+
+    def reply_limit(self, ctx: Context) -> int | None:
+        """See `Context.reply_limit`."""
+        return self._serving.reply_limit(ctx)
+
+    def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """See `Service.start_soon`."""
+        self._catalog.start_in_background(service, function, *arguments)
+
+    # Inside
+
+    def _adopt(self, service: Service) -> str:
+        definition = self._catalog.add(service)
+        service.broker = self
+        service.logger = self.logger.getChild(definition.full_name)
+        return definition.full_name
+
+    async def _start_services(self, names: Sequence[str]) -> None:
+        async def start(name: str) -> None:
+            service = self._catalog.service(name)
+            if service is not None and service.dependencies:
+                await self.wait_for_services(*service.dependencies)
+            await self._catalog.start(name)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for name in names:
+                    tasks.start_soon(start, name)
+        except* Exception as group:
+            raise _first(group) from None
+
+    def _run_event(self, effect: RunEvent) -> None:
+        self._serving.start_event(effect)
+
+    def _run_listener(self, listener: Listener, ctx: Context) -> None:
+        self._node.handlers.start_soon(self._serving.handle_event, listener, ctx)
+
+    def _notify(self, event: str, payload: dict[str, Any]) -> None:
+        """Fire an internal event (§7.4): it reaches the services of this node, nobody else."""
+        if event == "$services.changed":
+            self._registry_changed.set()
+            self._registry_changed = anyio.Event()
+        if self._node.transit.stopping:
+            return
+        for choices in self.registry.find_listeners(event):
+            for listener in choices.members:
+                if listener.local:
+                    ctx = Context(self, event=event, params=payload, node_id=self.node_id)
+                    self._run_listener(listener, ctx)
+
+    def _require_running(self) -> None:
+        if self._state in ("new", "stopped"):
+            raise BrokerDisconnectedError("The broker is not running: start it first.")
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first real error of a group: callers expect one error, not a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _identity(node_id: str, metadata: dict[str, Any]) -> Identity:
+    try:
+        own_version = version("environments-store")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        own_version = "0"
+    client = {"type": "python", "version": own_version, "langVersion": platform.python_version()}
+    return Identity(node_id, str(uuid.uuid4()), socket.gethostname(), ip_addresses(), client, metadata)

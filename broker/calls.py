@@ -1,0 +1,220 @@
+"""Calls made by this node: choose an endpoint, run it here or send it, wait for the answer (moleculer protocol §5)."""
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from msgspec import UNSET, Raw, Struct
+
+from broker.catalog import Catalog
+from broker.codec import Codec
+from broker.context import ABSENT, Caller, Context
+from broker.defaults import BrokerOptions
+from broker.effects import Publish
+from broker.endpoints import Endpoint
+from broker.errors import (
+    BrokerDisconnectedError,
+    MaxCallLevelError,
+    MoleculerError,
+    RequestSkippedError,
+    RequestTimeoutError,
+    error_from_wire,
+)
+from broker.middlewares.retry import with_retries
+from broker.node import Node, Undelivered
+from broker.packets import Request, Response
+from broker.registry import Registry
+from broker.transit import Transit
+
+
+class CallOptions(Struct, frozen=True, kw_only=True):
+    """How to make one call."""
+
+    meta: dict[str, Any] | None = None
+    headers: Mapping[str, Any] | None = None
+    timeout: float | None = None
+    retries: int = 0
+    fallback: Any = ABSENT
+    node_id: str | None = None
+    parent: Any = None
+    request_id: str | None = None
+    caller: str | None = None
+
+
+class Calls:
+    """Makes calls for the broker and for contexts."""
+
+    def __init__(
+        self,
+        broker: Caller,
+        options: BrokerOptions,
+        node: Node,
+        transit: Transit,
+        registry: Registry,
+        codec: Codec,
+        catalog: Catalog,
+    ) -> None:
+        self._broker = broker
+        self._options = options
+        self._node = node
+        self._transit = transit
+        self._registry = registry
+        self._codec = codec
+        self._catalog = catalog
+
+    async def call(self, action: str, params: Any, options: CallOptions) -> Any:
+        """Make a call, again if it may be retried; in the end the fallback, if there is one, stands in for an error."""
+        try:
+            if options.retries:
+                return await with_retries(lambda: self._attempt(action, params, options), options.retries)
+            return await self._attempt(action, params, options)
+        except MoleculerError as error:
+            if options.fallback is ABSENT or _is_lookup_failure(error):
+                raise
+            fallback = options.fallback
+            return await _resolve(fallback(options.parent, error)) if callable(fallback) else fallback
+
+    async def _attempt(self, action: str, params: Any, options: CallOptions) -> Any:
+        endpoint = self._registry.find_action(action, options.node_id)
+        ctx = self._context(endpoint, params, options)
+        try:
+            if endpoint.local:
+                return await self._run_here(endpoint, ctx)
+            return await self._send(endpoint, ctx, pinned=options.node_id is not None)
+        finally:
+            if options.parent is not None:
+                options.parent.meta.update(ctx.meta)
+
+    async def _run_here(self, endpoint: Endpoint, ctx: Context) -> Any:
+        assert endpoint.action is not None
+        if ctx.params is ABSENT:
+            ctx.params = {}
+        return self._as_remote(await self._catalog.run(endpoint.action, ctx))
+
+    async def _send(self, endpoint: Endpoint, ctx: Context, *, pinned: bool) -> Any:
+        """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""
+        while True:
+            try:
+                return self._result(await self._request(endpoint, ctx), ctx)
+            except Undelivered as gone:
+                if pinned:
+                    raise gone.error from None
+            endpoint = self._registry.find_action(endpoint.name)
+            ctx.id = str(uuid.uuid4())
+            if endpoint.local:
+                ctx.node_id = self._options.node_id
+                return await self._run_here(endpoint, ctx)
+
+    async def _request(self, endpoint: Endpoint, ctx: Context) -> Response:
+        deadline = ctx.deadline if ctx.deadline is not None else float("inf")
+        scope = anyio.CancelScope(deadline=deadline)
+        with scope:
+            await self._require_connection()
+            waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+            packet = self._packet(endpoint.node_id, ctx)
+            try:
+                for effect in self._transit.request(packet, endpoint.node_id, waiter):
+                    assert isinstance(effect, Publish)
+                    await self._node.publish(effect)
+                return await waiter
+            finally:
+                self._transit.forget_request(packet.id)
+                _retrieve(waiter)
+        raise RequestTimeoutError({"action": ctx.action, "nodeID": endpoint.node_id})
+
+    async def _require_connection(self) -> None:
+        transport = self._node.transport
+        if transport is None or not transport.connected:
+            if not self._options.wait_for_connection:
+                raise BrokerDisconnectedError
+            await self._node.wait_for_connection()
+
+    def _packet(self, node_id: str, ctx: Context) -> Request:
+        version = self._transit.version_of(node_id)
+        left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
+        return Request(
+            ver=version,
+            sender=self._options.node_id,
+            id=ctx.id,
+            action=ctx.action or "",
+            params=self._codec.encode_value({} if ctx.params is ABSENT else ctx.params),
+            meta=ctx.meta,
+            headers=UNSET if version == "4" else ctx.headers,
+            timeout=left_ms,
+            level=ctx.level,
+            tracing=ctx.tracing,
+            parent_id=ctx.parent_id,
+            request_id=ctx.request_id,
+            caller=ctx.caller,
+            stream=False,
+        )
+
+    def _result(self, response: Response, ctx: Context) -> Any:
+        """The data of an answer, or its error raised. The callee's meta wins over the caller's (§5.4)."""
+        ctx.node_id = response.sender
+        if response.meta:
+            ctx.meta.update(response.meta)
+        if response.success:
+            return self._codec.decode_value(response.data)
+        raise error_from_wire(None if response.error is UNSET else response.error, response.sender)
+
+    def _context(self, endpoint: Endpoint, params: Any, options: CallOptions) -> Context:
+        parent: Context | None = options.parent
+        level = parent.level + 1 if parent else 1
+        limit = self._options.max_call_level
+        if parent and limit and parent.level >= limit:
+            raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
+        meta = {**parent.meta, **(options.meta or {})} if parent else options.meta
+        return Context(
+            self._broker,
+            action=endpoint.name,
+            params=params,
+            meta=meta,
+            headers=options.headers,
+            node_id=self._options.node_id if endpoint.local else endpoint.node_id,
+            request_id=options.request_id or (parent.request_id if parent else None),
+            parent_id=parent.id if parent else None,
+            caller=options.caller or (parent.service_name if parent else None),
+            level=level,
+            deadline=self._deadline(endpoint, options),
+            tracing=parent.tracing if parent else None,
+        )
+
+    def _deadline(self, endpoint: Endpoint, options: CallOptions) -> float | None:
+        """When the answer must be there: the call's timeout, the action's, or the broker's, and never after the
+        parent's (§5.5). Raises RequestSkippedError when the parent's time is over."""
+        timeout = options.timeout
+        if timeout is None:
+            timeout = endpoint.timeout_s if endpoint.timeout_s is not None else self._options.request_timeout
+        now = anyio.current_time()
+        own = now + timeout if timeout > 0 else None
+        inherited = options.parent.deadline if options.parent else None
+        if inherited is None:
+            return own
+        if inherited <= now:
+            raise RequestSkippedError({"action": endpoint.name, "nodeID": self._options.node_id})
+        return min(own, inherited) if own is not None else float(inherited)
+
+    def _as_remote(self, result: Any) -> Any:
+        """What a caller on another node would get: plain values instead of encoded ones and Structs."""
+        sample = result[0] if isinstance(result, list) and result else result
+        if isinstance(sample, Raw | Struct):
+            return self._codec.decode_value(self._codec.encode_value(result))
+        return result
+
+
+async def _resolve(value: Any) -> Any:
+    return await value if hasattr(value, "__await__") else value
+
+
+def _is_lookup_failure(error: MoleculerError) -> bool:
+    """Not found in this node's registry: such failures pass by retries and fallbacks (§5.2)."""
+    return error.node_id is None and error.type in ("SERVICE_NOT_FOUND", "SERVICE_NOT_AVAILABLE")
+
+
+def _retrieve(waiter: "asyncio.Future[Response]") -> None:
+    """Take the exception of a waiter nobody waits for any more, so that asyncio does not report it."""
+    if waiter.done() and not waiter.cancelled():
+        waiter.exception()

@@ -1,0 +1,171 @@
+"""What a handler gets: who called with what, how long there is, and the way to call on (moleculer protocol §5.1)."""
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Raw
+
+if TYPE_CHECKING:
+    from broker.service import Service
+
+Objects = dict[str, Any]
+
+UNDECODED: Any = object()
+"""Params that nobody has asked for yet."""
+
+ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "<absent>"})()
+"""No value was given, which is not the same as None: JS nodes see `{}` for absent params and null for None (§5.1)."""
+
+
+class Caller(Protocol):
+    """What a context needs of its broker."""
+
+    node_id: str
+
+    @property
+    def call(self) -> Callable[..., Awaitable[Any]]: ...
+
+    @property
+    def mcall(self) -> Callable[..., Awaitable[Any]]: ...
+
+    @property
+    def emit(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def broadcast(self) -> Callable[..., Awaitable[None]]: ...
+
+    def reply_limit(self, ctx: "Context") -> int | None: ...
+
+
+class Context:
+    """One call of an action, or one event on its way to a handler."""
+
+    __slots__ = (
+        "_decode",
+        "_params",
+        "_raw",
+        "action",
+        "broker",
+        "caller",
+        "deadline",
+        "event",
+        "headers",
+        "id",
+        "level",
+        "locals",
+        "meta",
+        "node_id",
+        "parent_id",
+        "remote",
+        "request_id",
+        "response_headers",
+        "service",
+        "stream",
+        "tracing",
+    )
+
+    def __init__(
+        self,
+        broker: Caller,
+        *,
+        action: str | None = None,
+        event: str | None = None,
+        params: Any = None,
+        raw: Raw | None = None,
+        decode: Callable[[Raw], Any] | None = None,
+        id: str | None = None,
+        meta: Objects | None = None,
+        headers: Mapping[str, Any] | None = None,
+        node_id: str,
+        request_id: str | None = None,
+        parent_id: str | None = None,
+        caller: str | None = None,
+        level: int = 1,
+        deadline: float | None = None,
+        tracing: bool | None = None,
+        remote: bool = False,
+    ) -> None:
+        self.broker = broker
+        self.id = id or str(uuid.uuid4())
+        """Unique for each attempt of a call."""
+        self.action = action
+        """The full name of the action; None in an event handler."""
+        self.event = event
+        """The name of the event; None in an action."""
+        self.meta: Objects = {} if meta is None else meta
+        """Travels with the call, to nested calls, and back to the caller."""
+        self.headers: Objects = dict(headers or {})
+        """Travels with the call only, and only between nodes of protocol 5."""
+        self.response_headers: Objects = {}
+        self.locals: Objects = {}
+        """For middlewares and handlers of this node; never sent."""
+        self.node_id = node_id
+        """The node that calls, or that answers once it has."""
+        self.request_id = request_id or self.id
+        """The same in the whole chain of calls."""
+        self.parent_id = parent_id
+        self.caller = caller
+        """The full name of the calling service."""
+        self.level = level
+        """1 for the first call, one more for each nested one."""
+        self.deadline = deadline
+        """On the event loop's clock, in seconds; None when the caller waits for ever."""
+        self.tracing = tracing
+        self.stream: Any = None
+        self.service: Service | None = None
+        self.remote = remote
+        self._params = UNDECODED if raw is not None else params
+        self._raw = raw
+        self._decode = decode
+
+    @property
+    def params(self) -> Any:
+        """The parameters of the call, or the payload of the event, as plain values."""
+        if self._params is UNDECODED:
+            assert self._raw is not None
+            assert self._decode is not None
+            self._params = self._decode(self._raw)
+        return self._params
+
+    @params.setter
+    def params(self, value: Any) -> None:
+        self._params, self._raw = value, None
+
+    @property
+    def raw_params(self) -> Raw | None:
+        """The parameters as they came over the wire; None for a call in this process."""
+        return self._raw
+
+    @property
+    def reply_limit(self) -> int | None:
+        """The most bytes that the result may have when encoded, so that the reply fits the server's `max_payload`.
+
+        None when there is no limit: a call in this process, or a transport without one.
+        """
+        return self.broker.reply_limit(self)
+
+    @property
+    def service_name(self) -> str | None:
+        """The full name of the service this context runs in; the `caller` of nested calls."""
+        return self.service.full_name if self.service is not None else None
+
+    async def call(self, action: str, params: Any = ABSENT, **options: Any) -> Any:
+        """Call an action as part of this request: request id, level, caller, meta and the remaining time travel on.
+
+        Meta that the callee sets comes back into this context's meta. Parameters and errors as `ServiceBroker.call`;
+        RequestSkippedError when no time is left.
+        """
+        return await self.broker.call(action, params, parent=self, **options)
+
+    async def mcall(self, calls: Any, **options: Any) -> Any:
+        """Several calls at once; see `ServiceBroker.mcall`."""
+        return await self.broker.mcall(calls, parent=self, **options)
+
+    async def emit(self, event: str, data: Any = None, **options: Any) -> None:
+        """Send an event to one node of each group; see `ServiceBroker.emit`."""
+        await self.broker.emit(event, data, parent=self, **options)
+
+    async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
+        """Send an event to every node that listens; see `ServiceBroker.broadcast`."""
+        await self.broker.broadcast(event, data, parent=self, **options)

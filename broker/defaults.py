@@ -1,0 +1,124 @@
+"""Every number of the broker, with its unit and where it comes from, and the options a user may set."""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from broker.errors import BrokerOptionsError
+from broker.packets import PROTOCOLS, Protocol
+
+# Life of a node: the values of Moleculer JS (protocol §4, appendix A) unless said otherwise.
+HEARTBEAT_INTERVAL_S = 10.0
+HEARTBEAT_OFFSET_S = 0.5  # nodes started together do not beat together
+HEARTBEAT_TIMEOUT_S = 30.0
+TICK_S = 1.0  # how often silence is looked for; JS looks once per timeout and so needs up to twice as long
+FORGET_OFFLINE_S = 600.0
+DISCOVERY_WAIT_S = 0.5
+DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within milliseconds
+ANNOUNCE_DELAY_S = 1.0
+STOP_DELAY_S = 0.1
+SHUTDOWN_TIMEOUT_S = 5.0  # JS `tracking.shutdownTimeout`; here always on
+ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseconds
+
+# Bounds.
+REQUESTS_PENDING = 50_000  # JS `transit.maxQueueSize`
+REQUESTS_IN_WORK = 10_000  # JS has no bound; about 100 MB of small requests and their tasks
+ENVELOPE_MARGIN_BYTES = 256  # room for what a reply's meta may gain after `reply_limit` was asked for
+PING_TIMEOUT_S = 2.0  # JS `broker.ping`
+
+# Retries (protocol §12.2).
+RETRY_DELAY_S = 0.1
+RETRY_MAX_DELAY_S = 1.0
+RETRY_FACTOR = 2.0
+
+# NATS: nats.js 2 as Moleculer uses it (protocol §14).
+NATS_CONNECT_TIMEOUT_S = 5  # JS waits 20 s; ours is one try of many
+NATS_CONNECT_RETRY_S = 1.0  # JS waits 5 s; a service that starts beside its server should not lose that much
+NATS_CONNECT_RETRY_MAX_S = 5.0
+NATS_RECONNECT_WAIT_S = 2.0
+NATS_RECONNECT_JITTER_S = 0.5  # JS 0.1
+NATS_PING_INTERVAL_S = 30  # JS 120 s; finds a dead connection four times sooner
+NATS_CLOSE_TIMEOUT_S = 2
+
+
+def default_node_id() -> str:
+    """`host-pid-random`: unique, as a second node with the same id would end both (protocol §3.5)."""
+    return f"{socket.gethostname().lower()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+
+
+class BrokerOptions(Struct, frozen=True, kw_only=True):
+    """What a ServiceBroker can be told. Times in seconds."""
+
+    node_id: str
+    """Unique in the cluster. Default: host, process id and four random digits."""
+    namespace: str = ""
+    """Nodes of different namespaces never see each other."""
+    transporter: Any = None
+    """`nats://host:4222` (several by commas or as a list), `memory://name`, None for no cluster, or a Transport."""
+    serializer: str = "JSON"
+    """The same in the whole cluster."""
+    protocol: Protocol | None = None
+    """"4" or "5" to speak only with nodes of Moleculer 0.14 or 0.15; None for both at once."""
+    request_timeout: float = 0.0
+    """How long a call waits for its answer when it does not say itself; 0 for ever. The default is that of JS."""
+    wait_for_connection: bool = False
+    """Without a connection, calls wait for it inside their timeout; else they fail at once with
+    BrokerDisconnectedError, which is retryable."""
+    max_call_level: int = 0
+    """How deep calls may nest; 0 for no limit."""
+    strategy: str = "RoundRobin"
+    """How one of several endpoints is chosen: RoundRobin or Random."""
+    prefer_local: bool = True
+    """Whether an action of this node wins over the same on others."""
+    metadata: dict[str, Any] = {}
+    """Anything that other nodes may read of this one."""
+    transporter_options: dict[str, Any] = {}
+    """More options for nats-py: tls, token, user_credentials…"""
+    heartbeat_interval: float = HEARTBEAT_INTERVAL_S
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S
+    shutdown_timeout: float = SHUTDOWN_TIMEOUT_S
+    """How long `stop` waits for running requests."""
+    middlewares: Sequence[Callable[..., Any]] = ()
+    """Functions `async (call_next, ctx)` around every action of this node, the first outermost."""
+
+
+_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
+    "node_id": str,
+    "namespace": str,
+    "transporter": str,
+    "serializer": str,
+    "protocol": str,
+    "request_timeout": float,
+    "max_call_level": int,
+    "strategy": str,
+    "heartbeat_interval": float,
+    "heartbeat_timeout": float,
+    "shutdown_timeout": float,
+}
+
+
+def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> BrokerOptions:
+    """Options from what was passed, else from the environment (`BROKER_NAMESPACE`, …), else the defaults.
+
+    Raises BrokerOptionsError for a value that does not fit.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    for name, convert in _FROM_ENVIRONMENT.items():
+        text = environment.get(f"BROKER_{name.upper()}")
+        if text and name not in values:
+            try:
+                values[name] = convert(text)
+            except ValueError:
+                raise BrokerOptionsError(f"BROKER_{name.upper()} must be a number, not {text!r}.") from None
+    values.setdefault("node_id", default_node_id())
+    try:
+        options = BrokerOptions(**values)
+    except TypeError as error:
+        raise BrokerOptionsError(f"An option of the broker is not known: {error}.") from None
+    if options.protocol not in (None, *PROTOCOLS):
+        raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
+    return options

@@ -1,0 +1,102 @@
+"""What the transit wants done: it decides, the node acts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from broker.endpoints import Listener
+from broker.errors import MoleculerError
+from broker.packets import Event, Packet, Ping, Pong, Request, Response
+from broker.schema import ActionDefinition
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request that waits for its answer. `waiter` belongs to whoever made the request."""
+
+    id: str
+    node_id: str
+    action: str
+    waiter: Any
+
+
+@dataclass(slots=True)
+class Publish:
+    """Send a packet. With `reply_id`, ask the server to tell when nobody listens on the subject."""
+
+    subject: str
+    packet: Packet
+    reply_id: str | None = None
+
+
+@dataclass(slots=True)
+class RunAction:
+    """Run an action of this node for a caller."""
+
+    request: Request
+    action: ActionDefinition
+    arrived: float
+
+
+@dataclass(slots=True)
+class RunEvent:
+    """Run event handlers of this node."""
+
+    event: Event
+    listeners: list[Listener]
+
+
+@dataclass(slots=True)
+class Settle:
+    """A request was answered."""
+
+    pending: Pending
+    response: Response
+
+
+@dataclass(slots=True)
+class Reject:
+    """A request will not be answered. `undelivered`: no node has seen it, so another may be asked."""
+
+    pending: Pending
+    error: MoleculerError
+    undelivered: bool = False
+
+
+@dataclass(slots=True)
+class Notify:
+    """A local event (§7.4)."""
+
+    event: str
+    payload: dict[str, Any]
+
+
+@dataclass(slots=True)
+class AnswerPing:
+    """Send a ping back, with the wall clock's time in it."""
+
+    ping: Ping
+    subject: str
+
+
+@dataclass(slots=True)
+class PongArrived:
+    """A ping was answered."""
+
+    pong: Pong
+
+
+@dataclass(slots=True)
+class Dropped:
+    """A packet was not acted on; a person should read why."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Conflict:
+    """Another process runs under this node's id (§3.5)."""
+
+    instance_id: str | None
+
+
+Effect = Publish | RunAction | RunEvent | Settle | Reject | Notify | AnswerPing | PongArrived | Dropped | Conflict

@@ -1,0 +1,145 @@
+"""Events sent by this node (moleculer protocol §7.1)."""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import UNSET, Raw
+
+from broker.codec import Codec
+from broker.context import Caller, Context
+from broker.effects import Publish
+from broker.endpoints import Listener
+from broker.errors import BrokerDisconnectedError
+from broker.node import Node
+from broker.packets import Event
+from broker.registry import Registry
+from broker.transit import Transit
+
+logger = logging.getLogger("broker")
+
+
+class Emitting:
+    """Sends events to nodes, and to the listeners of this one."""
+
+    def __init__(
+        self,
+        broker: Caller,
+        node: Node,
+        transit: Transit,
+        registry: Registry,
+        codec: Codec,
+        run_here: Callable[[Listener, Context], None],
+    ) -> None:
+        self._broker = broker
+        self._node = node
+        self._transit = transit
+        self._registry = registry
+        self._codec = codec
+        self._run_here = run_here
+
+    async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To one node of each group: a group that listens with two patterns still gets it on one node only."""
+        groups: Sequence[str] = options.get("groups") or ()
+        chosen: dict[str, str] = {}
+        here: list[Listener] = []
+        for choices in self._registry.find_listeners(event, groups):
+            group = choices.members[0].group
+            if group not in chosen:
+                listener = self._registry.choose_listener(choices)
+                if listener is None:
+                    continue
+                chosen[group] = listener.node_id
+            listener = choices.on_node(chosen[group])
+            if listener is not None and listener.local:
+                here.append(listener)
+        by_node: dict[str, list[str]] = {}
+        for group, node_id in chosen.items():
+            by_node.setdefault(node_id, []).append(group)
+        await self._deliver(event, data, options, here, by_node, broadcast=False)
+
+    async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To every listener of every node."""
+        groups: Sequence[str] = options.get("groups") or ()
+        here: list[Listener] = []
+        by_node: dict[str, list[str]] = {}
+        for choices in self._registry.find_listeners(event, groups):
+            for listener in choices.members:
+                by_node.setdefault(listener.node_id, [])
+                if listener.local:
+                    here.append(listener)
+        await self._deliver(event, data, options, here, by_node, broadcast=True)
+
+    async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To every listener of this node."""
+        here = [
+            listener
+            for choices in self._registry.find_listeners(event, options.get("groups") or ())
+            for listener in choices.members
+            if listener.local
+        ]
+        await self._deliver(event, data, options, here, {}, broadcast=True)
+
+    async def _deliver(
+        self,
+        event: str,
+        data: Any,
+        options: Mapping[str, Any],
+        here: list[Listener],
+        by_node: Mapping[str, list[str]],
+        *,
+        broadcast: bool,
+    ) -> None:
+        root = self._context(event, data, options)
+        for listener in here:
+            self._run_here(listener, self._context(event, data, options))
+        others = {node_id: groups for node_id, groups in by_node.items() if node_id != self._node.options.node_id}
+        if not others:
+            return
+        encoded = self._codec.encode_value(data)
+        for node_id, groups in others.items():
+            wanted = (options.get("groups") or UNSET) if broadcast else groups
+            packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
+            for effect in self._transit.event(node_id, packet):
+                assert isinstance(effect, Publish)
+                try:
+                    await self._node.publish(effect)
+                except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
+                    logger.warning("Event '%s' was not sent to '%s': %s", event, node_id, error)
+
+    def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
+        version = self._transit.version_of(node_id)
+        return Event(
+            ver=version,
+            sender=self._node.options.node_id,
+            id=str(uuid.uuid4()),
+            event=root.event or "",
+            data=data,
+            groups=groups,
+            broadcast=broadcast,
+            meta=root.meta,
+            headers=UNSET if version == "4" else root.headers,
+            level=root.level,
+            tracing=root.tracing,
+            parent_id=root.parent_id,
+            request_id=root.request_id,
+            caller=root.caller,
+        )
+
+    def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
+        parent: Context | None = options.get("parent")
+        meta = options.get("meta") or {}
+        return Context(
+            self._broker,
+            event=event,
+            params=data,
+            meta={**parent.meta, **meta} if parent else dict(meta),
+            headers=options.get("headers"),
+            node_id=self._node.options.node_id,
+            request_id=parent.request_id if parent else None,
+            parent_id=parent.id if parent else None,
+            caller=parent.service_name if parent else None,
+            level=parent.level + 1 if parent else 1,
+            tracing=parent.tracing if parent else None,
+        )

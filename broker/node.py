@@ -1,0 +1,369 @@
+"""A node at work: the transit's decisions meet the transport, in one task group (moleculer protocol §4).
+
+Order of the start: connect, make sure that nobody has our id, subscribe, discover, then services are announced.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, assert_never
+
+import anyio
+from anyio.abc import TaskGroup
+
+from broker import defaults
+from broker.codec import Codec
+from broker.cpu import CPUMeter
+from broker.defaults import BrokerOptions
+from broker.effects import (
+    AnswerPing,
+    Conflict,
+    Dropped,
+    Effect,
+    Notify,
+    PongArrived,
+    Publish,
+    Reject,
+    RunAction,
+    RunEvent,
+    Settle,
+)
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, InvalidPacketDataError, MoleculerError
+from broker.packets import Command, Ping, Pong
+from broker.transit import Transit
+from broker.transports.base import Observer, Transport
+
+logger = logging.getLogger("broker")
+
+
+class Node:
+    """Connects a transit to a transport and runs everything that goes on in the background.
+
+    `run_action`, `run_event` and `notify` are how the node hands work to the services; they return at once.
+    """
+
+    run_action: Callable[[RunAction], None]
+    run_event: Callable[[RunEvent], None]
+    notify: Callable[[str, dict[str, Any]], None]
+
+    def __init__(self, options: BrokerOptions, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+        self.options = options
+        self.transport = transport
+        self.codec = codec
+        self.transit = transit
+        self.failure: MoleculerError | None = None
+        """Why the node had to stop by itself; None while all is well."""
+        self.stopped = anyio.Event()
+        self.background: TaskGroup
+        self.handlers: TaskGroup
+        self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
+        self._main: asyncio.Task[None] | None = None
+        self._running = anyio.Event()
+        self._drain = anyio.Event()
+        self._drained = anyio.Event()
+        self._finish = anyio.Event()
+        self._changed = anyio.Event()
+        self._connection = anyio.Event()
+        self._idle = anyio.Event()
+        self._cpu = CPUMeter()
+
+    # Starting and stopping
+
+    async def open(self) -> None:
+        """Open the task groups that everything else runs in."""
+        # The one task outside a group: it holds the groups, so that start and stop may come from different tasks.
+        self._main = asyncio.get_running_loop().create_task(self._hold_groups(), name="moleculer node")
+        await self._running.wait()
+
+    async def join(self) -> None:
+        """Connect and find the other nodes. Retries until the server answers, one log line each time.
+
+        Raises BrokerOptionsError when another process runs under this node's id.
+        """
+        if self.transport is None:
+            self.transit.ready = True
+            return
+        await self._connect(self.transport)
+        await self._check_id_is_free(self.transport)
+        for command, subject in self.transit.topics.base_subscriptions(self.options.node_id):
+            await self.transport.subscribe(subject, self._receiver(command))
+        await self.perform(self.transit.discover())
+        await anyio.sleep(defaults.DISCOVERY_SECOND_VERSION_S)
+        await self.perform(self.transit.discover_others())
+        await anyio.sleep(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
+        self.transit.ready = True
+        self.notify("$transporter.connected", {"wasReconnect": False})
+        for loop in (self._beat, self._look_for_silence, self._announce_changes):
+            self.background.start_soon(loop)
+
+    async def leave(self) -> None:
+        """Stop being offered work, and finish what runs (§4.2)."""
+        if self.transport is not None and self.transport.connected and self.failure is None:
+            await self.perform(self.transit.leave())
+            await anyio.sleep(defaults.STOP_DELAY_S)
+        self.transit.stopping = True
+        with anyio.move_on_after(self.options.shutdown_timeout):
+            await self._wait_until_idle()
+        self._drain.set()
+        await self._drained.wait()
+
+    async def close(self) -> None:
+        """Say good-bye and go. Nothing of this node runs when it returns."""
+        if self.transport is not None:
+            if self.transport.connected and self.failure is None:
+                await self.perform(self.transit.disconnect())
+            await self.transport.close()
+        self.reject_pending(BrokerDisconnectedError("The broker has stopped."))
+        self._finish.set()
+        if self._main is not None:
+            await self._main
+        self.stopped.set()
+
+    async def _hold_groups(self) -> None:
+        async with anyio.create_task_group() as self.background:
+            async with anyio.create_task_group() as self.handlers:
+                self._running.set()
+                await self._drain.wait()
+                self.handlers.cancel_scope.cancel()
+            self._drained.set()
+            await self._finish.wait()
+            self.background.cancel_scope.cancel()
+
+    async def _connect(self, transport: Transport) -> None:
+        observer = Observer(
+            nobody_listens=self._nobody_listens,
+            disconnected=self._disconnected,
+            reconnected=self._reconnected,
+            failed=self._failed,
+        )
+        wait = defaults.NATS_CONNECT_RETRY_S
+        while True:
+            try:
+                await transport.connect(observer, self.options.node_id)
+            except BrokerDisconnectedError as error:
+                logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
+                await anyio.sleep(wait * random.uniform(0.8, 1.2))
+                wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
+            else:
+                self._connection.set()
+                return
+
+    async def _check_id_is_free(self, transport: Transport) -> None:
+        """Two nodes of one id end each other (§3.5), and the older one is a running service: so ask before speaking.
+
+        The question goes out under another name, as nodes ignore what seems to come from themselves. A subscription
+        without an answer is what a crashed host leaves behind at the server for a while: then the id is free.
+        """
+        asker = f"{self.options.node_id}~{self.transit.identity.instance_id[:8]}"
+        answered = anyio.Event()
+
+        async def on_pong(_data: bytes) -> None:
+            answered.set()
+
+        pongs = await transport.subscribe(self.transit.topics.to_node("PONG", asker), on_pong)
+        subject = self.transit.topics.to_node("PING", self.options.node_id)
+        versions = [self.options.protocol] if self.options.protocol else ["5", "4"]
+        questions = [Ping(ver=version, sender=asker, time=_epoch_ms(), id=asker) for version in versions]
+        heard = [await transport.is_heard(subject, self.codec.encode(question)) for question in questions]
+        if any(heard):
+            with anyio.move_on_after(defaults.ID_PROBE_S):
+                await answered.wait()
+        await pongs.cancel()
+        if answered.is_set():
+            raise BrokerOptionsError(
+                f"Another node with the id '{self.options.node_id}' is running. Node ids are unique in a cluster: "
+                "choose another one, or stop that node first."
+            )
+
+    async def _wait_until_idle(self) -> None:
+        while self.transit.in_work:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def work_done(self) -> None:
+        """A request was answered."""
+        self.transit.in_work -= 1
+        if not self.transit.in_work:
+            self._idle.set()
+
+    # Packets in
+
+    def _receiver(self, command: Command) -> Callable[[bytes], Awaitable[None]]:
+        async def on_message(data: bytes) -> None:
+            try:
+                await self.receive(command, data)
+            except Exception:  # a packet must never end the node, whatever is in it (§2.2)
+                logger.exception("A packet of %s could not be processed; dropped", command)
+
+        return on_message
+
+    async def receive(self, command: Command, data: bytes) -> None:
+        """Take in one message."""
+        try:
+            packet = self.codec.decode(command, data)
+        except InvalidPacketDataError as error:
+            logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
+            address = self.codec.decode_address(data) if command == "REQ" else None
+            if address is not None:
+                await self.perform(self.transit.respond_error(address, None, error))
+            return
+        await self.perform(self.transit.receive(command, packet, anyio.current_time()))
+
+    # Effects out
+
+    async def perform(self, effects: Iterable[Effect]) -> None:
+        """Do what the transit decided."""
+        for effect in effects:
+            match effect:
+                case RunAction():
+                    self.transit.in_work += 1
+                    self.run_action(effect)
+                case Settle():
+                    if not effect.pending.waiter.done():
+                        effect.pending.waiter.set_result(effect.response)
+                case Publish():
+                    await self._publish_quietly(effect)
+                case RunEvent():
+                    self.run_event(effect)
+                case Reject():
+                    self._reject(effect)
+                case Notify():
+                    self.notify(effect.event, effect.payload)
+                case AnswerPing():
+                    await self._answer_ping(effect)
+                case PongArrived():
+                    self._settle_ping(effect.pong)
+                case Dropped():
+                    logger.warning("%s", effect.reason)
+                case Conflict():
+                    self._give_way()
+                case _:
+                    assert_never(effect)
+
+    async def publish(self, effect: Publish) -> None:
+        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
+        if self.transport is None:
+            raise BrokerDisconnectedError
+        await self.transport.publish(effect.subject, self.codec.encode(effect.packet), effect.reply_id)
+
+    async def wait_for_connection(self) -> None:
+        """Return when the transport is connected."""
+        while self.transport is not None and not self.transport.connected:
+            await self._connection.wait()
+
+    def announce_soon(self) -> None:
+        """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
+        self.transit.service_changed()
+        self._changed.set()
+
+    async def _publish_quietly(self, effect: Publish) -> None:
+        try:
+            await self.publish(effect)
+        except MoleculerError as error:
+            logger.warning("Could not send %s: %s", effect.subject, error)
+
+    async def _answer_ping(self, effect: AnswerPing) -> None:
+        ping = effect.ping
+        pong = Pong(ver=ping.ver, sender=self.options.node_id, time=ping.time, id=ping.id, arrived=_epoch_ms())
+        await self._publish_quietly(Publish(effect.subject, pong))
+
+    def _settle_ping(self, pong: Pong) -> None:
+        now = _epoch_ms()
+        elapsed = now - pong.time if isinstance(pong.time, int | float) else 0
+        skew = round(now - pong.arrived - elapsed / 2) if isinstance(pong.arrived, int | float) else 0
+        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
+        for ping_id, (node_id, waiter) in list(self.pongs.items()):
+            if node_id == pong.sender and not waiter.done():
+                waiter.set_result(result)
+                del self.pongs[ping_id]
+        self.notify("$node.pong", {**result, "id": pong.id if isinstance(pong.id, str) else None})
+
+    def _reject(self, effect: Reject) -> None:
+        waiter = effect.pending.waiter
+        if not waiter.done():
+            waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
+
+    def reject_pending(self, error: MoleculerError) -> None:
+        """Fail every request that waits for an answer."""
+        for pending in list(self.transit.pending.values()):
+            self.transit.forget_request(pending.id)
+            self._reject(Reject(pending, error))
+
+    # The connection
+
+    async def _nobody_listens(self, request_id: str) -> None:
+        await self.perform(self.transit.nobody_listens(request_id, anyio.current_time()))
+
+    async def _disconnected(self) -> None:
+        """Answers to what was asked may be lost now, so nobody waits for them (§4.5)."""
+        logger.warning("The connection to NATS is lost; reconnecting")
+        self._connection = anyio.Event()
+        self.reject_pending(BrokerDisconnectedError())
+        self.notify("$transporter.disconnected", {"graceFul": False})
+
+    async def _reconnected(self) -> None:
+        """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
+        logger.info("The connection to NATS is back")
+        self._connection.set()
+        self.transit.resume(anyio.current_time())
+        await self.perform(self.transit.discover())
+        if self.transit.ready and not self.transit.stopping:
+            await self.perform(self.transit.announce())
+            await self.perform(self.transit.heartbeat(self._cpu.percent()))
+        self.notify("$transporter.connected", {"wasReconnect": True})
+
+    async def _failed(self, reason: str) -> None:
+        logger.warning("NATS: %s", reason)
+
+    def _give_way(self) -> None:
+        """A newer process has this node's id. Stop without a word: a DISCONNECT would take that one off, too."""
+        self.failure = BrokerOptionsError(
+            f"Another node with the id '{self.options.node_id}' has joined, so this one stops. Node ids are unique in "
+            "a cluster: give one of them another id."
+        )
+        logger.critical("%s", self.failure)
+        if self.transport is not None:
+            self.background.start_soon(self.transport.close)
+        self.stopped.set()
+
+    # Loops
+
+    async def _beat(self) -> None:
+        offset = random.uniform(-defaults.HEARTBEAT_OFFSET_S, defaults.HEARTBEAT_OFFSET_S)
+        interval = self.options.heartbeat_interval
+        if interval <= 0:
+            return
+        while True:
+            await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
+            if self.transport is not None and self.transport.connected and not self.failure:
+                await self.perform(self.transit.heartbeat(self._cpu.percent()))
+
+    async def _look_for_silence(self) -> None:
+        while True:
+            await anyio.sleep(defaults.TICK_S)
+            if self.transport is not None and self.transport.connected:
+                await self.perform(self.transit.tick(anyio.current_time()))
+
+    async def _announce_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            while self._changed.is_set():
+                self._changed = anyio.Event()
+                with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
+                    await self._changed.wait()
+            if not self.transit.stopping and self.transport is not None and self.transport.connected:
+                await self.perform(self.transit.announce())
+
+
+class Undelivered(Exception):
+    """A request reached nobody, so that another node may be asked. Never leaves the broker."""
+
+    def __init__(self, error: MoleculerError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _epoch_ms() -> int:
+    return time.time_ns() // 1_000_000

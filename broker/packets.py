@@ -1,0 +1,159 @@
+"""One Struct a packet, as they travel (moleculer protocol §2.3).
+
+The command is not in the packet: the subject names it. Field names here are Python's, the wire's
+stand in `field(name=)`. What a peer may leave out has a default; a field that is `UNSET` is not sent. Values of the user (params, data) stay
+`Raw`: they are decoded once, into the type that the action asks for. Fields that nobody here acts on are not declared
+and so skipped (§2.1: unknown fields are ignored).
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+__all__ = [
+    "COMMANDS",
+    "PROTOCOLS",
+    "Command",
+    "Disconnect",
+    "Discover",
+    "Event",
+    "Heartbeat",
+    "Info",
+    "Packet",
+    "Ping",
+    "Pong",
+    "Protocol",
+    "Request",
+    "Response",
+]
+
+Protocol = Literal["4", "5"]
+"""Protocol 4 is spoken by Moleculer 0.14, protocol 5 by 0.15."""
+
+PROTOCOLS: tuple[Protocol, ...] = ("5", "4")
+
+Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PONG"]
+
+Objects = dict[str, Any]
+
+
+class Packet(Struct, kw_only=True):
+    """What every packet has (§2.1). `ver` is any value here: a peer's number 4 is a mismatch, not bad bytes (§0.2)."""
+
+    ver: Any = None
+    sender: str
+
+
+class Discover(Packet, kw_only=True):
+    """Asks nodes to answer with INFO."""
+
+
+class Disconnect(Packet, kw_only=True):
+    """The sender leaves."""
+
+
+class Heartbeat(Packet, kw_only=True):
+    """The sender lives. `cpu` in percent, None until measured (§4.4)."""
+
+    cpu: float | None = None
+    sequence: int | UnsetType = field(name="seq", default=UNSET)
+    instance_id: str | UnsetType = field(name="instanceID", default=UNSET)
+
+
+class Ping(Packet, kw_only=True):
+    """`time` in epoch milliseconds of the sender; a float with some serializers (§11)."""
+
+    time: Any = None
+    id: Any = UNSET
+
+
+class Pong(Packet, kw_only=True):
+    """A Ping sent back, with `arrived`, the responder's time in epoch milliseconds."""
+
+    time: Any = None
+    id: Any = UNSET
+    arrived: Any = None
+
+
+class Info(Packet, kw_only=True):
+    """What a node offers (§3.1). Entries of `services` are read leniently by the registry, so they stay plain."""
+
+    services: list[Any] | None = None
+    ip_list: list[Any] | None = field(name="ipList", default=None)
+    hostname: str | None = None
+    client: Objects | None = None
+    config: Objects | None = None
+    instance_id: str | None = field(name="instanceID", default=None)
+    metadata: Objects | None = None
+    sequence: int | None = field(name="seq", default=None)
+
+
+class Request(Packet, kw_only=True):
+    """A call (§2.3 REQ). `timeout` in milliseconds, may be fractional; 0 none, None the callee's default."""
+
+    id: str
+    action: str
+    params: Raw = Raw()
+    meta: Objects | None = None
+    headers: Objects | UnsetType | None = UNSET
+    timeout: float | None = None
+    level: float | None = None
+    tracing: Any = None
+    parent_id: str | None = field(name="parentID", default=None)
+    request_id: str | None = field(name="requestID", default=None)
+    caller: str | None = None
+    stream: Any = False
+    sequence: int | UnsetType | None = field(name="seq", default=UNSET)
+
+
+class Response(Packet, kw_only=True):
+    """The answer to a call (§2.3 RES). Empty `data` means the field was missing."""
+
+    id: str
+    meta: Objects | None = None
+    headers: Objects | UnsetType | None = UNSET
+    success: Any = False
+    data: Raw = Raw()
+    error: Any = UNSET
+    stream: Any = UNSET
+    sequence: int | UnsetType | None = field(name="seq", default=UNSET)
+
+
+class Event(Packet, kw_only=True):
+    """An event (§2.3 EVENT). Missing or empty `groups` means all groups."""
+
+    id: str | None = None
+    event: str
+    data: Raw = Raw()
+    groups: list[str] | UnsetType | None = UNSET
+    broadcast: bool | None = False
+    meta: Objects | None = None
+    headers: Objects | UnsetType | None = UNSET
+    level: float | None = None
+    tracing: Any = None
+    parent_id: str | None = field(name="parentID", default=None)
+    request_id: str | None = field(name="requestID", default=None)
+    caller: str | None = None
+    need_ack: Any = field(name="needAck", default=None)
+
+
+COMMANDS: dict[Command, type[Packet]] = {
+    "EVENT": Event,
+    "REQ": Request,
+    "RES": Response,
+    "DISCOVER": Discover,
+    "INFO": Info,
+    "DISCONNECT": Disconnect,
+    "HEARTBEAT": Heartbeat,
+    "PING": Ping,
+    "PONG": Pong,
+}
+
+
+class Address(msgspec.Struct):
+    """The least that an unusable request must hold so that it can be answered."""
+
+    sender: str
+    id: str
+    ver: Any = None

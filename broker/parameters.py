@@ -1,0 +1,163 @@
+"""The typed parameters of an action: from the handler's signature to decoding, violations and what JS tools show."""
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec import inspect as types
+
+from broker.errors import ServiceSchemaError, ValidationError
+
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+
+
+class Parameters:
+    """What a handler takes after its context.
+
+    `kind` is the msgspec Struct that params are decoded into. A parameter annotated `msgspec.Raw` receives the JSON
+    bytes of its value, unparsed. `rename` maps Python names to wire names.
+    """
+
+    def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str]) -> None:
+        self.names = _parameter_names(handler)
+        hints = get_type_hints(handler, include_extras=True)
+        fields: list[Any] = []
+        for name, parameter in self.names.items():
+            if name not in hints:
+                raise ServiceSchemaError(
+                    f"Parameter '{name}' of action handler {handler.__qualname__} has no type. Annotate it, or take "
+                    "the context alone and read ctx.params."
+                )
+            fields.append((name, hints[name], *_default(parameter)))
+        self.kind: type[Struct] = msgspec.defstruct(
+            f"{handler.__qualname__} parameters", fields, kw_only=True, rename=dict(rename) or None
+        )
+        self.fields = msgspec.structs.fields(self.kind)
+        self._raw = [item.encode_name for item in self.fields if item.type is Raw]
+
+    def arguments(self, values: Struct) -> dict[str, Any]:
+        """Keyword arguments for the handler."""
+        return {name: getattr(values, name) for name in self.names}
+
+    def convert(self, params: Any, encode: Callable[[object], Raw]) -> Struct:
+        """Params of a call in this process. Raises msgspec.ValidationError when they do not fit."""
+        if params is None:
+            params = {}
+        if self._raw and isinstance(params, dict):
+            params = {**params, **{name: encode(params[name]) for name in self._raw if name in params}}
+        return msgspec.convert(params, self.kind)
+
+    def violations(self, params: Any, error: Exception) -> ValidationError:
+        """Everything wrong with `params`, one item a field (moleculer protocol §6.4)."""
+        items: list[dict[str, Any]] = []
+        if not isinstance(params, dict | None):
+            items.append({"type": "object", "field": "", "message": "The params must be an object."})
+        else:
+            for item in self.fields:
+                items.extend(_violation(item, params or {}))
+        if not items:
+            items.append({"type": "invalid", "field": "", "message": str(error)})
+        return ValidationError("Parameters validation error!", None, items)
+
+    def describe(self) -> dict[str, Any]:
+        """The parameters as a fastest-validator schema, which JS tools show (moleculer protocol §3.2)."""
+        described: dict[str, Any] = {}
+        for item in self.fields:
+            rule = _rule(types.type_info(item.type))
+            if not item.required:
+                rule["optional"] = True
+                if isinstance(item.default, str | int | float | bool):
+                    rule["default"] = item.default
+            described[item.encode_name] = rule
+        return described
+
+
+def _parameter_names(handler: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(handler).parameters.values())
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if not parameters:
+        raise ServiceSchemaError(f"Handler {handler.__qualname__} must take the context as its first parameter.")
+    if any(parameter.kind not in kinds for parameter in parameters[1:]):
+        raise ServiceSchemaError(f"Handler {handler.__qualname__} must name its parameters: no *args, **kwargs or '/'.")
+    return {parameter.name: parameter for parameter in parameters[1:]}
+
+
+def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    default = parameter.default
+    if default is inspect.Parameter.empty:
+        return ()
+    if isinstance(default, list | dict | set):
+        return (msgspec.field(default_factory=lambda: copy.deepcopy(default)),)
+    return (default,)
+
+
+def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    name = item.encode_name
+    if name not in params:
+        if not item.required:
+            return []
+        return [{"type": "required", "field": name, "message": f"The '{name}' field is required."}]
+    if item.type is Raw:
+        return []
+    value = params[name]
+    try:
+        msgspec.convert(value, item.type)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        at = _AT.search(text)
+        path = name + (at["path"] if at else "")
+        reason = _AT.sub("", text)
+        rule = _rule(types.type_info(item.type))["type"]
+        violation = {"type": rule, "field": path, "message": f"The '{path}' field does not fit: {_lower(reason)}."}
+        if isinstance(value, str | int | float | bool | None):
+            violation["actual"] = value
+        return [violation]
+    return []
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _rule(info: types.Type) -> dict[str, Any]:
+    """One type in fastest-validator's words; `any` for what it has no word for."""
+    match info:
+        case types.BoolType():
+            return {"type": "boolean"}
+        case types.IntType():
+            return _limits({"type": "number", "integer": True}, min=info.ge, max=info.le)
+        case types.FloatType():
+            return _limits({"type": "number"}, min=info.ge, max=info.le)
+        case types.StrType():
+            return _limits({"type": "string"}, min=info.min_length, max=info.max_length, pattern=info.pattern)
+        case types.ListType() | types.SetType() | types.VarTupleType():
+            return _limits({"type": "array", "items": _rule(info.item_type)}, min=info.min_length, max=info.max_length)
+        case types.LiteralType():
+            return {"type": "enum", "values": list(info.values)}
+        case types.EnumType():
+            return {"type": "enum", "values": [member.value for member in info.cls]}
+        case types.StructType():
+            properties = {field.encode_name: _property(field) for field in info.fields}
+            return {"type": "object", "props": properties}
+        case types.DictType():
+            return {"type": "object"}
+        case types.UnionType():
+            rules = [_rule(member) for member in info.types if not isinstance(member, types.NoneType)]
+            nullable = {"nullable": True} if len(rules) < len(info.types) else {}
+            return {**rules[0], **nullable} if len(rules) == 1 else {"type": "multi", "rules": rules, **nullable}
+        case types.Metadata():
+            return _rule(info.type)
+        case _:
+            return {"type": "any"}
+
+
+def _property(field: types.Field) -> dict[str, Any]:
+    return _rule(field.type) if field.required else {**_rule(field.type), "optional": True}
+
+
+def _limits(rule: dict[str, Any], **limits: Any) -> dict[str, Any]:
+    return rule | {name: limit for name, limit in limits.items() if limit is not None}

@@ -1,0 +1,141 @@
+"""Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
+
+import logging
+
+import anyio
+from msgspec import UNSET
+
+from broker.catalog import Catalog
+from broker.codec import Codec
+from broker.context import Caller, Context
+from broker.defaults import ENVELOPE_MARGIN_BYTES
+from broker.effects import Effect, Publish, RunAction, RunEvent
+from broker.endpoints import Listener
+from broker.errors import MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
+from broker.node import Node
+from broker.packets import Event, Request
+from broker.transit import NULL, Transit
+
+logger = logging.getLogger("broker")
+
+
+class Serving:
+    """Runs what the transit hands over, each request and each event handler in a task of its own."""
+
+    def __init__(self, broker: Caller, node: Node, transit: Transit, codec: Codec, catalog: Catalog) -> None:
+        self._broker = broker
+        self._node = node
+        self._transit = transit
+        self._codec = codec
+        self._catalog = catalog
+
+    def start_request(self, effect: RunAction) -> None:
+        self._node.handlers.start_soon(self._serve, effect)
+
+    def start_event(self, effect: RunEvent) -> None:
+        for listener in effect.listeners:
+            ctx = self._event_context(effect.event)
+            self._node.handlers.start_soon(self.handle_event, listener, ctx)
+
+    def reply_limit(self, ctx: Context) -> int | None:
+        """What is left of `max_payload` for the result of a remote call, after the envelope and its meta."""
+        limit = self._node.transport.max_payload if self._node.transport else None
+        if limit is None or not ctx.remote:
+            return None
+        envelope = Request(ver="5", sender=self._node.options.node_id, id=ctx.id, action="", meta=ctx.meta, params=NULL)
+        return max(0, limit - len(self._codec.encode(envelope)) - ENVELOPE_MARGIN_BYTES)
+
+    async def handle_event(self, listener: Listener, ctx: Context) -> None:
+        """Run one event handler of this node. Its failure is logged here and nowhere else (§7.1)."""
+        if listener.event is None:
+            return
+        ctx.service = self._catalog.service(listener.service)
+        try:
+            await listener.event.handler(ctx)
+        except Exception:
+            logger.exception("The handler of '%s' in service '%s' failed", ctx.event, listener.service)
+
+    async def _serve(self, effect: RunAction) -> None:
+        """Run an action and answer: exactly once, whatever happens."""
+        request = effect.request
+        ctx = self._context(request, effect.arrived)
+        try:
+            result = await self._catalog.run(effect.action, ctx)
+            answer = self._transit.respond(request, ctx.meta, self._codec.encode_value(result))
+        except Exception as error:
+            self._log_failure(request, error)
+            answer = self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
+        except anyio.get_cancelled_exc_class():
+            refusal = ServiceNotAvailableError({"action": request.action, "nodeID": self._transit.identity.node_id})
+            with anyio.CancelScope(shield=True):
+                await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
+            raise
+        finally:
+            self._node.work_done()
+        await self._send(request, answer)
+
+    async def _send(self, request: Request, answer: list[Effect]) -> None:
+        for effect in answer:
+            assert isinstance(effect, Publish)
+            try:
+                await self._node.publish(effect)
+            except PayloadTooLargeError as error:
+                await self._node.perform(self._transit.respond_error(request, None, _too_large(request, error)))
+            except MoleculerError as error:
+                logger.warning(
+                    "The answer to '%s' could not be sent to '%s': %s", request.action, request.sender, error
+                )
+
+    def _log_failure(self, request: Request, error: Exception) -> None:
+        if not isinstance(error, MoleculerError):
+            logger.error("Action '%s', called by '%s', failed", request.action, request.sender, exc_info=error)
+
+    def _context(self, request: Request, arrived: float) -> Context:
+        timeout_ms = request.timeout or 0
+        return Context(
+            self._broker,
+            action=request.action,
+            raw=request.params,
+            decode=self._codec.decode_value,
+            id=request.id,
+            meta=request.meta,
+            headers=None if request.headers is UNSET else request.headers,
+            node_id=request.sender,
+            request_id=request.request_id,
+            parent_id=request.parent_id,
+            caller=request.caller,
+            level=_level(request.level),
+            deadline=arrived + timeout_ms / 1000 if timeout_ms > 0 else None,
+            tracing=request.tracing,
+            remote=True,
+        )
+
+    def _event_context(self, event: Event) -> Context:
+        return Context(
+            self._broker,
+            event=event.event,
+            raw=event.data,
+            decode=self._codec.decode_value,
+            meta=dict(event.meta or {}),
+            headers=None if event.headers is UNSET else event.headers,
+            node_id=event.sender,
+            request_id=event.request_id,
+            parent_id=event.parent_id,
+            caller=event.caller,
+            level=_level(event.level),
+            tracing=bool(event.tracing),
+            remote=True,
+        )
+
+
+def _level(level: float | None) -> int:
+    """A level of a peer; JS sends null for one it has lost count of (§2.3)."""
+    return int(level) if level and level < 1e9 else 1
+
+
+def _too_large(request: Request, error: PayloadTooLargeError) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The result of '{request.action}' makes a message of {error.data['size']} bytes, and the NATS server takes "
+        f"{error.data['limit']} at most (max_payload). Ask for less at a time.",
+        {"action": request.action, **error.data},
+    )

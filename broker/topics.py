@@ -1,0 +1,58 @@
+"""Subject names (moleculer protocol §1). They are made once a node, not once a message."""
+
+from broker.errors import BrokerOptionsError
+from broker.packets import Command
+
+BROADCAST: tuple[Command, ...] = ("DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING")
+
+# §1.2: the base subscriptions in the order in which JS nodes make them; True is "to this node".
+BASE_SUBSCRIPTIONS: tuple[tuple[Command, bool], ...] = (
+    ("EVENT", True),
+    ("REQ", True),
+    ("RES", True),
+    ("DISCOVER", False),
+    ("DISCOVER", True),
+    ("INFO", False),
+    ("INFO", True),
+    ("DISCONNECT", False),
+    ("HEARTBEAT", False),
+    ("PING", False),
+    ("PING", True),
+    ("PONG", True),
+)
+
+_UNUSABLE = frozenset(" \t\r\n*>")
+
+
+class Topics:
+    """The subjects of one namespace."""
+
+    def __init__(self, namespace: str = "") -> None:
+        check_token("namespace", namespace, empty=True)
+        self.prefix = f"MOL-{namespace}" if namespace else "MOL"
+
+    def broadcast(self, command: Command) -> str:
+        """The subject all nodes listen on."""
+        return f"{self.prefix}.{command}"
+
+    def to_node(self, command: Command, node_id: str) -> str:
+        """The subject one node listens on."""
+        return f"{self.prefix}.{command}.{node_id}"
+
+    def base_subscriptions(self, node_id: str) -> list[tuple[Command, str]]:
+        """The command and the subject of each of the twelve subscriptions that a node starts with (§1.2)."""
+        return [
+            (command, self.to_node(command, node_id) if targeted else self.broadcast(command))
+            for command, targeted in BASE_SUBSCRIPTIONS
+        ]
+
+
+def check_token(what: str, value: str, *, empty: bool = False) -> None:
+    """Refuse a name that NATS cannot carry in a subject (§1.4). Raises BrokerOptionsError."""
+    if not value and empty:
+        return
+    bad = not value or value.startswith(".") or value.endswith(".") or ".." in value or _UNUSABLE & set(value)
+    if bad:
+        raise BrokerOptionsError(
+            f"The {what} {value!r} cannot be part of a NATS subject: use letters, digits, '-', '_' and single dots."
+        )

@@ -1,0 +1,370 @@
+"""The conversation between nodes, without I/O: packets and the time go in, effects come out (moleculer protocol §2-§5).
+
+It speaks both protocol versions at once, to each peer in the peer's own (§2.4). Broadcasts go out in a version only
+while a live peer speaks it, since a JS node logs an error for every broadcast in the other version.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from msgspec import UNSET, Raw
+
+from broker.effects import (
+    AnswerPing,
+    Conflict,
+    Dropped,
+    Effect,
+    Notify,
+    Pending,
+    PongArrived,
+    Publish,
+    Reject,
+    RunAction,
+    RunEvent,
+    Settle,
+)
+from broker.errors import (
+    MoleculerError,
+    QueueIsFullError,
+    RequestRejectedError,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    error_to_wire,
+)
+from broker.packets import (
+    PROTOCOLS,
+    Address,
+    Command,
+    Disconnect,
+    Discover,
+    Event,
+    Heartbeat,
+    Info,
+    Packet,
+    Ping,
+    Pong,
+    Protocol,
+    Request,
+    Response,
+)
+from broker.registry import Change, KnownNode, Registry
+from broker.topics import Topics
+
+NULL = Raw(b"null")
+
+
+class Identity(NamedTuple):
+    """What a node says of itself in INFO (§3.1)."""
+
+    node_id: str
+    instance_id: str
+    hostname: str
+    ip_list: list[str]
+    client: dict[str, str]
+    metadata: dict[str, Any]
+
+
+class Limits(NamedTuple):
+    """The bounds the transit keeps."""
+
+    heartbeat_timeout_s: float
+    forget_offline_s: float
+    requests_in_work: int
+    requests_pending: int
+
+
+class Transit:
+    """One node's side of the conversation. Not thread-safe; never waits."""
+
+    def __init__(
+        self, identity: Identity, topics: Topics, registry: Registry, limits: Limits, protocol: Protocol | None = None
+    ) -> None:
+        self.identity = identity
+        self.topics = topics
+        self.registry = registry
+        self.limits = limits
+        self.pending: dict[str, Pending] = {}
+        self.in_work = 0
+        self.ready = False
+        self.stopping = False
+        self._pinned = protocol
+        self._active: set[Protocol] = {protocol or PROTOCOLS[0]}
+        self._sequence = 1
+        self._services_changed = False
+        self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
+            "REQ": self._on_request,
+            "RES": self._on_response,
+            "EVENT": self._on_event,
+            "DISCOVER": self._on_discover,
+            "INFO": self._on_info,
+            "DISCONNECT": self._on_disconnect,
+            "HEARTBEAT": self._on_heartbeat,
+            "PING": self._on_ping,
+            "PONG": self._on_pong,
+        }
+
+    # What the node asks for
+
+    def discover(self) -> list[Effect]:
+        """Ask everybody who they are (§4.1)."""
+        return self._broadcast("DISCOVER", lambda ver: Discover(ver=ver, sender=self.identity.node_id))
+
+    def discover_others(self) -> list[Effect]:
+        """Nobody answered: ask in the other version too. Not asked at once, as it leaves a line in JS logs (§2.4)."""
+        if self._pinned or self.registry.versions():
+            return []
+        unheard = [ver for ver in PROTOCOLS if ver not in self._active]
+        return [self._discover_in(ver) for ver in unheard]
+
+    def service_changed(self) -> None:
+        """Note that the next INFO is a new one (§3.4)."""
+        self._services_changed = True
+
+    def announce(self) -> list[Effect]:
+        """Tell everybody what this node offers."""
+        return self._broadcast("INFO", self._info)
+
+    def heartbeat(self, cpu: float | None) -> list[Effect]:
+        """Tell everybody that this node lives."""
+        return self._broadcast("HEARTBEAT", lambda ver: Heartbeat(ver=ver, sender=self.identity.node_id, cpu=cpu))
+
+    def leave(self) -> list[Effect]:
+        """Announce that nothing is offered any more; requests that arrive now are still served (§4.2)."""
+        self.registry.local.services = []
+        self._services_changed = True
+        return self.announce()
+
+    def disconnect(self) -> list[Effect]:
+        """Say good-bye."""
+        return self._broadcast("DISCONNECT", lambda ver: Disconnect(ver=ver, sender=self.identity.node_id))
+
+    def ping(self, node_id: str, ping_id: str, epoch_ms: int) -> list[Effect]:
+        """Ask one node for a sign of life."""
+        packet = Ping(ver=self.version_of(node_id), sender=self.identity.node_id, time=epoch_ms, id=ping_id)
+        return [Publish(self.topics.to_node("PING", node_id), packet)]
+
+    def version_of(self, node_id: str) -> Protocol:
+        """The protocol version to use towards a node."""
+        node = self.registry.nodes.get(node_id)
+        return node.ver if node and not node.local else self._pinned or PROTOCOLS[0]
+
+    def request(self, packet: Request, node_id: str, waiter: Any) -> list[Effect]:
+        """Send a call to a node. Raises QueueIsFullError when too many wait for answers already (§5.2)."""
+        size, limit = len(self.pending), self.limits.requests_pending
+        if size >= limit:
+            raise QueueIsFullError(
+                {"action": packet.action, "nodeID": self.identity.node_id, "size": size, "limit": limit}
+            )
+        self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter)
+        return [Publish(self.topics.to_node("REQ", node_id), packet, reply_id=packet.id)]
+
+    def forget_request(self, request_id: str) -> None:
+        """The caller does not wait any more; an answer that comes later is ignored."""
+        self.pending.pop(request_id, None)
+
+    def nobody_listens(self, request_id: str, now: float) -> list[Effect]:
+        """The NATS server says that no connection listens for this request: its node is gone (§4.3)."""
+        pending = self.pending.pop(request_id, None)
+        if pending is None:
+            return []
+        error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
+        return [Reject(pending, error, undelivered=True), *self._lose(pending.node_id, now, unexpected=True)]
+
+    def event(self, node_id: str, packet: Event) -> list[Effect]:
+        """Send an event to a node."""
+        return [Publish(self.topics.to_node("EVENT", node_id), packet)]
+
+    def respond(self, request: Request | Address, meta: dict[str, Any] | None, data: Raw) -> list[Effect]:
+        """Answer a call with a result, in the version of the call (§2.4)."""
+        response = self._response(request, meta, {})
+        response.success, response.data = True, data
+        return [Publish(self.topics.to_node("RES", request.sender), response)]
+
+    def respond_error(
+        self,
+        request: Request | Address,
+        meta: dict[str, Any] | None,
+        error: BaseException,
+        headers: dict[str, Any] | None = None,
+    ) -> list[Effect]:
+        """Answer a call with an error (§6.1). `headers` None: the call was refused before a context existed (§5.3)."""
+        response = self._response(request, meta, headers)
+        response.success, response.data = False, NULL
+        response.error = error_to_wire(error, self.identity.node_id)
+        return [Publish(self.topics.to_node("RES", request.sender), response)]
+
+    def tick(self, now: float) -> list[Effect]:
+        """Notice nodes that fell silent, forget those long gone (§4.4). Call it about once a second."""
+        effects: list[Effect] = []
+        for node in list(self.registry.nodes.values()):
+            if node.local:
+                continue
+            if node.available and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
+                effects += self._lose(node.id, now, unexpected=True)
+            elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
+                self.registry.forget(node.id)
+        return effects
+
+    def resume(self, now: float) -> None:
+        """The connection was away, and no heartbeat could arrive: nobody is to blame for that silence."""
+        for node in self.registry.nodes.values():
+            node.last_heartbeat = max(node.last_heartbeat, now)
+
+    # What peers send
+
+    def receive(self, command: Command, packet: Packet, now: float) -> list[Effect]:
+        """A packet arrived (§2.2). `now` is a monotonic time in seconds."""
+        if packet.sender == self.identity.node_id:  # before any version logic (§2.4)
+            if command == "INFO" and isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
+                return [Conflict(packet.instance_id)]
+            if command not in ("EVENT", "REQ", "RES"):
+                return []
+        elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
+            spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
+            return [
+                Dropped(f"{command} from '{packet.sender}' has protocol version {packet.ver!r}, not {spoken}; dropped")
+            ]
+        return self._handlers[command](packet, now)
+
+    def _on_request(self, request: Request, now: float) -> list[Effect]:
+        if self.stopping:
+            return self._refuse(request, ServiceNotAvailableError)
+        choices = self.registry.actions.get(request.action)
+        if choices is None:
+            return self._refuse(request, ServiceNotFoundError)
+        endpoint = next((member for member in choices.members if member.local), None)
+        if endpoint is None or endpoint.action is None:
+            return self._refuse(request, ServiceNotFoundError)
+        if not endpoint.available:
+            return self._refuse(request, ServiceNotAvailableError)
+        if request.stream is True:
+            error = MoleculerError("This node does not take streams.", 501, "STREAMS_NOT_SUPPORTED")
+            return self.respond_error(request, request.meta, error)
+        if self.in_work >= self.limits.requests_in_work:
+            size, limit = self.in_work, self.limits.requests_in_work
+            data = {"action": request.action, "nodeID": self.identity.node_id, "size": size, "limit": limit}
+            return self.respond_error(request, request.meta, QueueIsFullError(data))
+        return [RunAction(request, endpoint.action, now)]
+
+    def _on_response(self, response: Response, now: float) -> list[Effect]:
+        pending = self.pending.pop(response.id, None)
+        return [Settle(pending, response)] if pending else []
+
+    def _on_event(self, event: Event, now: float) -> list[Effect]:
+        if self.stopping:
+            return [Dropped(f"event '{event.event}' from '{event.sender}' came while stopping; dropped")]
+        groups = event.groups or ()
+        listeners = []
+        for choices in self.registry.find_listeners(event.event, groups if isinstance(groups, list) else ()):
+            local = [member for member in choices.members if member.local]
+            listeners += local if event.broadcast else local[:1]
+        return [RunEvent(event, listeners)] if listeners else []
+
+    def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
+        if not self.ready:  # §4.1: not answered while starting
+            return []
+        return [Publish(self.topics.to_node("INFO", packet.sender), self._info(packet.ver))]
+
+    def _on_info(self, info: Info, now: float) -> list[Effect]:
+        changes = self.registry.apply_info(info, now)
+        self.registry.nodes[info.sender].ver = info.ver
+        return [*_notices(changes), *self._greet_new_versions()]
+
+    def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
+        return self._lose(packet.sender, now, unexpected=False)
+
+    def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
+        node = self.registry.nodes.get(beat.sender)
+        if node is None or not node.available or _is_other_process(node, beat):
+            packet = Discover(ver=beat.ver, sender=self.identity.node_id)
+            return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
+        node.ver = beat.ver
+        node.last_heartbeat = now
+        if beat.cpu is not None:
+            node.cpu = beat.cpu
+        return []
+
+    def _on_ping(self, ping: Ping, now: float) -> list[Effect]:
+        return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender))]
+
+    def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
+        return [PongArrived(pong)]
+
+    # Inside
+
+    def _refuse(
+        self, request: Request, kind: type[ServiceNotFoundError] | type[ServiceNotAvailableError]
+    ) -> list[Effect]:
+        error = kind({"action": request.action, "nodeID": self.identity.node_id})
+        return self.respond_error(request, request.meta, error)
+
+    def _response(
+        self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
+    ) -> Response:
+        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
+        return Response(
+            ver=ver,
+            sender=self.identity.node_id,
+            id=request.id,
+            meta=meta or {},
+            headers=UNSET if ver == "4" else headers,
+        )
+
+    def _lose(self, node_id: str, now: float, *, unexpected: bool) -> list[Effect]:
+        effects: list[Effect] = list(_notices(self.registry.lose_node(node_id, now, unexpected=unexpected)))
+        for pending in [pending for pending in self.pending.values() if pending.node_id == node_id]:
+            del self.pending[pending.id]
+            error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
+            effects.append(Reject(pending, error))
+        return effects
+
+    def _info(self, ver: Protocol) -> Info:
+        if self._services_changed:
+            self._services_changed = False
+            self._sequence += 1
+            self.registry.local.sequence = self._sequence
+        return Info(
+            ver=ver,
+            sender=self.identity.node_id,
+            services=self.registry.local.services,
+            ip_list=list(self.identity.ip_list),
+            hostname=self.identity.hostname,
+            client=dict(self.identity.client),
+            config={},
+            instance_id=self.identity.instance_id,
+            metadata=self.identity.metadata,
+            sequence=self._sequence,
+        )
+
+    def _broadcast(self, command: Command, packet: Callable[[Protocol], Packet]) -> list[Effect]:
+        """Once per version in use (§2.4)."""
+        if not self._pinned:
+            self._active = self.registry.versions() or self._active
+        return [Publish(self.topics.broadcast(command), packet(ver)) for ver in sorted(self._active, reverse=True)]
+
+    def _greet_new_versions(self) -> list[Effect]:
+        """The first peer of a version came: find the others of that version, and let them know this node."""
+        new = set() if self._pinned else self.registry.versions() - self._active
+        self._active |= new
+        effects: list[Effect] = []
+        for ver in sorted(new):
+            effects.append(self._discover_in(ver))
+            if self.ready:
+                effects.append(Publish(self.topics.broadcast("INFO"), self._info(ver)))
+        return effects
+
+    def _discover_in(self, ver: Protocol) -> Publish:
+        return Publish(self.topics.broadcast("DISCOVER"), Discover(ver=ver, sender=self.identity.node_id))
+
+
+def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:
+    """Whether a heartbeat tells of another state than the stored one (§4.4); NATS nodes do not send these fields."""
+    if beat.sequence is not UNSET and beat.sequence != node.sequence:
+        return True
+    if beat.instance_id is UNSET:
+        return False
+    return not (node.instance_id or "").startswith(str(beat.instance_id))
+
+
+def _notices(changes: Iterable[Change]) -> list[Effect]:
+    return [Notify(event, payload) for event, payload in changes]

@@ -1,0 +1,67 @@
+"""What a node needs of a message bus: one small Protocol, kept by NATS and by the bus inside one process."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+OnMessage = Callable[[bytes], Awaitable[None]]
+"""Takes the bytes of one message. Must not raise, and must not wait long: messages of a subscription stay in order,
+so the next one waits for it."""
+
+
+async def _ignore(*_: object) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Observer:
+    """Whom a transport tells what happens to the connection."""
+
+    nobody_listens: Callable[[str], Awaitable[None]] = _ignore
+    """A message published with this `reply_id` reached nobody: its subject has no subscription."""
+    disconnected: Callable[[], Awaitable[None]] = _ignore
+    """The connection is lost; the transport tries to get it back, for ever."""
+    reconnected: Callable[[], Awaitable[None]] = _ignore
+    """The connection is back, and so are the subscriptions."""
+    failed: Callable[[str], Awaitable[None]] = _ignore
+    """Something went wrong that no call of ours will report; the text is for the log."""
+
+
+class Subscription(Protocol):
+    """A live subscription."""
+
+    async def cancel(self) -> None:
+        """Take no more messages. Twice is quiet."""
+
+
+class Transport(Protocol):
+    """A connection to a bus. Raises only errors of `broker.errors`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be sent now."""
+
+    @property
+    def max_payload(self) -> int | None:
+        """The most bytes a message may have; None for no limit. Known after `connect`."""
+
+    async def connect(self, observer: Observer, name: str) -> None:
+        """Try once. `name` is shown in the server's monitoring. Raises BrokerDisconnectedError."""
+
+    async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> Subscription:
+        """Receive what is published on a subject, `*` and `>` allowed; with `queue`, share it with that group."""
+
+    async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
+        """Send a message. With `reply_id`, the observer hears when nobody listens.
+
+        Raises BrokerDisconnectedError without a connection, PayloadTooLargeError above `max_payload`.
+        """
+
+    async def is_heard(self, subject: str, data: bytes) -> bool:
+        """Send a message and tell whether the subject has a subscription."""
+
+    async def flush(self) -> None:
+        """Wait until the server has taken everything that was published."""
+
+    async def close(self) -> None:
+        """Flush, then leave. Twice is quiet."""

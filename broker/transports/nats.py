@@ -1,0 +1,226 @@
+"""NATS, by nats-py (moleculer protocol §14). The only module that imports it; none of its exceptions leaves here."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from broker.defaults import (
+    NATS_CLOSE_TIMEOUT_S,
+    NATS_CONNECT_TIMEOUT_S,
+    NATS_PING_INTERVAL_S,
+    NATS_RECONNECT_JITTER_S,
+    NATS_RECONNECT_WAIT_S,
+)
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
+from broker.transports.base import Observer, OnMessage
+from broker.transports.memory import too_large
+
+NO_RESPONDERS = "503"
+
+
+class NATSTransport:
+    """A connection to one NATS server of a list.
+
+    `servers` are URLs like `nats://user:password@host:4222`; `options` go to nats-py as they are (tls, token,
+    user_credentials, nkeys_seed…).
+    """
+
+    def __init__(self, servers: list[str], **options: Any) -> None:
+        self._servers = [_checked(server) for server in servers]
+        self._options = options
+        self._client: Client | None = None
+        self._observer = Observer()
+        self._inbox = ""
+        self._closing = False
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def max_payload(self) -> int | None:
+        return self._client.max_payload if self._client else None
+
+    async def connect(self, observer: Observer, name: str) -> None:
+        self._observer = observer
+        attempt = _Attempt(len(self._servers))
+        client = Client()
+
+        async def failed(error: Exception) -> None:
+            if attempt.running:
+                attempt.count(error)
+            else:
+                await observer.failed(_words(error))
+
+        async def closed() -> None:
+            if not self._closing and not attempt.running:
+                await observer.failed(
+                    "The connection to NATS was closed for good. Is the node still allowed to connect?"
+                )
+
+        try:
+            with _translated(), anyio.fail_after(NATS_CONNECT_TIMEOUT_S * len(self._servers)):
+                await client.connect(
+                    servers=self._servers,
+                    name=name,
+                    error_cb=failed,
+                    disconnected_cb=self._disconnected,
+                    reconnected_cb=self._reconnected,
+                    closed_cb=closed,
+                    connect_timeout=NATS_CONNECT_TIMEOUT_S,
+                    max_reconnect_attempts=-1,
+                    reconnect_to_server_handler=_next_server,
+                    ping_interval=NATS_PING_INTERVAL_S,
+                    **self._options,
+                )
+                attempt.running = False
+                self._inbox = client.new_inbox()
+                await client.subscribe(f"{self._inbox}.*", cb=self._on_inbox)
+        except (TimeoutError, BrokerDisconnectedError) as error:
+            raise BrokerDisconnectedError(f"{self}: {error or 'no answer'}") from error
+        self._client = client
+
+    async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> "NATSSubscription":
+        async def on_nats_message(message: Msg) -> None:
+            await on_message(message.data)
+
+        with _translated():
+            return NATSSubscription(await self._use().subscribe(subject, queue=queue, cb=on_nats_message))
+
+    async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
+        client = self._use()
+        if not client.is_connected:  # nats-py would buffer it: an answer could come from the past
+            raise BrokerDisconnectedError
+        if len(data) > client.max_payload:
+            raise too_large(len(data), client.max_payload)
+        with _translated():
+            await client.publish(subject, data, f"{self._inbox}.{reply_id}" if reply_id else "")
+
+    async def is_heard(self, subject: str, data: bytes) -> bool:
+        client = self._use()
+        inbox = client.new_inbox()
+        with _translated():
+            answers = await client.subscribe(inbox)
+            await client.publish(subject, data, inbox)
+            await client.flush(NATS_CONNECT_TIMEOUT_S)  # the server answers in order: a 503 is here before the PONG
+            heard = answers.pending_msgs == 0
+            await answers.unsubscribe()
+        return heard
+
+    async def flush(self) -> None:
+        with _translated():
+            await self._use().flush(NATS_CONNECT_TIMEOUT_S)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is None or client.is_closed:
+            return
+        self._closing = True
+        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
+            if client.is_connected:
+                try:
+                    with _translated():
+                        await client.flush(NATS_CLOSE_TIMEOUT_S)
+                except MoleculerError:
+                    pass  # a connection that is going down anyway
+            await client.close()
+
+    def __str__(self) -> str:
+        return ", ".join(masked(server) for server in self._servers)
+
+    def _use(self) -> Client:
+        if self._client is None:
+            raise BrokerDisconnectedError
+        return self._client
+
+    async def _on_inbox(self, message: Msg) -> None:
+        if message.headers and message.headers.get("Status") == NO_RESPONDERS:
+            await self._observer.nobody_listens(message.subject[len(self._inbox) + 1 :])
+
+    async def _disconnected(self) -> None:
+        if not self._closing:
+            await self._observer.disconnected()
+
+    async def _reconnected(self) -> None:
+        await self._observer.reconnected()
+
+
+class NATSSubscription:
+    """A subscription of nats-py."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    async def cancel(self) -> None:
+        try:
+            with _translated():
+                await self._subscription.unsubscribe()
+        except MoleculerError:
+            pass  # gone already, or gone with the connection
+
+
+class _Attempt:
+    """One try to connect: nats-py would try for ever, so its error callback ends it after each server failed once."""
+
+    def __init__(self, servers: int) -> None:
+        self.running = True
+        self._left = servers
+
+    def count(self, error: Exception) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            raise BrokerDisconnectedError(_words(error)) from error
+
+
+def _next_server(servers: list[Any], _information: dict[str, Any]) -> tuple[Any, float]:
+    """Any server of the list, after a wait with jitter: nodes must not come back all at the same instant."""
+    return random.choice(servers), NATS_RECONNECT_WAIT_S + random.uniform(0, NATS_RECONNECT_JITTER_S)
+
+
+def masked(url: str) -> str:
+    """A URL without its password."""
+    parts = urlsplit(url)
+    if not parts.password and not parts.username:
+        return url
+    return parts._replace(netloc=f"***@{parts.hostname}" + (f":{parts.port}" if parts.port else "")).geturl()
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        usable = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise BrokerOptionsError(
+            "The address of the NATS server is not usable. A right one looks like nats://127.0.0.1:4222, "
+            "nats://user:password@host:4222 or tls://host:4222; several are separated by commas."
+        )
+    return parts.geturl()
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, for a log line: some exceptions of nats-py have no text."""
+    text = str(error) or type(error).__name__
+    return text.removeprefix("nats: ")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Exceptions of nats-py and of sockets as ours, chained to their cause."""
+    try:
+        yield
+    except nats.errors.MaxPayloadError as error:
+        raise MoleculerError("The message is above max_payload.", 413, "PAYLOAD_TOO_LARGE") from error
+    except nats.errors.BadSubjectError as error:
+        raise MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT") from error
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerDisconnectedError(f"NATS: {_words(error)}") from error
