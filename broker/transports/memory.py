@@ -4,6 +4,7 @@ Messages are delivered within `publish`, in order, to every subscriber before it
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from broker.errors import BrokerDisconnectedError, PayloadTooLargeError
@@ -36,7 +37,7 @@ class MemorySubscription:
 class Hub:
     """Where memory transports meet. Hand one to several transports, or name it in `memory://name`."""
 
-    _named: "WeakValueDictionary[str, Hub]" = WeakValueDictionary()
+    _named: ClassVar["WeakValueDictionary[str, Hub]"] = WeakValueDictionary()
 
     def __init__(self, max_payload: int | None = None) -> None:
         self.max_payload = max_payload
