@@ -1,9 +1,9 @@
 """One Struct a packet, as they travel (moleculer protocol §2.3).
 
 The command is not in the packet: the subject names it. Field names here are Python's, the wire's stand in
-`field(name=)`. What a peer may leave out has a default; a field that is `UNSET` is not sent. Values of the user
-(params, data) stay `Raw`: they are decoded once, into the type that the action asks for. Fields that nobody here acts on are not
-declared and so skipped (§2.1: unknown fields are ignored).
+`field(name=)`. What a peer may leave out has a default; a field that is `UNSET` is not sent. Values of the user (params
+and data) stay `Raw`: they are decoded once, into the type that the action asks for. Fields that nobody here acts on are
+not declared and so skipped (§2.1: unknown fields are ignored).
 """
 
 from typing import Any, Literal
