@@ -83,7 +83,8 @@ class Bench:
 
     async def create(self, uuid: str, **members: Any) -> dict[str, Any]:
         written = await self.store.create(msgspec.json.encode({"uuid": uuid, **members}))
-        return read(written.record)
+        record: dict[str, Any] = read(written.record)
+        return record
 
     async def list(self, **request: Any) -> Any:
         return read(await self.store.list(ListRequest(**request)))
@@ -128,5 +129,3 @@ async def open_bench(shape: str, url: str, limits: StoreLimits | None = None) ->
         yield Bench(database, status, limits)
     finally:
         await database.close()
-
-

@@ -1,0 +1,129 @@
+"""A write whose connection dies is answered truly: the row is read back first.
+
+The failures are put between the store and a real database: before a statement runs, or after it was committed.
+"""
+
+from typing import Any, Literal
+
+import pytest
+
+from services.environments_store.database.base import Row
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.errors import (
+    DatabaseUnavailableError,
+    EnvironmentDeletedError,
+    EnvironmentExistsError,
+    EnvironmentNotFoundError,
+    OutcomeUnknownError,
+)
+from services.environments_store.store import Store
+from tests.support.store import Bench, read
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)]
+
+SECOND = b'{"uuid":"U","name":"second"}'
+LIMITS = StoreLimits(read_back_s=0.2, read_back_pause_s=0.01)
+
+
+class Failing:
+    """The database; its next write fails before or after it was stored, and then so many reads find no connection."""
+
+    def __init__(self, bench: Bench, stored: bool, unreachable: int = 0) -> None:
+        self._database = bench.database
+        self._stored: bool | None = stored
+        self._unreachable = unreachable
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        if self._stored is None:
+            self._unreachable -= 1
+            if self._unreachable >= 0:
+                raise DatabaseUnavailableError("no connection")
+            return await self._database.fetch_one(query, *arguments)
+        stored, self._stored = self._stored, None
+        if stored:
+            await self._database.fetch_one(query, *arguments)
+        raise OutcomeUnknownError("the connection died")
+
+
+async def failing_store(bench: Bench, stored: bool, operation: str, unreachable: int = 0) -> Store:
+    if operation != "create":
+        await bench.create("U", name="first")
+    if operation in ("restore", "permanent_delete"):
+        await bench.store.remove("U")
+    return bench.store_on(Failing(bench, stored, unreachable), LIMITS)
+
+
+async def write(store: Store, operation: str) -> Any:
+    match operation:
+        case "create":
+            return await store.create(SECOND)
+        case "update":
+            return await store.update("U", SECOND)
+    return await getattr(store, operation)("U")
+
+
+Operation = Literal["create", "update", "remove", "restore", "permanent_delete"]
+every_write = pytest.mark.parametrize("operation", ["create", "update", "remove", "restore", "permanent_delete"])
+TYPES = {
+    "create": "created",
+    "update": "updated",
+    "remove": "removed",
+    "restore": "restored",
+    "permanent_delete": "purged",
+}
+
+
+@every_write
+@pytest.mark.parametrize("unreachable", [0, 3])
+async def test_a_write_that_was_stored_is_a_success(bench: Bench, operation: Operation, unreachable: int) -> None:
+    store = await failing_store(bench, True, operation, unreachable)
+    written = await write(store, operation)
+    assert (written.change.type, written.change.uuid) == (TYPES[operation], "U")
+    if operation in ("create", "update"):
+        assert written.record == await bench.store.get("U")
+
+
+@pytest.mark.parametrize("operation", ["update", "remove", "restore", "permanent_delete"])
+async def test_a_write_that_was_not_stored_is_a_retryable_error(bench: Bench, operation: Operation) -> None:
+    store = await failing_store(bench, False, operation)
+    before = [await bench.list(), await bench.list_deleted()]
+    with pytest.raises(DatabaseUnavailableError, match="was not stored") as caught:
+        await write(store, operation)
+    assert type(caught.value) is DatabaseUnavailableError
+    assert caught.value.retryable
+    assert [await bench.list(), await bench.list_deleted()] == before
+
+
+async def test_a_create_that_was_not_stored_is_stored_then(bench: Bench) -> None:
+    store = await failing_store(bench, False, "create")
+    written = await write(store, "create")
+    assert read(written.record)["environment"] == {"uuid": "U", "name": "second"}
+    assert written.record == await bench.store.get("U")
+
+
+@every_write
+async def test_while_nobody_can_be_asked_the_outcome_stays_unknown(bench: Bench, operation: Operation) -> None:
+    store = await failing_store(bench, True, operation, unreachable=1_000_000)
+    with pytest.raises(OutcomeUnknownError):
+        await write(store, operation)
+
+
+async def test_a_create_that_meets_another_document_is_a_conflict(bench: Bench) -> None:
+    await bench.create("U", name="first")
+    store = bench.store_on(Failing(bench, True), LIMITS)
+    with pytest.raises(EnvironmentExistsError):
+        await write(store, "create")
+    await bench.store.remove("U")
+    store = bench.store_on(Failing(bench, True), LIMITS)
+    with pytest.raises(EnvironmentDeletedError):
+        await write(store, "create")
+
+
+@pytest.mark.parametrize("operation", ["update", "remove", "restore"])
+async def test_a_write_to_what_is_gone_meanwhile_is_not_found(bench: Bench, operation: Operation) -> None:
+    store = bench.store_on(Failing(bench, False), LIMITS)
+    with pytest.raises(EnvironmentNotFoundError):
+        await write(store, operation)
