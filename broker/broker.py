@@ -271,6 +271,10 @@ class ServiceBroker:
         finally:
             self._node.pongs.pop(ping_id, None)
 
+    async def registry_changed(self) -> None:
+        """Return when services came or went, somewhere in the cluster."""
+        await self._registry_changed.wait()
+
     # For contexts and services
 
     def reply_limit(self, ctx: Context) -> int | None:

@@ -44,6 +44,11 @@ NATS_RECONNECT_JITTER_S = 0.5  # JS 0.1
 NATS_PING_INTERVAL_S = 30  # JS 120 s; finds a dead connection four times sooner
 NATS_CLOSE_TIMEOUT_S = 2
 
+# Command line: what a person at a shell, or a container that starts beside its server, waits for.
+CLI_CONNECT_TIMEOUT_S = 5.0
+CLI_WAIT_S = 30.0
+START_TIMEOUT_S = 60.0
+
 
 def default_node_id() -> str:
     """`host-pid-random`: unique, as a second node with the same id would end both (protocol §3.5)."""

@@ -1,0 +1,41 @@
+"""Logs on standard error, as text for people or one JSON object a line for collectors."""
+
+import logging
+import sys
+import time
+from typing import Literal
+
+import msgspec
+
+LogFormat = Literal["text", "json"]
+
+TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-8s %(name)s: %(message)s"
+DATE = "%Y-%m-%dT%H:%M:%S"
+
+
+class JSONFormatter(logging.Formatter):
+    """`{"time", "level", "logger", "message"}`, and `exception` with its traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime(DATE, time.gmtime(record.created))
+        entry = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry).decode()
+
+
+def configure_logs(level: str = "INFO", format: LogFormat = "text") -> None:
+    """Send every log line of this process to standard error, times in UTC. Raises ValueError for an unknown level."""
+    handler = logging.StreamHandler(sys.stderr)
+    if format == "json":
+        handler.setFormatter(JSONFormatter())
+    else:
+        formatter = logging.Formatter(TEXT, DATE)
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,67 @@
+"""Results on standard output: a table for a person, JSON when piped or asked for."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.json import JSON
+from rich.table import Table
+
+_DASH = "–"
+
+
+def is_person() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, json: bool = False) -> None:
+    """Rows as a table of these columns, or as one JSON array of everything in them."""
+    if json or not is_person():
+        print_json(rows)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console().print(table)
+
+
+def print_value(value: Any, *, json: bool = False) -> None:
+    """One value: JSON in both cases, indented and coloured for a person."""
+    if json or not is_person():
+        print_json(value)
+    else:
+        Console().print(JSON(encode(value).decode(), ensure_ascii=False))
+
+
+def print_json(value: Any) -> None:
+    """A value as one line of JSON."""
+    print(encode(value).decode())
+
+
+def encode(value: Any) -> bytes:
+    """A value as JSON; what JSON has no form for is written as text."""
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def print_error(message: str) -> None:
+    """One line on standard error."""
+    print(f"Error: {message}", file=sys.stderr)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return _DASH
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(str(item) for item in value) or _DASH
+        case dict():
+            return encode(value).decode()
+        case _:
+            return str(value)

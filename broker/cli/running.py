@@ -1,0 +1,106 @@
+"""A node as a process: started within a time, stopped cleanly by SIGTERM and SIGINT."""
+
+import contextlib
+import importlib.util
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from broker.broker import ServiceBroker
+from broker.cli.output import print_error
+from broker.errors import MoleculerError
+
+
+def run(main: Callable[[], Awaitable[int]]) -> int:
+    """Run an async main on the fastest event loop there is; its result is the exit code.
+
+    Errors of the broker end it with one line and exit code 1.
+    """
+    try:
+        return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
+    except MoleculerError as error:
+        print_error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+async def serve(broker: ServiceBroker, start_timeout: float) -> int:
+    """Start a node, wait for a signal to stop it, stop it. Gives the exit code: 0 after a signal.
+
+    1 when it could not start within `start_timeout` seconds, and when it had to stop by itself; a line says why.
+    """
+    async with anyio.create_task_group() as tasks:
+        stop = anyio.Event()
+        await tasks.start(_wait_for_signal, stop)
+        code = await _serve_until(broker, stop, start_timeout)
+        tasks.cancel_scope.cancel()
+    return code
+
+
+async def _serve_until(broker: ServiceBroker, stop: anyio.Event, start_timeout: float) -> int:
+    if not await _start_unless(broker, stop, start_timeout):
+        return 0 if stop.is_set() else 1
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_set_when_stopped, broker, stop)
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+    finally:
+        await broker.stop()
+    try:
+        await broker.wait_stopped()
+    except MoleculerError as error:
+        print_error(str(error))
+        return 1
+    return 0
+
+
+async def _start_unless(broker: ServiceBroker, stop: anyio.Event, start_timeout: float) -> bool:
+    """Whether the node started before the time was over and before a signal came."""
+    started = False
+
+    async def start() -> None:
+        nonlocal started
+        try:
+            with anyio.fail_after(start_timeout):
+                await broker.start()
+            started = True
+        except TimeoutError:
+            print_error(f"The node could not start within {start_timeout:g} s; the lines above say what it waits for.")
+        finally:
+            tasks.cancel_scope.cancel()
+
+    async def give_up() -> None:
+        await stop.wait()
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            tasks.start_soon(give_up)
+    except* MoleculerError as group:
+        print_error(str(group.exceptions[0]))
+    return started
+
+
+async def _wait_for_signal(stop: anyio.Event, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():  # a second signal: do not wait for anything any more
+                sys.exit(1)
+            stop.set()
+
+
+async def _set_when_stopped(broker: ServiceBroker, stop: anyio.Event) -> None:
+    with contextlib.suppress(MoleculerError):  # asked again, and told, when everything is closed
+        await broker.wait_stopped()
+    stop.set()
+
+
+def _has_uvloop() -> bool:
+    """Whether the extra `speed` is installed; anyio loads it by itself."""
+    return importlib.util.find_spec("uvloop") is not None

@@ -1,0 +1,71 @@
+"""What `broker run` is told to run: modules, classes in modules, folders."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from broker.errors import ServiceSchemaError
+from broker.service import Service
+
+
+def load_services(targets: list[str]) -> list[Service]:
+    """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class` or a folder of such files.
+
+    Raises ServiceSchemaError for a target that cannot be loaded or holds no service.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    services = [service for target in targets for service in _load(target)]
+    if not services:
+        raise ServiceSchemaError(f"There is no service in {', '.join(targets)}.")
+    return services
+
+
+def _load(target: str) -> list[Service]:
+    place, _, class_name = target.partition(":")
+    path = Path(place)
+    if path.is_dir():
+        return [service for file in sorted(path.glob("*.py")) for service in _services_of(_load_file(file))]
+    module = _load_file(path) if path.suffix == ".py" else _load_module(place)
+    if not class_name:
+        found = _services_of(module)
+        if not found:
+            raise ServiceSchemaError(f"There is no service class in {target}.")
+        return found
+    kind = getattr(module, class_name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, Service)):
+        raise ServiceSchemaError(f"{class_name} in {place} is no service class.")
+    return [kind()]
+
+
+def _services_of(module: ModuleType) -> list[Service]:
+    """One instance of every service class that the module itself defines."""
+    return [
+        kind()
+        for kind in vars(module).values()
+        if inspect.isclass(kind)
+        and issubclass(kind, Service)
+        and kind.__module__ == module.__name__
+        and isinstance(getattr(kind, "name", None), str)
+    ]
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ServiceSchemaError(f"The module {name} cannot be imported: {error}") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"broker_target_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None or not path.exists():
+        raise ServiceSchemaError(f"The file {path} cannot be loaded.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
