@@ -1,0 +1,65 @@
+"""Who holds the table now, for the log and for `migrate check`. Nobody is ever ended from here."""
+
+from datetime import timedelta
+
+import msgspec
+
+from services.environments_store.database.postgres_session import PostgresSession
+
+__all__ = ["Blocker", "describe", "who_blocks"]
+
+# An ordinary role sees of others the process, the application and the mode of the lock, but not the query or its age.
+QUERY = """
+SELECT a.pid, a.application_name AS application, a.usename::text AS role, a.state, l.mode,
+       clock_timestamp() - a.xact_start AS age, left(a.query, 60) AS query
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.relation = $1::oid AND l.granted AND a.pid <> pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY a.xact_start NULLS LAST, a.pid
+"""
+HIDDEN = "<insufficient privilege>"
+
+
+class Blocker(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    application: str
+    role: str
+    mode: str
+    state: str | None = None
+    age_s: float | None = None
+    query: str | None = None
+
+    def __str__(self) -> str:
+        text = f"pid {self.pid} ({self.application or self.role}) holds {self.mode}"
+        if self.age_s is not None:
+            text += f" for {self.age_s:.0f} s"
+        if self.state:
+            text += f", {self.state}"
+        return f"{text}: {self.query}" if self.query else text
+
+
+async def who_blocks(session: PostgresSession, oid: int) -> tuple[Blocker, ...]:
+    """Every other holder of a lock on the table, the oldest transaction first. Raises StatementFailure."""
+    rows = await session.fetch(QUERY, oid)
+    return tuple(
+        Blocker(
+            pid=row["pid"],
+            application=row["application"] or "",
+            role=row["role"] or "",
+            mode=row["mode"],
+            state=row["state"],
+            age_s=_seconds(row["age"]),
+            query=None if row["query"] in (None, "", HIDDEN) else row["query"],
+        )
+        for row in rows
+    )
+
+
+def describe(blockers: tuple[Blocker, ...]) -> str:
+    if not blockers:
+        return "The table was locked by somebody who is gone by now."
+    return f"{'; '.join(map(str, blockers))}. End that transaction or wait: the service tries again by itself."
+
+
+def _seconds(age: timedelta | None) -> float | None:
+    return None if age is None else max(0.0, age.total_seconds())

@@ -1,0 +1,106 @@
+"""Look at a SQLite file: the schema table and pragmas only."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiosqlite
+
+from services.environments_store.database.base import Row
+from services.environments_store.database.sqlite_connection import bind, file_failures
+from services.environments_store.schema.inspection import Column, Index, Inspection
+from services.environments_store.schema.names import COLUMN, INDEX, METADATA_TABLE, TABLE, quoted
+
+__all__ = ["backup_name", "inspect", "query"]
+
+OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%'"
+WHERE = re.compile(r"\bwhere\b(.*)$", re.IGNORECASE | re.DOTALL)
+
+
+def backup_name(table: str) -> str:
+    """What the original calls its copy of a table while it rebuilds it at every start."""
+    return f"{table}_backup"
+
+
+async def query(connection: aiosqlite.Connection, path: Path, text: str, *arguments: object) -> Sequence[Row]:
+    """Run one statement. Raises StatementFailure."""
+    with file_failures(path):
+        return list(await connection.execute_fetchall(text, bind(arguments)))
+
+
+async def inspect(
+    connection: aiosqlite.Connection, path: Path, *, table: str = TABLE, read_only: bool = False
+) -> Inspection:
+    """Everything the plan depends on. Raises StatementFailure."""
+    objects = await query(connection, path, OBJECTS)
+    kinds = {row["name"].lower(): row["type"] for row in objects}
+    kind = kinds.get(table.lower())
+    leftovers = tuple(backup_name(t) for t in (table, METADATA_TABLE) if kinds.get(backup_name(t).lower()) == "table")
+    read_only = read_only or not _may_write(path)
+    if kind not in ("table", "view"):
+        return Inspection(
+            dialect="sqlite", schema="main", table=table, kind=None, leftovers=leftovers, read_only=read_only
+        )
+    columns = await query(connection, path, f"PRAGMA table_info({quoted(table)})")
+    indexes = await _indexes(connection, path, table)
+    plain = next((index for index in indexes if index.serves and not index.partial), None)
+    return Inspection(
+        dialect="sqlite",
+        schema="main",
+        table=table,
+        kind="r" if kind == "table" else "v",
+        columns=tuple(Column(_as_we_write_it(row["name"]), row["type"]) for row in columns),
+        indexes=indexes,
+        taken_names=frozenset(
+            row["name"] for row in objects if row["name"].startswith(INDEX) and row["tbl_name"].lower() != table.lower()
+        ),
+        leftovers=leftovers,
+        read_only=read_only,
+        rows_estimate=await _has_rows(connection, path, table),
+        has_statistics=plain is None or await _has_statistics(connection, path, plain.name, kinds),
+    )
+
+
+async def _indexes(connection: aiosqlite.Connection, path: Path, table: str) -> tuple[Index, ...]:
+    indexes = []
+    for row in await query(connection, path, f"PRAGMA index_list({quoted(table)})"):
+        columns = await query(connection, path, f"PRAGMA index_info({quoted(row['name'])})")
+        first = columns[0]["name"] if columns else None
+        text = await query(connection, path, "SELECT sql FROM sqlite_master WHERE name = $1", row["name"])
+        indexes.append(
+            Index(
+                name=row["name"],
+                first_column=None if first is None else _as_we_write_it(first),
+                unique=bool(row["unique"]),
+                partial=bool(row["partial"]),
+                narrowed=bool(row["partial"]) and _narrows(text[0]["sql"] if text else ""),
+            )
+        )
+    return tuple(indexes)
+
+
+def _narrows(definition: str) -> bool:
+    match = WHERE.search(definition)
+    predicate = re.sub(r'["`\[\]()]', "", match.group(1)) if match else ""
+    return " ".join(predicate.lower().split()) != f"{COLUMN.lower()} is not null"
+
+
+def _as_we_write_it(name: str) -> str:
+    """Names are case-insensitive in SQLite: DELETEDAT is the same column."""
+    return COLUMN if name.lower() == COLUMN.lower() else name
+
+
+async def _has_rows(connection: aiosqlite.Connection, path: Path, table: str) -> int:
+    return len(await query(connection, path, f"SELECT 1 FROM {quoted(table)} LIMIT 1"))
+
+
+async def _has_statistics(connection: aiosqlite.Connection, path: Path, index: str, kinds: dict[str, str]) -> bool:
+    if "sqlite_stat1" not in kinds:
+        return False
+    return bool(await query(connection, path, "SELECT 1 FROM sqlite_stat1 WHERE idx = $1", index))
+
+
+def _may_write(path: Path) -> bool:
+    folder = path.absolute().parent
+    return os.access(folder, os.W_OK) and (os.access(path, os.W_OK) or not path.exists())

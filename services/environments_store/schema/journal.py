@@ -1,0 +1,135 @@
+"""What the migration tells: the current status, and each log line in its case and not twice."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from services.environments_store.database.base import Dialect
+from services.environments_store.schema import messages
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.plan import Obstacle, status_of
+from services.environments_store.schema.status import SchemaStatus
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Turns inspections and troubles into a status and log lines. Inspects and changes nothing itself."""
+
+    def __init__(self, dialect: Dialect, logger: logging.Logger) -> None:
+        self.status = SchemaStatus(state="migrating", dialect=dialect)
+        self.on_change: Callable[[SchemaStatus], None] | None = None
+        self.lost = False
+        self._logger = logger
+        self._found: Inspection | None = None
+        self._had_column = False
+        self._announced = False
+        self._added = False
+        self._problem: Obstacle | None = None
+        self._told_failure: str | None = None
+        self._details: dict[str, str] = {}
+        self._running: str | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def inspected(self) -> bool:
+        """Whether there was any inspection yet."""
+        return self._found is not None
+
+    def found(self, found: Inspection) -> None:
+        """Take a new inspection in."""
+        self._found = found
+        self.forget("unavailable")
+        if found.soft_delete:
+            self._note_column(found)
+        elif self._had_column and not self.lost:
+            self.lost = True
+            self._update()
+            self._logger.error("%s", self.status.error)
+        self._update()
+
+    def adding(self) -> None:
+        """The first attempt to add the column is about to be made; later ones are not announced."""
+        if not self._announced:
+            self._announced = True
+            self._logger.info(messages.ADDING)
+        self._running = "column"
+
+    def added(self) -> None:
+        """The statement that adds the column was committed; the next inspection has the last word."""
+        self._added = True
+
+    def trouble(self, obstacle: Obstacle) -> None:
+        """An attempt failed for a reason that an inspection does not show."""
+        self._problem = obstacle
+        self._update()
+
+    def blocked(self, detail: str) -> None:
+        """An attempt has to wait for somebody."""
+        self._details["column"] = detail
+        self._update()
+
+    def missed(self, reason: str, text: str) -> None:
+        """There is no column and the start goes on without it: said once, and again only when the reason changes."""
+        if self._told_failure != reason:
+            self._told_failure = reason
+            self._logger.error(messages.FAILED)
+            self._logger.error("%s", text)
+
+    def step(self, name: str | None, detail: str | None = None) -> None:
+        """The step that runs now, and what it waits for. None: nothing runs."""
+        self._running = name
+        if name is not None and detail is not None:
+            self._details[name] = detail
+        self._update()
+
+    def warn(self, key: str, text: str) -> None:
+        """A finding that changes nothing: once, until `forget`."""
+        if key not in self._warned:
+            self._warned.add(key)
+            self._logger.warning("%s", text)
+
+    def forget(self, key: str) -> None:
+        self._warned.discard(key)
+
+    def note(self, text: str, *arguments: object) -> None:
+        self._logger.info(text, *arguments)
+
+    def detail(self, name: str, text: str) -> None:
+        """What the `schema` action says beside a step that is still missing."""
+        self._details[name] = text
+        self._update()
+
+    def unavailable(self, text: str) -> None:
+        """No connection for the migration. What queries may name stays as it was known."""
+        self.warn("unavailable", f"The schema cannot be looked at: {text}")
+        self._publish(msgspec.structs.replace(self.status, state="degraded", reason="unavailable", error=text))
+
+    def _note_column(self, found: Inspection) -> None:
+        if not self._had_column:
+            self._logger.info(messages.ADDED if self._added else messages.EXISTS)
+        if self.lost:
+            self._logger.warning("The deletedAt column is back: deleted environments can be told apart again")
+        self._had_column, self.lost, self._added, self._announced = True, False, False, False
+        self._problem, self._told_failure = None, None
+        self._details.pop("column", None)
+        if not found.writable:
+            self.warn("read-only", "The database only reads now: writes are refused until it is a primary again")
+        else:
+            self.forget("read-only")
+
+    def _update(self) -> None:
+        if self._found is None:
+            return
+        if self._found.soft_delete and self._running == "column":
+            self._running = None
+        status = status_of(
+            self._found, lost=self.lost, problem=self._problem, details=self._details, running=self._running
+        )
+        self._publish(status)
+
+    def _publish(self, status: SchemaStatus) -> None:
+        changed, self.status = status != self.status, status
+        if changed and self.on_change is not None:
+            self.on_change(status)

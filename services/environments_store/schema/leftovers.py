@@ -1,0 +1,73 @@
+"""Copies of tables that a killed start of the original left in a SQLite file.
+
+It rebuilds each table at every start, without a transaction: copy to `<table>_backup`, drop, create, copy back, drop
+the copy. Killed in between, the copy may hold the only rows there are, and its next start would drop it first. So a
+copy is never dropped here: it becomes the table, or gives its rows to the empty one, or is kept under another name.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+from services.environments_store.database.base import Row
+from services.environments_store.schema.names import METADATA_TABLE, TABLE, quoted
+
+__all__ = ["put_back", "rename_missing"]
+
+Run = Callable[..., Awaitable[Sequence[Row]]]
+
+KEYS = {TABLE: "id", METADATA_TABLE: "key"}
+
+
+async def rename_missing(run: Run, table: str, backup: str) -> str | None:
+    """The table is gone and the copy there: the copy is the table. Returns what was done, for the log."""
+    if await _exists(run, table) or not await _exists(run, backup):
+        return None
+    await run(f"ALTER TABLE {quoted(backup)} RENAME TO {quoted(table)}")
+    return f"The table {quoted(table)} was missing after an interrupted start: {quoted(backup)} took its place again"
+
+
+async def put_back(run: Run, table: str, backup: str) -> str | None:
+    """Both are there: fill an empty table from the copy, then keep the copy under a name that nothing drops."""
+    if not (await _exists(run, table) and await _exists(run, backup)):
+        return None
+    kept = await _free_name(run, f"{backup}_kept_{datetime.now(UTC):%Y%m%d}")
+    text = f"{quoted(backup)} of an interrupted start is kept as {quoted(kept)}"
+    if await _is_empty(run, table) and not await _is_empty(run, backup):
+        names = ", ".join(map(quoted, await _common_columns(run, table, backup)))
+        await run(f"INSERT INTO {quoted(table)} ({names}) SELECT {names} FROM {quoted(backup)}")
+        text = f"The table {quoted(table)} was empty after an interrupted start, and has its rows again: {text}"
+    else:
+        text = f"{text}; {await _only_in_copy(run, table, backup)} of its rows are not in {quoted(table)}"
+    await run(f"ALTER TABLE {quoted(backup)} RENAME TO {quoted(kept)}")
+    return text
+
+
+async def _exists(run: Run, table: str) -> bool:
+    return bool(await run("SELECT 1 FROM sqlite_master WHERE type = 'table' AND lower(name) = lower($1)", table))
+
+
+async def _is_empty(run: Run, table: str) -> bool:
+    return not await run(f"SELECT 1 FROM {quoted(table)} LIMIT 1")
+
+
+async def _common_columns(run: Run, table: str, backup: str) -> list[str]:
+    there = {row["name"] for row in await run(f"PRAGMA table_info({quoted(backup)})")}
+    return [row["name"] for row in await run(f"PRAGMA table_info({quoted(table)})") if row["name"] in there]
+
+
+async def _only_in_copy(run: Run, table: str, backup: str) -> int:
+    key = quoted(KEYS[table])
+    rows = await run(
+        f"SELECT count(*) AS count FROM {quoted(backup)} AS b "
+        f"WHERE NOT EXISTS (SELECT 1 FROM {quoted(table)} AS t WHERE t.{key} = b.{key})"
+    )
+    count: int = rows[0]["count"]
+    return count
+
+
+async def _free_name(run: Run, name: str) -> str:
+    number, free = 1, name
+    while await _exists(run, free):
+        number += 1
+        free = f"{name}_{number}"
+    return free

@@ -1,0 +1,167 @@
+"""Brings the schema up to date whenever the service connects, keeps it so, and says how it stands."""
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+
+from services.environments_store.database.base import Database
+from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.location import read_location
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.names import TABLE
+from services.environments_store.schema.status import SchemaStatus
+
+__all__ = ["Migrator", "migrate_once"]
+
+
+class Migration(Protocol):
+    """One dialect's way. Both methods return the seconds until the next look and raise StatementFailure."""
+
+    async def bring_column(self, deadline: float) -> float: ...
+    async def finish(self) -> float: ...
+
+
+class Migrator:
+    """`prepare` before serving, then `run` in the background for as long as the service lives.
+
+    `database` is told to forget what it knew of the table whenever the column came or changed; the migration itself
+    uses connections of its own, which no caller of the service waits for.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        database: Database | None,
+        *,
+        node_id: str,
+        logger: logging.Logger,
+        budgets: MigrationBudgets | None = None,
+        table: str = TABLE,
+    ) -> None:
+        location = read_location(url)
+        self._database = database
+        self._budgets = budgets or MigrationBudgets()
+        self._random = random.Random()  # jitter between nodes, no secret
+        self._journal = Journal(location.dialect, logger)
+        self._migration = self._choose(url, node_id, table)
+        self._wake = anyio.Event()
+        self._queried = (False, True)
+
+    @property
+    def status(self) -> SchemaStatus:
+        """How the schema stood at the last look."""
+        return self._journal.status
+
+    @property
+    def on_change(self) -> Callable[[SchemaStatus], None] | None:
+        """Called with each new status that differs from the one before."""
+        return self._journal.on_change
+
+    @on_change.setter
+    def on_change(self, callback: Callable[[SchemaStatus], None] | None) -> None:
+        self._journal.on_change = callback
+
+    async def prepare(self) -> SchemaStatus:
+        """Inspect, and bring the column within the start budget.
+
+        What cannot be had now is a state of the answer, not an exception. Raises DatabaseUnavailableError when no
+        connection can be had, and DatabaseError for a file that is no database.
+        """
+        deadline = anyio.current_time() + self._budgets.start_s
+        while True:
+            try:
+                await self._migration.bring_column(deadline)
+                break
+            except StatementFailure as failure:
+                # A first connection that fails is for the caller to tell and try again; a lost one is tried again here.
+                if not self._journal.inspected or not failure.lost:
+                    raise service_error(failure, write=False) from failure
+                self._journal.unavailable(failure.message)
+                if anyio.current_time() >= deadline:
+                    break
+            await anyio.sleep(self._random.uniform(0.5, 1.0) * self._budgets.reconnect_min_s)
+        self._tell_missing()
+        await self._refresh()
+        return self.status
+
+    async def run(self) -> None:
+        """Finish what `prepare` left, and look again on a timer, for ever. To be run in the node's task group."""
+        reconnect_s = self._budgets.reconnect_min_s
+        while True:
+            try:
+                pause_s = await self._cycle()
+                reconnect_s = self._budgets.reconnect_min_s
+            except StatementFailure as failure:
+                self._journal.unavailable(failure.message)
+                pause_s = reconnect_s * self._random.uniform(0.5, 1.0)
+                reconnect_s = min(reconnect_s * 2, self._budgets.reconnect_max_s)
+            with anyio.move_on_after(pause_s):
+                await self._wake.wait()
+                # Many requests may meet the same trouble: one look answers for all of them.
+                await anyio.sleep(self._budgets.poll_min_s)
+            self._wake = anyio.Event()
+
+    async def complete(self) -> SchemaStatus:
+        """Index and statistics in the foreground: until they are there, left to a person, or the budget has passed."""
+        deadline = anyio.current_time() + self._budgets.index_wait_s
+        try:
+            while self._is_unfinished() and anyio.current_time() < deadline:
+                pause_s = await self._migration.finish()
+                if pause_s >= self._budgets.reinspect_s or not self._is_unfinished():
+                    break
+                await anyio.sleep(pause_s)
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
+        return self.status
+
+    def report_missing_column(self) -> None:
+        """A query met a column that is not there: look at once."""
+        self._wake.set()
+
+    def _choose(self, url: str, node_id: str, table: str) -> Migration:
+        location = read_location(url)
+        if location.dialect == "sqlite":
+            from services.environments_store.schema.sqlite_migration import SqliteMigration
+
+            return SqliteMigration(location, table, self._budgets, self._journal, self._random)
+        from services.environments_store.schema.postgres_migration import PostgresMigration
+
+        return PostgresMigration(url, table, node_id, self._budgets, self._journal, self._random)
+
+    async def _cycle(self) -> float:
+        pause_s = self._budgets.reinspect_s
+        if not self.status.soft_delete:
+            pause_s = await self._migration.bring_column(anyio.current_time() + self._budgets.reinspect_s)
+            self._tell_missing()
+        if self.status.soft_delete:
+            pause_s = await self._migration.finish()
+        await self._refresh()
+        return pause_s
+
+    def _is_unfinished(self) -> bool:
+        return self.status.soft_delete and any(step.state != "done" for step in self.status.steps)
+
+    def _tell_missing(self) -> None:
+        status = self.status
+        if not status.soft_delete and status.reason not in ("lost", "unavailable"):
+            text = status.error or "The attempts go on in the background."
+            self._journal.missed(status.reason or "waiting", text)
+
+    async def _refresh(self) -> None:
+        queried = (self.status.soft_delete, self.status.deleted_at_zone)
+        changed, self._queried = queried != self._queried, queried
+        if changed and self._database is not None:
+            await self._database.refresh()
+
+
+async def migrate_once(
+    url: str, *, logger: logging.Logger, node_id: str = "migrate", budgets: MigrationBudgets | None = None
+) -> SchemaStatus:
+    """Everything in the foreground: what `migrate run` does. Raises as `Migrator.prepare` does."""
+    migrator = Migrator(url, None, node_id=node_id, logger=logger, budgets=budgets)
+    await migrator.prepare()
+    return await migrator.complete()

@@ -1,0 +1,19 @@
+"""The names in the database that are promises: the original's and the guide's. All of them need their quotes."""
+
+__all__ = ["BASE_COLUMNS", "COLUMN", "INDEX", "METADATA_TABLE", "TABLE", "qualified", "quoted"]
+
+TABLE = "environments"
+METADATA_TABLE = "metadata"
+COLUMN = "deletedAt"
+INDEX = "environments_deleted_at_idx"
+BASE_COLUMNS = ("id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt")
+"""What every generation of the original has: a table without them is somebody else's."""
+
+
+def quoted(name: str) -> str:
+    """An identifier for SQL, in both dialects."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(schema: str, name: str) -> str:
+    return f"{quoted(schema)}.{quoted(name)}"

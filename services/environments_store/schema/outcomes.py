@@ -1,0 +1,54 @@
+"""What a refused migration statement means for what is done next. Every outcome begins with another inspection."""
+
+from typing import Literal
+
+from services.environments_store.database.failures import StatementFailure
+
+__all__ = ["Outcome", "outcome_of"]
+
+Outcome = Literal["blocked", "peer", "forbidden", "read-only", "exhausted", "unsupported", "lost", "collided", "failed"]
+
+OUTCOMES: dict[str, Outcome] = {
+    # A lock, a deadlock, a timeout or a cancel: again, after a pause.
+    "55P03": "blocked",
+    "40P01": "blocked",
+    "57014": "blocked",
+    # It exists: a peer was faster.
+    "42701": "peer",
+    "42P07": "peer",
+    "42710": "peer",
+    "23505": "peer",
+    "42501": "forbidden",
+    "25006": "read-only",
+    # Disk, memory, connections: again, slowly.
+    "53100": "exhausted",
+    "53200": "exhausted",
+    "53300": "exhausted",
+    # Column limit, wrong kind of relation: needs a person.
+    "54011": "unsupported",
+    "42809": "unsupported",
+    "0A000": "unsupported",
+    # "tuple concurrently updated": somebody else works on the same index.
+    "XX000": "collided",
+}
+
+SQLITE_OUTCOMES: tuple[tuple[str, Outcome], ...] = (
+    ("SQLITE_BUSY", "blocked"),
+    ("SQLITE_LOCKED", "blocked"),
+    ("SQLITE_READONLY", "read-only"),
+    ("SQLITE_PERM", "read-only"),
+    ("SQLITE_FULL", "exhausted"),
+    ("SQLITE_IOERR", "exhausted"),
+    ("SQLITE_NOMEM", "exhausted"),
+)
+
+
+def outcome_of(failure: StatementFailure) -> Outcome:
+    """`lost` takes the migration lock with it, so everything starts again with a new connection."""
+    if failure.lost or not failure.sent:
+        return "lost"
+    state = failure.sqlstate or ""
+    for prefix, outcome in SQLITE_OUTCOMES:
+        if state.startswith(prefix):
+            return outcome
+    return OUTCOMES.get(state, "failed")

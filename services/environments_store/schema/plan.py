@@ -1,0 +1,140 @@
+"""From what was found to what is missing: pure decisions, the same for the migrator, `migrate check` and its SQL."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.sql import add_column
+from services.environments_store.schema.status import Reason, SchemaStatus, Step
+
+__all__ = ["Obstacle", "is_complete", "obstacle_to_column", "pending_steps", "status_of"]
+
+KINDS = {"v": "a view", "m": "a materialised view", "p": "a partitioned table", "f": "a foreign table"}
+
+
+class Obstacle(msgspec.Struct, frozen=True):
+    """Why the service cannot add the column itself. `message` says what a person can do, with the SQL."""
+
+    reason: Reason
+    message: str
+
+
+def obstacle_to_column(found: Inspection) -> Obstacle | None:
+    """What stands between this role and the column; None when it may be tried, or is there already."""
+    if found.soft_delete:
+        return None
+    if found.kind is not None:
+        unsupported = _unsupported(found)
+        if unsupported:
+            return Obstacle("unsupported", unsupported)
+    if not found.writable:
+        what = "is a standby" if found.standby else "only reads"
+        return Obstacle("read-only", f"The database {what}: the column can be added on a primary that takes writes.")
+    if found.kind is None and not found.can_create:
+        return Obstacle(
+            "forbidden",
+            f"There is no table {quoted(found.table)}, and role {quoted(found.role)} may not create it. As the "
+            f"owner of the schema run: GRANT CREATE ON SCHEMA {quoted(found.schema)} TO {quoted(found.role)};",
+        )
+    if not found.can_alter:
+        name = qualified(found.schema, found.table)
+        return Obstacle(
+            "forbidden",
+            f"Role {quoted(found.role)} does not own {name}. As its owner run: "
+            f"{add_column('postgresql', found.schema, found.table)}; or: ALTER TABLE {name} OWNER TO "
+            f"{quoted(found.role)}; `environments-store migrate sql` prints all of it.",
+        )
+    return None
+
+
+def _unsupported(found: Inspection) -> str | None:
+    name = qualified(found.schema, found.table)
+    if found.kind != "r":
+        return f"{name} is {KINDS.get(found.kind or '', 'no table')}, which the service does not change."
+    if found.missing_columns:
+        columns = ", ".join(map(quoted, found.missing_columns))
+        return f"{name} has no {columns}: it is not the table of the environments, and is left alone."
+    column = found.deleted_at
+    if column is not None:
+        return f"The column {quoted(COLUMN)} of {name} has the type {column.type}; it has to be a timestamp."
+    return None
+
+
+def is_complete(found: Inspection) -> bool:
+    return not pending_steps(found)
+
+
+def pending_steps(found: Inspection) -> tuple[str, ...]:
+    """The steps that are missing, in their order: `leftovers`, `table`, `column`, `index`, `statistics`."""
+    if found.kind is None:
+        return (*(("leftovers",) if found.leftovers else ()), "table", "column", "index")
+    missing = {
+        "leftovers": bool(found.leftovers),
+        "column": not found.soft_delete,
+        "index": found.index is None,
+        "statistics": found.needs_statistics,
+    }
+    return tuple(name for name, is_missing in missing.items() if is_missing)
+
+
+def status_of(
+    found: Inspection,
+    *,
+    lost: bool = False,
+    problem: Obstacle | None = None,
+    details: Mapping[str, str] | None = None,
+    running: str | None = None,
+) -> SchemaStatus:
+    """The state that follows from an inspection, and from what an attempt has met since (`problem`)."""
+    steps = _steps(found, details or {}, running)
+    obstacle = obstacle_to_column(found) or problem
+    if found.soft_delete:
+        return SchemaStatus(
+            state="ready" if found.writable else "degraded",
+            dialect=found.dialect,
+            steps=steps,
+            reason=None if found.writable else "read-only",
+            error=None if found.writable else _read_only_text(found),
+            soft_delete=True,
+            writable=found.writable,
+            deleted_at_zone=found.deleted_at_zone,
+        )
+    reason: Reason | None = obstacle.reason if obstacle else None
+    error = obstacle.message if obstacle else (details or {}).get("column")
+    if lost:
+        reason = "lost"
+        error = (
+            f"The column {quoted(COLUMN)} was there and is gone: a rollback, or an old version of the application. "
+            "Environments that were deleted count as live. The service does not add it back by itself while it runs: "
+            "run the SQL of `environments-store migrate sql`, or start the service again."
+        )
+    return SchemaStatus(
+        state="degraded" if reason else "migrating",
+        dialect=found.dialect,
+        steps=steps,
+        reason=reason,
+        error=error,
+        soft_delete=False,
+        writable=found.writable,
+    )
+
+
+def _read_only_text(found: Inspection) -> str:
+    return "The database is a standby." if found.standby else "The database only reads."
+
+
+def _steps(found: Inspection, details: Mapping[str, str], running: str | None) -> tuple[Step, ...]:
+    pending = set(pending_steps(found))
+    names = ["table", "column", "index", *(["statistics"] if found.needs_statistics else [])]
+    if found.leftovers:
+        names.insert(0, "leftovers")
+    return tuple(
+        Step(
+            name=name,
+            state="done" if name not in pending else "running" if name == running else "pending",
+            detail=details.get(name) if name in pending else None,
+        )
+        for name in names
+    )

@@ -1,0 +1,148 @@
+"""The index and the statistics on PostgreSQL, built while the service serves."""
+
+import math
+
+import anyio
+
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema import messages
+from services.environments_store.schema.index import IndexAction, next_action
+from services.environments_store.schema.inspect_postgres import inspect
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.names import INDEX
+from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.postgres_steps import analyse, build_index, remove_index
+
+__all__ = ["IndexBuilder"]
+
+
+class IndexBuilder:
+    """Walks the state machine of `index.py` under the migration lock, within a budget of time."""
+
+    def __init__(self, table: str, budgets: MigrationBudgets, journal: Journal) -> None:
+        self._table = table
+        self._budgets = budgets
+        self._journal = journal
+        self._next_build_at = -math.inf
+        self._analysed = False
+        self._built = False
+
+    def announce(self, found: Inspection) -> None:
+        """Say once what is left to a person; the service is complete without the index, only slower."""
+        for index in found.indexes:
+            if index.on_column and index.unique:
+                self._journal.warn(
+                    f"unique {index.name}",
+                    f'The index "{index.name}" is unique: two environments deleted in one millisecond would collide. '
+                    "It is not used; drop it.",
+                )
+        action = next_action(found, self._budgets)
+        if action.kind == "leave":
+            self._journal.step(None)
+            self._journal.warn("index", f"The index on deletedAt is missing: {action.detail}")
+            self._journal.detail("index", action.detail or "")
+        else:
+            self._journal.forget("index")
+
+    def can_work(self, found: Inspection) -> bool:
+        """Whether something can be done now, so that the lock is worth taking."""
+        action = next_action(found, self._budgets)
+        if action.kind in ("create", "create-blocking"):
+            return anyio.current_time() >= self._next_build_at
+        if action.kind in ("none", "leave"):
+            return self._wants_statistics(found)
+        return True
+
+    async def work(self, session: PostgresSession) -> float:
+        """Do what is missing; returns the seconds until it is worth looking again. The lock is held by the caller."""
+        deadline = anyio.current_time() + self._budgets.index_wait_s
+        suspect: str | None = None
+        while True:
+            found = await self._look(session)
+            if not found.soft_delete or not found.writable:
+                return self._budgets.reinspect_s
+            action = next_action(found, self._budgets)
+            if action.kind in ("none", "leave"):
+                return await self._finish(session, found)
+            wait_s = await self._act(session, found, action, suspect)
+            suspect = action.name if action.kind == "drop" else None
+            if wait_s is None or anyio.current_time() + wait_s >= deadline:
+                self._journal.step(None)
+                return self._pause_s()
+            await anyio.sleep(wait_s)
+
+    async def _act(
+        self, session: PostgresSession, found: Inspection, action: IndexAction, suspect: str | None
+    ) -> float | None:
+        """One action; returns the pause before the next inspection, None to stop for now."""
+        try:
+            match action.kind:
+                case "wait":
+                    self._journal.step("index", action.detail)
+                    return self._budgets.index_wait_step_s
+                case "drop":
+                    if suspect != action.name:
+                        return self._budgets.index_invalid_recheck_s
+                    self._journal.note('Dropping the INVALID index "%s" of an interrupted build', action.name)
+                    await remove_index(session, found, action.name, self._budgets)
+                    return 0
+                case _:
+                    return await self._build(session, found, action)
+        except StatementFailure as failure:
+            if outcome_of(failure) == "lost":
+                raise
+            self._journal.step("index", failure.message)
+            return self._budgets.index_invalid_recheck_s
+
+    async def _build(self, session: PostgresSession, found: Inspection, action: IndexAction) -> float | None:
+        now = anyio.current_time()
+        if now < self._next_build_at:
+            return None
+        self._next_build_at = now + self._budgets.index_retry_s
+        if action.name != INDEX:
+            self._journal.note('The name "%s" is taken by something else: the index becomes "%s"', INDEX, action.name)
+        self._journal.note(messages.INDEX_ADDING)
+        self._journal.step("index")
+        try:
+            await build_index(session, found, action.name, self._budgets, concurrently=action.kind == "create")
+        except StatementFailure as failure:
+            if outcome_of(failure) == "lost":
+                raise
+            if outcome_of(failure) != "peer":
+                self._journal.note(messages.INDEX_FAILED, failure.message)
+            self._journal.detail("index", failure.message)
+            return self._budgets.poll_min_s
+        self._built = True
+        self._journal.note(messages.INDEX_ADDED)
+        self._journal.note('The index "%s" was built in %.1f s', action.name, anyio.current_time() - now)
+        return 0
+
+    async def _finish(self, session: PostgresSession, found: Inspection) -> float:
+        if self._wants_statistics(found):
+            self._journal.step("statistics")
+            self._analysed = True
+            try:
+                await analyse(session, found, self._budgets)
+            except StatementFailure as failure:
+                if outcome_of(failure) == "lost":
+                    raise
+                self._journal.warn("statistics", f"ANALYZE of deletedAt failed: {failure.message}")
+            found = await self._look(session)
+        self._journal.step(None)
+        return self._budgets.reinspect_s
+
+    def _wants_statistics(self, found: Inspection) -> bool:
+        # Once in a process: a column whose statistics are switched off would be analysed at every look.
+        wanted = found.needs_statistics or self._built
+        return wanted and found.can_alter and not self._analysed
+
+    async def _look(self, session: PostgresSession) -> Inspection:
+        found = await inspect(session, self._table)
+        self._journal.found(found)
+        return found
+
+    def _pause_s(self) -> float:
+        return max(self._budgets.poll_max_s, min(self._next_build_at - anyio.current_time(), self._budgets.reinspect_s))

@@ -1,0 +1,206 @@
+"""The migration of a PostgreSQL database: inspect, lock, act, inspect. Who is killed in between leaves nothing behind
+that the next start does not find and finish."""
+
+import math
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+from services.environments_store.database.base import Dialect
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.blockers import describe, who_blocks
+from services.environments_store.schema.inspect_postgres import inspect
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.ladder import Ladder
+from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.plan import Obstacle, obstacle_to_column, pending_steps
+from services.environments_store.schema.postgres_index import IndexBuilder
+from services.environments_store.schema.postgres_steps import (
+    MigrationLock,
+    PooledLock,
+    SessionLock,
+    add_the_column,
+    create_the_tables,
+    lock_key,
+    open_session,
+)
+
+__all__ = ["PostgresMigration"]
+
+
+class PostgresMigration:
+    """`bring_column` is what a start waits for, `finish` the rest. Both raise StatementFailure."""
+
+    dialect: Dialect = "postgresql"
+
+    def __init__(
+        self, url: str, table: str, node_id: str, budgets: MigrationBudgets, journal: Journal, source: random.Random
+    ) -> None:
+        self._url = url
+        self._table = table
+        self._node_id = node_id
+        self._budgets = budgets
+        self._journal = journal
+        self._random = source
+        self._ladder = Ladder(budgets, anyio.current_time, source)
+        self._index = IndexBuilder(table, budgets, journal)
+        self._blockers_told_at = -math.inf
+
+    async def bring_column(self, deadline: float) -> float:
+        """Work on the column until it is there, cannot be had, or the deadline has passed.
+
+        Returns how many seconds to let pass before the next look.
+        """
+        async with self._session() as session:
+            found = await self._look(session)
+            if self._is_settled(found):
+                return self._budgets.reinspect_s
+            if session.pooled:
+                # Its lock lives inside the transaction of each attempt.
+                return await self._attempts(session, found, deadline)
+            async with self._locked(SessionLock(session, lock_key(found)), session, deadline, self._is_settled) as held:
+                if not held:
+                    return self._budgets.poll_max_s
+                found = await self._look(session)
+                return (
+                    self._budgets.reinspect_s
+                    if self._is_settled(found)
+                    else await self._attempts(session, found, deadline)
+                )
+
+    async def finish(self) -> float:
+        """Build the index and the statistics when they are missing; returns the seconds until the next look."""
+        async with self._session() as session:
+            found = await self._look(session)
+            if not found.soft_delete or not pending_steps(found) or not found.writable:
+                return self._budgets.reinspect_s
+            self._index.announce(found)
+            if not self._index.can_work(found):
+                return self._budgets.reinspect_s
+            key = lock_key(found)
+            lock: MigrationLock = SessionLock(session, key)
+            if session.pooled:
+                lock = PooledLock(self._url, self._node_id, self._budgets, key)
+            deadline = anyio.current_time() + self._budgets.index_wait_s
+            async with self._locked(lock, session, deadline, lambda found: not pending_steps(found)) as held:
+                return await self._index.work(session) if held else self._budgets.poll_max_s
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncGenerator[PostgresSession]:
+        session = await open_session(self._url, self._node_id, self._budgets)
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def _look(self, session: PostgresSession) -> Inspection:
+        found = await inspect(session, self._table)
+        self._journal.found(found)
+        if found.soft_delete:
+            self._ladder.reset()
+        return found
+
+    def _is_settled(self, found: Inspection) -> bool:
+        """Nothing to do for the column, or nothing that may be done. After a loss only people bring it back."""
+        return found.soft_delete or self._journal.lost or obstacle_to_column(found) is not None
+
+    @asynccontextmanager
+    async def _locked(
+        self,
+        lock: MigrationLock,
+        session: PostgresSession,
+        deadline: float,
+        is_settled: Callable[[Inspection], bool],
+    ) -> AsyncGenerator[bool]:
+        """Poll for the lock, looking in between whether the peer that holds it has finished already."""
+        try:
+            held = await lock.try_acquire()
+            slower = 1.0
+            while not held:
+                self._journal.blocked("another node is migrating the table now")
+                if anyio.current_time() >= deadline:
+                    break
+                pause_s = self._random.uniform(self._budgets.poll_min_s, self._budgets.poll_max_s) * slower
+                await anyio.sleep(min(pause_s, self._budgets.sleep_patient_s))
+                slower *= 1.1
+                if is_settled(await self._look(session)):
+                    break
+                held = await lock.try_acquire()
+            yield held
+        finally:
+            await _release_quietly(lock)
+
+    async def _attempts(self, session: PostgresSession, found: Inspection, deadline: float) -> float:
+        while not self._is_settled(found):
+            pause_s = await self._attempt(session, found)
+            found = await self._look(session)
+            if self._is_settled(found):
+                break
+            remaining_s = deadline - anyio.current_time()
+            if remaining_s <= 0 or pause_s >= self._budgets.sleep_max_s:
+                return pause_s
+            await anyio.sleep(min(pause_s, remaining_s))
+        return self._budgets.reinspect_s
+
+    async def _attempt(self, session: PostgresSession, found: Inspection) -> float:
+        """Make the table or the column once; returns the pause that has to follow a failure."""
+        lock_timeout_ms = self._ladder.next_lock_timeout_ms()
+        try:
+            if found.kind is None:
+                self._journal.note("Creating the tables in schema %s", found.schema)
+                held = await create_the_tables(session, found, self._budgets)
+            else:
+                self._journal.adding()
+                held = await add_the_column(session, found, self._budgets, lock_timeout_ms)
+                if held:
+                    self._journal.added()
+            if not held:
+                self._journal.blocked("another node is migrating the table now")
+            return self._ladder.pause_s()
+        except StatementFailure as failure:
+            return await self._after(failure, session, found)
+
+    async def _after(self, failure: StatementFailure, session: PostgresSession, found: Inspection) -> float:
+        match outcome_of(failure):
+            case "lost":
+                raise failure
+            case "peer" | "collided":
+                return self._budgets.poll_min_s
+            case "blocked":
+                await self._tell_blockers(session, found)
+                return self._ladder.pause_s()
+            case "forbidden":
+                self._journal.trouble(Obstacle("forbidden", _needs_person(failure)))
+            case "unsupported":
+                self._journal.trouble(Obstacle("unsupported", _needs_person(failure)))
+            case "read-only":
+                self._journal.trouble(Obstacle("read-only", f"The database only reads now: {failure.message}"))
+            case _:
+                self._journal.trouble(Obstacle("failed", f"The column could not be added: {failure.message}"))
+        return self._budgets.sleep_max_s
+
+    async def _tell_blockers(self, session: PostgresSession, found: Inspection) -> None:
+        text = describe(await who_blocks(session, found.oid))
+        self._journal.blocked(text)
+        now = anyio.current_time()
+        if now - self._blockers_told_at >= self._budgets.blockers_every_s:
+            self._blockers_told_at = now
+            self._journal.note("The deletedAt column has to wait: %s", text)
+
+
+async def _release_quietly(lock: MigrationLock) -> None:
+    """A lost connection has released its lock already."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+        try:
+            await lock.release()
+        except StatementFailure:
+            return
+
+
+def _needs_person(failure: StatementFailure) -> str:
+    return f"The column could not be added: {failure.message}. `environments-store migrate sql` prints the SQL."

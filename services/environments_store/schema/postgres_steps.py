@@ -1,0 +1,226 @@
+"""The statements of the migration on PostgreSQL, each on the migration's own connection.
+
+Every function raises StatementFailure and changes all or nothing.
+"""
+
+from typing import Protocol
+
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.sql import add_column, create_index, create_tables, drop_index
+
+__all__ = [
+    "MigrationLock",
+    "add_the_column",
+    "analyse",
+    "build_index",
+    "create_the_tables",
+    "lock_key",
+    "open_session",
+    "remove_index",
+]
+
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
+TRY_TRANSACTION_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
+FIRST_CHECKING_VERSION = 140000
+FIRST_TRANSACTION_TIMEOUT_VERSION = 170000
+
+
+async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> PostgresSession:
+    """A connection of its own. What a role's defaults set against the migration is set right, except behind a pooler,
+    where a SET would stay with whoever gets the server process next."""
+    session = await PostgresSession.connect(
+        url,
+        # 63 bytes is all that PostgreSQL keeps of it.
+        application_name=f"environments-store migrate {node_id}"[:63],
+        connect_timeout_s=budgets.connect_timeout_s,
+        answer_timeout_s=budgets.statement_timeout_s * 2,
+    )
+    if session.pooled:
+        return session
+    settings = ["SET statement_timeout = 0", "SET idle_in_transaction_session_timeout = '30s'"]
+    if session.version >= FIRST_TRANSACTION_TIMEOUT_VERSION:
+        # It closes the connection, and so drops the lock of the migration.
+        settings.append("SET transaction_timeout = 0")
+    settings.append(f"SET statement_timeout = {_milliseconds(budgets.statement_timeout_s)}")
+    try:
+        for setting in settings:
+            await session.run(setting)
+        if session.version >= FIRST_CHECKING_VERSION:
+            await _watch_client(session)
+    except BaseException:
+        await session.close()
+        raise
+    return session
+
+
+async def _watch_client(session: PostgresSession) -> None:
+    """Without it the server runs the statement of a killed client on: an ALTER would go on blocking every reader."""
+    try:
+        await session.run("SET client_connection_check_interval = '1s'")
+    except StatementFailure as failure:
+        if failure.lost:
+            raise
+
+
+def lock_key(found: Inspection) -> str:
+    """One key for each table; advisory locks belong to one database already."""
+    return f"environments-store/migrate/{found.schema}.{found.table}"
+
+
+class MigrationLock(Protocol):
+    """Held by one node at a time. Nobody waits in it: a waiting statement would hold the index build up for ever."""
+
+    async def try_acquire(self) -> bool: ...
+    async def release(self) -> None: ...
+
+
+class SessionLock:
+    """Held by the connection itself, and gone with it."""
+
+    def __init__(self, session: PostgresSession, key: str) -> None:
+        self._session = session
+        self._key = key
+        self._held = False
+
+    async def try_acquire(self) -> bool:
+        self._held = self._held or bool(await self._session.fetch_value(TRY_LOCK, self._key))
+        return self._held
+
+    async def release(self) -> None:
+        if self._held and not self._session.closed:
+            self._held = False
+            await self._session.fetch_value(UNLOCK, self._key)
+
+
+class PooledLock:
+    """Behind a pooler only a transaction keeps its server process: a second connection holds one open."""
+
+    def __init__(self, url: str, node_id: str, budgets: MigrationBudgets, key: str) -> None:
+        self._url = url
+        self._node_id = node_id
+        self._budgets = budgets
+        self._key = key
+        self._session: PostgresSession | None = None
+
+    async def try_acquire(self) -> bool:
+        if self._session is not None:
+            return True
+        session = await open_session(self._url, self._node_id, self._budgets)
+        try:
+            await session.run("BEGIN")
+            await session.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+            held = bool(await session.fetch_value(TRY_TRANSACTION_LOCK, self._key))
+            # The answered query keeps its snapshot until the next statement, and the build would wait for that.
+            await session.run("SELECT 1")
+        except BaseException:
+            await session.close()
+            raise
+        if held:
+            self._session = session
+        else:
+            await session.close()
+        return held
+
+    async def release(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await session.run("ROLLBACK")
+            finally:
+                await session.close()
+
+
+async def create_the_tables(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> bool:
+    """Both tables and the index in one transaction; False when a pooled peer holds the lock."""
+    return await _in_transaction(session, found, budgets, 1000, create_tables("postgresql", found.schema))
+
+
+async def add_the_column(
+    session: PostgresSession, found: Inspection, budgets: MigrationBudgets, lock_timeout_ms: int
+) -> bool:
+    """One attempt, which waits no longer than the timeout; False when a pooled peer holds the lock."""
+    return await _in_transaction(
+        session, found, budgets, lock_timeout_ms, (add_column("postgresql", found.schema, found.table),)
+    )
+
+
+async def _in_transaction(
+    session: PostgresSession,
+    found: Inspection,
+    budgets: MigrationBudgets,
+    lock_timeout_ms: int,
+    statements: tuple[str, ...],
+) -> bool:
+    begin = (
+        f"BEGIN; SET LOCAL lock_timeout = {lock_timeout_ms}; "
+        f"SET LOCAL statement_timeout = {_milliseconds(budgets.statement_timeout_s)}"
+    )
+    try:
+        if not session.pooled:
+            # One text, one round trip: a stalled client cannot keep the table locked between ALTER and COMMIT.
+            await session.run("; ".join((begin, *statements, "COMMIT")))
+            return True
+        await session.run(begin)
+        if not await session.fetch_value(TRY_TRANSACTION_LOCK, lock_key(found)):
+            await session.run("ROLLBACK")
+            return False
+        await session.run("; ".join((*statements, "COMMIT")))
+    except StatementFailure as failure:
+        if not failure.lost:
+            await session.run("ROLLBACK")
+        raise
+    return True
+
+
+async def build_index(
+    session: PostgresSession, found: Inspection, name: str, budgets: MigrationBudgets, *, concurrently: bool
+) -> None:
+    """Alone in its call, in no transaction, and with no timeout: the build obeys `lock_timeout` too while it waits
+    for old transactions, and a build that is ended leaves an INVALID index."""
+    statement = create_index("postgresql", found.schema, found.table, name=name, concurrently=concurrently)
+    lock_timeout_ms = 0 if concurrently else budgets.lock_timeouts_ms[-1]
+    await _run_with(session, statement, budgets, lock_timeout_ms=lock_timeout_ms, statement_timeout_ms=0)
+
+
+async def remove_index(session: PostgresSession, found: Inspection, name: str, budgets: MigrationBudgets) -> None:
+    """Drop an INVALID index; waits for its old users, but not for long."""
+    lock_timeout_ms = _milliseconds(budgets.index_drop_lock_timeout_s)
+    statement = drop_index(found.schema, name)
+    await _run_with(session, statement, budgets, lock_timeout_ms=lock_timeout_ms, statement_timeout_ms=0)
+
+
+async def analyse(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> None:
+    """Statistics of the new column alone."""
+    statement = f"ANALYZE {qualified(found.schema, found.table)} ({quoted(COLUMN)})"
+    timeout_ms = _milliseconds(budgets.statistics_timeout_s)
+    await _run_with(session, statement, budgets, lock_timeout_ms=timeout_ms, statement_timeout_ms=timeout_ms)
+
+
+async def _run_with(
+    session: PostgresSession,
+    statement: str,
+    budgets: MigrationBudgets,
+    *,
+    lock_timeout_ms: int,
+    statement_timeout_ms: int,
+) -> None:
+    """Run one long statement under its own timeouts. Behind a pooler a role's defaults hold instead."""
+    if session.pooled:
+        await session.run(statement, unbounded=True)
+        return
+    await session.run(f"SET lock_timeout = {lock_timeout_ms}")
+    await session.run(f"SET statement_timeout = {statement_timeout_ms}")
+    try:
+        await session.run(statement, unbounded=True)
+    finally:
+        if not session.closed:
+            await session.run(f"SET statement_timeout = {_milliseconds(budgets.statement_timeout_s)}")
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

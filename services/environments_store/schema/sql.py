@@ -1,0 +1,114 @@
+"""The migration as SQL for a person: the guide's manual statements, with what they need to be safe."""
+
+from services.environments_store.database.base import Dialect
+from services.environments_store.schema.names import COLUMN, INDEX, TABLE, qualified, quoted
+
+__all__ = ["add_column", "create_index", "script"]
+
+CREATE_ENVIRONMENTS = (
+    'CREATE TABLE IF NOT EXISTS {table} ("id" VARCHAR(255), "environment" JSON, "environmentUuid" VARCHAR(255), '
+    '"timestamp" DECIMAL, "deletedAt" {moment} DEFAULT NULL, "createdAt" {moment} NOT NULL, '
+    '"updatedAt" {moment} NOT NULL, PRIMARY KEY ("id"))'
+)
+CREATE_METADATA = (
+    'CREATE TABLE IF NOT EXISTS {table} ("key" VARCHAR(255), "value" TEXT NOT NULL, '
+    '"createdAt" {moment} NOT NULL, "updatedAt" {moment} NOT NULL, PRIMARY KEY ("key"))'
+)
+MOMENTS: dict[Dialect, str] = {"postgresql": "TIMESTAMP WITH TIME ZONE", "sqlite": "DATETIME"}
+
+POSTGRES_SCRIPT = """\
+-- Adds the {column} column and its index to {table}. Existing rows stay as they are; all of them count as live.
+-- Run it as the owner of the table, statement by statement and in no transaction (psql -f does that): PostgreSQL
+-- refuses CREATE INDEX CONCURRENTLY in a transaction. Take the backup before, not at the same time: pg_dump holds
+-- a lock that the first step waits for.
+
+-- 1. The column, in a millisecond. "canceled due to lock timeout" changes nothing: somebody reads the table in a long
+--    transaction; run this again. Without the timeout everybody would queue behind the wait.
+SET lock_timeout = '250ms';
+{add_column};
+
+-- 2. The index, built while everybody works. It waits for transactions that are older, so no timeout may end it.
+SET lock_timeout = 0;
+SET statement_timeout = 0;
+--    An interrupted build leaves an INVALID index, which IF NOT EXISTS takes for a good one. When this shows a row:
+SELECT indexrelid::regclass AS invalid_index FROM pg_index WHERE indrelid = '{table}'::regclass AND NOT indisvalid;
+--    and nobody is building it now, remove it first: {drop_index};
+{create_index};
+
+-- 3. Statistics of the new column; before them the planner believes that nearly every row is deleted.
+ANALYZE {table} ({column});
+
+-- 4. Look: one row, of type timestamp with time zone, and one row with valid = t.
+SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = '{table}'::regclass AND attname = '{name}' AND NOT attisdropped;
+SELECT indexrelid::regclass AS index, indisvalid AND indisready AS valid FROM pg_index
+WHERE indrelid = '{table}'::regclass AND indexrelid::regclass::text LIKE '%{index}%';
+"""
+
+SQLITE_SCRIPT = """\
+-- Adds the {column} column and its index to {table}. Existing rows stay as they are; all of them count as live.
+-- SQLite has no ADD COLUMN IF NOT EXISTS: "duplicate column name" means that it is there already, and nothing changed.
+
+BEGIN IMMEDIATE;
+{add_column};
+-- Only deleted rows are in the index: one over all rows would mislead the planner about the live ones.
+{create_index};
+COMMIT;
+ANALYZE {table};
+
+-- Look: a line for {name}.
+PRAGMA table_info({table});
+"""
+
+
+def create_tables(dialect: Dialect, schema: str = "public") -> tuple[str, ...]:
+    """Both tables as the newest original makes them, and the index, which blocks nobody on a new table."""
+    environments, metadata = (_name(dialect, schema, name) for name in (TABLE, "metadata"))
+    moment = MOMENTS[dialect]
+    return (
+        CREATE_ENVIRONMENTS.format(table=environments, moment=moment),
+        CREATE_METADATA.format(table=metadata, moment=moment),
+        create_index(dialect, schema, concurrently=False),
+    )
+
+
+def add_column(dialect: Dialect, schema: str = "public", table: str = TABLE) -> str:
+    name = _name(dialect, schema, table)
+    if dialect == "sqlite":
+        return f"ALTER TABLE {name} ADD COLUMN {quoted(COLUMN)} DATETIME NULL DEFAULT NULL"
+    return f"ALTER TABLE {name} ADD COLUMN IF NOT EXISTS {quoted(COLUMN)} TIMESTAMPTZ NULL DEFAULT NULL"
+
+
+def create_index(
+    dialect: Dialect, schema: str = "public", table: str = TABLE, *, name: str = INDEX, concurrently: bool = True
+) -> str:
+    """The guide's index; on SQLite of deleted rows only, since the planner would use a full one for the live rows.
+
+    Without IF NOT EXISTS on PostgreSQL, which takes an INVALID index, or one of another table, for a good one.
+    """
+    on = f"ON {_name(dialect, schema, table)} ({quoted(COLUMN)})"
+    if dialect == "sqlite":
+        return f"CREATE INDEX IF NOT EXISTS {quoted(name)} {on} WHERE {quoted(COLUMN)} IS NOT NULL"
+    return f"CREATE INDEX {'CONCURRENTLY ' if concurrently else ''}{quoted(name)} {on}"
+
+
+def drop_index(schema: str, name: str = INDEX) -> str:
+    return f"DROP INDEX CONCURRENTLY IF EXISTS {qualified(schema, name)}"
+
+
+def script(dialect: Dialect, schema: str = "public") -> str:
+    """All of it for a DBA, with comments: what `migrate sql` prints."""
+    template = SQLITE_SCRIPT if dialect == "sqlite" else POSTGRES_SCRIPT
+    return template.format(
+        table=_name(dialect, schema, TABLE),
+        column=quoted(COLUMN),
+        name=COLUMN,
+        index=INDEX,
+        add_column=add_column(dialect, schema),
+        create_index=create_index(dialect, schema),
+        drop_index=drop_index(schema),
+    )
+
+
+def _name(dialect: Dialect, schema: str, table: str) -> str:
+    return quoted(table) if dialect == "sqlite" else qualified(schema, table)

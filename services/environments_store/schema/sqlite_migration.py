@@ -1,0 +1,147 @@
+"""The migration of a SQLite file: everything that is missing, in one transaction, so a killed process leaves all or
+nothing of it."""
+
+import random
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import aiosqlite
+import anyio
+
+from services.environments_store.database.base import Dialect
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.location import Location
+from services.environments_store.database.sqlite_connection import close_quietly, connect, file_failures
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.inspect_sqlite import inspect, query
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.names import quoted
+from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.plan import Obstacle, obstacle_to_column, pending_steps
+from services.environments_store.schema.sqlite_steps import bring_up_to_date
+
+__all__ = ["SqliteMigration"]
+
+
+class SqliteMigration:
+    """`bring_column` does all of it; `finish` looks again and keeps the statistics. Both raise StatementFailure."""
+
+    dialect: Dialect = "sqlite"
+
+    def __init__(
+        self, location: Location, table: str, budgets: MigrationBudgets, journal: Journal, source: random.Random
+    ) -> None:
+        if location.path is None:
+            raise ValueError("a SQLite migration needs the path of a file")
+        self._path: Path = location.path
+        self._read_only = location.read_only
+        self._table = table
+        self._budgets = budgets
+        self._journal = journal
+        self._random = source
+
+    async def bring_column(self, deadline: float) -> float:
+        """Do all that is missing; returns how many seconds to let pass before the next look."""
+        async with self._connection() as connection:
+            pause_s = self._budgets.poll_min_s
+            while True:
+                found = await self._look(connection)
+                if self._is_settled(found):
+                    return self._budgets.reinspect_s
+                try:
+                    await self._apply(connection, found)
+                    if "statistics" in pending_steps(await self._look(connection)):
+                        await self._analyse(connection)
+                    return self._budgets.reinspect_s
+                except StatementFailure as failure:
+                    if outcome_of(failure) != "blocked":
+                        return self._after(failure)
+                    self._journal.blocked(failure.message)
+                if anyio.current_time() + pause_s >= deadline:
+                    return pause_s
+                await anyio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * self._budgets.sleep_growth, self._budgets.sleep_patient_s)
+
+    async def finish(self) -> float:
+        """Look again, and analyse a full index once it has rows: without it the planner sorts everything for a page."""
+        async with self._connection() as connection:
+            found = await self._look(connection)
+            if found.soft_delete and found.writable and not self._journal.lost:
+                steps = pending_steps(found)
+                if {"index", "leftovers"} & set(steps):
+                    return await self.bring_column(anyio.current_time())
+                if steps:
+                    await self._analyse(connection)
+            return self._budgets.reinspect_s
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[aiosqlite.Connection]:
+        if not self._read_only:
+            with file_failures(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+        mode = "ro" if self._read_only else "rwc"
+        connection = await connect(self._path, mode=mode, busy_timeout_s=self._budgets.sqlite_busy_ms / 1000)
+        try:
+            yield connection
+        finally:
+            await close_quietly(connection)
+
+    async def _look(self, connection: aiosqlite.Connection) -> Inspection:
+        found = await inspect(connection, self._path, table=self._table, read_only=self._read_only)
+        self._journal.found(found)
+        return found
+
+    def _is_settled(self, found: Inspection) -> bool:
+        if self._journal.lost or obstacle_to_column(found) is not None or not found.writable:
+            return True
+        return not set(pending_steps(found)) - {"statistics"}
+
+    async def _apply(self, connection: aiosqlite.Connection, found: Inspection) -> None:
+        """One transaction, which looks again inside: a peer may have done it all while this one waited for the file."""
+        run = partial(query, connection, self._path)
+        if found.kind is not None and not found.soft_delete:
+            self._journal.adding()
+        await run("BEGIN IMMEDIATE")
+        try:
+            look = partial(inspect, connection, self._path, table=self._table)
+            done = await bring_up_to_date(run, look, self._table)
+            await run("COMMIT")
+        except BaseException:
+            await _roll_back(connection)
+            raise
+        if done.added:
+            self._journal.added()
+        for note in done.notes:
+            self._journal.warn(note, note)
+
+    async def _analyse(self, connection: aiosqlite.Connection) -> None:
+        self._journal.step("statistics")
+        try:
+            await query(connection, self._path, f"ANALYZE {quoted(self._table)}")
+        except StatementFailure as failure:
+            self._journal.detail("statistics", failure.message)
+        self._journal.step(None)
+        await self._look(connection)
+
+    def _after(self, failure: StatementFailure) -> float:
+        match outcome_of(failure):
+            case "read-only":
+                self._journal.trouble(Obstacle("read-only", failure.message))
+            case "lost":
+                raise failure
+            case _:
+                self._journal.trouble(Obstacle("failed", failure.message))
+        return self._budgets.sleep_max_s
+
+
+async def _roll_back(connection: aiosqlite.Connection) -> None:
+    """SQLite may have rolled back by itself, as it does on a full disk; a second time is quiet."""
+    with anyio.CancelScope(shield=True):
+        try:
+            await connection.rollback()
+        except (sqlite3.Error, ValueError):
+            return
