@@ -30,6 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 30.0
 _LINES_SHOWN = 100
+_CHARACTERS_SHOWN = 1000
 # What a developer's shell may hold must not reach the process under test.
 _SETTINGS = ("NATS_URL", "DATABASE_URL", "NAMESPACE", "NODE_ID", "LOG_LEVEL", "LOG_FORMAT")
 
@@ -121,7 +122,8 @@ class Process:
 
     def report(self, what: str) -> str:
         """A failure's text: what happened, and the last lines of the process."""
-        lines = "\n".join(f"  {line.source}: {line.text}" for line in self.lines[-_LINES_SHOWN:])
+        shown = self.lines[-_LINES_SHOWN:]
+        lines = "\n".join(f"  {line.source}: {line.text[:_CHARACTERS_SHOWN]}" for line in shown)
         return f"The process '{self.name}' (pid {self.pid}, exit code {self.returncode}) {what}. Its output:\n{lines}"
 
     async def _read(self, source: Literal["stdout", "stderr"], stream: anyio.abc.ByteReceiveStream) -> None:

@@ -1,0 +1,47 @@
+"""One JS node and one Python node in one cluster, for each version of Moleculer."""
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+
+from broker import ServiceBroker
+from tests.interop.services import python_services
+from tests.support.js_node import VERSIONS, JsNode, js_node
+
+JS_FIXTURES = ("math", "echo", "slow", "errors", "chain", "blob")
+JS_SERVICES = ("math", "echo", "slow", "errors", "chain", "blob")
+PYTHON_SERVICES = ("pymath", "pyecho", "pyslow", "pyerrors", "pychain")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Both nodes know all services of each other."""
+
+    version: str
+    js: JsNode
+    broker: ServiceBroker
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """Each version of Moleculer in turn."""
+    return cast(str, request.param)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+async def cluster(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[Cluster]:
+    """Shared by the tests of a module, so a test must leave both nodes as they were."""
+    namespace = f"cluster-{uuid.uuid4().hex[:12]}"
+    services = python_services()
+    async with (
+        js_node(request.param, nats_url, namespace, "js") as js,
+        ServiceBroker("py", namespace=namespace, transporter=nats_url, services=services) as broker,
+    ):
+        for fixture in JS_FIXTURES:
+            await js.create_service(fixture)
+        await js.wait_for_services(*PYTHON_SERVICES)
+        await broker.wait_for_services(*JS_SERVICES, timeout=30)
+        yield Cluster(request.param, js, broker)
