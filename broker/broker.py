@@ -29,6 +29,7 @@ from broker.effects import RunEvent
 from broker.emitting import Emitting
 from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError, MoleculerServerError
+from broker.ids import new_id
 from broker.middlewares.timeout import timeout as timeout_middleware
 from broker.network import ip_addresses
 from broker.node import Node
@@ -260,7 +261,7 @@ class ServiceBroker:
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
         self._require_running()
-        ping_id = str(uuid.uuid4())
+        ping_id = new_id()
         waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._node.pongs[ping_id] = (node_id, waiter)
         try:

@@ -1,7 +1,6 @@
 """Calls made by this node: choose an endpoint, run it here or send it, wait for the answer (moleculer protocol §5)."""
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from broker.errors import (
     RequestTimeoutError,
     error_from_wire,
 )
+from broker.ids import new_id
 from broker.middlewares.retry import with_retries
 from broker.node import Node, Undelivered
 from broker.packets import Request, Response
@@ -102,27 +102,31 @@ class Calls:
                 if pinned:
                     raise gone.error from None
             endpoint = self._registry.find_action(endpoint.name)
-            ctx.id = str(uuid.uuid4())
+            ctx.id = new_id()
             if endpoint.local:
                 ctx.node_id = self._options.node_id
                 return await self._run_here(endpoint, ctx)
 
     async def _request(self, endpoint: Endpoint, ctx: Context) -> Response:
-        deadline = ctx.deadline if ctx.deadline is not None else float("inf")
-        scope = anyio.CancelScope(deadline=deadline)
-        with scope:
-            await self._require_connection()
-            waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-            packet = self._packet(endpoint.node_id, ctx)
-            try:
-                for effect in self._transit.request(packet, endpoint.node_id, waiter):
-                    assert isinstance(effect, Publish)
-                    await self._node.publish(effect)
-                return await waiter
-            finally:
-                self._transit.forget_request(packet.id)
-                _retrieve(waiter)
+        """Send a request and wait for its answer, not longer than the deadline."""
+        if ctx.deadline is None:
+            return await self._ask(endpoint, ctx)
+        with anyio.CancelScope(deadline=ctx.deadline):
+            return await self._ask(endpoint, ctx)
         raise RequestTimeoutError({"action": ctx.action, "nodeID": endpoint.node_id})
+
+    async def _ask(self, endpoint: Endpoint, ctx: Context) -> Response:
+        await self._require_connection()
+        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        packet = self._packet(endpoint.node_id, ctx)
+        try:
+            for effect in self._transit.request(packet, endpoint.node_id, waiter):
+                assert isinstance(effect, Publish)
+                await self._node.publish(effect)
+            return await waiter
+        finally:
+            self._transit.forget_request(packet.id)
+            _retrieve(waiter)
 
     async def _require_connection(self) -> None:
         transport = self._node.transport
@@ -188,9 +192,11 @@ class Calls:
         timeout = options.timeout
         if timeout is None:
             timeout = endpoint.timeout_s if endpoint.timeout_s is not None else self._options.request_timeout
+        inherited = options.parent.deadline if options.parent else None
+        if inherited is None and timeout <= 0:
+            return None
         now = anyio.current_time()
         own = now + timeout if timeout > 0 else None
-        inherited = options.parent.deadline if options.parent else None
         if inherited is None:
             return own
         if inherited <= now:

@@ -1,10 +1,11 @@
 """What a handler gets: who called with what, how long there is, and the way to call on (moleculer protocol §5.1)."""
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Raw
+
+from broker.ids import new_id
 
 if TYPE_CHECKING:
     from broker.service import Service
@@ -87,7 +88,7 @@ class Context:
         remote: bool = False,
     ) -> None:
         self.broker = broker
-        self.id = id or str(uuid.uuid4())
+        self.id = id or new_id()
         """Unique for each attempt of a call."""
         self.action = action
         """The full name of the action; None in an event handler."""

@@ -1,7 +1,6 @@
 """Events sent by this node (moleculer protocol §7.1)."""
 
 import logging
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from broker.context import Caller, Context
 from broker.effects import Publish
 from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
+from broker.ids import new_id
 from broker.node import Node
 from broker.packets import Event
 from broker.registry import Registry
@@ -113,7 +113,7 @@ class Emitting:
         return Event(
             ver=version,
             sender=self._node.options.node_id,
-            id=str(uuid.uuid4()),
+            id=new_id(),
             event=root.event or "",
             data=data,
             groups=groups,

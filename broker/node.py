@@ -191,25 +191,25 @@ class Node:
     # Packets in
 
     def _receiver(self, command: Command) -> Callable[[bytes], Awaitable[None]]:
+        clock = asyncio.get_running_loop().time
+
         async def on_message(data: bytes) -> None:
             try:
-                await self.receive(command, data)
+                packet = self.codec.decode(command, data)
+                await self.perform(self.transit.receive(command, packet, clock()))
+            except InvalidPacketDataError as error:
+                await self._drop(command, data, error)
             except Exception:  # a packet must never end the node, whatever is in it (§2.2)
                 logger.exception("A packet of %s could not be processed; dropped", command)
 
         return on_message
 
-    async def receive(self, command: Command, data: bytes) -> None:
-        """Take in one message."""
-        try:
-            packet = self.codec.decode(command, data)
-        except InvalidPacketDataError as error:
-            logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-            address = self.codec.decode_address(data) if command == "REQ" else None
-            if address is not None:
-                await self.perform(self.transit.respond_error(address, None, error))
-            return
-        await self.perform(self.transit.receive(command, packet, anyio.current_time()))
+    async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
+        """One line for bytes that are no packet, and an answer when they were meant as a request."""
+        logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
+        address = self.codec.decode_address(data) if command == "REQ" else None
+        if address is not None:
+            await self.perform(self.transit.respond_error(address, None, error))
 
     # Effects out
 
