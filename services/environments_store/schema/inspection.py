@@ -104,7 +104,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_statistics(self) -> bool:
         """Until the column is analysed the planner takes nearly every row for deleted."""
-        if not self.soft_delete or self.has_statistics or self.rows_estimate <= 0 or self.row_security:
+        if not self.soft_delete or self.has_statistics or self.rows_estimate <= 0:
+            return False
+        if self.row_security or not self.can_alter:
+            # Only an owner may analyse; row security hides the statistics that there are.
             return False
         return self.dialect == "postgresql" or (self.index is not None and not self.index.partial)
 

@@ -43,8 +43,8 @@ class Journal:
         self.forget("unavailable")
         if found.soft_delete:
             self._note_column(found)
-        elif self._had_column and not self.lost:
-            self.lost = True
+        elif self._had_column:
+            self.lost, self._had_column = True, False
             self._update()
             self._logger.error("%s", self.status.error)
         self._update()

@@ -137,7 +137,7 @@ class IndexBuilder:
     def _wants_statistics(self, found: Inspection) -> bool:
         # Once in a process: a column whose statistics are switched off would be analysed at every look.
         wanted = found.needs_statistics or self._built
-        return wanted and found.can_alter and not self._analysed
+        return wanted and not self._analysed
 
     async def _look(self, session: PostgresSession) -> Inspection:
         found = await inspect(session, self._table)
