@@ -312,7 +312,7 @@ class ServiceBroker:
         self._serving.start_event(effect)
 
     def _run_listener(self, listener: Listener, ctx: Context) -> None:
-        self._node.handlers.start_soon(self._serving.handle_event, listener, ctx)
+        self._node.start_handler(self._serving.handle_event(listener, ctx))
 
     def _notify(self, event: str, payload: dict[str, Any]) -> None:
         """Fire an internal event (§7.4): it reaches the services of this node, nobody else."""

@@ -30,12 +30,12 @@ class Serving:
         self._catalog = catalog
 
     def start_request(self, effect: RunAction) -> None:
-        self._node.handlers.start_soon(self._serve, effect)
+        self._node.start_handler(self._serve(effect))
 
     def start_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
             ctx = self._event_context(effect.event)
-            self._node.handlers.start_soon(self.handle_event, listener, ctx)
+            self._node.start_handler(self.handle_event(listener, ctx))
 
     def reply_limit(self, ctx: Context) -> int | None:
         """What is left of `max_payload` for the result of a remote call, after the envelope and its meta."""
