@@ -67,6 +67,7 @@ class Node:
         self._changed = anyio.Event()
         self._connection = anyio.Event()
         self._idle = anyio.Event()
+        self._joined = False
         self._cpu = CPUMeter()
 
     # Starting and stopping
@@ -89,6 +90,7 @@ class Node:
         await self._check_id_is_free(self.transport)
         for command, subject in self.transit.topics.base_subscriptions(self.options.node_id):
             await self.transport.subscribe(subject, self._receiver(command))
+        self._joined = True
         await self.perform(self.transit.discover())
         await anyio.sleep(defaults.DISCOVERY_SECOND_VERSION_S)
         await self.perform(self.transit.discover_others())
@@ -100,7 +102,7 @@ class Node:
 
     async def leave(self) -> None:
         """Stop being offered work, and finish what runs (§4.2)."""
-        if self.transport is not None and self.transport.connected and self.failure is None:
+        if self._may_speak():
             await self.perform(self.transit.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
@@ -111,9 +113,9 @@ class Node:
 
     async def close(self) -> None:
         """Say good-bye and go. Nothing of this node runs when it returns."""
+        if self._may_speak():
+            await self.perform(self.transit.disconnect())
         if self.transport is not None:
-            if self.transport.connected and self.failure is None:
-                await self.perform(self.transit.disconnect())
             await self.transport.close()
         self.reject_pending(BrokerDisconnectedError("The broker has stopped."))
         self._finish.set()
@@ -178,9 +180,16 @@ class Node:
                 "choose another one, or stop that node first."
             )
 
+    def _may_speak(self) -> bool:
+        """Whether the cluster knows this node, by an id that is its own: any word from us under an id that belongs to
+        another process would end or hide that one (§3.5)."""
+        connected = self.transport is not None and self.transport.connected
+        return connected and self._joined and self.failure is None
+
     async def _wait_until_idle(self) -> None:
         while self.transit.in_work:
             self._idle = anyio.Event()
+        self._joined = False
             await self._idle.wait()
 
     def work_done(self) -> None:
@@ -345,7 +354,7 @@ class Node:
             return
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
-            if self.transport is not None and self.transport.connected and not self.failure:
+            if self._may_speak():
                 await self.perform(self.transit.heartbeat(self._cpu.percent()))
 
     async def _look_for_silence(self) -> None:

@@ -101,5 +101,13 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Between two attempts to reach the database or NATS at the start."""
     start_timeout_s: float = 60.0
     """How long a start waits for the database and NATS; containers of one compose file start within it."""
+    embedded_start_s: float = 10.0
+    """How long the embedded NATS server may take to start; it takes some 50 ms on an idle machine."""
+    embedded_stop_s: float = 5.0
+    """How long it may take to stop before it is killed."""
+    embedded_poll_s: float = 0.02
+    """Between two looks whether it is up."""
+    probe_s: float = 1.0
+    """How long a server at NATS_URL may take to accept a connection before it counts as absent."""
     recent_days: int = 7
     """The guide's monitoring query."""

@@ -47,6 +47,10 @@ class PythonEcho(Service):
         return None
 
     @action
+    async def big(self, ctx: Context, size: int) -> str:
+        return "x" * size
+
+    @action
     async def context(self, ctx: Context) -> dict[str, Any]:
         return {
             "params": ctx.params,
