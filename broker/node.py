@@ -189,7 +189,6 @@ class Node:
     async def _wait_until_idle(self) -> None:
         while self.transit.in_work:
             self._idle = anyio.Event()
-        self._joined = False
             await self._idle.wait()
 
     def work_done(self) -> None:
