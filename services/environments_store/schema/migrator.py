@@ -46,6 +46,7 @@ class Migrator:
         self._database = database
         self._budgets = budgets or MigrationBudgets()
         self._random = random.Random()  # jitter between nodes, no secret
+        self._logger = logger
         self._journal = Journal(location.dialect, logger)
         self._migration = self._choose(url, node_id, table)
         self._wake = anyio.Event()
@@ -99,6 +100,10 @@ class Migrator:
                 self._journal.unavailable(failure.message)
                 pause_s = reconnect_s * self._random.uniform(0.5, 1.0)
                 reconnect_s = min(reconnect_s * 2, self._budgets.reconnect_max_s)
+            except Exception:
+                # A mistake of ours must not end the healing of a service that runs for months.
+                self._logger.exception("Looking after the schema failed; it is tried again")
+                pause_s = self._budgets.sleep_max_s
             with anyio.move_on_after(pause_s):
                 await self._wake.wait()
                 # Many requests may meet the same trouble: one look answers for all of them.
