@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-NatsUrl = Annotated[str, typer.Option("--nats", envvar="NATS_URL", help="NATS servers, separated by commas.")]
+NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="NATS servers, separated by commas.")]
 Namespace = Annotated[str, typer.Option(envvar="NAMESPACE", help="The cluster's namespace.")]
 NodeId = Annotated[str | None, typer.Option("--node-id", envvar="NODE_ID", help="This node's id; made when not given.")]
 ProtocolVersion = Annotated[
