@@ -1,0 +1,178 @@
+"""Python nodes that come, go, crash, come back and clash, as JS nodes see it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import nats
+import pytest
+
+from broker import (
+    BrokerOptionsError,
+    RequestRejectedError,
+    ServiceBroker,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+)
+from tests.interop.conftest import PYTHON_SERVICES
+from tests.interop.services import PythonMath, python_services
+from tests.support.js_node import JsError, JsNode, js_node
+from tests.support.processes import DEADLINE_S, Process, start_python
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
+
+PROTOCOLS = {"0.14": "4", "0.15": "5"}
+
+
+@contextlib.asynccontextmanager
+async def python_node(nats_url: str, namespace: str, node_id: str) -> AsyncIterator[Process]:
+    async with start_python("-m", "tests.interop.python_node", nats_url, namespace, node_id) as process:
+        await process.line("ready")
+        yield process
+
+
+@pytest.fixture
+async def js(version: str, nats_url: str, namespace: str) -> AsyncIterator[JsNode]:
+    async with js_node(version, nats_url, namespace, "js") as node:
+        yield node
+
+
+def broker_with_services(nats_url: str, namespace: str, node_id: str = "py", **options: Any) -> ServiceBroker:
+    return ServiceBroker(node_id, namespace=namespace, transporter=nats_url, services=python_services(), **options)
+
+
+async def math_is_gone(broker: ServiceBroker) -> None:
+    """Returns when the broker knows that nobody offers `math` any more."""
+    with anyio.fail_after(DEADLINE_S):
+        while True:
+            try:
+                await broker.call("math.add", {"a": 1, "b": 2}, timeout=DEADLINE_S)
+            except ServiceNotAvailableError:
+                return
+            except (RequestRejectedError, ServiceNotFoundError):
+                pass  # it went, or had gone, when the call came to it, and the word of that is on its way
+
+
+async def test_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str, namespace: str) -> None:
+    async with broker_with_services(nats_url, namespace):
+        await js.wait_for_services(*PYTHON_SERVICES)
+    gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
+    assert gone["unexpected"] is False
+    with pytest.raises(JsError) as caught:
+        await js.call("pymath.add", {"a": 1})
+    assert caught.value.type == "SERVICE_NOT_AVAILABLE"
+
+
+async def test_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_url: str, namespace: str) -> None:
+    await js.create_service("math")
+    async with broker_with_services(nats_url, namespace) as broker:
+        await broker.wait_for_services("math", timeout=30)
+        await js.stop()
+        await math_is_gone(broker)
+
+
+async def test_a_cluster_of_one_version_hears_no_error(js: JsNode, version: str, nats_url: str, namespace: str) -> None:
+    await js.create_service("math")
+    async with broker_with_services(nats_url, namespace, protocol=PROTOCOLS[version]) as broker:
+        await js.wait_for_services(*PYTHON_SERVICES)
+        await broker.wait_for_services("math", timeout=30)
+        assert await js.call("pymath.add", {"a": 1}) == 2
+        assert await broker.call("math.add", {"a": 1, "b": 1}) == 2
+        assert await broker.ping("js", timeout=30)
+        assert await js.ping("py")
+    await js.local_event("$node.disconnected")
+    assert js.logged("warn", "error", "fatal") == []
+
+
+async def test_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
+    for _ in range(2):
+        mark = js.mark()
+        async with python_node(nats_url, namespace, "py") as process:
+            await js.wait_for_services(*PYTHON_SERVICES)
+            assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+            assert await process.terminate() == 0
+        await js.local_event("$node.disconnected", after=mark)
+
+
+async def test_a_killed_node_may_come_back_under_its_id_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
+    async with python_node(nats_url, namespace, "py") as process:
+        await js.wait_for_services(*PYTHON_SERVICES)
+        await process.kill()
+    mark = js.mark()
+    async with python_node(nats_url, namespace, "py"):
+        await js.local_event("$node.updated", lambda payload: payload["node"] == "py", after=mark)
+        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+    assert js.process.returncode is None
+
+
+async def test_js_gives_a_killed_node_up(version: str, nats_url: str, namespace: str) -> None:
+    quick = {"heartbeatInterval": 1, "heartbeatTimeout": 2}
+    async with (
+        js_node(version, nats_url, namespace, "js", **quick) as js,
+        python_node(nats_url, namespace, "py") as process,
+    ):
+        await js.wait_for_services(*PYTHON_SERVICES)
+        await process.kill()
+        gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
+        assert gone["unexpected"] is True
+
+
+async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
+    await js.create_service("math")
+    async with broker_with_services(nats_url, namespace) as broker:
+        await broker.wait_for_services("math", timeout=30)
+        await js.process.kill()
+        with pytest.raises((RequestRejectedError, ServiceNotAvailableError)) as caught:
+            await broker.call("math.add", {"a": 1, "b": 2})  # no timeout: it must not be needed
+        assert caught.value.retryable
+
+
+async def test_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nats_url: str, namespace: str) -> None:
+    await js.create_service("math")
+    with pytest.raises(BrokerOptionsError, match="Another node with the id 'js' is running"):
+        await broker_with_services(nats_url, namespace, "js").start()
+    async with broker_with_services(nats_url, namespace) as broker:
+        await broker.wait_for_services("math", timeout=30)
+        assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2, "the first node lives"
+    assert js.process.returncode is None
+
+
+async def test_a_second_python_node_with_the_id_of_the_first_is_refused(
+    js: JsNode, nats_url: str, namespace: str
+) -> None:
+    async with broker_with_services(nats_url, namespace):
+        await js.wait_for_services(*PYTHON_SERVICES)
+        async with start_python("-m", "tests.interop.python_node", nats_url, namespace, "py") as second:
+            assert await second.wait() == 1
+            assert "Another node with the id 'py' is running" in second.stderr[-1]
+        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+
+
+async def test_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url: str, namespace: str) -> None:
+    async with ServiceBroker("py", namespace=namespace, transporter=nats_url) as broker:
+        await broker.add_service(PythonMath())
+        await js.wait_for_services("pymath")
+        assert await js.call("pymath.add", {"a": 1}) == 2
+        mark = js.mark()
+        await broker.remove_service("pymath")
+        await js.local_event("$node.updated", after=mark)
+        with pytest.raises(JsError) as caught:
+            await js.call("pymath.add", {"a": 1})
+        assert caught.value.type == "SERVICE_NOT_AVAILABLE"
+        await js.create_service("math")
+        await broker.wait_for_services("math", timeout=30)
+        await js.command("destroyService", name="math")
+        await math_is_gone(broker)
+
+
+async def test_bytes_that_are_no_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
+    async with broker_with_services(nats_url, namespace):
+        await js.wait_for_services(*PYTHON_SERVICES)
+        client = await nats.connect(nats_url)
+        for topic in ("REQ.py", "RES.py", "EVENT.py", "INFO", "INFO.py", "DISCOVER", "HEARTBEAT", "PING.py", "PONG.py"):
+            for data in (b"", b"\xff\x00", b"null", b"[]", b'{"ver":"5"}', b'{"ver":4,"sender":7}', b"x" * 10_000):
+                await client.publish(f"MOL-{namespace}.{topic}", data)
+        await client.flush()
+        await client.close()
+        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2

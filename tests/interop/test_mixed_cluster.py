@@ -1,0 +1,123 @@
+"""One cluster with a node of Moleculer 0.14, a node of 0.15 and a Python node, at the same time.
+
+The JS nodes do not understand each other: each drops what the other one says, with an error in its log. The Python
+node talks to both, and calls go from one to the other through its services.
+"""
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import anyio
+import pytest
+
+from broker import MoleculerClientError, ServiceBroker
+from tests.interop.conftest import PYTHON_SERVICES
+from tests.interop.services import python_services
+from tests.support.js_node import JsError, JsNode, js_node
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class MixedCluster:
+    old: JsNode
+    new: JsNode
+    broker: ServiceBroker
+
+
+@pytest.fixture(scope="module")
+async def mixed(nats_url: str, js_modules: object) -> AsyncIterator[MixedCluster]:
+    namespace = f"mixed-{uuid.uuid4().hex[:12]}"
+    quick = {"heartbeatInterval": 1, "heartbeatTimeout": 4}
+    async with (
+        js_node("0.14", nats_url, namespace, "old", **quick) as old,
+        js_node("0.15", nats_url, namespace, "new", **quick) as new,
+        ServiceBroker(
+            "py",
+            namespace=namespace,
+            transporter=nats_url,
+            services=python_services(),
+            heartbeat_interval=1,
+            heartbeat_timeout=4,
+        ) as broker,
+    ):
+        await old.create_service("chain", name="old-chain")
+        await new.create_service("chain", name="new-chain")
+        for node in (old, new):
+            await node.create_service("errors")
+            await node.create_service("echo", version=node.node_id)
+            await node.wait_for_services(*PYTHON_SERVICES)
+        await broker.wait_for_services("old-chain", "new-chain", "old.echo", "new.echo", timeout=30)
+        yield MixedCluster(old, new, broker)
+
+
+async def test_each_js_node_sees_the_python_node_and_python_sees_all(mixed: MixedCluster) -> None:
+    assert set(await mixed.old.nodes()) == {"old", "py"}
+    assert set(await mixed.new.nodes()) == {"new", "py"}
+    assert {node.id: node.ver for node in mixed.broker.registry.nodes.values() if not node.local} == {
+        "old": "4",
+        "new": "5",
+    }
+
+
+async def test_calls_of_both_versions_at_once(mixed: MixedCluster) -> None:
+    async def call_from(node: JsNode) -> None:
+        results[node.node_id] = await node.mcall([{"action": "pymath.add", "params": {"a": n}} for n in range(50)])
+
+    results: dict[str, list[int]] = {}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call_from, mixed.old)
+        tasks.start_soon(call_from, mixed.new)
+        seen = [await mixed.broker.call(f"{name}.echo.context", {"n": 1}, timeout=30) for name in ("old", "new")]
+    assert results == {"old": list(range(1, 51)), "new": list(range(1, 51))}
+    assert [one["params"] for one in seen] == [{"n": 1}, {"n": 1}]
+
+
+async def test_a_call_crosses_from_one_version_to_the_other_through_python(mixed: MixedCluster) -> None:
+    for first, second in ((mixed.old, mixed.new), (mixed.new, mixed.old)):
+        order = {"action": f"{second.node_id}.echo.context", "params": {"a": 1}}
+        reply = await first.call_for_reply("pychain.call", order, meta={"m": 1}, requestID="r", timeout=30_000)
+        seen = reply.result["result"]
+        assert (seen["params"], seen["meta"], seen["requestID"]) == ({"a": 1}, {"m": 1}, "r")
+        assert (seen["level"], seen["caller"], seen["nodeID"]) == (2, "pychain", "py")
+
+
+async def test_an_error_crosses_from_one_version_to_the_other(mixed: MixedCluster) -> None:
+    failing = {"class": "MoleculerClientError", "message": "no", "code": 418, "type": "TEAPOT", "data": {"a": 1}}
+    for first, second in ((mixed.old, mixed.new), (mixed.new, mixed.old)):
+        with pytest.raises(MoleculerClientError) as in_python:
+            await mixed.broker.call("errors.throw", failing, node_id=second.node_id, timeout=30)
+        assert (in_python.value.node_id, in_python.value.type) == (second.node_id, "TEAPOT")
+        order = {"action": f"{second.node_id}-chain.call", "params": {"action": "errors.throw", "params": failing}}
+        with pytest.raises(JsError) as in_js:
+            await first.call("pychain.call", order, timeout=30_000)
+        error = in_js.value
+        assert (error.name, error.code, error.data) == ("MoleculerClientError", 418, {"a": 1})
+        assert error.node_id == second.node_id
+
+
+async def test_events_reach_both_versions(mixed: MixedCluster) -> None:
+    for node in (mixed.old, mixed.new):
+        await node.create_service("recorder", name=f"{node.node_id}-recorder", patterns=["mixed.*"])
+    await mixed.broker.wait_for_services("old-recorder", "new-recorder", timeout=30)
+    await mixed.broker.broadcast("mixed.told", {"a": [1, None]}, meta={"m": 1})
+    for node in (mixed.old, mixed.new):
+        heard = await node.recorded("mixed.told")
+        assert (heard["params"], heard["meta"], heard["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
+
+
+async def test_the_python_node_stays_alive_for_both_by_its_heartbeats(mixed: MixedCluster) -> None:
+    """Both JS nodes give up a node that is silent for 4 s and look for such every 4 s: 9 s is after two looks."""
+    marks = [mixed.old.mark(), mixed.new.mark()]
+    await anyio.sleep(9)  # what must not happen has no event to wait for
+    for node, mark in zip((mixed.old, mixed.new), marks, strict=True):
+        lines = node.process.lines[mark:]
+        assert [line.text for line in lines if "$node.disconnected" in line.text] == []
+        assert await node.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+    assert {node.id for node in mixed.broker.registry.nodes.values() if node.available} == {"old", "new", "py"}
+
+
+async def test_the_only_errors_in_js_logs_are_about_the_other_version(mixed: MixedCluster) -> None:
+    for node in (mixed.old, mixed.new):
+        assert [line for line in node.logged() if "Protocol version mismatch" not in line] == []
