@@ -35,10 +35,7 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.
     Statements commit by themselves. A commit is on the disk before it is acknowledged: WAL's usual
     `synchronous=NORMAL` may lose the last commits at a power cut.
     """
-    with file_failures(path):
-        connection = await aiosqlite.connect(
-            _address(path, mode), uri=True, isolation_level=None, timeout=busy_timeout_s
-        )
+    connection = await _open(_address(path, mode), path, busy_timeout_s)
     try:
         with file_failures(path):
             connection.row_factory = sqlite3.Row
@@ -48,6 +45,27 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.
     except BaseException:
         await close_quietly(connection)
         raise
+    return connection
+
+
+async def _open(address: str, path: Path, busy_timeout_s: float) -> aiosqlite.Connection:
+    """Open so that a failure, too, ends the connection's thread before it is told: aiosqlite leaves it running then,
+    and a program that gives up at once would meet its complaint."""
+    failures: list[sqlite3.Error] = []
+
+    def connector() -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(address, uri=True, isolation_level=None, timeout=busy_timeout_s)
+        except sqlite3.Error as error:
+            failures.append(error)
+            return sqlite3.connect(":memory:")
+
+    with anyio.CancelScope(shield=True):
+        connection = await aiosqlite.Connection(connector, iter_chunk_size=64)
+    if failures:
+        await close_quietly(connection)
+        with file_failures(path):
+            raise failures[0]
     return connection
 
 
@@ -61,7 +79,7 @@ async def close_quietly(connection: aiosqlite.Connection) -> None:
         try:
             await connection.close()
         except (sqlite3.Error, ValueError):
-            connection.stop()
+            return
 
 
 @contextmanager
