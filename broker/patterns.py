@@ -1,6 +1,7 @@
 """Event names against patterns, exactly as JS nodes match them, oddities included (moleculer protocol §7.3)."""
 
 import re
+import warnings
 from functools import lru_cache
 
 CACHED_PATTERNS = 4096
@@ -32,6 +33,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
     text = "\\" + pattern if pattern.startswith("$") else pattern
     text = text.replace("?", ".").replace("**", "\0").replace("*", "[^.]*").replace("\0", ".*")
     try:
-        return re.compile(text, re.DOTALL)
-    except re.error:  # characters that mean something in a regular expression, unbalanced: then only itself
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a peer wrote: nobody here can change it
+            return re.compile(text, re.DOTALL)
+    except (re.error, OverflowError, RecursionError):  # characters that mean something else there: then only itself
         return re.compile(re.escape(pattern))
