@@ -23,7 +23,7 @@ READ_ONLY = frozenset({"25006"})
 # Lock, deadlock, serialisation, cancel or timeout, disk, memory, connections, login, unknown database, and a plan
 # that a migration made stale: nothing was stored, and trying again may help.
 UNAVAILABLE = frozenset({"55P03", "40P01", "40001", "57014", "53000", "53100", "53200", "53300", "53400", "3D000"})
-STALE_PLAN = "cached statement plan is invalid"
+STALE_PLANS = ("cached plan must not change result type", "cached statement plan is invalid")
 
 SQLITE_MISSING = ("no such column", "has no column named", "no such table")
 SQLITE_READ_ONLY = ("SQLITE_READONLY", "SQLITE_PERM")
@@ -87,6 +87,6 @@ def _is_passing(state: str, message: str) -> bool:
     return (
         state in UNAVAILABLE
         or state.startswith(("08", "28"))
-        or (state == "0A000" and STALE_PLAN in message)
+        or (state == "0A000" and message.startswith(STALE_PLANS))
         or state.startswith(SQLITE_UNAVAILABLE)
     )

@@ -1,0 +1,268 @@
+"""The PostgreSQL pool when connections die, servers restart, poolers stand between and zones differ."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from services.environments_store.database.postgres import PostgresDatabase
+from services.environments_store.defaults import DatabaseSettings
+from services.environments_store.errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
+from tests.support.postgres import PostgresDatabase as ServerDatabase
+from tests.support.postgres import PostgresServer
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.shapes import until
+
+pytestmark = pytest.mark.anyio
+
+SETTINGS = DatabaseSettings(pool_size=3, acquire_timeout_s=1, connect_timeout_s=5)
+INSERT = "INSERT INTO items (id) VALUES ($1) RETURNING id"
+
+
+@pytest.fixture
+async def database(postgres_database: ServerDatabase) -> AsyncIterator[PostgresDatabase]:
+    postgres_database.run_sql("CREATE TABLE items (id text PRIMARY KEY, moment timestamptz)")
+    database = PostgresDatabase(postgres_database.url, SETTINGS)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def own_pid(database: PostgresDatabase) -> int:
+    row = await database.fetch_one("SELECT pg_backend_pid() AS pid")
+    assert row is not None
+    pid: int = row["pid"]
+    return pid
+
+
+async def setting(database: PostgresDatabase, name: str) -> str:
+    row = await database.fetch_one("SELECT current_setting($1) AS value", name)
+    assert row is not None
+    value: str = row["value"]
+    return value
+
+
+async def test_connections_have_the_settings_that_bound_every_wait(database: PostgresDatabase) -> None:
+    assert await setting(database, "TimeZone") == "UTC"
+    assert await setting(database, "statement_timeout") == "15s"
+    assert await setting(database, "lock_timeout") == "5s"
+    assert await setting(database, "idle_in_transaction_session_timeout") == "10s"
+    assert await setting(database, "client_connection_check_interval") == "500ms"
+
+
+async def test_a_read_survives_the_end_of_its_idle_connection(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    for _ in range(5):
+        pid = await own_pid(database)
+        postgres_database.run_sql(f"SELECT pg_terminate_backend({pid})")
+        assert await own_pid(database) != pid
+
+
+async def test_a_write_whose_connection_dies_under_it_has_an_unknown_outcome(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    async def write() -> None:
+        with pytest.raises(OutcomeUnknownError):
+            await database.execute("INSERT INTO items (id) SELECT 'one' FROM pg_sleep(60)")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(write)
+        find = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        await until(lambda: postgres_database.run_sql(f"SELECT count(*) {find}") == "1")
+        postgres_database.run_sql(f"SELECT pg_terminate_backend(pid) {find}")
+    assert await database.fetch("SELECT id FROM items") == []
+
+
+async def test_a_write_that_was_done_but_not_answered_has_an_unknown_outcome(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    async with PostgresProxy(postgres_database.url).running() as proxy:
+        through = PostgresDatabase(proxy.url, SETTINGS)
+        await through.open()
+        await through.fetch("SELECT 1")
+        proxy.cut_answer = b"lost-answer"
+        with pytest.raises(OutcomeUnknownError):
+            await through.fetch_one(INSERT, "lost-answer")
+        assert proxy.cut == 1
+        rows = await through.fetch("SELECT id FROM items")
+        assert [row["id"] for row in rows] == ["lost-answer"]
+        await through.close()
+
+
+async def test_a_commit_that_was_not_answered_has_an_unknown_outcome(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    async with PostgresProxy(postgres_database.url).running() as proxy:
+        through = PostgresDatabase(proxy.url, SETTINGS)
+        await through.open()
+
+        async def write() -> None:
+            async with through.transaction() as transaction:
+                await transaction.execute(INSERT, "one")
+                proxy.cut_answer = b"COMMIT"
+
+        with pytest.raises(OutcomeUnknownError):
+            await write()
+        assert proxy.cut == 1
+        await through.close()
+
+
+async def test_a_statement_lost_before_the_commit_stored_nothing(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    async def write() -> None:
+        async with database.transaction() as transaction:
+            await transaction.execute(INSERT, "one")
+            row = await transaction.fetch_one("SELECT pg_backend_pid() AS pid")
+            assert row is not None
+            postgres_database.run_sql(f"SELECT pg_terminate_backend({row['pid']})")
+            await transaction.execute(INSERT, "two")
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        await write()
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    assert await database.fetch("SELECT id FROM items") == []
+
+
+async def test_a_busy_pool_says_so_instead_of_waiting_for_ever(postgres_database: ServerDatabase) -> None:
+    database = PostgresDatabase(postgres_database.url, DatabaseSettings(pool_size=1, acquire_timeout_s=0.1))
+    await database.open()
+    async with database.transaction():
+        with pytest.raises(DatabaseUnavailableError, match="no connection became free") as caught:
+            await database.execute("CREATE TABLE never (id int)")
+        assert not isinstance(caught.value, OutcomeUnknownError)
+    await database.close()
+
+
+async def test_a_row_that_somebody_locks_is_a_retryable_error(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    await database.execute(INSERT, "one")
+    impatient = PostgresDatabase(postgres_database.url, DatabaseSettings(lock_timeout_s=0.05))
+    await impatient.open()
+    async with database.transaction() as transaction:
+        await transaction.execute("UPDATE items SET moment = now()")
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            await impatient.execute("UPDATE items SET moment = now()")
+    assert caught.value.retryable
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    await impatient.close()
+
+
+async def test_a_server_that_goes_and_comes_back_costs_errors_only_while_it_is_away() -> None:
+    with PostgresServer() as server:
+        database = PostgresDatabase(server.admin_url, SETTINGS)
+        await database.open()
+        await database.execute("CREATE TABLE items (id text)")
+        for stop in (server.stop, server.kill):
+            await anyio.to_thread.run_sync(stop)
+            for query in ("SELECT id FROM items", "DELETE FROM items"):
+                with pytest.raises(DatabaseUnavailableError):
+                    await database.fetch(query)
+            await anyio.to_thread.run_sync(server.start)
+            for _ in range(SETTINGS.pool_size * 2):
+                assert await database.fetch("SELECT id FROM items") == []
+        await database.close()
+
+
+async def test_a_pool_that_was_opened_without_a_server_works_when_it_comes() -> None:
+    with PostgresServer() as server:
+        server.stop()
+        database = PostgresDatabase(server.admin_url, SETTINGS)
+        with pytest.raises(DatabaseUnavailableError):
+            await database.open()
+        await anyio.to_thread.run_sync(server.start)
+        assert [row["one"] for row in await database.fetch("SELECT 1 AS one")] == [1]
+        await database.close()
+
+
+async def test_a_wrong_password_is_told_without_it(postgres_database: ServerDatabase) -> None:
+    url = postgres_database.with_password(postgres_database.create_role(), "wrong-secret")
+    database = PostgresDatabase(url, SETTINGS)
+    with pytest.raises(DatabaseUnavailableError, match="password authentication failed") as caught:
+        await database.open()
+    assert "wrong-secret" not in str(caught.value)
+
+
+async def test_works_through_a_transaction_pooler(postgres_database: ServerDatabase) -> None:
+    async with PostgresProxy(postgres_database.url, pooler=True).running() as proxy:
+        database = PostgresDatabase(proxy.url, SETTINGS)
+        await database.open()
+        assert await setting(database, "TimeZone") == "UTC"
+        for number in range(10):
+            row = await database.fetch_one("SELECT $1::int AS number", number)
+            assert row is not None
+            assert row["number"] == number
+        prepared = await database.fetch("SELECT name FROM pg_prepared_statements WHERE name <> ''")
+        assert prepared == []
+        await database.close()
+
+
+async def test_idle_connections_hold_no_lock_that_a_migration_would_wait_for(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    for query in ("SELECT id FROM items", "SELECT id FROM items WHERE id = $1"):
+        await database.fetch(query, *(["one"] if "$1" in query else []))
+    await database.execute(INSERT, "one")
+    async with database.stream("SELECT id FROM items", batch=1) as batches:
+        async for _ in batches:
+            break
+    async with database.transaction() as transaction:
+        await transaction.fetch("SELECT id FROM items")
+    locks = "SELECT count(*) FROM pg_locks WHERE relation = 'items'::regclass"
+    assert postgres_database.run_sql(locks) == "0"
+
+
+async def test_a_changed_type_reaches_the_pool_by_refresh(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    update = "UPDATE items SET moment = now() WHERE id = $1 RETURNING moment"
+    await database.execute(INSERT, "one")
+    for _ in range(SETTINGS.pool_size):
+        await database.fetch_one(update, "one")
+    postgres_database.run_sql("ALTER TABLE items ALTER COLUMN moment TYPE timestamp")
+    await database.refresh()
+    async with database.transaction() as transaction:
+        row = await transaction.fetch_one(update, "one")
+    assert row is not None
+    assert row["moment"].tzinfo is None
+
+
+async def test_a_transaction_on_a_plan_that_a_migration_made_stale_may_be_repeated(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    await database.execute(INSERT, "one")
+    select = "SELECT id, moment FROM items"
+    one_connection = PostgresDatabase(postgres_database.url, DatabaseSettings(pool_size=1))
+    await one_connection.open()
+    await one_connection.fetch(select)
+    postgres_database.run_sql("ALTER TABLE items ALTER COLUMN moment TYPE timestamp")
+
+    async def read() -> None:
+        async with one_connection.transaction() as transaction:
+            await transaction.fetch(select)
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        await read()
+    assert caught.value.retryable
+    await read()
+    await one_connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "arguments"),
+    [
+        ("SELECT $1::int", ["no number"]),
+        ("SELECT $1::int", []),
+        ("SELECT $1::int", [2**40]),
+        ("SELECT 1/0", []),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", []),
+    ],
+)
+async def test_no_exception_of_the_driver_escapes(
+    query: str, arguments: list[object], database: PostgresDatabase
+) -> None:
+    with pytest.raises((DatabaseError, DatabaseUnavailableError)):
+        await database.fetch(query, *arguments)
+    assert await database.fetch("SELECT id FROM items") == []
