@@ -20,6 +20,9 @@ UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 UNENCODABLE = (*UNDECODABLE, TypeError, OverflowError)
 
+UNSERIALIZABLE = "UNSERIALIZABLE"
+"""The type of the error for what has no form on the wire."""
+
 
 class Codec(Protocol):
     """A serializer of Moleculer."""
@@ -33,7 +36,10 @@ class Codec(Protocol):
         """Who sent an unusable request, so that it can be answered; None when even that is missing."""
 
     def encode(self, packet: Packet) -> bytes:
-        """The bytes of a packet, whose values were encoded before by `encode_value`."""
+        """The bytes of a packet, whose values were encoded before by `encode_value`.
+
+        Raises MoleculerError `UNSERIALIZABLE` for meta, headers or error data that have no form.
+        """
 
     def encode_value(self, value: object) -> Raw:
         """Any value of a user. A Raw is taken as encoded. Raises MoleculerError `UNSERIALIZABLE`."""
@@ -88,9 +94,17 @@ class JSONCodec:
 
     def encode(self, packet: Packet) -> bytes:
         try:
-            return self._encoder.encode(packet)
-        except UnicodeEncodeError:
-            return _encode_by_members(packet)
+            try:
+                return self._encoder.encode(packet)
+            except UnicodeEncodeError:
+                return _encode_by_members(packet)
+        except UNENCODABLE as error:
+            raise MoleculerError(
+                f"Meta, headers or the data of an error cannot be sent as JSON: {error}",
+                500,
+                UNSERIALIZABLE,
+                {"type": type(packet).__name__},
+            ) from error
 
     def encode_value(self, value: object) -> Raw:
         if type(value) is Raw:
@@ -103,7 +117,7 @@ class JSONCodec:
                 return Raw(_dumps(plain))
         except UNENCODABLE as error:
             raise MoleculerError(
-                f"The value cannot be sent as JSON: {error}", 500, "UNSERIALIZABLE", {"type": type(value).__name__}
+                f"The value cannot be sent as JSON: {error}", 500, UNSERIALIZABLE, {"type": type(value).__name__}
             ) from error
 
     def decode_value(self, raw: Raw) -> Any:

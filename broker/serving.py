@@ -6,7 +6,7 @@ import anyio
 from msgspec import UNSET
 
 from broker.catalog import Catalog
-from broker.codec import Codec
+from broker.codec import UNSERIALIZABLE, Codec
 from broker.context import Caller, Context
 from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
@@ -56,23 +56,28 @@ class Serving:
             logger.exception("The handler of '%s' in service '%s' failed", ctx.event, listener.service)
 
     async def _serve(self, effect: RunAction) -> None:
-        """Run an action and answer: exactly once, whatever happens."""
+        """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""
+        try:
+            await self._send(effect.request, await self._answer(effect))
+        except Exception:  # one request must not end the others
+            logger.exception("The call of '%s' by '%s' went wrong", effect.request.action, effect.request.sender)
+        finally:
+            self._node.work_done()
+
+    async def _answer(self, effect: RunAction) -> list[Effect]:
         request = effect.request
-        ctx = self._context(request, effect.arrived)
+        ctx = self._context(effect)
         try:
             result = await self._catalog.run(effect.action, ctx)
-            answer = self._transit.respond(request, ctx.meta, self._codec.encode_value(result))
+            return self._transit.respond(request, ctx.meta, self._codec.encode_value(result))
         except Exception as error:
             self._log_failure(request, error)
-            answer = self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
+            return self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
         except anyio.get_cancelled_exc_class():
             refusal = ServiceNotAvailableError({"action": request.action, "nodeID": self._transit.identity.node_id})
             with anyio.CancelScope(shield=True):
                 await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
             raise
-        finally:
-            self._node.work_done()
-        await self._send(request, answer)
 
     async def _send(self, request: Request, answer: list[Effect]) -> None:
         for effect in answer:
@@ -82,6 +87,8 @@ class Serving:
             except PayloadTooLargeError as error:
                 await self._node.perform(self._transit.respond_error(request, None, _too_large(request, error)))
             except MoleculerError as error:
+                if error.type == UNSERIALIZABLE:  # the handler's meta, headers or error data
+                    await self._node.perform(self._transit.respond_error(request, None, error))
                 logger.warning(
                     "The answer to '%s' could not be sent to '%s': %s", request.action, request.sender, error
                 )
@@ -90,8 +97,9 @@ class Serving:
         if not isinstance(error, MoleculerError):
             logger.error("Action '%s', called by '%s', failed", request.action, request.sender, exc_info=error)
 
-    def _context(self, request: Request, arrived: float) -> Context:
-        timeout_ms = request.timeout or 0
+    def _context(self, effect: RunAction) -> Context:
+        request = effect.request
+        timeout_s = self._timeout_s(effect)
         return Context(
             self._broker,
             action=request.action,
@@ -105,10 +113,17 @@ class Serving:
             parent_id=request.parent_id,
             caller=request.caller,
             level=_level(request.level),
-            deadline=arrived + timeout_ms / 1000 if timeout_ms > 0 else None,
+            deadline=effect.arrived + timeout_s if timeout_s > 0 else None,
             tracing=request.tracing,
             remote=True,
         )
+
+    def _timeout_s(self, effect: RunAction) -> float:
+        """What the caller gives; this node's own default when it does not say (§2.3)."""
+        if effect.request.timeout is not None:
+            return effect.request.timeout / 1000
+        own = effect.action.timeout_s
+        return self._node.options.request_timeout if own is None else own
 
     def _event_context(self, event: Event) -> Context:
         return Context(
@@ -130,7 +145,7 @@ class Serving:
 
 def _level(level: float | None) -> int:
     """A level of a peer; JS sends null for one it has lost count of (§2.3)."""
-    return int(level) if level and level < 1e9 else 1
+    return int(level) if level and 0 < level < 1e9 else 1
 
 
 def _too_large(request: Request, error: PayloadTooLargeError) -> PayloadTooLargeError:
