@@ -1,0 +1,135 @@
+"""Nodes of the service that stop, crash, come back and are replaced, as their JS callers see it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.support.js_node import JsError, JsNode, js_node
+from tests.support.nats_server import NatsServer
+from tests.support.processes import DEADLINE_S
+from tests.support.shapes import until
+from tests.support.store_node import store_process
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
+
+SERVICE = "environments-store"
+
+
+@pytest.fixture
+async def js(version: str, nats_url: str, namespace: str) -> AsyncIterator[JsNode]:
+    async with js_node(version, nats_url, namespace, "js") as node:
+        yield node
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'environments.sqlite'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+async def create(js: JsNode, name: str) -> str:
+    params = {"environment": {"name": name}}
+    return str((await js.call(f"{SERVICE}.create", params, timeout=DEADLINE_S * 1000))["id"])
+
+
+async def test_what_was_stored_is_there_after_a_restart(
+    js: JsNode, database_url: str, nats_url: str, namespace: str
+) -> None:
+    async with store_process(database_url, nats_url, namespace, "store") as store:
+        await js.wait_for_services(SERVICE)
+        made = await create(js, "kept")
+        assert await store.terminate() == 0
+    mark = js.mark()
+    async with store_process(database_url, nats_url, namespace, "store") as store:
+        await js.local_event("$node.connected", after=mark)
+        await js.wait_for_services(SERVICE)
+        assert (await js.call(f"{SERVICE}.get", {"uuid": made}))["environment"]["name"] == "kept"
+        await store.line("✅ deletedAt column already exists")
+
+
+async def test_what_was_acknowledged_is_there_after_a_crash(
+    js: JsNode, database_url: str, nats_url: str, namespace: str
+) -> None:
+    async with store_process(database_url, nats_url, namespace, "store") as store:
+        await js.wait_for_services(SERVICE)
+        made = [await create(js, f"kept {number}") for number in range(5)]
+        await store.kill()
+    mark = js.mark()
+    async with store_process(database_url, nats_url, namespace, "store"):
+        await js.local_event("$node.updated", after=mark)
+        listed = await js.call(f"{SERVICE}.list", {"fields": ["id"]}, timeout=DEADLINE_S * 1000)
+        assert [record["id"] for record in listed] == made
+
+
+async def test_replacing_nodes_one_by_one_fails_no_call(
+    js: JsNode, postgres_url: str, nats_url: str, namespace: str
+) -> None:
+    answered: list[str] = []
+    finished = anyio.Event()
+
+    async def keep_calling() -> None:
+        while not finished.is_set():
+            answered.append(await create(js, f"call {len(answered)}"))
+
+    async def several_more() -> None:
+        wanted = len(answered) + 20
+        await until(lambda: len(answered) >= wanted)
+
+    async with (
+        store_process(postgres_url, nats_url, namespace, "a") as first,
+        store_process(postgres_url, nats_url, namespace, "b"),
+    ):
+        await js.local_event("$node.connected", lambda payload: payload["node"] == "a")
+        await js.local_event("$node.connected", lambda payload: payload["node"] == "b")
+        await js.wait_for_services(SERVICE)
+        async with anyio.create_task_group() as callers:
+            for _ in range(4):
+                callers.start_soon(keep_calling)
+            await several_more()
+            assert await first.terminate() == 0
+            await several_more()
+            finished.set()
+        listed = await js.call(f"{SERVICE}.list", {"fields": ["id"]}, timeout=DEADLINE_S * 1000)
+        assert {record["id"] for record in listed} == set(answered)
+
+
+async def test_a_second_node_with_the_id_of_a_running_one_is_refused(
+    js: JsNode, postgres_url: str, nats_url: str, namespace: str
+) -> None:
+    async with store_process(postgres_url, nats_url, namespace, "store"):
+        await js.wait_for_services(SERVICE)
+        for taken in ("store", "js"):
+            async with store_process(postgres_url, nats_url, namespace, taken) as second:
+                assert await second.wait() == 1
+                text = "\n".join(second.stderr)
+                assert f"Another node with the id '{taken}' is running" in text
+                assert "Traceback" not in text
+        await create(js, "still served")
+
+
+async def test_the_service_comes_back_with_nats(
+    version: str, nats_server: NatsServer, namespace: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
+    quick = {"heartbeatInterval": 1, "heartbeatTimeout": 3}
+    async with (
+        js_node(version, nats_server.url, namespace, "js", **quick) as js,
+        store_process(url, nats_server.url, namespace, "store") as store,
+    ):
+        await js.wait_for_services(SERVICE)
+        made = await create(js, "before")
+        nats_server.kill()
+        await store.line("The connection to NATS is lost")
+        nats_server.start()
+        await store.line("The connection to NATS is back")
+        with anyio.fail_after(DEADLINE_S):
+            while True:
+                try:
+                    record = await js.call(f"{SERVICE}.get", {"uuid": made}, timeout=1000)
+                    break
+                except JsError:  # the JS node's own client takes its time to reconnect
+                    continue
+        assert record["environment"]["name"] == "before"
