@@ -8,6 +8,7 @@ from typing import Protocol
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, qualified, quoted
 from services.environments_store.schema.sql import add_column, create_index, create_tables, drop_index
@@ -136,14 +137,14 @@ class PooledLock:
 
 
 async def create_the_tables(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> bool:
-    """Both tables and the index in one transaction; False when a pooled peer holds the lock."""
+    """Both tables and the index in one transaction; False when a pooled peer does it, or was faster."""
     return await _in_transaction(session, found, budgets, 1000, create_tables("postgresql", found.schema))
 
 
 async def add_the_column(
     session: PostgresSession, found: Inspection, budgets: MigrationBudgets, lock_timeout_ms: int
 ) -> bool:
-    """One attempt, which waits no longer than the timeout; False when a pooled peer holds the lock."""
+    """One attempt, which waits no longer than the timeout; False when a pooled peer does it, or was faster."""
     return await _in_transaction(
         session, found, budgets, lock_timeout_ms, (add_column("postgresql", found.schema, found.table),)
     )
@@ -166,7 +167,8 @@ async def _in_transaction(
             await session.run("; ".join((begin, *statements, "COMMIT")))
             return True
         await session.run(begin)
-        if not await session.fetch_value(TRY_TRANSACTION_LOCK, lock_key(found)):
+        held = await session.fetch_value(TRY_TRANSACTION_LOCK, lock_key(found))
+        if not held or (await inspect(session, found.table)).soft_delete:
             await session.run("ROLLBACK")
             return False
         await session.run("; ".join((*statements, "COMMIT")))
