@@ -46,10 +46,9 @@ def masked(url: str) -> str:
     authority, slash, path = rest.partition("/")
     credentials, at, hosts = authority.rpartition("@")
     if not separator or not at:
-        # A slash inside an unescaped password would end the authority early: hide up to the last "@" then.
-        if "@" in rest and ":" in rest.rpartition("@")[0]:
-            return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"
-        return text
+        # Two slashes are missing, or one stands inside a password: show nothing between the scheme and the last "@".
+        before, at, after = text.rpartition("@")
+        return f"{before.partition(':')[0]}{separator or ':'}***@{after}" if at and ":" in before else text
     user, colon, _ = credentials.partition(":")
     return f"{scheme}{separator}{user}{':***' if colon else ''}@{hosts}{slash}{path}"
 
