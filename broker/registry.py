@@ -204,7 +204,9 @@ class Registry:
             name = service.get("name")
             if not isinstance(name, str):
                 continue
-            full_name = service.get("fullName") or full_service_name(name, service.get("version"))
+            full_name = service.get("fullName")
+            if not isinstance(full_name, str) or not full_name:
+                full_name = full_service_name(name, service.get("version"))
             node.services.append({**service, "fullName": full_name})
             for action in _entries(service.get("actions")):
                 if action.get("visibility") in CALLABLE_FROM_AFAR:
