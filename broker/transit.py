@@ -5,6 +5,7 @@ while a live peer speaks it, since a JS node logs an error for every broadcast i
 """
 
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw
@@ -48,7 +49,7 @@ from broker.packets import (
     Response,
 )
 from broker.registry import Change, KnownNode, Registry
-from broker.topics import Topics
+from broker.topics import Topics, is_token
 
 NULL = Raw(b"null")
 
@@ -164,11 +165,19 @@ class Transit:
 
     def nobody_listens(self, request_id: str, now: float) -> list[Effect]:
         """The NATS server says that no connection listens for this request: its node is gone (§4.3)."""
-        pending = self.pending.pop(request_id, None)
+        pending = self.pending.get(request_id)
         if pending is None:
             return []
+        node = self.registry.nodes.get(pending.node_id)
+        lost: list[Effect] = []
+        if node is not None and node.available:
+            # What was sent before was heard, and will not be answered. What was sent after was not heard either: the
+            # server says so of each, and then it can go elsewhere.
+            earlier = takewhile(lambda other: other is not pending, list(self.pending.values()))
+            lost = self._lose(pending.node_id, now, earlier, unexpected=True)
+        del self.pending[request_id]
         error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
-        return [Reject(pending, error, undelivered=True), *self._lose(pending.node_id, now, unexpected=True)]
+        return [*lost, Reject(pending, error, undelivered=True)]
 
     def event(self, node_id: str, packet: Event) -> list[Effect]:
         """Send an event to a node."""
@@ -200,7 +209,7 @@ class Transit:
             if node.local:
                 continue
             if node.available and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
-                effects += self._lose(node.id, now, unexpected=True)
+                effects += self._lose(node.id, now, self.pending.values(), unexpected=True)
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
         return effects
@@ -221,9 +230,12 @@ class Transit:
                 return []
         elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
             spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
+            ver = _short(repr(packet.ver))
             return [
-                Dropped(f"{command} from '{packet.sender}' has protocol version {packet.ver!r}, not {spoken}; dropped")
+                Dropped(f"{command} from '{_short(packet.sender)}' has protocol version {ver}, not {spoken}; dropped")
             ]
+        elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
+            return [Dropped(f"{command} from {_short(packet.sender)!r}, which cannot be the id of a node; dropped")]
         return self._handlers[command](packet, now)
 
     def _on_request(self, request: Request, now: float) -> list[Effect]:
@@ -271,7 +283,7 @@ class Transit:
         return [*_notices(changes), *self._greet_new_versions()]
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
-        return self._lose(packet.sender, now, unexpected=False)
+        return self._lose(packet.sender, now, self.pending.values(), unexpected=False)
 
     def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
         node = self.registry.nodes.get(beat.sender)
@@ -310,9 +322,10 @@ class Transit:
             headers=UNSET if ver == "4" else headers,
         )
 
-    def _lose(self, node_id: str, now: float, *, unexpected: bool) -> list[Effect]:
+    def _lose(self, node_id: str, now: float, waiting: Iterable[Pending], *, unexpected: bool) -> list[Effect]:
+        """A node is gone, and so are its answers to those of `waiting` that asked it."""
         effects: list[Effect] = list(_notices(self.registry.lose_node(node_id, now, unexpected=unexpected)))
-        for pending in [pending for pending in self.pending.values() if pending.node_id == node_id]:
+        for pending in [pending for pending in waiting if pending.node_id == node_id]:
             del self.pending[pending.id]
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
@@ -355,6 +368,11 @@ class Transit:
 
     def _discover_in(self, ver: Protocol) -> Publish:
         return Publish(self.topics.broadcast("DISCOVER"), Discover(ver=ver, sender=self.identity.node_id))
+
+
+def _short(text: str) -> str:
+    """A part of a peer's text for a log line: one line must not fill a disk."""
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:

@@ -39,7 +39,9 @@ def test_usable_names_pass(name: str) -> None:
     check_token("node id", name)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\tb", "a\r\nPUB x", "a.*", ">", ".a", "a.", "a..b"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\tb", "a\r\nPUB x", "a.*", ">", ".a", "a.", "a..b", "\ud800", "x" * 2000]
+)
 def test_names_that_nats_cannot_carry_are_refused(name: str) -> None:
     with pytest.raises(BrokerOptionsError, match="node id") as caught:
         check_token("node id", name)

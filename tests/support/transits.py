@@ -1,7 +1,7 @@
 """The pure half of a node, for tests that feed packets and compare effects."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,13 @@ def request(action: str, sender: str = "js-1", *, ver: Any = "5", id: str = "r-1
     return Request(ver=ver, sender=sender, id=id, action=action, **{"params": Raw(b"{}"), **fields})
 
 
-def publishes(effects: list[Effect]) -> list[Publish]:
+def publishes(effects: Sequence[Effect]) -> list[Publish]:
     """All effects, which must be nothing but packets to send."""
     assert all(isinstance(effect, Publish) for effect in effects), effects
     return [effect for effect in effects if isinstance(effect, Publish)]
 
 
-def subjects(effects: list[Effect]) -> list[tuple[str, Any]]:
+def subjects(effects: Sequence[Effect]) -> list[tuple[str, Any]]:
     """Subject and protocol version of each packet to send."""
     return [(effect.subject, effect.packet.ver) for effect in publishes(effects)]
 
