@@ -101,6 +101,10 @@ class JsNode:
         """Actions by name, with their endpoints."""
         return {action["name"]: action for action in await self.command("actions")}
 
+    async def run(self, code: str) -> Any:
+        """Runs JavaScript, `await` and all, with `broker` in reach; what it returns."""
+        return await self.command("run", code=code)
+
     async def stop(self) -> None:
         """`broker.stop()`, and the end of the process."""
         await self.command("stop")

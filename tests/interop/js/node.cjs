@@ -108,6 +108,11 @@ const commands = {
 		await broker.destroyService(name);
 		return true;
 	},
+	/** Code as a user writes it into a service of this node, with `broker` in reach. */
+	async run({ code }) {
+		const AsyncFunction = (async () => {}).constructor;
+		return new AsyncFunction("broker", code)(broker);
+	},
 	async stop() {
 		await broker.stop();
 		return true;
