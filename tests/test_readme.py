@@ -1,9 +1,9 @@
 """What the README shows is what happens: its code runs, its output is the real one, its tables are complete.
 
 Blocks by language: `python` blocks are run as modules and their `main()` is awaited; `javascript` blocks are run on
-plain Moleculer nodes of both versions; the one `console` block is a command and its output; each line of an `sh` block is a
-command, except for those that would install or need Docker (NOT_RUN). Addresses are replaced by those of the test's
-servers, `ID` by the uuid of an environment in the trash.
+plain Moleculer nodes of both versions; the one `console` block is a command and its output; each line of an `sh` block
+is a command, except for those that would install or need Docker (NOT_RUN). Addresses are replaced by those of the
+test's servers, `ID` by the uuid of an environment in the trash.
 """
 
 import contextlib
