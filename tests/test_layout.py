@@ -1,0 +1,231 @@
+"""How the modules may depend on each other: ranks as data, checked against every import of the source.
+
+A module imports lower ranks of its own package only, so each can be read, tested and replaced with nothing above it in
+mind. I/O libraries are named with the few files that may import them. Imports for type checkers alone do not count.
+"""
+
+import ast
+import functools
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each line is a rank; a module imports lines above its own.
+BROKER = [
+    "cli.logs cli.output cpu errors ids members network packets patterns transports.base",
+    "codec context defaults parameters strategy topics transports.memory",
+    "middleware middlewares.retry schema transports.nats",
+    "actions endpoints middlewares.timeout service transports",
+    "cli.targets effects registry",
+    "transit",
+    "node",
+    "catalog emitting",
+    "calls serving",
+    "broker",
+    "cli.running __init__",
+    "__main__",
+]
+ENVIRONMENTS_STORE = [
+    "canonical database.base database.statements defaults errors queries.base schema.messages schema.names",
+    "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
+    " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
+    "config database.postgres_session database.sqlite_connection document queries schema.index schema.outcomes"
+    " schema.plan",
+    "database.postgres_pool database.sqlite listing records schema.blockers schema.inspect_postgres"
+    " schema.inspect_sqlite schema.journal",
+    "database.postgres schema.findings schema.postgres_steps schema.sqlite_steps store",
+    "database.connect schema.check schema.postgres_index schema.sqlite_migration",
+    "operations schema.postgres_migration",
+    "schema.migrator",
+    "service",
+    "demo",
+    "__main__",
+]
+
+# The files that may import a library; nobody else.
+LIBRARIES = {
+    "nats": {"broker.transports.nats"},
+    "asyncio": {"broker.node", "broker.calls", "broker.broker"},
+    "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
+    "aiosqlite": {
+        "services.environments_store.database.sqlite",
+        "services.environments_store.database.sqlite_connection",
+        "services.environments_store.schema.inspect_sqlite",
+        "services.environments_store.schema.sqlite_migration",
+    },
+    "sqlite3": {
+        "services.environments_store.database.sqlite",
+        "services.environments_store.database.sqlite_connection",
+        "services.environments_store.schema.sqlite_migration",
+    },
+    "typer": {"broker.__main__", "services.environments_store.__main__"},
+    "rich": {"broker.cli.output"},
+    "subprocess": {"services.environments_store.embedded"},
+}
+
+# Decisions without a loop, a clock or a socket: they are handed in.
+PURE = (
+    *("actions", "codec", "context", "effects", "emitting", "endpoints", "errors", "members", "middleware", "packets"),
+    *("parameters", "patterns", "registry", "schema", "service", "strategy", "topics", "transit"),
+)
+IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
+
+# What `services` may use of the broker: its public names, its errors, and what its command lines are made of.
+PUBLIC = ("broker", "broker.errors", "broker.cli.")
+
+# Modules without a test file of their own name, by the suite that covers them.
+SUITES = {
+    "interop/test_calls.py": "broker broker.actions broker.broker broker.calls broker.catalog broker.context"
+    " broker.endpoints broker.node broker.service broker.serving",
+    "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
+    "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
+    " broker.transports.nats",
+    "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
+    "test_readme.py": "broker.__main__ broker.cli.logs broker.cli.output broker.cli.running broker.cli.targets"
+    " broker.defaults broker.middlewares.retry broker.transports.memory",
+    "contract/test_database.py": "database.base database.connect database.failures database.postgres_pool"
+    " database.postgres_session database.sqlite database.sqlite_connection database.statements",
+    "contract/test_store.py": "defaults errors queries queries.base queries.postgresql queries.sqlite records store",
+    "contract/test_store_documents.py": "document",
+    "contract/test_store_lists.py": "listing",
+    "contract/test_store_outcomes.py": "outcome",
+    "services/test_cli.py": "__main__ operations",
+    "services/test_schema_check.py": "schema.findings schema.sql",
+    "services/test_schema_faults.py": "schema.journal schema.messages",
+    "services/test_schema_rules.py": "schema.index schema.ladder schema.outcomes schema.plan",
+    "services/test_schema_postgres.py": "schema.blockers schema.inspect_postgres schema.inspection"
+    " schema.migrator schema.names schema.postgres_index schema.postgres_migration schema.postgres_steps"
+    " schema.status",
+    "services/test_schema_sqlite.py": "schema.inspect_sqlite schema.leftovers schema.sqlite_migration"
+    " schema.sqlite_steps",
+}
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Every module of both packages that holds code, by name (`broker.cli.output`)."""
+    found: dict[str, Path] = {}
+    for package in ("broker", "services"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if ast.parse(path.read_text(encoding="utf-8")).body[1:]:  # more than a docstring
+                parts = path.relative_to(ROOT).with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@functools.cache
+def imports(path: Path) -> list[tuple[str, str | None]]:
+    """The modules that a file imports, with the imported name when it takes one out of the module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found: list[tuple[str, str | None]] = []
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return found
+
+
+@functools.cache
+def ranks() -> dict[str, int]:
+    """Every module's rank within its package."""
+    result: dict[str, int] = {}
+    for package, lines in (("broker", BROKER), ("services.environments_store", ENVIRONMENTS_STORE)):
+        for rank, line in enumerate(lines):
+            for name in line.split():
+                result[f"{package}.{name}".removesuffix(".__init__")] = rank
+    return result
+
+
+def imported_modules(path: Path) -> set[str]:
+    """`from a import b` is an import of `a.b` when that is a module, else of `a`."""
+    known = modules()
+    return {f"{module}.{name}" if f"{module}.{name}" in known else module for module, name in imports(path)}
+
+
+MODULES = modules()
+
+
+def test_every_module_has_a_rank_and_every_rank_a_module() -> None:
+    assert sorted(MODULES.keys() - ranks().keys()) == [], "new modules: give them a rank"
+    assert sorted(ranks().keys() - MODULES.keys()) == [], "gone modules: take them out"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downward(name: str) -> None:
+    package = name.split(".")[0]
+    own = {other for other in imported_modules(MODULES[name]) if other in ranks() and other.split(".")[0] == package}
+    assert sorted(other for other in own - {name} if ranks()[other] >= ranks().get(name, 0)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("broker")])
+def test_the_broker_knows_no_service(name: str) -> None:
+    assert [other for other in imported_modules(MODULES[name]) if other.split(".")[0] == "services"] == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("services")])
+def test_services_use_public_names_of_the_broker(name: str) -> None:
+    for module, imported in imports(MODULES[name]):
+        if module.split(".")[0] == "broker":
+            assert module in PUBLIC or module.startswith(PUBLIC[-1]), module
+            assert imported is not None
+            public = getattr(importlib.import_module(module), "__all__", None)
+            public_name = imported in public if public else not imported.startswith("_")
+            assert public_name, f"{imported} of {module} is not public"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_where_it_belongs(library: str) -> None:
+    users = {name for name, path in MODULES.items() for module, _ in imports(path) if module.split(".")[0] == library}
+    assert users == LIBRARIES[library]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_module_neither_waits_nor_looks_at_the_clock(name: str) -> None:
+    libraries = {module.split(".")[0] for module, _ in imports(MODULES[f"broker.{name}"])}
+    assert sorted(libraries & IMPURE_LIBRARIES) == []
+
+
+def test_the_public_names_can_be_imported_without_the_nats_client() -> None:
+    assert "broker.transports.nats" not in imported_at_top(MODULES["broker.transports"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_tested_by_a_suite_of_its_name_or_a_named_one(name: str) -> None:
+    short = name.removeprefix("services.environments_store.")
+    named = [ROOT / "tests" / suite for suite, covered in SUITES.items() if short in covered.split()]
+    expected = f"tests/{name.split('.')[0]}/test_{name.split('.')[-1]}.py"
+    assert twins(name) or any(suite.exists() for suite in named), f"write {expected}, or name a suite in SUITES"
+
+
+def test_every_named_suite_covers_modules_that_exist() -> None:
+    known = {name.removeprefix("services.environments_store.") for name in MODULES}
+    assert sorted(set(" ".join(SUITES.values()).split()) - known) == []
+
+
+def twins(name: str) -> list[Path]:
+    """Test files of a module's name: `test_sqlite.py` or `test_database_sqlite.py` for `…database.sqlite`."""
+    package, *rest = name.removeprefix("services.environments_store.").split(".")
+    parts = rest if name.startswith("broker") else [package, *rest]
+    folder = ROOT / "tests" / name.split(".")[0]
+    names = {f"test_{'_'.join(parts[at:])}.py" for at in range(len(parts))}
+    return [folder / one for one in sorted(names) if (folder / one).exists()]
+
+
+def imported_at_top(path: Path) -> set[str]:
+    """What a module imports when it is loaded, not later inside a function."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    top = [node for node in body if isinstance(node, ast.ImportFrom)]
+    return {node.module or "" for node in top}
