@@ -4,9 +4,10 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from broker.errors import BrokerOptionsError
 from broker.packets import PROTOCOLS, Protocol
@@ -55,6 +56,9 @@ def default_node_id() -> str:
     return f"{socket.gethostname().lower()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
 
 
+Seconds = Annotated[float, Meta(ge=0)]
+
+
 class BrokerOptions(Struct, frozen=True, kw_only=True):
     """What a ServiceBroker can be told. Times in seconds."""
 
@@ -68,12 +72,12 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     """The same in the whole cluster."""
     protocol: Protocol | None = None
     """"4" or "5" to speak only with nodes of Moleculer 0.14 or 0.15; None for both at once."""
-    request_timeout: float = 0.0
+    request_timeout: Seconds = 0.0
     """How long a call waits for its answer when it does not say itself; 0 for ever. The default is that of JS."""
     wait_for_connection: bool = False
     """Without a connection, calls wait for it inside their timeout; else they fail at once with
     BrokerDisconnectedError, which is retryable."""
-    max_call_level: int = 0
+    max_call_level: Annotated[int, Meta(ge=0)] = 0
     """How deep calls may nest; 0 for no limit."""
     strategy: str = "RoundRobin"
     """How one of several endpoints is chosen: RoundRobin or Random."""
@@ -83,13 +87,23 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     """Anything that other nodes may read of this one."""
     transporter_options: dict[str, Any] = {}
     """More options for nats-py: tls, token, user_credentials…"""
-    heartbeat_interval: float = HEARTBEAT_INTERVAL_S
-    heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S
-    shutdown_timeout: float = SHUTDOWN_TIMEOUT_S
+    heartbeat_interval: Seconds = HEARTBEAT_INTERVAL_S
+    heartbeat_timeout: Seconds = HEARTBEAT_TIMEOUT_S
+    shutdown_timeout: Seconds = SHUTDOWN_TIMEOUT_S
     """How long `stop` waits for running requests."""
     middlewares: Sequence[Callable[..., Any]] = ()
     """Functions `async (call_next, ctx)` around every action of this node, the first outermost."""
 
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in _SWITCH:
+        raise ValueError
+    return _SWITCH[text.lower()]
+
+
+_SWITCH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+_MUST_BE = {float: "a number", int: "a whole number", _yes_or_no: "true or false"}
 
 _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "node_id": str,
@@ -98,6 +112,8 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "serializer": str,
     "protocol": str,
     "request_timeout": float,
+    "wait_for_connection": _yes_or_no,
+    "prefer_local": _yes_or_no,
     "max_call_level": int,
     "strategy": str,
     "heartbeat_interval": float,
@@ -118,7 +134,8 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
             try:
                 values[name] = convert(text)
             except ValueError:
-                raise BrokerOptionsError(f"BROKER_{name.upper()} must be a number, not {text!r}.") from None
+                wanted = _MUST_BE[convert]
+                raise BrokerOptionsError(f"BROKER_{name.upper()} must be {wanted}, not {text!r}.") from None
     values.setdefault("node_id", default_node_id())
     try:
         options = BrokerOptions(**values)
@@ -126,4 +143,17 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
         raise BrokerOptionsError(f"An option of the broker is not known: {error}.") from None
     if options.protocol not in (None, *PROTOCOLS):
         raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
+    if not all(callable(middleware) for middleware in options.middlewares):
+        raise BrokerOptionsError("middlewares must be a list of functions.")
+    for field in msgspec.structs.fields(options):
+        if field.name not in ("protocol", "middlewares"):
+            _check(field.name, getattr(options, field.name), field.type)
     return options
+
+
+def _check(name: str, value: object, kind: Any) -> None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        given = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        raise BrokerOptionsError(f"The option {name} cannot be {given}: {error}.") from None
