@@ -1,0 +1,116 @@
+"""Lists of endpoints choose as the reference says (protocol §9.1, §9.3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from broker.context import Context
+from broker.endpoints import Choices, Endpoint
+from broker.service import Service, action, define
+from broker.strategy import round_robin
+
+
+class Posts(Service):
+    name = "posts"
+
+    @action(timeout=2.5)
+    async def find(self, ctx: Context) -> None: ...
+
+
+def remote(node_id: str, service: str = "posts", **info: Any) -> Endpoint:
+    return Endpoint(node_id, "posts.find", service, info)
+
+
+def local() -> Endpoint:
+    definition = define(Posts()).actions["posts.find"]
+    return Endpoint("py-1", "posts.find", "posts", definition.to_info(), definition)
+
+
+def choices(*members: Endpoint, name: str = "posts.find") -> Choices[Endpoint]:
+    made: Choices[Endpoint] = Choices(name, round_robin)
+    for member in members:
+        made.put(member)
+    return made
+
+
+def chosen(made: Choices[Endpoint], times: int, **options: Any) -> list[str | None]:
+    found = [made.choose(**options) for _ in range(times)]
+    return [endpoint.node_id if endpoint else None for endpoint in found]
+
+
+def test_an_empty_list_chooses_nothing() -> None:
+    assert choices().choose() is None
+    assert choices().on_node("js-1") is None
+
+
+def test_the_only_endpoint_is_chosen_if_it_is_available() -> None:
+    only = remote("js-1")
+    assert choices(only).choose() is only
+    only.available = False
+    assert choices(only).choose() is None
+    assert choices(only).on_node("js-1") is None
+
+
+def test_c76_local_endpoints_come_first_by_default() -> None:
+    made = choices(remote("js-1"), local(), remote("js-2"))
+    assert chosen(made, 3) == ["py-1"] * 3
+    assert chosen(made, 3, prefer_local=False) == ["js-1", "py-1", "js-2"]
+
+
+def test_c76_a_local_endpoint_that_is_not_available_is_passed_over() -> None:
+    own = local()
+    own.available = False
+    assert chosen(choices(remote("js-1"), own, remote("js-2")), 3) == ["js-1", "js-2", "js-1"]
+
+
+def test_c51_internal_actions_stay_on_the_own_node() -> None:
+    made = choices(remote("js-1"), local(), name="$node.list")
+    assert chosen(made, 3, prefer_local=False) == ["py-1"] * 3
+
+
+def test_endpoints_without_those_just_found_gone() -> None:
+    made = choices(remote("js-1"), remote("js-2"), remote("js-3"))
+    assert chosen(made, 4, without=["js-2"]) == ["js-1", "js-3", "js-1", "js-3"]
+
+
+def test_putting_the_same_service_again_keeps_its_place() -> None:
+    made = choices(remote("js-1"), remote("js-2"))
+    renewed = remote("js-1", timeout=1)
+    made.put(renewed)
+    assert made.members[0] is renewed
+    assert [member.node_id for member in made.members] == ["js-1", "js-2"]
+    made.put(remote("js-1", service="v2.posts"))
+    assert len(made.members) == 3
+
+
+def test_drop_removes_what_is_unwanted() -> None:
+    made = choices(remote("js-1"), remote("js-2"))
+    made.drop(lambda member: member.node_id == "js-1")
+    assert [member.node_id for member in made.members] == ["js-2"]
+
+
+@pytest.mark.parametrize(
+    ("announced", "expected"), [(3000, 3.0), (1500.5, 1.5005), (0, 0.0), (None, None), ("3s", None), (True, None)]
+)
+def test_c50_the_timeout_of_a_remote_action_is_in_milliseconds(announced: Any, expected: float | None) -> None:
+    assert remote("js-1", timeout=announced).timeout_s == expected
+
+
+def test_the_timeout_of_an_own_action_is_in_seconds() -> None:
+    assert local().timeout_s == 2.5
+
+
+def test_a_strategy_sees_only_what_is_usable() -> None:
+    seen: list[list[str]] = []
+
+    def last(endpoints: Sequence[Any], cursor: int) -> tuple[int, int]:
+        seen.append([endpoint.node_id for endpoint in endpoints])
+        return len(endpoints) - 1, cursor
+
+    made: Choices[Endpoint] = Choices("posts.find", last)
+    for number in (1, 2, 3):
+        made.put(remote(f"js-{number}"))
+    made.members[1].available = False
+    assert chosen(made, 1) == ["js-3"]
+    assert seen == [["js-1", "js-3"]]

@@ -1,0 +1,190 @@
+"""Typed parameters: from a signature to values, to violations, and to what JS tools show (protocol §6.4, §3.2)."""
+
+import enum
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta, Raw, Struct
+
+from broker.codec import JSONCodec
+from broker.context import Context
+from broker.errors import ServiceSchemaError, ValidationError
+from broker.parameters import Parameters
+
+CODEC = JSONCodec()
+NULL = Raw(b"null")
+
+
+class Place(Struct):
+    street: str
+    number: int = 1
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+async def handler(
+    ctx: Context,
+    name: str,
+    age: Annotated[int, Meta(ge=0, le=150)],
+    place: Place | None = None,
+    tags: list[str] = [],  # noqa: B006 - what is promised for mutable defaults is tested here
+    if_hash: str = "",
+    document: Raw = NULL,
+) -> None: ...
+
+
+PARAMETERS = Parameters(handler, {"if_hash": "ifHash"})
+
+
+def convert(params: Any) -> dict[str, Any]:
+    return PARAMETERS.arguments(PARAMETERS.convert(params, CODEC.encode_value))
+
+
+def violations(params: Any) -> ValidationError:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        PARAMETERS.convert(params, CODEC.encode_value)
+    return PARAMETERS.violations(params, caught.value)
+
+
+def test_values_and_defaults_become_arguments() -> None:
+    assert convert({"name": "Ada", "age": 36, "ifHash": "x", "place": {"street": "Main"}}) == {
+        "name": "Ada",
+        "age": 36,
+        "place": Place("Main"),
+        "tags": [],
+        "if_hash": "x",
+        "document": Raw(b"null"),
+    }
+
+
+def test_a_mutable_default_is_new_for_each_call() -> None:
+    first = convert({"name": "Ada", "age": 1})
+    first["tags"].append("changed")
+    assert convert({"name": "Ada", "age": 1})["tags"] == []
+
+
+def test_unknown_params_are_ignored() -> None:
+    assert convert({"name": "Ada", "age": 1, "colour": "green"})["name"] == "Ada"
+
+
+def test_a_raw_parameter_gets_the_bytes_of_its_value_on_both_ways() -> None:
+    assert bytes(convert({"name": "Ada", "age": 1, "document": {"a": [1.5]}})["document"]) == b'{"a":[1.5]}'
+    decode = CODEC.value_decoder(PARAMETERS.kind)
+    values = decode(Raw(b'{"name":"Ada","age":1,"document":{ "a" : [1.50] }}'))
+    assert bytes(PARAMETERS.arguments(values)["document"]) == b'{ "a" : [1.50] }'
+
+
+def test_c58_every_violation_is_named_with_its_field() -> None:
+    error = violations({"name": 7, "place": {"street": 5}, "tags": ["a", 1]})
+    assert (error.message, error.code, error.type) == ("Parameters validation error!", 422, "VALIDATION_ERROR")
+    assert error.data == [
+        {
+            "type": "string",
+            "field": "name",
+            "message": "The 'name' field does not fit: expected `str`, got `int`.",
+            "actual": 7,
+        },
+        {"type": "required", "field": "age", "message": "The 'age' field is required."},
+        {
+            "type": "object",
+            "field": "place.street",
+            "message": "The 'place.street' field does not fit: expected `str`, got `int`.",
+        },
+        {
+            "type": "array",
+            "field": "tags[1]",
+            "message": "The 'tags[1]' field does not fit: expected `str`, got `int`.",
+        },
+    ]
+
+
+def test_c58_a_value_out_of_its_limits_tells_the_limit_and_the_value() -> None:
+    (item,) = violations({"name": "Ada", "age": 151}).data
+    assert (item["type"], item["field"], item["actual"]) == ("number", "age", 151)
+    assert "150" in item["message"]
+
+
+def test_violations_use_wire_names() -> None:
+    (item,) = violations({"name": "Ada", "age": 1, "ifHash": 5}).data
+    assert item["field"] == "ifHash"
+
+
+@pytest.mark.parametrize("params", [5, "text", [1], True])
+def test_params_that_are_no_object_are_one_violation(params: Any) -> None:
+    assert violations(params).data == [
+        {"type": "object", "field": "", "message": "The params must be an object."},
+    ]
+
+
+def test_params_of_null_are_an_empty_object() -> None:
+    optional = Parameters(two_optional, {})
+    assert optional.arguments(optional.convert(None, CODEC.encode_value)) == {"first": 1, "second": "b"}
+
+
+async def two_optional(ctx: Context, first: int = 1, *, second: str = "b") -> None: ...
+
+
+def test_types_are_described_in_the_words_of_js_tools() -> None:
+    assert PARAMETERS.describe() == {
+        "name": {"type": "string"},
+        "age": {"type": "number", "integer": True, "min": 0, "max": 150},
+        "place": {
+            "type": "object",
+            "props": {"street": {"type": "string"}, "number": {"type": "number", "integer": True, "optional": True}},
+            "nullable": True,
+            "optional": True,
+        },
+        "tags": {"type": "array", "items": {"type": "string"}, "optional": True},
+        "ifHash": {"type": "string", "optional": True, "default": ""},
+        "document": {"type": "any", "optional": True},
+    }
+
+
+async def of_all_kinds(
+    ctx: Context,
+    flag: bool,
+    ratio: float,
+    short: Annotated[str, Meta(min_length=1, max_length=3, pattern="^a")],
+    choice: Literal["a", "b"],
+    colour: Colour,
+    mapping: dict[str, int],
+    either: int | str,
+    anything: Any,
+    few: Annotated[list[int], Meta(max_length=2)],
+) -> None: ...
+
+
+def test_every_kind_of_type_is_described() -> None:
+    assert Parameters(of_all_kinds, {}).describe() == {
+        "flag": {"type": "boolean"},
+        "ratio": {"type": "number"},
+        "short": {"type": "string", "min": 1, "max": 3, "pattern": "^a"},
+        "choice": {"type": "enum", "values": ["a", "b"]},
+        "colour": {"type": "enum", "values": ["red", "blue"]},
+        "mapping": {"type": "object"},
+        "either": {"type": "multi", "rules": [{"type": "number", "integer": True}, {"type": "string"}]},
+        "anything": {"type": "any"},
+        "few": {"type": "array", "items": {"type": "number", "integer": True}, "max": 2},
+    }
+
+
+async def untyped(ctx: Context, name) -> None: ...  # type: ignore[no-untyped-def]  # the point of the test
+
+
+async def collecting(ctx: Context, *names: str) -> None: ...
+
+
+async def without_context() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [(untyped, "'name'.*has no type"), (collecting, "no \\*args"), (without_context, "must take the context")],
+)
+def test_a_signature_that_cannot_be_served_is_refused(method: Any, wanted: str) -> None:
+    with pytest.raises(ServiceSchemaError, match=wanted):
+        Parameters(method, {})
