@@ -29,7 +29,8 @@ NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="NAT
 Namespace = Annotated[str, typer.Option(envvar="NAMESPACE", help="The cluster's namespace.")]
 NodeId = Annotated[str | None, typer.Option("--node-id", envvar="NODE_ID", help="This node's id; made when not given.")]
 ProtocolVersion = Annotated[
-    str | None, typer.Option("--protocol", envvar="BROKER_PROTOCOL", help="4 or 5: speak with Moleculer 0.14 or 0.15 alone.")
+    str | None,
+    typer.Option("--protocol", envvar="BROKER_PROTOCOL", help="4 or 5: speak with Moleculer 0.14 or 0.15 alone."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
 LogLevel = Annotated[str, typer.Option("--log-level", envvar="LOG_LEVEL", help="debug, info, warning or error.")]
