@@ -1,5 +1,6 @@
 """An action bound to a running broker: its decoder and its middlewares, prepared once when it is registered."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from broker.schema import ActionDefinition
 def bind(definition: ActionDefinition, service: Any, codec: Codec, middlewares: Sequence[Middleware]) -> Next:
     """A function from context to result: middlewares, then typed parameters, then the handler."""
     parameters, handler = definition.parameters, definition.handler
+    streams = inspect.isasyncgenfunction(handler)  # its call gives the stream; there is nothing to wait for
     if parameters is None:
 
         async def invoke(ctx: Context) -> Any:
             ctx.service = service
-            return await handler(ctx)
+            return handler(ctx) if streams else await handler(ctx)
 
     else:
         decoder = codec.value_decoder(parameters.kind)
@@ -26,7 +28,7 @@ def bind(definition: ActionDefinition, service: Any, codec: Codec, middlewares: 
         async def invoke(ctx: Context) -> Any:
             ctx.service = service
             values = _typed(definition, ctx, decoder, codec)
-            return await handler(ctx, **values)
+            return handler(ctx, **values) if streams else await handler(ctx, **values)
 
     return compose(middlewares, invoke)
 

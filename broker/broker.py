@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import socket
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -29,10 +28,12 @@ from broker.effects import RunEvent
 from broker.emitting import Emitting
 from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError, MoleculerServerError
+from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
 from broker.middlewares.timeout import timeout as timeout_middleware
 from broker.network import ip_addresses
 from broker.node import Node
+from broker.performing import epoch_ms
 from broker.registry import Registry
 from broker.service import Service
 from broker.serving import Serving
@@ -85,9 +86,9 @@ class ServiceBroker:
         self._emitting = Emitting(self, node, transit, self.registry, self._codec, self._run_listener)
         self._registry_changed = anyio.Event()
         self._state = "new"
-        node.run_action = self._serving.start_request
-        node.run_event = self._run_event
-        node.notify = self._notify
+        node.performing.run_action = self._serving.start_request
+        node.performing.run_event = self._run_event
+        node.performing.notify = self._notify
         for service in services:
             self._adopt(service)
 
@@ -182,6 +183,7 @@ class ServiceBroker:
         retries: int = 0,
         fallback: Any = ABSENT,
         node_id: str | None = None,
+        stream: Any = None,
         parent: Context | None = None,
         request_id: str | None = None,
         caller: str | None = None,
@@ -191,7 +193,8 @@ class ServiceBroker:
         `params` absent reaches the callee as `{}`, None as null. `meta` travels along, and what the callee sets in it
         is set in the very dict that was passed. `timeout` in seconds, 0 for none. `retries` counts further attempts
         after retryable errors. `fallback`, a value or a function of (parent context, error), stands in for an error.
-        `node_id` asks exactly that node.
+        `node_id` asks exactly that node. `stream` is any iterable, async or not, of bytes or of values, sent while the
+        callee runs. An action that answers with a stream gives a StreamReader: `async for chunk in …`.
 
         Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
         RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.
@@ -204,6 +207,7 @@ class ServiceBroker:
             retries=retries,
             fallback=fallback,
             node_id=node_id,
+            stream=stream,
             parent=parent,
             request_id=request_id,
             caller=caller,
@@ -263,14 +267,14 @@ class ServiceBroker:
         self._require_running()
         ping_id = new_id()
         waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._node.pongs[ping_id] = (node_id, waiter)
+        self._node.performing.pongs[ping_id] = (node_id, waiter)
         try:
-            await self._node.perform(self._node.transit.ping(node_id, ping_id, time.time_ns() // 1_000_000))
+            await self._node.perform(self._node.transit.ping(node_id, ping_id, epoch_ms()))
             with anyio.move_on_after(timeout):
                 return await waiter
             return None
         finally:
-            self._node.pongs.pop(ping_id, None)
+            self._node.performing.pongs.pop(ping_id, None)
 
     async def registry_changed(self) -> None:
         """Return when services came or went, somewhere in the cluster."""
@@ -345,5 +349,10 @@ def _identity(node_id: str, metadata: dict[str, Any]) -> Identity:
         own_version = version("environments-store")
     except PackageNotFoundError:  # run from a folder that was never installed
         own_version = "0"
-    client = {"type": "python", "version": own_version, "langVersion": platform.python_version()}
+    client = {
+        "type": "python",
+        "version": own_version,
+        "langVersion": platform.python_version(),
+        FLOW_CONTROL: True,
+    }
     return Identity(node_id, str(uuid.uuid4()), socket.gethostname(), ip_addresses(), client, metadata)

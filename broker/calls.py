@@ -23,9 +23,13 @@ from broker.errors import (
 )
 from broker.ids import new_id
 from broker.middlewares.retry import with_retries
-from broker.node import Node, Undelivered
+from broker.node import Node
+from broker.outgoing import Source, async_iterator
 from broker.packets import Request, Response
+from broker.performing import Answer, Undelivered
+from broker.reader import StreamReader
 from broker.registry import Registry
+from broker.sending import RequestStream, Sending
 from broker.transit import Transit
 
 
@@ -38,6 +42,7 @@ class CallOptions(Struct, frozen=True, kw_only=True):
     retries: int = 0
     fallback: Any = ABSENT
     node_id: str | None = None
+    stream: Any = None
     parent: Any = None
     request_id: str | None = None
     caller: str | None = None
@@ -63,6 +68,7 @@ class Calls:
         self._registry = registry
         self._codec = codec
         self._catalog = catalog
+        self._sending = Sending(node, transit, codec)
 
     async def call(self, action: str, params: Any, options: CallOptions) -> Any:
         """Make a call, again if it may be retried; in the end the fallback, if there is one, stands in for an error."""
@@ -91,13 +97,15 @@ class Calls:
         assert endpoint.action is not None
         if ctx.params is ABSENT:
             ctx.params = {}
+        if ctx.stream is not None:
+            ctx.stream = ctx.stream.items() if isinstance(ctx.stream, Source) else async_iterator(ctx.stream)
         return self._as_remote(await self._catalog.run(endpoint.action, ctx))
 
     async def _send(self, endpoint: Endpoint, ctx: Context, *, pinned: bool) -> Any:
         """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""
         while True:
             try:
-                return self._result(await self._request(endpoint, ctx), ctx)
+                return self._result(*await self._request(endpoint, ctx), ctx)
             except Undelivered as gone:
                 if pinned:
                     raise gone.error from None
@@ -107,7 +115,7 @@ class Calls:
                 ctx.node_id = self._options.node_id
                 return await self._run_here(endpoint, ctx)
 
-    async def _request(self, endpoint: Endpoint, ctx: Context) -> Response:
+    async def _request(self, endpoint: Endpoint, ctx: Context) -> Answer:
         """Send a request and wait for its answer, not longer than the deadline."""
         if ctx.deadline is None:
             return await self._ask(endpoint, ctx)
@@ -115,18 +123,34 @@ class Calls:
             return await self._ask(endpoint, ctx)
         raise RequestTimeoutError({"action": ctx.action, "nodeID": endpoint.node_id})
 
-    async def _ask(self, endpoint: Endpoint, ctx: Context) -> Response:
+    async def _ask(self, endpoint: Endpoint, ctx: Context) -> Answer:
         await self._require_connection()
-        waiter: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         packet = self._packet(endpoint.node_id, ctx)
+        stream = await self._stream_along(packet, endpoint.node_id, ctx)
+        answered_by_stream = False
         try:
             for effect in self._transit.request(packet, endpoint.node_id, waiter):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
-            return await waiter
+            if stream is not None:
+                stream.start()
+            answer = await waiter
+            answered_by_stream = answer[1] is not None
+            return answer
         finally:
             self._transit.forget_request(packet.id)
             _retrieve(waiter)
+            if stream is not None and not answered_by_stream:
+                stream.cancel()
+
+    async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> RequestStream | None:
+        if ctx.stream is None:
+            return None
+        if not isinstance(ctx.stream, Source):
+            ctx.stream = Source(ctx.stream)
+            await ctx.stream.open()
+        return self._sending.along_with(packet, node_id, ctx.stream)
 
     async def _require_connection(self) -> None:
         transport = self._node.transport
@@ -155,11 +179,13 @@ class Calls:
             stream=False,
         )
 
-    def _result(self, response: Response, ctx: Context) -> Any:
+    def _result(self, response: Response, reader: StreamReader | None, ctx: Context) -> Any:
         """The data of an answer, or its error raised. The callee's meta wins over the caller's (§5.4)."""
         ctx.node_id = response.sender
         if response.meta:
             ctx.meta.update(response.meta)
+        if reader is not None:
+            return reader
         if response.success:
             return self._codec.decode_value(response.data)
         raise error_from_wire(None if response.error is UNSET else response.error, response.sender)
@@ -171,7 +197,7 @@ class Calls:
         if parent and limit and parent.level >= limit:
             raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
         meta = {**parent.meta, **(options.meta or {})} if parent else options.meta
-        return Context(
+        ctx = Context(
             self._broker,
             action=endpoint.name,
             params=params,
@@ -185,6 +211,8 @@ class Calls:
             deadline=self._deadline(endpoint, options),
             tracing=parent.tracing if parent else None,
         )
+        ctx.stream = options.stream
+        return ctx
 
     def _deadline(self, endpoint: Endpoint, options: CallOptions) -> float | None:
         """When the answer must be there: the call's timeout, the action's, or the broker's, and never after the
@@ -220,7 +248,7 @@ def _is_lookup_failure(error: MoleculerError) -> bool:
     return error.node_id is None and error.type in ("SERVICE_NOT_FOUND", "SERVICE_NOT_AVAILABLE")
 
 
-def _retrieve(waiter: "asyncio.Future[Response]") -> None:
+def _retrieve(waiter: "asyncio.Future[Answer]") -> None:
     """Take the exception of a waiter nobody waits for any more, so that asyncio does not report it."""
     if waiter.done() and not waiter.cancelled():
         waiter.exception()

@@ -66,7 +66,7 @@ class Catalog:
         entry = self._entries[full_name]
         await entry.service.started()
         entry.running = True
-        self._node.notify(*self._registry.add_service(entry.definition))
+        self._node.performing.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
         logger.info("Service '%s' started", full_name)
 
@@ -76,7 +76,7 @@ class Catalog:
         if entry is None:
             raise ServiceNotFoundError({"service": full_name})
         if entry.running:
-            self._node.notify(*self._registry.remove_service(full_name))
+            self._node.performing.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
         for scope in entry.background:
             scope.cancel()

@@ -47,6 +47,12 @@ class Codec(Protocol):
     def decode_value(self, raw: Raw) -> Any:
         """A value as plain dicts, lists and scalars; missing (empty) gives None."""
 
+    def chunk_limit(self, room: int) -> int:
+        """How many bytes a stream's chunk may have so that, encoded, it never takes more than `room` (§8.3)."""
+
+    def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
+        """A stream's chunk: bytes, or any value in object mode. Raises ValueError for what is neither (§8.3)."""
+
     def value_decoder(self, kind: type[Struct]) -> "ValueDecoder":
         """A decoder of values into `kind`, to be made once and kept."""
 
@@ -128,6 +134,19 @@ class JSONCodec:
         except UNDECODABLE:
             return members.load(bytes(raw))
 
+    def chunk_limit(self, room: int) -> int:
+        return max(1, (room - _BUFFER_FRAME) // _JSON_BYTES_A_BYTE)
+
+    def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
+        value = self.decode_value(raw)
+        if isinstance(value, dict) and value.get("type") == "Buffer":
+            return _buffer(value.get("data"))
+        if objects:
+            return value
+        if isinstance(value, str):  # a JS stream of text in binary mode
+            return value.encode("utf-8", "surrogatepass")
+        raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
+
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         decoder = msgspec.json.Decoder(kind)
 
@@ -152,6 +171,22 @@ def make_codec(serializer: str) -> Codec:
     except KeyError:
         known = ", ".join(kind.name for kind in CODECS.values())
         raise BrokerOptionsError(f"The serializer '{serializer}' is not known. Known are: {known}.") from None
+
+
+_BUFFER_FRAME = len('{"type":"Buffer","data":[]}')
+_JSON_BYTES_A_BYTE = 4  # "255,"
+
+
+def _buffer(data: object) -> bytes:
+    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogatepass")
+    if isinstance(data, list):
+        try:
+            return bytes(data)
+        except TypeError as error:
+            raise ValueError("the bytes of a Buffer are numbers") from error
+    raise ValueError("a Buffer has a list of numbers as its data")
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None), Raw})

@@ -31,6 +31,15 @@ REQUESTS_IN_WORK = 10_000  # JS has no bound; about 100 MB of small requests and
 ENVELOPE_MARGIN_BYTES = 256  # room for what a reply's meta may gain after `reply_limit` was asked for
 PING_TIMEOUT_S = 2.0  # JS `broker.ping`
 
+# Streams (protocol §8).
+STREAM_CHUNK_BYTES = 262_144  # JS `transit.maxChunkSize`; less where max_payload asks for it
+STREAM_MARK_BYTES = 1_048_576  # between two nodes of this kind, how often the reader tells how far it is…
+STREAM_MARK_CHUNKS = 256
+STREAM_MARKS_AHEAD = 4  # …and how many such steps the writer may be ahead: 4 MiB
+STREAM_BUFFER_BYTES = 67_108_864  # what a writer that cannot be slowed down (JS) may be ahead before we give up
+STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
+STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
+
 # Retries (protocol §12.2).
 RETRY_DELAY_S = 0.1
 RETRY_MAX_DELAY_S = 1.0

@@ -1,12 +1,17 @@
 """What the transit wants done: it decides, the node acts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw
 
 from broker.endpoints import Listener
 from broker.errors import MoleculerError
 from broker.packets import Event, Packet, Ping, Pong, Request, Response
 from broker.schema import ActionDefinition
+
+if TYPE_CHECKING:
+    from broker.reader import StreamReader
 
 
 @dataclass(slots=True)
@@ -30,11 +35,12 @@ class Publish:
 
 @dataclass(slots=True)
 class RunAction:
-    """Run an action of this node for a caller."""
+    """Run an action of this node for a caller; `stream` is what the caller sends along."""
 
     request: Request
     action: ActionDefinition
     arrived: float
+    stream: "StreamReader | None" = None
 
 
 @dataclass(slots=True)
@@ -51,6 +57,25 @@ class Settle:
 
     pending: Pending
     response: Response
+    stream: "StreamReader | None" = None
+
+
+@dataclass(slots=True)
+class FeedStream:
+    """A chunk of a stream came. With `reply`, its writer wants to know when it is read."""
+
+    reader: "StreamReader"
+    chunk: Raw
+    objects: bool
+    reply: str
+
+
+@dataclass(slots=True)
+class EndStream:
+    """A stream ended; with `error`, broken."""
+
+    reader: "StreamReader"
+    error: MoleculerError | None = None
 
 
 @dataclass(slots=True)
@@ -99,4 +124,17 @@ class Conflict:
     instance_id: str | None
 
 
-Effect = Publish | RunAction | RunEvent | Settle | Reject | Notify | AnswerPing | PongArrived | Dropped | Conflict
+Effect = (
+    Publish
+    | RunAction
+    | RunEvent
+    | Settle
+    | FeedStream
+    | EndStream
+    | Reject
+    | Notify
+    | AnswerPing
+    | PongArrived
+    | Dropped
+    | Conflict
+)

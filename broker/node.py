@@ -6,9 +6,8 @@ Order of the start: connect, make sure that nobody has our id, subscribe, discov
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, assert_never
+from collections.abc import Coroutine
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -17,48 +16,34 @@ from broker import defaults
 from broker.codec import Codec
 from broker.cpu import CPUMeter
 from broker.defaults import BrokerOptions
-from broker.effects import (
-    AnswerPing,
-    Conflict,
-    Dropped,
-    Effect,
-    Notify,
-    PongArrived,
-    Publish,
-    Reject,
-    RunAction,
-    RunEvent,
-    Settle,
-)
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, InvalidPacketDataError, MoleculerError
-from broker.packets import Command, Ping, Pong
+from broker.flow import STOP
+from broker.packets import Command, Ping
+from broker.performing import Performing, epoch_ms
 from broker.transit import Transit
-from broker.transports.base import Observer, Transport
+from broker.transports.base import Observer, OnMessage, Transport
 
 logger = logging.getLogger("broker")
 
 
 class Node:
-    """Connects a transit to a transport and runs everything that goes on in the background.
-
-    `run_action`, `run_event` and `notify` are how the node hands work to the services; they return at once.
-    """
-
-    run_action: Callable[[RunAction], None]
-    run_event: Callable[[RunEvent], None]
-    notify: Callable[[str, dict[str, Any]], None]
+    """Connects a transit to a transport and runs everything that goes on in the background."""
 
     def __init__(self, options: BrokerOptions, transport: Transport | None, codec: Codec, transit: Transit) -> None:
         self.options = options
         self.transport = transport
         self.codec = codec
         self.transit = transit
+        self.performing = Performing(options.node_id, transport, codec, transit)
+        self.performing.give_way = self._give_way
+        self.performing.start = self.start_handler
+        self.perform = self.performing.perform
+        self.publish = self.performing.publish
         self.failure: MoleculerError | None = None
         """Why the node had to stop by itself; None while all is well."""
         self.stopped = anyio.Event()
         self.background: TaskGroup
         self._handlers: asyncio.TaskGroup  # one task a request: asyncio starts one five times faster than anyio
-        self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         self._main: asyncio.Task[None] | None = None
         self._running = anyio.Event()
         self._drain = anyio.Event()
@@ -96,7 +81,7 @@ class Node:
         await self.perform(self.transit.discover_others())
         await anyio.sleep(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
         self.transit.ready = True
-        self.notify("$transporter.connected", {"wasReconnect": False})
+        self.performing.notify("$transporter.connected", {"wasReconnect": False})
         for loop in (self._beat, self._look_for_silence, self._announce_changes):
             self.background.start_soon(loop)
 
@@ -117,7 +102,7 @@ class Node:
             await self.perform(self.transit.disconnect())
         if self.transport is not None:
             await self.transport.close()
-        self.reject_pending(BrokerDisconnectedError("The broker has stopped."))
+        self.performing.reject_pending(BrokerDisconnectedError("The broker has stopped."))
         self._finish.set()
         if self._main is not None:
             await self._main
@@ -137,6 +122,7 @@ class Node:
     async def _connect(self, transport: Transport) -> None:
         observer = Observer(
             nobody_listens=self._nobody_listens,
+            replied=self._replied,
             disconnected=self._disconnected,
             reconnected=self._reconnected,
             failed=self._failed,
@@ -162,13 +148,13 @@ class Node:
         asker = f"{self.options.node_id}~{self.transit.identity.instance_id[:8]}"
         answered = anyio.Event()
 
-        async def on_pong(_data: bytes) -> None:
+        async def on_pong(_data: bytes, _reply: str) -> None:
             answered.set()
 
         pongs = await transport.subscribe(self.transit.topics.to_node("PONG", asker), on_pong)
         subject = self.transit.topics.to_node("PING", self.options.node_id)
         versions = [self.options.protocol] if self.options.protocol else ["5", "4"]
-        questions = [Ping(ver=version, sender=asker, time=_epoch_ms(), id=asker) for version in versions]
+        questions = [Ping(ver=version, sender=asker, time=epoch_ms(), id=asker) for version in versions]
         heard = [await transport.is_heard(subject, self.codec.encode(question)) for question in questions]
         if any(heard):
             with anyio.move_on_after(defaults.ID_PROBE_S):
@@ -206,13 +192,13 @@ class Node:
 
     # Packets in
 
-    def _receiver(self, command: Command) -> Callable[[bytes], Awaitable[None]]:
+    def _receiver(self, command: Command) -> OnMessage:
         clock = asyncio.get_running_loop().time
 
-        async def on_message(data: bytes) -> None:
+        async def on_message(data: bytes, reply: str) -> None:
             try:
                 packet = self.codec.decode(command, data)
-                await self.perform(self.transit.receive(command, packet, clock()))
+                await self.perform(self.transit.receive(command, packet, clock(), reply))
             except InvalidPacketDataError as error:
                 await self._drop(command, data, error)
             except Exception:  # a packet must never end the node, whatever is in it (§2.2)
@@ -227,42 +213,7 @@ class Node:
         if address is not None:
             await self.perform(self.transit.respond_error(address, None, error))
 
-    # Effects out
-
-    async def perform(self, effects: Iterable[Effect]) -> None:
-        """Do what the transit decided."""
-        for effect in effects:
-            match effect:
-                case RunAction():
-                    self.transit.in_work += 1
-                    self.run_action(effect)
-                case Settle():
-                    if not effect.pending.waiter.done():
-                        effect.pending.waiter.set_result(effect.response)
-                case Publish():
-                    await self._publish_quietly(effect)
-                case RunEvent():
-                    self.run_event(effect)
-                case Reject():
-                    self._reject(effect)
-                case Notify():
-                    self.notify(effect.event, effect.payload)
-                case AnswerPing():
-                    await self._answer_ping(effect)
-                case PongArrived():
-                    self._settle_ping(effect.pong)
-                case Dropped():
-                    logger.warning("%s", effect.reason)
-                case Conflict():
-                    self._give_way()
-                case _:
-                    assert_never(effect)
-
-    async def publish(self, effect: Publish) -> None:
-        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
-        if self.transport is None:
-            raise BrokerDisconnectedError
-        await self.transport.publish(effect.subject, self.codec.encode(effect.packet), effect.reply_id)
+    # For calls and services
 
     async def wait_for_connection(self) -> None:
         """Return when the transport is connected."""
@@ -274,50 +225,21 @@ class Node:
         self.transit.service_changed()
         self._changed.set()
 
-    async def _publish_quietly(self, effect: Publish) -> None:
-        try:
-            await self.publish(effect)
-        except MoleculerError as error:
-            logger.warning("Could not send %s: %s", effect.subject, error)
-
-    async def _answer_ping(self, effect: AnswerPing) -> None:
-        ping = effect.ping
-        pong = Pong(ver=ping.ver, sender=self.options.node_id, time=ping.time, id=ping.id, arrived=_epoch_ms())
-        await self._publish_quietly(Publish(effect.subject, pong))
-
-    def _settle_ping(self, pong: Pong) -> None:
-        now = _epoch_ms()
-        elapsed = now - pong.time if isinstance(pong.time, int | float) else 0
-        skew = round(now - pong.arrived - elapsed / 2) if isinstance(pong.arrived, int | float) else 0
-        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
-        for ping_id, (node_id, waiter) in list(self.pongs.items()):
-            if node_id == pong.sender and not waiter.done():
-                waiter.set_result(result)
-                del self.pongs[ping_id]
-        self.notify("$node.pong", {**result, "id": pong.id if isinstance(pong.id, str) else None})
-
-    def _reject(self, effect: Reject) -> None:
-        waiter = effect.pending.waiter
-        if not waiter.done():
-            waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
-
-    def reject_pending(self, error: MoleculerError) -> None:
-        """Fail every request that waits for an answer."""
-        for pending in list(self.transit.pending.values()):
-            self.transit.forget_request(pending.id)
-            self._reject(Reject(pending, error))
-
     # The connection
 
-    async def _nobody_listens(self, request_id: str) -> None:
-        await self.perform(self.transit.nobody_listens(request_id, anyio.current_time()))
+    async def _nobody_listens(self, reply_id: str) -> None:
+        self.performing.marked(reply_id, STOP)
+        await self.perform(self.transit.nobody_listens(reply_id, anyio.current_time()))
+
+    async def _replied(self, reply_id: str, answer: bytes) -> None:
+        self.performing.marked(reply_id, answer)
 
     async def _disconnected(self) -> None:
         """Answers to what was asked may be lost now, so nobody waits for them (§4.5)."""
         logger.warning("The connection to NATS is lost; reconnecting")
         self._connection = anyio.Event()
-        self.reject_pending(BrokerDisconnectedError())
-        self.notify("$transporter.disconnected", {"graceFul": False})
+        self.performing.reject_pending(BrokerDisconnectedError())
+        self.performing.notify("$transporter.disconnected", {"graceFul": False})
 
     async def _reconnected(self) -> None:
         """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
@@ -328,7 +250,7 @@ class Node:
         if self.transit.ready and not self.transit.stopping:
             await self.perform(self.transit.announce())
             await self.perform(self.transit.heartbeat(self._cpu.percent()))
-        self.notify("$transporter.connected", {"wasReconnect": True})
+        self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
     async def _failed(self, reason: str) -> None:
         logger.warning("NATS: %s", reason)
@@ -371,15 +293,3 @@ class Node:
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
                 await self.perform(self.transit.announce())
-
-
-class Undelivered(Exception):
-    """A request reached nobody, so that another node may be asked. Never leaves the broker."""
-
-    def __init__(self, error: MoleculerError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _epoch_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -13,6 +13,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 __all__ = [
     "COMMANDS",
+    "NULL",
     "PROTOCOLS",
     "Command",
     "Disconnect",
@@ -36,6 +37,8 @@ PROTOCOLS: tuple[Protocol, ...] = ("5", "4")
 Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PONG"]
 
 Objects = dict[str, Any]
+
+NULL = Raw(b"null")
 
 
 class Packet(Struct, kw_only=True):

@@ -1,6 +1,7 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
 import logging
+from typing import Any
 
 import anyio
 from msgspec import UNSET
@@ -11,10 +12,12 @@ from broker.context import Caller, Context
 from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
 from broker.endpoints import Listener
-from broker.errors import MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
+from broker.errors import MoleculerError, PayloadTooLargeError, RequestTimeoutError, ServiceNotAvailableError
 from broker.node import Node
-from broker.packets import Event, Request
-from broker.transit import NULL, Transit
+from broker.outgoing import Source, is_stream
+from broker.packets import NULL, Event, Request
+from broker.sending import Sending
+from broker.transit import Transit
 
 logger = logging.getLogger("broker")
 
@@ -28,6 +31,7 @@ class Serving:
         self._transit = transit
         self._codec = codec
         self._catalog = catalog
+        self._sending = Sending(node, transit, codec)
 
     def start_request(self, effect: RunAction) -> None:
         self._node.start_handler(self._serve(effect))
@@ -69,6 +73,9 @@ class Serving:
         ctx = self._context(effect)
         try:
             result = await self._catalog.run(effect.action, ctx)
+            if is_stream(result):
+                await self._answer_with_stream(request, ctx, result)
+                return []
             return self._transit.respond(request, ctx.meta, self._codec.encode_value(result))
         except Exception as error:
             self._log_failure(request, error)
@@ -78,6 +85,18 @@ class Serving:
             with anyio.CancelScope(shield=True):
                 await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
             raise
+        finally:
+            if effect.stream is not None:
+                await effect.stream.aclose()
+
+    async def _answer_with_stream(self, request: Request, ctx: Context, result: Any) -> None:
+        """Send what the handler yields. The deadline covers the opening alone, that is the first item (§8.2)."""
+        source = Source(result)
+        with anyio.CancelScope(deadline=float("inf") if ctx.deadline is None else ctx.deadline) as scope:
+            await source.open()
+        if scope.cancelled_caught:
+            raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
+        await self._sending.answer(request, ctx, source)
 
     async def _send(self, request: Request, answer: list[Effect]) -> None:
         for effect in answer:
@@ -100,7 +119,7 @@ class Serving:
     def _context(self, effect: RunAction) -> Context:
         request = effect.request
         timeout_s = self._timeout_s(effect)
-        return Context(
+        ctx = Context(
             self._broker,
             action=request.action,
             raw=request.params,
@@ -117,6 +136,8 @@ class Serving:
             tracing=request.tracing,
             remote=True,
         )
+        ctx.stream = effect.stream
+        return ctx
 
     def _timeout_s(self, effect: RunAction) -> float:
         """What the caller gives; this node's own default when it does not say (§2.3)."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw
 
+from broker.defaults import STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_OPEN
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -33,6 +34,7 @@ from broker.errors import (
     error_to_wire,
 )
 from broker.packets import (
+    NULL,
     PROTOCOLS,
     Address,
     Command,
@@ -48,10 +50,12 @@ from broker.packets import (
     Request,
     Response,
 )
+from broker.reader import StreamReader
+from broker.receiving import Receiving
 from broker.registry import Change, KnownNode, Registry
+from broker.schema import ActionDefinition
+from broker.streams import is_part_of_stream
 from broker.topics import Topics, is_token
-
-NULL = Raw(b"null")
 
 
 class Identity(NamedTuple):
@@ -61,7 +65,7 @@ class Identity(NamedTuple):
     instance_id: str
     hostname: str
     ip_list: list[str]
-    client: dict[str, str]
+    client: dict[str, Any]
     metadata: dict[str, Any]
 
 
@@ -72,13 +76,21 @@ class Limits(NamedTuple):
     forget_offline_s: float
     requests_in_work: int
     requests_pending: int
+    streams_open: int = STREAMS_OPEN
+    stream_buffer_bytes: int = STREAM_BUFFER_BYTES
+    stream_idle_s: float = STREAM_IDLE_TIMEOUT_S
 
 
 class Transit:
     """One node's side of the conversation. Not thread-safe; never waits."""
 
     def __init__(
-        self, identity: Identity, topics: Topics, registry: Registry, limits: Limits, protocol: Protocol | None = None
+        self,
+        identity: Identity,
+        topics: Topics,
+        registry: Registry,
+        limits: Limits,
+        protocol: Protocol | None = None,
     ) -> None:
         self.identity = identity
         self.topics = topics
@@ -88,6 +100,7 @@ class Transit:
         self.in_work = 0
         self.ready = False
         self.stopping = False
+        self.streams = Receiving(limits.streams_open, limits.stream_buffer_bytes, limits.stream_idle_s)
         self._pinned = protocol
         self._active: set[Protocol] = {protocol or PROTOCOLS[0]}
         self._sequence = 1
@@ -212,6 +225,7 @@ class Transit:
                 effects += self._lose(node.id, now, self.pending.values(), unexpected=True)
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
+        self.streams.expire(now)
         return effects
 
     def resume(self, now: float) -> None:
@@ -221,8 +235,9 @@ class Transit:
 
     # What peers send
 
-    def receive(self, command: Command, packet: Packet, now: float) -> list[Effect]:
-        """A packet arrived (§2.2). `now` is a monotonic time in seconds."""
+    def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
+        """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how
+        far its stream is read."""
         if packet.sender == self.identity.node_id:  # before any version logic (§2.4)
             if command == "INFO" and isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
                 return [Conflict(packet.instance_id)]
@@ -236,27 +251,47 @@ class Transit:
             ]
         elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
             return [Dropped(f"{command} from {_short(packet.sender)!r}, which cannot be the id of a node; dropped")]
+        if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
+            return self._on_stream(packet, now, reply)
         return self._handlers[command](packet, now)
 
     def _on_request(self, request: Request, now: float) -> list[Effect]:
+        return self._begin(request, now, None)[1]
+
+    def _begin(self, request: Request, now: float, stream: StreamReader | None) -> tuple[bool, list[Effect]]:
+        """Whether the request is accepted, and what to do: run it, or tell why not (§5.3)."""
+        admitted = self._admit(request)
+        if isinstance(admitted, MoleculerError):
+            return False, self.respond_error(request, request.meta, admitted)
+        return True, [RunAction(request, admitted, now, stream)]
+
+    def _admit(self, request: Request) -> ActionDefinition | MoleculerError:
+        data = {"action": request.action, "nodeID": self.identity.node_id}
         if self.stopping:
-            return self._refuse(request, ServiceNotAvailableError)
+            return ServiceNotAvailableError(data)
         choices = self.registry.actions.get(request.action)
-        if choices is None:
-            return self._refuse(request, ServiceNotFoundError)
-        endpoint = next((member for member in choices.members if member.local), None)
+        endpoint = next((member for member in choices.members if member.local), None) if choices else None
         if endpoint is None or endpoint.action is None:
-            return self._refuse(request, ServiceNotFoundError)
+            return ServiceNotFoundError(data)
         if not endpoint.available:
-            return self._refuse(request, ServiceNotAvailableError)
-        if request.stream is True:
-            error = MoleculerError("This node does not take streams.", 501, "STREAMS_NOT_SUPPORTED")
-            return self.respond_error(request, request.meta, error)
+            return ServiceNotAvailableError(data)
         if self.in_work >= self.limits.requests_in_work:
-            size, limit = self.in_work, self.limits.requests_in_work
-            data = {"action": request.action, "nodeID": self.identity.node_id, "size": size, "limit": limit}
-            return self.respond_error(request, request.meta, QueueIsFullError(data))
-        return [RunAction(request, endpoint.action, now)]
+            return QueueIsFullError(data | {"size": self.in_work, "limit": self.limits.requests_in_work})
+        return endpoint.action
+
+    def _is_streamed(self, packet: Request | Response) -> bool:
+        if is_part_of_stream(packet):
+            return True
+        if isinstance(packet, Request):
+            return self.streams.has_request(packet)
+        return self.streams.has_response(packet)
+
+    def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
+        if isinstance(packet, Request):
+            return self.streams.request(packet, reply, now, lambda opening, reader: self._begin(opening, now, reader))
+        if packet.id not in self.pending and not self.streams.has_response(packet):
+            return []  # nobody waits for it any more
+        return self.streams.response(packet, reply, now, lambda request_id: self.pending.pop(request_id, None))
 
     def _on_response(self, response: Response, now: float) -> list[Effect]:
         pending = self.pending.pop(response.id, None)
@@ -304,12 +339,6 @@ class Transit:
 
     # Inside
 
-    def _refuse(
-        self, request: Request, kind: type[ServiceNotFoundError] | type[ServiceNotAvailableError]
-    ) -> list[Effect]:
-        error = kind({"action": request.action, "nodeID": self.identity.node_id})
-        return self.respond_error(request, request.meta, error)
-
     def _response(
         self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
     ) -> Response:
@@ -329,7 +358,7 @@ class Transit:
             del self.pending[pending.id]
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
-        return effects
+        return effects + self.streams.lose(node_id)
 
     def _info(self, ver: Protocol) -> Info:
         if self._services_changed:

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-OnMessage = Callable[[bytes], Awaitable[None]]
-"""Takes the bytes of one message. Must not raise, and must not wait long: messages of a subscription stay in order,
-so the next one waits for it."""
+OnMessage = Callable[[bytes, str], Awaitable[None]]
+"""Takes the bytes of one message and the subject to answer on, empty when nobody waits for an answer. Must not raise,
+and must not wait long: messages of a subscription stay in order, so the next one waits for it."""
 
 
 async def _ignore(*_: object) -> None:
@@ -19,6 +19,8 @@ class Observer:
 
     nobody_listens: Callable[[str], Awaitable[None]] = _ignore
     """A message published with this `reply_id` reached nobody: its subject has no subscription."""
+    replied: Callable[[str, bytes], Awaitable[None]] = _ignore
+    """Somebody answered the message published with this `reply_id`."""
     disconnected: Callable[[], Awaitable[None]] = _ignore
     """The connection is lost; the transport tries to get it back, for ever."""
     reconnected: Callable[[], Awaitable[None]] = _ignore
@@ -52,7 +54,7 @@ class Transport(Protocol):
         """Receive what is published on a subject, `*` and `>` allowed; with `queue`, share it with that group."""
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        """Send a message. With `reply_id`, the observer hears when nobody listens.
+        """Send a message. With `reply_id`, the observer hears when nobody listens, and of answers to it.
 
         Raises BrokerDisconnectedError without a connection, PayloadTooLargeError above `max_payload`.
         """

@@ -8,6 +8,7 @@ from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from broker.errors import BrokerDisconnectedError, PayloadTooLargeError
+from broker.ids import new_id
 from broker.transports.base import Observer, OnMessage
 
 
@@ -43,6 +44,7 @@ class Hub:
         self.max_payload = max_payload
         self._subscriptions: list[MemorySubscription] = []
         self._turns: dict[str, int] = {}
+        self.inboxes: dict[str, Observer] = {}
 
     @classmethod
     def named(cls, name: str) -> "Hub":
@@ -59,13 +61,18 @@ class Hub:
         self._subscriptions = [other for other in self._subscriptions if other is not subscription]
 
     def leave(self, transport: "MemoryTransport") -> None:
+        self.inboxes.pop(transport.inbox, None)
         self._subscriptions = [other for other in self._subscriptions if other.owner is not transport]
 
-    async def deliver(self, subject: str, data: bytes) -> bool:
+    async def deliver(self, subject: str, data: bytes, reply: str = "") -> bool:
         """Hand a message to every interested subscription, one per queue group. False when there is none."""
+        inbox, _, reply_id = subject.rpartition("/")
+        if inbox in self.inboxes:
+            await self.inboxes[inbox].replied(reply_id, data)
+            return True
         receivers = list(self._receivers(subject))
         for receiver in receivers:
-            await receiver.on_message(data)
+            await receiver.on_message(data, reply)
         return bool(receivers)
 
     def _receivers(self, subject: str) -> Iterator[MemorySubscription]:
@@ -88,6 +95,7 @@ class MemoryTransport:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self.inbox = f"_INBOX.{new_id()}"
         self._observer = Observer()
         self._connected = False
 
@@ -102,6 +110,7 @@ class MemoryTransport:
     async def connect(self, observer: Observer, name: str) -> None:
         self._observer = observer
         self._connected = True
+        self._hub.inboxes[self.inbox] = observer
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> MemorySubscription:
         subscription = MemorySubscription(self._hub, self, subject, on_message, queue)
@@ -109,16 +118,20 @@ class MemoryTransport:
         return subscription
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        if not await self.is_heard(subject, data) and reply_id is not None:
+        reply = f"{self.inbox}/{reply_id}" if reply_id is not None else ""
+        if not await self._deliver(subject, data, reply) and reply_id is not None:
             await self._observer.nobody_listens(reply_id)
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
+        return await self._deliver(subject, data, "")
+
+    async def _deliver(self, subject: str, data: bytes, reply: str) -> bool:
         if not self._connected:
             raise BrokerDisconnectedError
         limit = self._hub.max_payload
         if limit is not None and len(data) > limit:
             raise too_large(len(data), limit)
-        return await self._hub.deliver(subject, data)
+        return await self._hub.deliver(subject, data, reply)
 
     async def flush(self) -> None:
         """Everything was delivered when `publish` returned."""

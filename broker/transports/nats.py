@@ -83,14 +83,14 @@ class NATSTransport:
                 )
                 attempt.running = False
                 self._inbox = client.new_inbox()
-                await client.subscribe(f"{self._inbox}.*", cb=self._on_inbox)
+                await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
         except (TimeoutError, BrokerDisconnectedError) as error:
             raise BrokerDisconnectedError(f"{self}: {error or 'no answer'}") from error
         self._client = client
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> "NATSSubscription":
         async def on_nats_message(message: Msg) -> None:
-            await on_message(message.data)
+            await on_message(message.data, message.reply)
 
         with _translated():
             return NATSSubscription(await self._use().subscribe(subject, queue=queue, cb=on_nats_message))
@@ -144,6 +144,8 @@ class NATSTransport:
     async def _on_inbox(self, message: Msg) -> None:
         if message.headers and message.headers.get("Status") == NO_RESPONDERS:
             await self._observer.nobody_listens(message.subject[len(self._inbox) + 1 :])
+        else:
+            await self._observer.replied(message.subject[len(self._inbox) + 1 :], message.data)
 
     async def _disconnected(self) -> None:
         if not self._closing:

@@ -12,6 +12,8 @@ from broker.effects import (
     AnswerPing,
     Conflict,
     Dropped,
+    EndStream,
+    FeedStream,
     Notify,
     PongArrived,
     Publish,
@@ -412,11 +414,12 @@ def test_a_protected_action_that_is_called_directly_is_run_as_in_js() -> None:
     assert isinstance(run, RunAction)
 
 
-def test_a_stream_is_refused_by_name() -> None:
+def test_a_stream_to_an_unknown_action_is_refused_once_and_its_rest_is_swallowed() -> None:
     transit = make_transit()
-    offer(transit, Math())
-    _, error, _ = refusal(transit.receive("REQ", request("math.add", stream=True), 0.0))
-    assert (error["code"], error["type"]) == (501, "STREAMS_NOT_SUPPORTED")
+    opening, chunk = (request("no.such", stream=True, sequence=number) for number in (0, 1))
+    _, error, _ = refusal(transit.receive("REQ", opening, 0.0))
+    assert error["name"] == "ServiceNotFoundError"
+    assert transit.receive("REQ", chunk, 0.0) == []
 
 
 def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> None:
@@ -639,8 +642,9 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
         effects = transit.receive(command, decoded, float(number))
         assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
         if command == "RES":
-            assert [type(effect) for effect in effects] == [Settle], note
-        if command == "REQ" and packet["action"] == "math.add":
+            assert [type(effect) for effect in effects] in ([Settle], [FeedStream], [EndStream]), note
+            assert (effects[0].__class__ is Settle) == (not packet.get("seq")), note
+        if command == "REQ" and packet["action"] == "math.add" and not packet.get("seq"):
             assert [type(effect) for effect in effects] == [RunAction], note
         for effect in effects:
             if isinstance(effect, Publish):

@@ -1,0 +1,151 @@
+"""The writing end of a stream: chunks that fit, in order, no further ahead than the reader allows (protocol §8)."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+from msgspec import Raw
+
+from broker.codec import Codec
+from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
+from broker.effects import Publish
+from broker.errors import BrokerDisconnectedError, PayloadTooLargeError
+from broker.flow import Flow
+from broker.packets import NULL, Packet
+from broker.streams import split
+
+logger = logging.getLogger("broker")
+
+MakePacket = Callable[[int, bool, Raw, BaseException | None], Packet]
+"""Makes a packet of the stream: its sequence, whether more follow, the chunk, and what broke the stream."""
+
+
+class Source:
+    """Any iterable as a stream: its first item tells whether it is one of bytes or of values."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = async_iterator(items)
+        self._first: list[Any] = []
+        self.objects = False
+
+    async def open(self) -> None:
+        """Wait for the first item. Raises what the iterable raises."""
+        async for item in self._items:
+            self._first.append(item)
+            self.objects = not isinstance(item, bytes | bytearray | memoryview)
+            break
+
+    async def items(self) -> AsyncIterator[Any]:
+        """Every item, the first one too."""
+        for item in self._first:
+            yield item
+        self._first.clear()
+        async for item in self._items:
+            yield item
+
+    async def close(self) -> None:
+        """Tell the iterable that nobody wants more."""
+        aclose = getattr(self._items, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+class Outgoing:
+    """Sends one stream."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        publish: Callable[[Publish], Any],
+        subject: str,
+        mark_prefix: str,
+        flow: Flow,
+        max_payload: int | None,
+        packet: MakePacket,
+    ) -> None:
+        self._codec = codec
+        self._publish = publish
+        self._subject = subject
+        self._mark_prefix = mark_prefix
+        self._flow = flow
+        self._max_payload = max_payload
+        self._packet = packet
+        self._sequence = 0
+
+    async def open(self, reply_id: str | None = None) -> None:
+        """Send the packet that opens the stream. Errors of the transport pass."""
+        await self._publish(Publish(self._subject, self._packet(0, True, NULL, None), reply_id))
+
+    async def write(self, source: Source) -> None:
+        """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
+        try:
+            room = self._room()
+            async for item in source.items():
+                for chunk in self._chunks(item, room, objects=source.objects):
+                    await self._flow.room()
+                    if self._flow.stopped:
+                        await self._finish(None)  # the reader has gone; the end lets its node forget the stream
+                        return
+                    await self._send(chunk)
+            await self._finish(None)
+        except BrokerDisconnectedError as error:
+            logger.warning("A stream was cut off: %s", error)
+        except Exception as error:
+            with suppress(BrokerDisconnectedError):
+                await self._finish(error)
+        finally:
+            await source.close()
+
+    def _chunks(self, item: Any, room: int | None, *, objects: bool) -> "list[Raw]":
+        if objects:
+            raw = self._codec.encode_value(item)
+            if room is not None and len(raw) > room:
+                raise PayloadTooLargeError(
+                    f"A value of a stream has {len(raw)} bytes, and the NATS server leaves room for {room} "
+                    "(max_payload). Send smaller values, or bytes, which are cut to fit.",
+                    {"size": len(raw), "limit": room},
+                )
+            return [raw]
+        if not isinstance(item, bytes | bytearray | memoryview):
+            raise TypeError(f"The stream began with bytes and goes on with {type(item).__name__}.")
+        limit = STREAM_CHUNK_BYTES if room is None else min(STREAM_CHUNK_BYTES, self._codec.chunk_limit(room))
+        return [self._codec.encode_value(piece) for piece in split(bytes(item), limit)]
+
+    async def _send(self, chunk: Raw) -> None:
+        self._sequence += 1
+        reply_id = f"{self._mark_prefix}:{self._sequence}" if self._flow.mark(len(chunk)) else None
+        await self._publish(Publish(self._subject, self._packet(self._sequence, True, chunk, None), reply_id))
+
+    async def _finish(self, error: BaseException | None) -> None:
+        self._sequence += 1
+        await self._publish(Publish(self._subject, self._packet(self._sequence, False, NULL, error)))
+
+    def _room(self) -> int | None:
+        """What a chunk may take of a packet: every packet of a stream repeats its envelope."""
+        if self._max_payload is None:
+            return None
+        envelope = len(self._codec.encode(self._packet(2**31, True, NULL, None)))
+        return max(1, self._max_payload - envelope - ENVELOPE_MARGIN_BYTES)
+
+
+def is_stream(value: object) -> bool:
+    """Whether a handler's result is to be sent as a stream."""
+    return hasattr(value, "__aiter__")
+
+
+async def async_iterator(items: Any) -> AsyncIterator[Any]:
+    """One async iterator for async and plain iterables; bytes themselves are one chunk."""
+    if isinstance(items, bytes | bytearray):
+        yield bytes(items)
+    elif hasattr(items, "__aiter__"):
+        try:
+            async for item in items:
+                yield item
+        finally:
+            aclose = getattr(items, "aclose", None)
+            if aclose is not None:
+                await aclose()
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,195 @@
+"""What the transit decided, done: packets sent, work handed over, waiters settled."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, assert_never
+
+from broker.codec import UNDECODABLE, Codec
+from broker.effects import (
+    AnswerPing,
+    Conflict,
+    Dropped,
+    Effect,
+    EndStream,
+    FeedStream,
+    Notify,
+    PongArrived,
+    Publish,
+    Reject,
+    RunAction,
+    RunEvent,
+    Settle,
+)
+from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError
+from broker.flow import CONTINUE, STOP, Flow
+from broker.packets import Pong, Response
+from broker.reader import StreamReader
+from broker.transit import Transit
+from broker.transports.base import Transport
+
+logger = logging.getLogger("broker")
+
+Answer = tuple[Response, StreamReader | None]
+"""What a request's waiter is settled with."""
+
+
+class Undelivered(Exception):
+    """A request reached nobody, so that another node may be asked. Never leaves the broker."""
+
+    def __init__(self, error: MoleculerError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Performing:
+    """Performs effects. The hooks hand work over and return at once; they are set before the node starts."""
+
+    run_action: Callable[[RunAction], None]
+    run_event: Callable[[RunEvent], None]
+    notify: Callable[[str, dict[str, Any]], None]
+    give_way: Callable[[], None]
+    start: Callable[[Coroutine[Any, Any, None]], None]
+
+    def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+        self._node_id = node_id
+        self._transport = transport
+        self._codec = codec
+        self._transit = transit
+        self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
+        """Who waits for which node's answer to a ping, by the ping's id."""
+        self.flows: dict[str, Flow] = {}
+        """The streams this node sends, by the prefix of their marks."""
+
+    async def perform(self, effects: Iterable[Effect]) -> None:
+        """Do what the transit decided, in order."""
+        for effect in effects:
+            match effect:
+                case RunAction():
+                    self._watch(effect.stream)
+                    self._transit.in_work += 1
+                    self.run_action(effect)
+                case Settle():
+                    self._settle(effect)
+                case Publish():
+                    await self._publish_quietly(effect)
+                case RunEvent():
+                    self.run_event(effect)
+                case FeedStream():
+                    self._feed(effect)
+                case EndStream():
+                    self._end(effect)
+                case Reject():
+                    reject(effect)
+                case Notify():
+                    self.notify(effect.event, effect.payload)
+                case AnswerPing():
+                    await self._answer_ping(effect)
+                case PongArrived():
+                    self._settle_ping(effect.pong)
+                case Dropped():
+                    logger.warning("%s", effect.reason)
+                case Conflict():
+                    self.give_way()
+                case _:
+                    assert_never(effect)
+
+    async def publish(self, effect: Publish) -> None:
+        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
+        if self._transport is None:
+            raise BrokerDisconnectedError
+        await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
+
+    def reject_pending(self, error: MoleculerError) -> None:
+        """Fail every request that waits for an answer, and every stream that is under way."""
+        for pending in list(self._transit.pending.values()):
+            self._transit.forget_request(pending.id)
+            reject(Reject(pending, error))
+        for effect in self._transit.streams.lose(None, lambda _node: error):
+            if isinstance(effect, EndStream):
+                self._end(effect)
+        for flow in self.flows.values():
+            flow.stop()
+
+    def marked(self, reply_id: str, answer: bytes) -> None:
+        """The reader of a stream of ours answered a mark."""
+        flow = self.flows.get(reply_id.partition(":")[0])
+        if flow is not None:
+            flow.answered(answer)
+
+    async def _publish_quietly(self, effect: Publish) -> None:
+        try:
+            await self.publish(effect)
+        except MoleculerError as error:
+            logger.warning("Could not send %s: %s", effect.subject, error)
+
+    def _settle(self, effect: Settle) -> None:
+        waiter = effect.pending.waiter
+        if not waiter.done():
+            self._watch(effect.stream)
+            waiter.set_result((effect.response, effect.stream))
+
+    def _watch(self, reader: StreamReader | None) -> None:
+        if reader is not None:
+            reader.on_abort = partial(self._acknowledge, reader, STOP)
+
+    def _feed(self, effect: FeedStream) -> None:
+        reader = effect.reader
+        if effect.reply:
+            reader.reply = effect.reply
+        if reader.ended:
+            self._acknowledge(reader, STOP)
+            return
+        try:
+            chunk = self._codec.decode_chunk(effect.chunk, objects=effect.objects)
+        except UNDECODABLE as error:
+            reader.fail(InvalidPacketDataError({"command": "stream", "reason": str(error)}))
+            return
+        size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
+        reader.feed(chunk, size, partial(self._acknowledge, reader, CONTINUE) if effect.reply else None)
+
+    def _end(self, effect: EndStream) -> None:
+        if effect.error is None:
+            effect.reader.end()
+        else:
+            effect.reader.fail(effect.error)
+
+    def _acknowledge(self, reader: StreamReader, answer: bytes) -> None:
+        if reader.reply and self._transport is not None:
+            self.start(self._answer_mark(self._transport, reader.reply, answer))
+
+    async def _answer_mark(self, transport: Transport, subject: str, answer: bytes) -> None:
+        try:
+            await transport.publish(subject, answer)
+        except MoleculerError as error:
+            logger.debug("A stream's mark was not answered: %s", error)
+
+    async def _answer_ping(self, effect: AnswerPing) -> None:
+        ping = effect.ping
+        pong = Pong(ver=ping.ver, sender=self._node_id, time=ping.time, id=ping.id, arrived=epoch_ms())
+        await self._publish_quietly(Publish(effect.subject, pong))
+
+    def _settle_ping(self, pong: Pong) -> None:
+        now = epoch_ms()
+        elapsed = now - pong.time if isinstance(pong.time, int | float) else 0
+        skew = round(now - pong.arrived - elapsed / 2) if isinstance(pong.arrived, int | float) else 0
+        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
+        for ping_id, (node_id, waiter) in list(self.pongs.items()):
+            if node_id == pong.sender and not waiter.done():
+                waiter.set_result(result)
+                del self.pongs[ping_id]
+        self.notify("$node.pong", {**result, "id": pong.id if isinstance(pong.id, str) else None})
+
+
+def reject(effect: Reject) -> None:
+    """Fail a request's waiter."""
+    waiter = effect.pending.waiter
+    if not waiter.done():
+        waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
+
+
+def epoch_ms() -> int:
+    """The wall clock, as packets carry it."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,123 @@
+"""The reading end of a stream: what a handler or a caller holds, and what a peer cannot overfill."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from broker.errors import MoleculerError
+
+
+class StreamOverflowError(MoleculerError):
+    """More of a stream is waiting to be read than this node holds; its writer cannot be slowed down."""
+
+    default_code = 429
+    default_type = "STREAM_OVERFLOW"
+
+    @property
+    def name(self) -> str:
+        return "MoleculerError"
+
+
+class StreamReader:
+    """What a handler or a caller reads: `async for chunk in stream`, bytes or values as the writer sent them.
+
+    Ends when the writer ends. Raises the writer's error, RequestRejectedError when its node is lost,
+    RequestTimeoutError when nothing came for the idle timeout, StreamOverflowError when a writer that cannot be slowed
+    down is too far ahead. `aclose` (also by leaving `async with`) stops a writer that can be told to.
+    """
+
+    def __init__(self, *, limit_bytes: int, idle_timeout_s: float, describe_idle: Callable[[], Exception]) -> None:
+        self._limit = limit_bytes
+        self._idle_timeout_s = idle_timeout_s
+        self._describe_idle = describe_idle
+        self._chunks: deque[tuple[Any, int, Callable[[], None] | None]] = deque()
+        self._waiting = 0
+        self._end: Exception | StopAsyncIteration | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self.reply = ""
+        """Where the writer can be told how far we are; empty when it does not listen."""
+        self.on_abort: Callable[[], None] | None = None
+        """Called when the reader stops before the writer does."""
+
+    def feed(self, chunk: Any, size: int, consumed: Callable[[], None] | None = None) -> None:
+        """A chunk arrived. `consumed` is called when it is read. Chunks after the end are dropped."""
+        if self._end is not None:
+            return
+        if self._waiting + size > self._limit:
+            self.fail(
+                StreamOverflowError(
+                    f"More than {self._limit} bytes of a stream wait to be read, so it was given up. Read faster, or "
+                    "let the writer send less at a time.",
+                    data={"limit": self._limit},
+                )
+            )
+            return
+        self._waiting += size
+        self._chunks.append((chunk, size, consumed))
+        self._notify()
+
+    def end(self) -> None:
+        """The writer is done."""
+        self._finish(StopAsyncIteration())
+
+    def fail(self, error: Exception) -> None:
+        """The stream is broken. What came before can still be read."""
+        self._finish(error)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._end is not None
+
+    def __aiter__(self) -> "StreamReader":
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._chunks:
+            if self._end is not None:
+                raise self._end
+            await self._wait()
+        chunk, size, consumed = self._chunks.popleft()
+        self._waiting -= size
+        if consumed is not None:
+            consumed()
+        return chunk
+
+    async def read(self) -> bytes:
+        """Everything that is left of a stream of bytes."""
+        return b"".join([chunk async for chunk in self])
+
+    async def aclose(self) -> None:
+        """Read no further. Twice is quiet."""
+        aborted = self._end is None
+        self._finish(StopAsyncIteration())
+        self._chunks.clear()
+        self._waiting = 0
+        if aborted and self.on_abort is not None:
+            self.on_abort()
+
+    async def __aenter__(self) -> "StreamReader":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _wait(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._idle_timeout_s or None):
+                await self._wake
+        except TimeoutError:
+            self.fail(self._describe_idle())
+        finally:
+            self._wake = None
+
+    def _finish(self, end: Exception) -> None:
+        if self._end is None:
+            self._end = end
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

@@ -1,0 +1,88 @@
+"""Streams on the wire: packets put in order, bytes cut into chunks, the streams that are under way (protocol §8)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from msgspec import UNSET
+
+if TYPE_CHECKING:
+    from broker.packets import Request, Response
+    from broker.reader import StreamReader
+
+T = TypeVar("T")
+
+OBJECT_MODE = "$streamObjectMode"
+"""The key of meta (protocol 4) or headers (protocol 5) that marks a stream of values instead of bytes (§8.1)."""
+
+STREAM_ERROR = "$streamError"
+"""The key under which the last packet of a broken request stream carries its error (§8.1)."""
+
+
+class Ordered(Generic[T]):
+    """Packets of one stream in any order in, in the order of their sequence out (§8.4).
+
+    Duplicates are dropped. `size` is what still waits for an earlier packet, in bytes.
+    """
+
+    __slots__ = ("_next", "_waiting", "size")
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, tuple[T, int]] = {}
+        self.size = 0
+
+    def take(self, sequence: int, packet: T, size: int) -> Iterator[T]:
+        """The packets that are due now."""
+        if sequence < self._next or sequence in self._waiting:
+            return
+        self._waiting[sequence] = packet, size
+        self.size += size
+        while self._next in self._waiting:
+            due, due_size = self._waiting.pop(self._next)
+            self._next += 1
+            self.size -= due_size
+            yield due
+
+
+def split(data: bytes, size: int) -> Iterator[bytes]:
+    """Bytes in chunks of at most `size`; the bytes themselves when they fit."""
+    if len(data) <= size:
+        yield data
+        return
+    view = memoryview(data)
+    for start in range(0, len(data), size):
+        yield bytes(view[start : start + size])
+
+
+class Incoming:
+    """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed."""
+
+    __slots__ = ("node_id", "objects", "ordered", "reader", "touched")
+
+    def __init__(self, node_id: str, *, objects: bool, now: float) -> None:
+        self.node_id = node_id
+        self.objects = objects
+        self.ordered: Ordered[tuple[Any, str]] = Ordered()
+        self.reader: StreamReader | None = None
+        self.touched = now
+
+
+def is_part_of_stream(packet: "Request | Response") -> bool:
+    """Whether a packet is one of several. The end of a stream says `stream: false`, but its sequence is above 0."""
+    return packet.stream is True or bool(packet.sequence is not UNSET and packet.sequence)
+
+
+def control(packet: "Request | Response", key: str) -> Any:
+    """A stream's control value: peers of protocol 4 put it into meta, those of 5 into headers (§8.1)."""
+    headers = packet.headers if packet.headers is not UNSET else None
+    for place in (headers, packet.meta):
+        if place and key in place:
+            return place[key]
+    return None
+
+
+def without_control(place: "dict[str, Any] | None") -> "dict[str, Any] | None":
+    """Meta or headers as the user set them."""
+    if place and (OBJECT_MODE in place or STREAM_ERROR in place):
+        return {key: value for key, value in place.items() if key not in (OBJECT_MODE, STREAM_ERROR)}
+    return place
