@@ -120,10 +120,11 @@ async def test_js_gives_a_killed_node_up(version: str, nats_url: str, namespace:
 
 async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
-    async with broker_with_services(nats_url, namespace) as broker:
+    # NATS tells that nobody listens there any more; the silence of heartbeats would be noticed after an hour.
+    async with broker_with_services(nats_url, namespace, heartbeat_timeout=3600) as broker:
         await broker.wait_for_services("math", timeout=30)
         await js.process.kill()
-        with pytest.raises((RequestRejectedError, ServiceNotAvailableError)) as caught:
+        with anyio.fail_after(DEADLINE_S), pytest.raises((RequestRejectedError, ServiceNotAvailableError)) as caught:
             await broker.call("math.add", {"a": 1, "b": 2})  # no timeout: it must not be needed
         assert caught.value.retryable
 
