@@ -201,19 +201,23 @@ async def test_a_stream_can_be_left_early_and_blocks_nobody(database: Database) 
 
 async def test_streams_leave_a_connection_for_short_reads(database: Database) -> None:
     await fill(database, 20)
+    opened = 0
+    enough = anyio.Event()
+
+    async def stream() -> None:
+        nonlocal opened
+        async with database.stream("SELECT id FROM items", batch=1) as batches:
+            async for _ in batches:
+                opened += 1
+                if opened == SETTINGS.reader_count - 1:
+                    enough.set()
+                await anyio.sleep_forever()
+
     async with anyio.create_task_group() as group:
-        opened = anyio.Event()
-
-        async def stream() -> None:
-            async with database.stream("SELECT id FROM items", batch=1) as batches:
-                async for _ in batches:
-                    opened.set()
-                    await anyio.sleep_forever()
-
-        for _ in range(SETTINGS.reader_count - 1):
+        for _ in range(SETTINGS.reader_count):
             group.start_soon(stream)
-        await opened.wait()
-        with anyio.fail_after(30):
+        await enough.wait()
+        with anyio.fail_after(10):
             assert len(await ids(database)) == 20
         group.cancel_scope.cancel()
 

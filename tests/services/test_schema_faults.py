@@ -18,7 +18,7 @@ from services.environments_store.schema.messages import ADDED, ADDING, EXISTS
 from services.environments_store.schema.migrator import Migrator, migrate_once
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.postgres_proxy import PostgresProxy
-from tests.support.shapes import Lines, postgres_sql, rows_of_postgres, until
+from tests.support.shapes import Lines, count_inspections, postgres_sql, rows_of_postgres, until
 
 pytestmark = pytest.mark.anyio
 
@@ -231,18 +231,28 @@ async def test_a_server_that_restarts_is_met_again_and_the_work_goes_on(lines: L
     assert lines.guide_lines() == [ADDING, ADDED]
 
 
-async def test_a_pool_that_served_before_the_column_uses_it_after(
+async def test_a_pool_learns_of_a_column_whose_type_a_person_changes(
     postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
-    postgres_database.run_sql(postgres_sql("p_c"))
-    database = open_database(postgres_database.url, DatabaseSettings(pool_size=2))
+    postgres_database.run_sql(postgres_sql("p_man"))
+    database = open_database(postgres_database.url, DatabaseSettings(pool_size=1))
     await database.open()
-    assert len(await database.fetch("SELECT id FROM environments")) == 3
     one = Migrator(postgres_database.url, database, node_id="node-1", logger=lines.logger, budgets=BUDGETS)
     await one.prepare()
-    for _ in range(4):
-        async with database.transaction() as transaction:
-            assert len(await transaction.fetch('SELECT id FROM environments WHERE "deletedAt" IS NULL')) == 3
+    trash = 'SELECT "deletedAt" FROM environments WHERE "deletedAt" IS NOT NULL'
+    assert [row["deletedAt"].tzinfo for row in await database.fetch(trash)] == [None]
+    async with anyio.create_task_group() as group:
+        group.start_soon(one.run)
+        postgres_database.run_sql(
+            "SET TimeZone = 'UTC'; ALTER TABLE environments ALTER COLUMN \"deletedAt\" TYPE TIMESTAMPTZ"
+        )
+        await until(lambda: one.status.deleted_at_zone)
+        inspections = count_inspections(postgres_database)
+        await until(lambda: inspections() >= 1)
+        group.cancel_scope.cancel()
+    # In a transaction a plan from before would be refused.
+    async with database.transaction() as transaction:
+        assert [str(row["deletedAt"].tzinfo) for row in await transaction.fetch(trash)] == ["UTC"]
     await database.close()
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import anyio
 
+from tests.support.postgres import PostgresDatabase
+
 __all__ = [
     "POSTGRES_SHAPES",
     "SQLITE_SHAPES",
     "Lines",
+    "count_inspections",
     "make_sqlite",
     "postgres_sql",
     "rows_of_postgres",
@@ -22,6 +25,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 POSTGRES_SHAPES = sorted(path.stem for path in (FIXTURES / "postgres").glob("*.sql"))
 SQLITE_SHAPES = sorted(path.stem for path in (FIXTURES / "sqlite").glob("*.sql"))
 
+LOOK = "to_regclass($1)"
 BYTES = """SELECT string_agg(md5(id || '|' || environment::text || '|' || "environmentUuid" || '|' || "timestamp"::text
  || '|' || "createdAt"::text || '|' || "updatedAt"::text), ' ' ORDER BY id) || ' of ' || count(*) FROM environments"""
 COLUMNS = "id, environment, environmentUuid, timestamp, createdAt, updatedAt"
@@ -73,6 +77,13 @@ class Lines(logging.Handler):
     def guide_lines(self) -> list[str]:
         """Those of the guide's four, in their order."""
         return [message for message in self.messages if message[0] in "🔄✅❌" and "index" not in message]
+
+
+def count_inspections(database: PostgresDatabase) -> Callable[[], int]:
+    """Log every statement of the connections made from now on; returns how often the table was looked at since."""
+    database.run_sql(f"ALTER DATABASE \"{database.name}\" SET log_statement = 'all'")
+    before = database.server.log().count(LOOK)
+    return lambda: database.server.log().count(LOOK) - before
 
 
 async def until(condition: Callable[[], bool], deadline_s: float = 60) -> None:
