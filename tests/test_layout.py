@@ -15,14 +15,16 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "cli.logs cli.output cpu errors ids members network packets patterns transports.base",
-    "codec context defaults parameters strategy topics transports.memory",
-    "middleware middlewares.retry schema transports.nats",
+    "cli.logs cli.output cpu errors ids members network packets patterns streams transports.base",
+    "codec context defaults parameters reader strategy topics transports.memory",
+    "flow middleware middlewares.retry schema transports.nats",
     "actions endpoints middlewares.timeout service transports",
     "cli.targets effects registry",
+    "outgoing receiving",
     "transit",
+    "performing",
     "node",
-    "catalog emitting",
+    "catalog emitting sending",
     "calls serving",
     "broker",
     "cli.running __init__",
@@ -48,7 +50,7 @@ ENVIRONMENTS_STORE = [
 # The files that may import a library; nobody else.
 LIBRARIES = {
     "nats": {"broker.transports.nats"},
-    "asyncio": {"broker.node", "broker.calls", "broker.broker"},
+    "asyncio": {f"broker.{name}" for name in ("broker", "calls", "flow", "node", "performing", "reader")},
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {
         "services.environments_store.database.sqlite",
@@ -69,7 +71,8 @@ LIBRARIES = {
 # Decisions without a loop, a clock or a socket: they are handed in.
 PURE = (
     *("actions", "codec", "context", "effects", "emitting", "endpoints", "errors", "members", "middleware", "packets"),
-    *("parameters", "patterns", "registry", "schema", "service", "strategy", "topics", "transit"),
+    *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "strategy", "streams"),
+    *("topics", "transit"),
 )
 IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
 
@@ -216,12 +219,13 @@ def test_every_named_suite_covers_modules_that_exist() -> None:
 
 
 def twins(name: str) -> list[Path]:
-    """Test files of a module's name: `test_sqlite.py` or `test_database_sqlite.py` for `…database.sqlite`."""
-    package, *rest = name.removeprefix("services.environments_store.").split(".")
-    parts = rest if name.startswith("broker") else [package, *rest]
+    """Test files of a module's name: for `…database.sqlite` those are `test_sqlite.py` in the same folder of the
+    tests, `test_database_sqlite.py`, or one that begins so."""
+    parts = name.removeprefix("services.environments_store.").removeprefix("broker.").split(".")
     folder = ROOT / "tests" / name.split(".")[0]
-    names = {f"test_{'_'.join(parts[at:])}.py" for at in range(len(parts))}
-    return [folder / one for one in sorted(names) if (folder / one).exists()]
+    mirrored = folder.joinpath(*parts[:-1], f"test_{parts[-1]}.py")
+    flat = folder / f"test_{'_'.join(parts)}.py"
+    return [path for path in (mirrored, flat) if path.exists()]
 
 
 def imported_at_top(path: Path) -> set[str]:
