@@ -64,6 +64,20 @@ async def test_the_timestamp_is_the_instant_of_the_creation(bench: Bench) -> Non
     assert round(float(row["days"]) * DAY_MS) == record["timestamp"]
 
 
+async def test_dates_are_stored_in_the_form_the_original_writes(bench: Bench) -> None:
+    record = await bench.create(UUID)
+    await bench.store.remove(UUID)
+    columns = "createdAt, updatedAt, deletedAt" if bench.is_sqlite else '"createdAt", "updatedAt", "deletedAt"'
+    row = await bench.database.fetch_one(f"SELECT {columns} FROM environments")
+    assert row is not None
+    if bench.is_sqlite:  # this text alone sorts rightly beside those already there
+        for column in range(3):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \+00:00", row[column])
+        assert row[0] == f"{record['createdAt'][:10]} {record['createdAt'][11:23]} +00:00"
+    else:  # whole milliseconds: JavaScript reads no more
+        assert all(row[column].microsecond % 1_000 == 0 for column in range(3))
+
+
 async def test_create_of_a_live_uuid_is_refused_and_changes_nothing(bench: Bench) -> None:
     record = await bench.create(UUID, name="first")
     with pytest.raises(EnvironmentExistsError) as caught:

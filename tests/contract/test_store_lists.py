@@ -143,13 +143,14 @@ async def test_one_record_too_large_for_a_reply_names_the_field_to_leave_out(ben
     assert read(await bench.store.list(ListRequest(limit=1, fields=fields, reply_limit=300)))
 
 
-async def test_a_list_reads_hardly_more_than_a_reply_holds(bench: Bench) -> None:
+@pytest.mark.parametrize("limit", [None, 50])
+async def test_a_list_reads_hardly_more_than_a_reply_holds(bench: Bench, limit: int | None) -> None:
     for number in range(60):
         await bench.create(f"{number:03}")
     watched = Watched(bench)
     limits = StoreLimits(batch_documents=5)
     with pytest.raises(PayloadTooLargeError):
-        await bench.store_on(watched, limits).list(ListRequest(reply_limit=2_000))
+        await bench.store_on(watched, limits).list(ListRequest(limit=limit, reply_limit=2_000))
     assert 0 < watched.rows <= 15
     assert len(await bench.list()) == 60
 
