@@ -130,7 +130,7 @@ class EnvironmentsStore(Service):
         answer: dict[str, Any] = {
             "state": status.state,
             "dialect": status.dialect,
-            "steps": msgspec.to_builtins(status.steps),
+            "steps": [msgspec.to_builtins(step) for step in status.steps],
         }
         if status.reason is not None:
             answer["reason"] = status.reason
