@@ -1,10 +1,13 @@
 """A write whose connection dies is answered truly: the row is read back first.
 
-The failures are put between the store and a real database: before a statement runs, or after it was committed.
+Most failures are put between the store and a real database: before a statement runs, or after it was committed. The
+last test kills the connection on the server.
 """
 
 from typing import Any, Literal
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from services.environments_store.database.base import Row
@@ -17,11 +20,19 @@ from services.environments_store.errors import (
     OutcomeUnknownError,
 )
 from services.environments_store.store import Store
+from tests.support.postgres import PostgresDatabase
 from tests.support.store import Bench, read
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)]
+pytestmark = pytest.mark.anyio
+
+on_both = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
 
 SECOND = b'{"uuid":"U","name":"second"}'
+DEADLINE_S = 30.0
+KILL_WAITING = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 LIMITS = StoreLimits(read_back_s=0.2, read_back_pause_s=0.01)
 
 
@@ -76,6 +87,7 @@ TYPES = {
 }
 
 
+@on_both
 @every_write
 @pytest.mark.parametrize("unreachable", [0, 3])
 async def test_a_write_that_was_stored_is_a_success(bench: Bench, operation: Operation, unreachable: int) -> None:
@@ -86,6 +98,7 @@ async def test_a_write_that_was_stored_is_a_success(bench: Bench, operation: Ope
         assert written.record == await bench.store.get("U")
 
 
+@on_both
 @pytest.mark.parametrize("operation", ["update", "remove", "restore", "permanent_delete"])
 async def test_a_write_that_was_not_stored_is_a_retryable_error(bench: Bench, operation: Operation) -> None:
     store = await failing_store(bench, False, operation)
@@ -97,6 +110,7 @@ async def test_a_write_that_was_not_stored_is_a_retryable_error(bench: Bench, op
     assert [await bench.list(), await bench.list_deleted()] == before
 
 
+@on_both
 async def test_a_create_that_was_not_stored_is_stored_then(bench: Bench) -> None:
     store = await failing_store(bench, False, "create")
     written = await write(store, "create")
@@ -104,6 +118,7 @@ async def test_a_create_that_was_not_stored_is_stored_then(bench: Bench) -> None
     assert written.record == await bench.store.get("U")
 
 
+@on_both
 @every_write
 async def test_while_nobody_can_be_asked_the_outcome_stays_unknown(bench: Bench, operation: Operation) -> None:
     store = await failing_store(bench, True, operation, unreachable=1_000_000)
@@ -111,6 +126,7 @@ async def test_while_nobody_can_be_asked_the_outcome_stays_unknown(bench: Bench,
         await write(store, operation)
 
 
+@on_both
 async def test_a_create_that_meets_another_document_is_a_conflict(bench: Bench) -> None:
     await bench.create("U", name="first")
     store = bench.store_on(Failing(bench, True), LIMITS)
@@ -122,8 +138,39 @@ async def test_a_create_that_meets_another_document_is_a_conflict(bench: Bench) 
         await write(store, "create")
 
 
+@on_both
 @pytest.mark.parametrize("operation", ["update", "remove", "restore"])
 async def test_a_write_to_what_is_gone_meanwhile_is_not_found(bench: Bench, operation: Operation) -> None:
     store = bench.store_on(Failing(bench, False), LIMITS)
     with pytest.raises(EnvironmentNotFoundError):
         await write(store, operation)
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("operation", ["create", "update", "remove", "restore", "permanent_delete"])
+async def test_a_connection_killed_while_its_write_waits_gives_a_true_answer(
+    bench: Bench, postgres_database: PostgresDatabase, operation: Operation
+) -> None:
+    await failing_store(bench, False, operation)
+    before = [await bench.list(), await bench.list_deleted()]
+    outcome: list[Any] = []
+
+    async def run() -> None:
+        try:
+            outcome.append(await write(bench.store, operation))
+        except DatabaseUnavailableError as error:
+            outcome.append(error)
+
+    async with anyio.create_task_group() as tasks, bench.database.transaction() as other:
+        await other.execute("LOCK TABLE environments IN SHARE ROW EXCLUSIVE MODE")
+        tasks.start_soon(run)
+        with anyio.fail_after(DEADLINE_S):
+            while await anyio.to_thread.run_sync(postgres_database.run_sql, KILL_WAITING) == "":
+                pass  # psql itself takes a while
+    after = [await bench.list(), await bench.list_deleted()]
+    if operation == "create":  # it is repeated, as nothing is there yet
+        assert outcome[0].change.type == "created"
+        assert [record["id"] for record in after[0]] == ["U"]
+    else:
+        assert "was not stored" in str(outcome[0])
+        assert after == before
