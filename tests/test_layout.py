@@ -87,6 +87,8 @@ SUITES = {
     "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
     " broker.transports.nats",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
+    "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"
+    " broker.sending broker.streams",
     "test_readme.py": "broker.__main__ broker.cli.logs broker.cli.output broker.cli.running broker.cli.targets"
     " broker.defaults broker.middlewares.retry broker.transports.memory",
     "contract/test_database.py": "database.base database.connect database.failures database.postgres_pool"

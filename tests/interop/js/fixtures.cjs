@@ -3,7 +3,7 @@
 
 const { performance } = require("perf_hooks");
 
-module.exports = { math, echo, slow, errors, chain, blob, recorder };
+module.exports = { math, echo, slow, errors, chain, blob, recorder, streams: require("./streams.cjs").service };
 
 /** Typed parameters: Moleculer's validator refuses what does not fit. */
 function math() {

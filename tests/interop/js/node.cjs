@@ -10,6 +10,7 @@
 
 const readline = require("readline");
 const fixtures = require("./fixtures.cjs");
+const streams = require("./streams.cjs");
 
 const [version, natsUrl, namespace, nodeID, extra] = process.argv.slice(2);
 const Moleculer = require({ "0.14": "moleculer-014", 0.15: "moleculer-015" }[version]);
@@ -108,6 +109,8 @@ const commands = {
 		await broker.destroyService(name);
 		return true;
 	},
+	callForStream: ({ action, params }) => streams.call(broker, action, params),
+	sendStream: ({ action, order, meta }) => streams.send(Moleculer, broker, action, order, meta),
 	/** Code as a user writes it into a service of this node, with `broker` in reach. */
 	async run({ code }) {
 		const AsyncFunction = (async () => {}).constructor;
