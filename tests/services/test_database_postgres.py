@@ -7,7 +7,12 @@ import pytest
 
 from services.environments_store.database.postgres import PostgresDatabase
 from services.environments_store.defaults import DatabaseSettings
-from services.environments_store.errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
+from services.environments_store.errors import (
+    DatabaseError,
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+)
 from tests.support.postgres import PostgresDatabase as ServerDatabase
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_proxy import PostgresProxy
@@ -174,6 +179,28 @@ async def test_a_pool_that_was_opened_without_a_server_works_when_it_comes() -> 
             await database.open()
         await anyio.to_thread.run_sync(server.start)
         assert [row["one"] for row in await database.fetch("SELECT 1 AS one")] == [1]
+        await database.close()
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used() -> None:
+    with PostgresServer(default_transaction_read_only="on") as reading, PostgresServer() as writing:
+        both = writing.admin_url.replace("@127.0.0.1:", f"@127.0.0.1:{reading.port},127.0.0.1:")
+        database = PostgresDatabase(both, SETTINGS)
+        await database.open()
+        await database.execute("CREATE TABLE items (id text)")
+        await database.close()
+
+        # With none that takes writes, reads are better than nothing.
+        await anyio.to_thread.run_sync(writing.stop)
+        await database.open()
+        assert await setting(database, "transaction_read_only") == "on"
+        with pytest.raises(DatabaseReadOnlyError):
+            await database.execute("CREATE TABLE others (id text)")
+
+        # Told to look again, the pool finds the one that takes writes.
+        await anyio.to_thread.run_sync(writing.start)
+        await database.refresh()
+        assert await database.execute("INSERT INTO items VALUES ($1)", "one") == 1
         await database.close()
 
 

@@ -9,6 +9,7 @@ import anyio
 
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
 from services.environments_store.database.postgres_session import driver_failures
 from services.environments_store.database.statements import is_read, touched_rows
@@ -32,6 +33,7 @@ class PostgresDatabase:
 
     def __init__(self, url: str, settings: DatabaseSettings) -> None:
         self._url = url
+        self._several_hosts = read_location(url).several_hosts
         self._settings = settings
         self._pool: Pool | None = None
         self._pool_lock = anyio.Lock()
@@ -47,12 +49,8 @@ class PostgresDatabase:
     async def close(self) -> None:
         self._closed = True
         pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        with anyio.CancelScope(shield=True), anyio.move_on_after(self._settings.acquire_timeout_s) as scope:
-            await pool.close()
-        if scope.cancelled_caught:
-            pool.terminate()
+        if pool is not None:
+            await _close_pool(pool, self._settings.acquire_timeout_s)
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
         rows: Sequence[Row] = await self._run(query, lambda connection: connection.fetch(query, *arguments))
@@ -74,8 +72,14 @@ class PostgresDatabase:
         return self._stream(query, arguments, batch)
 
     async def refresh(self) -> None:
-        if self._pool is not None:
-            await self._pool.expire_connections()
+        pool = self._pool
+        if pool is None:
+            return
+        await pool.expire_connections()
+        if self._several_hosts:
+            # Another host may be the one that takes writes now: the next query looks for it.
+            self._pool = None
+            await _close_pool(pool, self._settings.acquire_timeout_s)
 
     async def _run(self, query: str, operation: Callable[[Pooled], Awaitable[T]]) -> T:
         """Run one statement that commits by itself; a read whose connection was lost runs once more."""
@@ -204,6 +208,14 @@ async def _roll_back(transaction: Any) -> None:
                 await transaction.rollback()
         except StatementFailure:
             logger.debug("The connection was lost before the rollback, which PostgreSQL then does itself")
+
+
+async def _close_pool(pool: Pool, timeout_s: float) -> None:
+    """Wait for the statements that run, but not for ever."""
+    with anyio.move_on_after(timeout_s, shield=True) as scope:
+        await pool.close()
+    if scope.cancelled_caught:
+        pool.terminate()
 
 
 async def _release(pool: Pool, connection: Pooled, timeout_s: float) -> None:

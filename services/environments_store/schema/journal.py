@@ -66,7 +66,8 @@ class Journal:
         self._update()
 
     def blocked(self, detail: str) -> None:
-        """An attempt has to wait for somebody."""
+        """An attempt has to wait for somebody, which is all that stands in its way now."""
+        self._problem = None
         self._details["column"] = detail
         self._update()
 

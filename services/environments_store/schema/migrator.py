@@ -50,7 +50,7 @@ class Migrator:
         self._journal = Journal(location.dialect, logger)
         self._migration = self._choose(url, node_id, table)
         self._wake = anyio.Event()
-        self._queried = (False, True)
+        self._queried = (False, True, True)
 
     @property
     def status(self) -> SchemaStatus:
@@ -157,7 +157,7 @@ class Migrator:
             self._journal.missed(status.reason or "waiting", text)
 
     async def _refresh(self) -> None:
-        queried = (self.status.soft_delete, self.status.deleted_at_zone)
+        queried = (self.status.soft_delete, self.status.deleted_at_zone, self.status.writable)
         changed, self._queried = queried != self._queried, queried
         if changed and self._database is not None:
             await self._database.refresh()

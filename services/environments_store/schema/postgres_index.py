@@ -86,8 +86,9 @@ class IndexBuilder:
                 case "drop":
                     if suspect != action.name:
                         return self._budgets.index_invalid_recheck_s
-                    self._journal.note('Dropping the INVALID index "%s" of an interrupted build', action.name)
+                    self._journal.warn("drop", f'Dropping the INVALID index "{action.name}" of an interrupted build')
                     await remove_index(session, found, action.name, self._budgets)
+                    self._journal.forget("drop")
                     return 0
                 case _:
                     return await self._build(session, found, action)
