@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase, PostgresServer
-from tests.support.processes import ProcessFailedError, start_python
+from tests.support.processes import REPOSITORY, ProcessFailedError, start_python
 from tests.support.servers import ServerFailedError, child_command
 
 pytestmark = pytest.mark.anyio
@@ -122,3 +122,22 @@ async def test_no_process_outlives_its_block() -> None:
     assert process.returncode == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_the_folder_of_a_killed_run_is_taken_away_by_the_next_one() -> None:
+    code = """
+import sys
+from tests.support.postgres import PostgresServer
+server = PostgresServer()
+print(server._folder, flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY) as killed:
+        assert killed.stdout is not None
+        folder = Path(killed.stdout.readline().decode().strip())
+        PostgresServer().close()
+        assert folder.exists(), "its run is under way"
+        killed.kill()
+    PostgresServer().close()
+    assert not folder.exists()

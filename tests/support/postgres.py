@@ -3,6 +3,7 @@
 One server serves all tests of a session and each test has a database of its own. Durability is off: nothing is kept.
 """
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -13,7 +14,7 @@ import tempfile
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from tests.support.ports import LOOPBACK, free_port
@@ -23,6 +24,8 @@ __all__ = ["PostgresDatabase", "PostgresServer"]
 
 _SUPERUSER = "postgres"
 _PASSWORD = "superuser-password"
+_PREFIX = "environments-store-postgres-"
+_LOCK = "in-use"
 _OPTIONS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -46,7 +49,9 @@ class PostgresServer:
 
     def __init__(self, **options: str) -> None:
         self._options = {**_OPTIONS, **options}
-        self._folder = Path(tempfile.mkdtemp(prefix="environments-store-postgres-"))
+        _remove_leftovers()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = _locked(self._folder / _LOCK)
         self._user = _unprivileged_user()
         self._port = free_port()
         self._process: ServerProcess | None = None
@@ -138,6 +143,8 @@ class PostgresServer:
         """Stops it and removes its data."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         try:
@@ -222,6 +229,25 @@ class PostgresDatabase:
         self.server.run_sql(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
         for role in self._roles:
             self.server.run_sql(f'DROP ROLE IF EXISTS "{role}"')
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The file, locked until it is closed or this process ends; None when another process has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _remove_leftovers() -> None:
+    """Takes away the folders of test runs that were killed: their servers have ended with them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if (folder / _LOCK).exists() and (lock := _locked(folder / _LOCK)) is not None:
+            with lock:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unprivileged_user() -> tuple[int, int] | None:
