@@ -224,9 +224,16 @@ class ServiceBroker:
         """Several calls at once: a list of `{"action", "params", "options"}`, or a dict of such; the same shape back.
 
         The first error is raised and ends the others. With `settled`, each result is `{"status": "fulfilled",
-        "value"}` or `{"status": "rejected", "reason"}` instead, and nothing is raised.
+        "value"}` or `{"status": "rejected", "reason"}` instead, and nothing is raised but MoleculerServerError
+        `INVALID_PARAMETERS` for a call that names no action.
         """
         named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
+        for key, item in named.items():
+            if not isinstance(item, Mapping) or not isinstance(item.get("action"), str):
+                raise MoleculerServerError(
+                    f"Call {key!r} of mcall needs to be a dict with the name of an action in 'action'.",
+                    type="INVALID_PARAMETERS",
+                )
         results: dict[Any, Any] = dict.fromkeys(named)
 
         async def one(key: Any, item: Mapping[str, Any]) -> None:

@@ -233,10 +233,17 @@ class Calls:
 
     def _as_remote(self, result: Any) -> Any:
         """What a caller on another node would get: plain values instead of encoded ones and Structs."""
-        sample = result[0] if isinstance(result, list) and result else result
-        if isinstance(sample, Raw | Struct):
+        if _holds_encoded(result):
             return self._codec.decode_value(self._codec.encode_value(result))
         return result
+
+
+def _holds_encoded(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_encoded(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_encoded(item) for item in value)
+    return isinstance(value, Raw | Struct)
 
 
 async def _resolve(value: Any) -> Any:
