@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, Struct
 from broker.catalog import Catalog
 from broker.codec import Codec
 from broker.context import ABSENT, Caller, Context
-from broker.defaults import BrokerOptions
+from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, BrokerOptions
 from broker.effects import Publish
 from broker.endpoints import Endpoint
 from broker.errors import (
@@ -19,6 +19,7 @@ from broker.errors import (
     MoleculerError,
     RequestSkippedError,
     RequestTimeoutError,
+    ServiceNotAvailableError,
     error_from_wire,
 )
 from broker.ids import new_id
@@ -86,6 +87,8 @@ class Calls:
         endpoint = self._registry.find_action(action, options.node_id)
         ctx = self._context(endpoint, params, options)
         try:
+            if self._is_balanced(options, ctx):
+                return await self._send_balanced(endpoint, ctx)
             if endpoint.local:
                 return await self._run_here(endpoint, ctx)
             return await self._send(endpoint, ctx, pinned=options.node_id is not None)
@@ -105,7 +108,7 @@ class Calls:
         """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""
         while True:
             try:
-                return self._result(*await self._request(endpoint, ctx), ctx)
+                return self._result(*await self._request(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
                 if pinned:
                     raise gone.error from None
@@ -115,22 +118,37 @@ class Calls:
                 ctx.node_id = self._options.node_id
                 return await self._run_here(endpoint, ctx)
 
-    async def _request(self, endpoint: Endpoint, ctx: Context) -> Answer:
+    def _is_balanced(self, options: CallOptions, ctx: Context) -> bool:
+        """Whether NATS chooses the node (§5.7). A stream must reach one node as a whole, so it goes to a chosen one."""
+        named = options.node_id is not None or ctx.stream is not None or (ctx.action or "").startswith("$")
+        return self._options.disable_balancer and self._node.transport is not None and not named
+
+    async def _send_balanced(self, endpoint: Endpoint, ctx: Context) -> Any:
+        """Ask whichever node NATS chooses. While a JS node changes its services there is none for a moment."""
+        for _ in range(BALANCED_RETRIES):
+            try:
+                return self._result(*await self._request(endpoint, None, ctx), ctx)
+            except Undelivered:
+                await anyio.sleep(BALANCED_RETRY_S)
+                ctx.id = new_id()
+        raise ServiceNotAvailableError({"action": endpoint.name})
+
+    async def _request(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
         """Send a request and wait for its answer, not longer than the deadline."""
         if ctx.deadline is None:
-            return await self._ask(endpoint, ctx)
+            return await self._ask(endpoint, target, ctx)
         with anyio.CancelScope(deadline=ctx.deadline):
-            return await self._ask(endpoint, ctx)
+            return await self._ask(endpoint, target, ctx)
         raise RequestTimeoutError({"action": ctx.action, "nodeID": endpoint.node_id})
 
-    async def _ask(self, endpoint: Endpoint, ctx: Context) -> Answer:
+    async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
         await self._require_connection()
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         packet = self._packet(endpoint.node_id, ctx)
         stream = await self._stream_along(packet, endpoint.node_id, ctx)
         answered_by_stream = False
         try:
-            for effect in self._transit.request(packet, endpoint.node_id, waiter):
+            for effect in self._transit.request(packet, target, waiter):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
             if stream is not None:

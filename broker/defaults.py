@@ -40,6 +40,10 @@ STREAM_BUFFER_BYTES = 67_108_864  # what a writer that cannot be slowed down (JS
 STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
 STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
 
+# A node that rebuilds its balanced subscriptions is away for a moment (protocol §1.3); JS nodes do so at each change.
+BALANCED_RETRIES = 5
+BALANCED_RETRY_S = 0.05
+
 # Retries (protocol §12.2).
 RETRY_DELAY_S = 0.1
 RETRY_MAX_DELAY_S = 1.0
@@ -90,6 +94,9 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     """How deep calls may nest; 0 for no limit."""
     strategy: str = "RoundRobin"
     """How one of several endpoints is chosen: RoundRobin or Random."""
+    disable_balancer: bool = False
+    """Let NATS balance calls and emitted events, by queue groups. All nodes of the cluster must do the same, and speak
+    one protocol version."""
     prefer_local: bool = True
     """Whether an action of this node wins over the same on others."""
     metadata: dict[str, Any] = {}
@@ -124,6 +131,7 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "wait_for_connection": _yes_or_no,
     "prefer_local": _yes_or_no,
     "max_call_level": int,
+    "disable_balancer": lambda text: text.lower() in ("1", "true", "yes"),
     "strategy": str,
     "heartbeat_interval": float,
     "heartbeat_timeout": float,

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Pending:
-    """A request that waits for its answer. `waiter` belongs to whoever made the request."""
+    """A request that waits for its answer. `waiter` belongs to whoever made the request.
+
+    `node_id` is None when NATS chose the node.
+    """
 
     id: str
-    node_id: str
+    node_id: str | None
     action: str
     waiter: Any
 

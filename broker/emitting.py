@@ -8,7 +8,7 @@ from msgspec import UNSET, Raw
 
 from broker.codec import Codec
 from broker.context import Caller, Context
-from broker.effects import Publish
+from broker.effects import Effect, Publish
 from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
 from broker.ids import new_id
@@ -38,10 +38,14 @@ class Emitting:
         self._registry = registry
         self._codec = codec
         self._run_here = run_here
+        self._balanced = node.options.disable_balancer and node.transport is not None
 
     async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To one node of each group: a group that listens with two patterns still gets it on one node only."""
         groups: Sequence[str] = options.get("groups") or ()
+        if self._balanced and not event.startswith("$"):
+            await self._emit_balanced(event, data, options)
+            return
         chosen: dict[str, str] = {}
         here: list[Listener] = []
         for choices in self._registry.find_listeners(event, groups):
@@ -70,6 +74,18 @@ class Emitting:
                 if listener.local:
                     here.append(listener)
         await self._deliver(event, data, options, here, by_node, broadcast=True)
+
+    async def _emit_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """One packet for each group, and NATS gives it to one of its nodes, this one too (§7.1)."""
+        nodes: dict[str, str] = {}
+        for choices in self._registry.find_listeners(event, options.get("groups") or ()):
+            nodes.setdefault(choices.members[0].group, choices.members[0].node_id)
+        root = self._context(event, data, options)
+        encoded = self._codec.encode_value(data)
+        for group, node_id in nodes.items():
+            packet = self._packet(node_id, root, encoded, [group], broadcast=False)
+            packet.id = root.request_id
+            await self._publish(self._transit.balanced_event(group, packet), event, group)
 
     async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of this node."""
@@ -101,12 +117,15 @@ class Emitting:
         for node_id, groups in others.items():
             wanted = (options.get("groups") or UNSET) if broadcast else groups
             packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
-            for effect in self._transit.event(node_id, packet):
-                assert isinstance(effect, Publish)
-                try:
-                    await self._node.publish(effect)
-                except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
-                    logger.warning("Event '%s' was not sent to '%s': %s", event, node_id, error)
+            await self._publish(self._transit.event(node_id, packet), event, node_id)
+
+    async def _publish(self, effects: list[Effect], event: str, receiver: str) -> None:
+        for effect in effects:
+            assert isinstance(effect, Publish)
+            try:
+                await self._node.publish(effect)
+            except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
+                logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 
     def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
         version = self._transit.version_of(node_id)

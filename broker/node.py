@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from broker import defaults
+from broker.balanced import BalancedSubscription, balanced_subscriptions
 from broker.codec import Codec
 from broker.cpu import CPUMeter
 from broker.defaults import BrokerOptions
@@ -21,7 +22,7 @@ from broker.flow import STOP
 from broker.packets import Command, Ping
 from broker.performing import Performing, epoch_ms
 from broker.transit import Transit
-from broker.transports.base import Observer, OnMessage, Transport
+from broker.transports.base import Observer, OnMessage, Subscription, Transport
 
 logger = logging.getLogger("broker")
 
@@ -54,6 +55,7 @@ class Node:
         self._idle = anyio.Event()
         self._joined = False
         self._cpu = CPUMeter()
+        self._balanced: dict[BalancedSubscription, Subscription] = {}
 
     # Starting and stopping
 
@@ -88,6 +90,7 @@ class Node:
     async def leave(self) -> None:
         """Stop being offered work, and finish what runs (§4.2)."""
         if self._may_speak():
+            await self._balance([])
             await self.perform(self.transit.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
@@ -248,9 +251,28 @@ class Node:
         self.transit.resume(anyio.current_time())
         await self.perform(self.transit.discover())
         if self.transit.ready and not self.transit.stopping:
-            await self.perform(self.transit.announce())
+            await self._announce()
             await self.perform(self.transit.heartbeat(self._cpu.percent()))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
+
+    async def _announce(self) -> None:
+        """Tell what is offered, after subscribing to it (§1.3)."""
+        await self._balance(self.transit.registry.local.services)
+        await self.perform(self.transit.announce())
+
+    async def _balance(self, services: list[dict[str, Any]]) -> None:
+        """With `disable_balancer`, subscribe to what NATS shall share out, and to nothing else. What stays is not
+        touched, so that no call falls into a gap."""
+        if not self.options.disable_balancer or self.transport is None:
+            return
+        wanted = dict.fromkeys(balanced_subscriptions(self.transit.topics, services))
+        for item in wanted:
+            if item not in self._balanced:
+                receive = self._receiver(item.command)
+                self._balanced[item] = await self.transport.subscribe(item.subject, receive, item.queue)
+        for item in [item for item in self._balanced if item not in wanted]:
+            await self._balanced.pop(item).cancel()
+        await self.transport.flush()
 
     async def _failed(self, reason: str) -> None:
         logger.warning("NATS: %s", reason)
@@ -292,4 +314,4 @@ class Node:
                 with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
-                await self.perform(self.transit.announce())
+                await self._announce()

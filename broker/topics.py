@@ -42,6 +42,14 @@ class Topics:
         """The subject one node listens on."""
         return f"{self.prefix}.{command}.{node_id}"
 
+    def balanced_request(self, action: str) -> str:
+        """The subject the nodes that offer an action share (§1.3)."""
+        return f"{self.prefix}.REQB.{action}"
+
+    def balanced_event(self, group: str, event: str) -> str:
+        """The subject the nodes of a group share for an event or a pattern (§1.3)."""
+        return f"{self.prefix}.EVENTB.{group}.{event}"
+
     def base_subscriptions(self, node_id: str) -> list[tuple[Command, str]]:
         """The command and the subject of each of the twelve subscriptions that a node starts with (§1.2)."""
         return [

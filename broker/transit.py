@@ -162,15 +162,20 @@ class Transit:
         node = self.registry.nodes.get(node_id)
         return node.ver if node and not node.local else self._pinned or PROTOCOLS[0]
 
-    def request(self, packet: Request, node_id: str, waiter: Any) -> list[Effect]:
-        """Send a call to a node. Raises QueueIsFullError when too many wait for answers already (§5.2)."""
+    def request(self, packet: Request, node_id: str | None, waiter: Any) -> list[Effect]:
+        """Send a call to a node, or with None to whichever NATS chooses (§5.7).
+
+        Raises QueueIsFullError when too many wait for answers already (§5.2).
+        """
         size, limit = len(self.pending), self.limits.requests_pending
         if size >= limit:
             raise QueueIsFullError(
                 {"action": packet.action, "nodeID": self.identity.node_id, "size": size, "limit": limit}
             )
         self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter)
-        return [Publish(self.topics.to_node("REQ", node_id), packet, reply_id=packet.id)]
+        balanced = node_id is None
+        subject = self.topics.balanced_request(packet.action) if balanced else self.topics.to_node("REQ", node_id or "")
+        return [Publish(subject, packet, reply_id=packet.id)]
 
     def forget_request(self, request_id: str) -> None:
         """The caller does not wait any more; an answer that comes later is ignored."""
@@ -181,13 +186,13 @@ class Transit:
         pending = self.pending.get(request_id)
         if pending is None:
             return []
-        node = self.registry.nodes.get(pending.node_id)
+        node = self.registry.nodes.get(pending.node_id) if pending.node_id else None
         lost: list[Effect] = []
         if node is not None and node.available:
             # What was sent before was heard, and will not be answered. What was sent after was not heard either: the
             # server says so of each, and then it can go elsewhere.
             earlier = takewhile(lambda other: other is not pending, list(self.pending.values()))
-            lost = self._lose(pending.node_id, now, earlier, unexpected=True)
+            lost = self._lose(node.id, now, earlier, unexpected=True)
         del self.pending[request_id]
         error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
         return [*lost, Reject(pending, error, undelivered=True)]
@@ -195,6 +200,10 @@ class Transit:
     def event(self, node_id: str, packet: Event) -> list[Effect]:
         """Send an event to a node."""
         return [Publish(self.topics.to_node("EVENT", node_id), packet)]
+
+    def balanced_event(self, group: str, packet: Event) -> list[Effect]:
+        """Send an event to whichever node of a group NATS chooses (§7.1)."""
+        return [Publish(self.topics.balanced_event(group, packet.event), packet)]
 
     def respond(self, request: Request | Address, meta: dict[str, Any] | None, data: Raw) -> list[Effect]:
         """Answer a call with a result, in the version of the call (§2.4)."""

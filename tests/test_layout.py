@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BROKER = [
     "cli.logs cli.output cpu errors ids members network packets patterns streams transports.base",
     "codec context defaults parameters reader strategy topics transports.memory",
-    "flow middleware middlewares.retry schema transports.nats",
+    "balanced flow middleware middlewares.retry schema transports.nats",
     "actions endpoints middlewares.timeout service transports",
     "cli.targets effects registry",
     "outgoing receiving",
@@ -70,7 +70,19 @@ LIBRARIES = {
 
 # Decisions without a loop, a clock or a socket: they are handed in.
 PURE = (
-    *("actions", "codec", "context", "effects", "emitting", "endpoints", "errors", "members", "middleware", "packets"),
+    *(
+        "actions",
+        "balanced",
+        "codec",
+        "context",
+        "effects",
+        "emitting",
+        "endpoints",
+        "errors",
+        "members",
+        "middleware",
+        "packets",
+    ),
     *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "strategy", "streams"),
     *("topics", "transit"),
 )
@@ -86,6 +98,7 @@ SUITES = {
     "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
     "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
     " broker.transports.nats",
+    "contract/test_streams.py": "broker.performing broker.sending",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
     "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"
     " broker.sending broker.streams",

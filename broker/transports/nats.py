@@ -110,14 +110,14 @@ class NATSTransport:
         with _translated():
             answers = await client.subscribe(inbox)
             await client.publish(subject, data, inbox)
-            await client.flush(NATS_CONNECT_TIMEOUT_S)  # the server answers in order: a 503 is here before the PONG
+            await _flush(client)  # the server answers in order: a 503 is here before the last PONG
             heard = answers.pending_msgs == 0
             await answers.unsubscribe()
         return heard
 
     async def flush(self) -> None:
         with _translated():
-            await self._use().flush(NATS_CONNECT_TIMEOUT_S)
+            await _flush(self._use())
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -167,6 +167,15 @@ class NATSSubscription:
                 await self._subscription.unsubscribe()
         except MoleculerError:
             pass  # gone already, or gone with the connection
+
+
+async def _flush(client: Client) -> None:
+    """Return when the server has taken everything published before.
+
+    nats-py sends the PING of a flush ahead of what is still in its buffer, so only a second one comes after it.
+    """
+    await client.flush(NATS_CONNECT_TIMEOUT_S)
+    await client.flush(NATS_CONNECT_TIMEOUT_S)
 
 
 class _Attempt:

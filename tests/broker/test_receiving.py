@@ -1,0 +1,172 @@
+"""Streams that come in: what each packet makes the node do (protocol §8.4)."""
+
+from typing import Any
+
+from msgspec import UNSET, Raw
+
+from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
+from broker.packets import Request, Response
+from broker.reader import StreamReader
+from broker.receiving import Receiving
+from broker.streams import OBJECT_MODE
+
+
+def request(sequence: int, *, more: bool = True, params: bytes = b"null", **fields: Any) -> Request:
+    fields = {"sender": "js", "id": "1", "action": "a.b", "ver": "5", **fields}
+    return Request(params=Raw(params), stream=more, sequence=sequence, **fields)
+
+
+def response(sequence: int, *, more: bool = True, data: bytes = b"null", **fields: Any) -> Response:
+    fields = {"sender": "js", "id": "1", "success": True, "ver": "5", **fields}
+    return Response(data=Raw(data), stream=more, sequence=sequence, **fields)
+
+
+class Side:
+    """One receiving node, and what it was told to do."""
+
+    def __init__(self, *, accept: bool = True, limit: int = 10, buffer_bytes: int = 1000) -> None:
+        self.receiving = Receiving(limit, buffer_bytes, 60.0)
+        self.begun: list[tuple[Request, StreamReader]] = []
+        self.accept = accept
+
+    def request(self, packet: Request, now: float = 0.0) -> list[Effect]:
+        return self.receiving.request(packet, "", now, self._begin)
+
+    def response(self, packet: Response, pending: Pending | None) -> list[Effect]:
+        return self.receiving.response(packet, "", 0.0, lambda _id: pending)
+
+    def _begin(self, packet: Request, reader: StreamReader) -> tuple[bool, list[Effect]]:
+        self.begun.append((packet, reader))
+        return self.accept, []
+
+
+def kinds(effects: list[Effect]) -> list[str]:
+    return [type(effect).__name__ for effect in effects]
+
+
+def test_c73_the_opening_packet_begins_the_action_and_carries_no_chunk() -> None:
+    side = Side()
+    assert side.request(request(0)) == []
+    assert len(side.begun) == 1
+
+
+def test_c67_chunks_are_fed_and_the_end_ends() -> None:
+    side = Side()
+    side.request(request(0))
+    fed = side.request(request(1, params=b'{"type":"Buffer","data":[1]}'))
+    ended = side.request(request(2, more=False))
+    assert kinds(fed + ended) == ["FeedStream", "EndStream"]
+    assert not side.receiving.has_request(request(3))
+
+
+def test_c70_chunks_that_come_before_the_opening_wait_for_it() -> None:
+    side = Side()
+    assert side.request(request(2, params=b"2")) == []
+    assert side.request(request(1, params=b"1")) == []
+    effects = side.request(request(0))
+    assert [bytes(effect.chunk) for effect in effects if isinstance(effect, FeedStream)] == [b"1", b"2"]
+
+
+def test_c69_object_mode_is_that_of_the_first_packet_that_arrives_and_is_hidden() -> None:
+    side = Side()
+    flags: dict[str, Any] = {OBJECT_MODE: True}
+    side.request(request(1, params=b"1", ver="4", meta=dict(flags)))
+    (fed,) = side.request(request(0, ver="4", meta={**flags, "m": 1}))
+    assert isinstance(fed, FeedStream)
+    assert fed.objects
+    assert side.begun[0][0].meta == {"m": 1}
+
+
+def test_c71_a_broken_request_stream_ends_with_its_error() -> None:
+    side = Side()
+    error = {"name": "MyError", "message": "no", "code": 418, "retryable": False}
+    side.request(request(0))
+    (end,) = side.request(request(1, more=False, headers={"$streamError": error}))
+    assert isinstance(end, EndStream)
+    assert end.error is not None
+    assert (end.error.name, end.error.code) == ("MyError", 418)
+
+
+def test_the_rest_of_a_refused_stream_is_swallowed() -> None:
+    side = Side(accept=False)
+    side.request(request(0))
+    assert side.request(request(1, params=b"1")) == []
+    assert side.request(request(2, more=False)) == []
+    assert not side.receiving.has_request(request(0))
+
+
+def test_c68_an_answer_settles_its_request_with_a_reader() -> None:
+    side = Side()
+    pending = Pending("1", "js", "a.b", None)
+    (settle,) = side.response(response(0, meta={"m": 1}), pending)
+    fed = side.response(response(1, data=b"1"), None)
+    ended = side.response(response(2, more=False), None)
+    assert isinstance(settle, Settle)
+    assert settle.stream is not None
+    assert kinds(fed + ended) == ["FeedStream", "EndStream"]
+
+
+def test_c71_a_broken_answer_ends_with_its_error() -> None:
+    side = Side()
+    side.response(response(0), Pending("1", "js", "a.b", None))
+    broken = response(1, more=False, success=False, error={"name": "X", "message": "broke"})
+    (end,) = side.response(broken, None)
+    assert isinstance(end, EndStream)
+    assert end.error is not None
+    assert end.error.message == "broke"
+
+
+def test_an_answer_nobody_waits_for_is_swallowed() -> None:
+    side = Side()
+    assert side.response(response(0), None) == []
+    assert side.response(response(1, data=b"1"), None) == []
+
+
+def test_only_the_sender_of_a_stream_can_add_to_it() -> None:
+    side = Side()
+    side.request(request(0))
+    assert side.request(request(1, params=b"1", sender="other")) == []
+    (fed,) = side.request(request(1, params=b"2"))
+    assert isinstance(fed, FeedStream)
+    assert bytes(fed.chunk) == b"2"
+
+
+def test_c74_a_lost_node_breaks_its_streams_and_no_others() -> None:
+    side = Side()
+    side.request(request(0))
+    side.request(request(0, sender="other", id="2"))
+    (end,) = side.receiving.lose("js")
+    assert isinstance(end, EndStream)
+    assert end.error is not None
+    assert end.error.name == "RequestRejectedError"
+    assert side.receiving.has_request(request(1, sender="other", id="2"))
+
+
+def test_what_waits_for_a_missing_packet_is_bounded() -> None:
+    side = Side(buffer_bytes=100)
+    side.request(request(0))
+    effects = [effect for number in range(2, 30) for effect in side.request(request(number, params=b"1" * 10))]
+    assert kinds(effects) == ["EndStream"]
+
+
+def test_the_number_of_streams_is_bounded() -> None:
+    side = Side(limit=2)
+    for number in range(5):
+        side.request(request(0, id=str(number)))
+    assert len(side.begun) == 2
+
+
+def test_what_nobody_reads_is_forgotten_after_a_while() -> None:
+    side = Side(accept=False)
+    side.request(request(0), now=0.0)
+    side.receiving.expire(59.0)
+    assert side.receiving.has_request(request(1))
+    side.receiving.expire(61.0)
+    assert not side.receiving.has_request(request(1))
+
+
+def test_a_null_chunk_is_no_chunk() -> None:
+    side = Side()
+    side.request(request(0))
+    assert [e for e in side.request(request(1)) if not isinstance(e, FeedStream)] == []
+    assert request(1).headers is UNSET

@@ -1,0 +1,211 @@
+"""Streams between two Python nodes, the same over memory and NATS: exact, bounded, and stopped by either end."""
+
+import hashlib
+import random
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from broker import Context, MoleculerClientError, MoleculerError, Service, ServiceBroker, ServiceNotFoundError, action
+from broker.defaults import STREAM_CHUNK_BYTES, STREAM_MARK_BYTES, STREAM_MARKS_AHEAD
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 60
+MEGABYTE = 1_000_000
+
+
+class Streams(Service):
+    name = "streams"
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.closed = anyio.Event()
+
+    @action
+    async def digest(self, ctx: Context) -> list[Any]:
+        digest, size = hashlib.sha256(), 0
+        async for chunk in ctx.stream:
+            digest.update(chunk)
+            size += len(chunk)
+        return [size, digest.hexdigest()]
+
+    @action
+    async def echo(self, ctx: Context) -> AsyncIterator[Any]:
+        async for chunk in ctx.stream:
+            yield chunk
+
+    @action
+    async def endless(self, ctx: Context) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                self.sent += 100_000
+                yield bytes(100_000)
+        finally:
+            self.closed.set()
+
+    @action
+    async def ignore(self, ctx: Context) -> str:
+        return "not interested"
+
+    @action
+    async def fails_at_once(self, ctx: Context) -> AsyncIterator[bytes]:
+        raise MoleculerClientError("no stream today", 418, "TEAPOT")
+        yield b""
+
+    @action
+    async def never_begins(self, ctx: Context) -> AsyncIterator[bytes]:
+        await anyio.sleep_forever()
+        yield b""
+
+    @action
+    async def headers_and_meta(self, ctx: Context) -> AsyncIterator[dict[str, Any]]:
+        ctx.meta["left"] = 1
+        yield {"meta": dict(ctx.meta), "headers": ctx.headers, "params": ctx.params}
+
+
+class Pair:
+    """A caller and a node with the service."""
+
+    def __init__(self, caller: ServiceBroker, server: ServiceBroker, service: Streams) -> None:
+        self.caller = caller
+        self.server = server
+        self.service = service
+
+    async def call(self, action: str, *arguments: Any, **options: Any) -> Any:
+        return await self.caller.call(f"streams.{action}", *arguments, timeout=DEADLINE_S, **options)
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    name = f"streams-{uuid.uuid4().hex[:12]}"
+    url = f"memory://{name}" if request.param == "memory" else cast(str, request.getfixturevalue("nats_url"))
+    service = Streams()
+    async with (
+        ServiceBroker("caller", namespace=name, transporter=url) as caller,
+        ServiceBroker("server", namespace=name, transporter=url, services=[service], shutdown_timeout=1) as server,
+    ):
+        await caller.wait_for_services("streams", timeout=DEADLINE_S)
+        yield Pair(caller, server, service)
+
+
+async def test_bytes_arrive_as_they_were_sent(pair: Pair) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    data = random.Random(seed).randbytes(5 * MEGABYTE)
+    assert await pair.call("digest", stream=data) == [len(data), hashlib.sha256(data).hexdigest()], f"seed {seed}"
+
+
+async def test_values_arrive_as_they_were_sent(pair: Pair) -> None:
+    values = [{"a": [1, None, "é"]}, "text", 0, False, {"type": "Buffer?"}]
+    assert [value async for value in await pair.call("echo", stream=values)] == values
+
+
+async def test_both_directions_flow_at_once(pair: Pair) -> None:
+    asked = anyio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asked.wait()
+        yield b"second"
+
+    stream = await pair.call("echo", stream=source())
+    assert await anext(stream) == b"first"
+    asked.set()
+    assert [chunk async for chunk in stream] == [b"second"]
+
+
+async def test_an_empty_stream_ends(pair: Pair) -> None:
+    assert await pair.call("digest", stream=[]) == [0, hashlib.sha256().hexdigest()]
+    assert await (await pair.call("echo", stream=[])).read() == b""
+
+
+async def test_a_slow_reader_stops_the_writer(pair: Pair) -> None:
+    """At most the marks ahead, the chunks around them, and one that waits to be sent."""
+    stream = await pair.call("endless")
+    assert len(await anext(stream)) == 100_000
+    with anyio.fail_after(DEADLINE_S):
+        while True:
+            before = pair.service.sent
+            await anyio.sleep(0.05)  # long enough for a writer that is not held back to send more
+            if pair.service.sent == before:
+                break
+    assert pair.service.sent <= STREAM_MARK_BYTES * (STREAM_MARKS_AHEAD + 2)
+    async with stream:
+        for _ in range(100):
+            await anext(stream)
+    assert pair.service.sent >= 100 * 100_000
+
+
+async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pair: Pair) -> None:
+    async with await pair.call("endless") as stream:
+        await anext(stream)
+    with anyio.fail_after(DEADLINE_S):
+        await pair.service.closed.wait()
+        while pair.caller._node.transit.streams._streams or pair.server._node.performing.flows:
+            await pair.caller.ping("server")  # what the server sent before is here when the answer is
+
+
+async def test_a_handler_that_does_not_read_ends_the_writer(pair: Pair) -> None:
+    closed = anyio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(STREAM_CHUNK_BYTES)
+        finally:
+            closed.set()
+
+    assert await pair.call("ignore", stream=endless()) == "not interested"
+    with anyio.fail_after(DEADLINE_S):
+        await closed.wait()
+
+
+async def test_an_error_before_the_first_chunk_is_the_answer_to_the_call(pair: Pair) -> None:
+    with pytest.raises(MoleculerClientError, match="no stream today") as caught:
+        await pair.call("fails_at_once")
+    assert caught.value.code == 418
+
+
+async def test_an_exception_of_the_source_is_raised_at_the_reader(pair: Pair) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerClientError("broke", 418)
+
+    with pytest.raises(MoleculerError, match="broke") as caught:
+        await pair.call("digest", stream=breaking())
+    assert caught.value.code == 418
+
+
+async def test_the_timeout_covers_the_opening_alone(pair: Pair) -> None:
+    with pytest.raises(MoleculerError) as caught:
+        await pair.caller.call("streams.never_begins", timeout=0.1)
+    assert caught.value.type == "REQUEST_TIMEOUT"
+
+
+async def test_params_headers_and_meta_travel_beside_a_stream(pair: Pair) -> None:
+    meta: dict[str, Any] = {"m": 1}
+    stream = await pair.call("headers_and_meta", {"p": 1}, stream=[b"x"], meta=meta, headers={"h": 1})
+    assert await anext(stream) == {"meta": {"m": 1, "left": 1}, "headers": {"h": 1}, "params": {"p": 1}}
+    assert meta == {"m": 1, "left": 1}
+
+
+async def test_a_stream_to_an_action_nobody_has_is_refused(pair: Pair) -> None:
+    with pytest.raises(ServiceNotFoundError):
+        await pair.call("no_such", stream=[b"a"])
+
+
+async def test_c74_a_node_that_stops_breaks_what_it_was_sending(pair: Pair) -> None:
+    stream = await pair.call("endless")
+    await anext(stream)
+    await pair.server.stop()
+    with pytest.raises(MoleculerError), anyio.fail_after(DEADLINE_S):
+        async for _ in stream:
+            pass
+
+
+async def test_a_stream_within_one_node_needs_no_wire() -> None:
+    async with ServiceBroker("alone", services=[Streams()]) as broker:
+        assert [chunk async for chunk in await broker.call("streams.echo", stream=[b"a", b"b"])] == [b"a", b"b"]
+        assert (await broker.call("streams.digest", stream=b"abc"))[0] == 3

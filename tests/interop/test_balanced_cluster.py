@@ -1,0 +1,134 @@
+"""`disable_balancer`: NATS shares calls and events out among JS and Python nodes (protocol §5.7, §7.1)."""
+
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import anyio
+import pytest
+
+from broker import Context, Service, ServiceBroker, ServiceNotFoundError, action, event
+from tests.support.js_node import VERSIONS, JsNode, js_node
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 30
+PROTOCOLS = {"0.14": "4", "0.15": "5"}  # versions cannot be mixed where NATS chooses the node (§2.4)
+
+
+class Shared(Service):
+    name = "shared"
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.came = anyio.Event()
+
+    @action
+    async def who(self, ctx: Context) -> str:
+        return self.broker.node_id
+
+    @event("user.**", group="workers")
+    async def on_user(self, ctx: Context) -> None:
+        self.events.append(ctx.event or "")
+        self.came.set()
+
+
+@dataclass(frozen=True)
+class Balanced:
+    js: JsNode
+    brokers: tuple[ServiceBroker, ServiceBroker]
+    services: tuple[Shared, Shared]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[Balanced]:
+    namespace = f"balanced-{uuid.uuid4().hex[:12]}"
+    services = (Shared(), Shared())
+    async with AsyncExitStack() as stack:
+        js = await stack.enter_async_context(js_node(request.param, nats_url, namespace, "js", disableBalancer=True))
+        await js.create_service("math")
+        one, two = [
+            await stack.enter_async_context(
+                ServiceBroker(
+                    f"py-{number}",
+                    namespace=namespace,
+                    transporter=nats_url,
+                    disable_balancer=True,
+                    protocol=PROTOCOLS[request.param],
+                    services=[service],
+                )
+            )
+            for number, service in enumerate(services)
+        ]
+        await js.wait_for_services("shared")
+        await one.wait_for_services("math", timeout=DEADLINE_S)
+        with anyio.fail_after(DEADLINE_S):
+            # Announced is subscribed (§1.3): when both know of each other, NATS knows of both.
+            while any(len(broker.registry.actions["shared.who"].members) < 2 for broker in (one, two)):
+                await one.registry_changed()
+        yield Balanced(js, (one, two), services)
+
+
+async def test_c81_calls_of_js_and_python_are_shared_out_among_all_nodes_the_own_one_too(balanced: Balanced) -> None:
+    one, _ = balanced.brokers
+    from_python = Counter([await one.call("shared.who") for _ in range(100)])
+    from_js = Counter([await balanced.js.call("shared.who") for _ in range(100)])
+    assert set(from_python) == set(from_js) == {"py-0", "py-1"}
+    assert await one.call("math.add", {"a": 1, "b": 2}) == 3
+
+
+async def test_c81_a_call_to_a_named_node_goes_there(balanced: Balanced) -> None:
+    one, two = balanced.brokers
+    assert {await one.call("shared.who", node_id="py-1") for _ in range(5)} == {"py-1"}
+    assert await two.call("shared.who", node_id="py-1") == "py-1"
+    with pytest.raises(ServiceNotFoundError):
+        await one.call("shared.who", node_id="js")
+
+
+async def test_c82_an_emitted_event_reaches_one_node_of_its_group(balanced: Balanced) -> None:
+    one, _ = balanced.brokers
+    for service in balanced.services:
+        service.events.clear()
+    for number in range(40):
+        await one.emit(f"user.{number}")
+        await balanced.js.emit(f"user.js.{number}")
+    with anyio.fail_after(DEADLINE_S):
+        while sum(len(service.events) for service in balanced.services) < 80:
+            await anyio.lowlevel.checkpoint()
+    seen = [name for service in balanced.services for name in service.events]
+    assert len(seen) == len(set(seen)) == 80
+    assert all(service.events for service in balanced.services)
+
+
+async def test_c82_a_broadcast_reaches_every_node_once(balanced: Balanced) -> None:
+    one, _ = balanced.brokers
+    for service in balanced.services:
+        service.events.clear()
+        service.came = anyio.Event()
+    await one.broadcast("user.gone")
+    with anyio.fail_after(DEADLINE_S):
+        for service in balanced.services:
+            await service.came.wait()
+    assert [service.events for service in balanced.services] == [["user.gone"], ["user.gone"]]
+
+
+async def test_c80_a_node_that_leaves_is_asked_no_more(balanced: Balanced) -> None:
+    one, _ = balanced.brokers
+    leaving = ServiceBroker(
+        "py-leaving",
+        namespace=one.options.namespace,
+        transporter=one.options.transporter,
+        disable_balancer=True,
+        protocol=one.options.protocol,
+        services=[Shared()],
+    )
+    async with leaving:
+        with anyio.fail_after(DEADLINE_S):
+            while len(one.registry.actions["shared.who"].members) < 3:
+                await one.registry_changed()
+    assert "py-leaving" not in {await one.call("shared.who", timeout=DEADLINE_S) for _ in range(60)}
+
+
+async def test_c90_the_js_node_has_nothing_to_complain_about(balanced: Balanced) -> None:
+    assert balanced.js.logged() == []
