@@ -349,7 +349,10 @@ async def test_a_role_whose_defaults_end_every_statement_still_gets_the_index(
         async with anyio.create_task_group() as group:
             group.start_soon(one.complete)
             await until(lambda: "false" in postgres_database.run_sql(INDEX_STATE))
-            await anyio.sleep(0.5)  # longer than each of the role's limits; the build has to be waiting all the time
+            # Longer than each of the role's limits.
+            waited = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND query LIKE 'CREATE INDEX%' AND clock_timestamp() - query_start > interval '500 ms'"""
+            await until(lambda: postgres_database.run_sql(waited) == "1")
             await transaction.rollback()
     finally:
         await old.close()
