@@ -77,7 +77,7 @@ class Calls:
             if options.retries:
                 return await with_retries(lambda: self._attempt(action, params, options), options.retries)
             return await self._attempt(action, params, options)
-        except MoleculerError as error:
+        except Exception as error:  # a handler of this node may raise anything
             if options.fallback is ABSENT or _is_lookup_failure(error):
                 raise
             fallback = options.fallback
@@ -268,9 +268,11 @@ async def _resolve(value: Any) -> Any:
     return await value if hasattr(value, "__await__") else value
 
 
-def _is_lookup_failure(error: MoleculerError) -> bool:
+def _is_lookup_failure(error: Exception) -> bool:
     """Not found in this node's registry: such failures pass by retries and fallbacks (§5.2)."""
-    return error.node_id is None and error.type in ("SERVICE_NOT_FOUND", "SERVICE_NOT_AVAILABLE")
+    if not isinstance(error, MoleculerError) or error.node_id is not None:
+        return False
+    return error.type in ("SERVICE_NOT_FOUND", "SERVICE_NOT_AVAILABLE")
 
 
 def _retrieve(waiter: "asyncio.Future[Answer]") -> None:

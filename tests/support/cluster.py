@@ -86,7 +86,7 @@ class Stranger:
         await self.say(self.topics.broadcast("INFO"), packet | fields)
 
     def _hearing(self, command: Command) -> Any:
-        async def on_message(data: bytes) -> None:
+        async def on_message(data: bytes, _reply: str) -> None:
             self.heard.append((command, msgspec.json.decode(data)))
 
         return on_message
