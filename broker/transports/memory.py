@@ -113,6 +113,7 @@ class MemoryTransport:
         self._hub.inboxes[self.inbox] = observer
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> MemorySubscription:
+        self._require_connection()
         subscription = MemorySubscription(self._hub, self, subject, on_message, queue)
         self._hub.add(subscription)
         return subscription
@@ -126,8 +127,7 @@ class MemoryTransport:
         return await self._deliver(subject, data, "")
 
     async def _deliver(self, subject: str, data: bytes, reply: str) -> bool:
-        if not self._connected:
-            raise BrokerDisconnectedError
+        self._require_connection()
         limit = self._hub.max_payload
         if limit is not None and len(data) > limit:
             raise too_large(len(data), limit)
@@ -135,10 +135,15 @@ class MemoryTransport:
 
     async def flush(self) -> None:
         """Everything was delivered when `publish` returned."""
+        self._require_connection()
 
     async def close(self) -> None:
         self._connected = False
         self._hub.leave(self)
+
+    def _require_connection(self) -> None:
+        if not self._connected:
+            raise BrokerDisconnectedError
 
 
 def too_large(size: int, limit: int) -> PayloadTooLargeError:

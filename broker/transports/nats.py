@@ -96,16 +96,12 @@ class NATSTransport:
             return NATSSubscription(await self._use().subscribe(subject, queue=queue, cb=on_nats_message))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        client = self._use()
-        if not client.is_connected:  # nats-py would buffer it: an answer could come from the past
-            raise BrokerDisconnectedError
-        if len(data) > client.max_payload:
-            raise too_large(len(data), client.max_payload)
+        client = self._use_for(data)
         with _translated():
             await client.publish(subject, data, f"{self._inbox}.{reply_id}" if reply_id else "")
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
-        client = self._use()
+        client = self._use_for(data)
         inbox = client.new_inbox()
         with _translated():
             answers = await client.subscribe(inbox)
@@ -140,6 +136,15 @@ class NATSTransport:
         if self._client is None:
             raise BrokerDisconnectedError
         return self._client
+
+    def _use_for(self, data: bytes) -> Client:
+        """The client, when it can send this now."""
+        client = self._use()
+        if not client.is_connected:  # nats-py would buffer it: an answer could come from the past
+            raise BrokerDisconnectedError
+        if len(data) > client.max_payload:
+            raise too_large(len(data), client.max_payload)
+        return client
 
     async def _on_inbox(self, message: Msg) -> None:
         if message.headers and message.headers.get("Status") == NO_RESPONDERS:

@@ -1,0 +1,266 @@
+"""What a node may expect of a message bus, over memory and over NATS alike."""
+
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import anyio
+import pytest
+
+from broker.errors import BrokerDisconnectedError, PayloadTooLargeError
+from broker.transports import make_transport
+from broker.transports.base import Observer, Transport
+from broker.transports.memory import Hub, MemoryTransport
+from tests.conftest import NatsServerFactory
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 4096
+
+
+class Bus:
+    """Connections to one bus, and what they heard."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self.open: list[Transport] = []
+        self.unheard: list[str] = []
+
+    def transport(self) -> Transport:
+        transport: Transport = self._make()
+        self.open.append(transport)
+        return transport
+
+    async def connect(self, **observer: Any) -> Transport:
+        transport = self.transport()
+        await transport.connect(Observer(nobody_listens=self._nobody_listens, **observer), "test")
+        return transport
+
+    async def _nobody_listens(self, reply_id: str) -> None:
+        self.unheard.append(reply_id)
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    if request.param == "memory":
+        hub = Hub(LIMIT)
+        bus = Bus(lambda: MemoryTransport(hub))
+    else:
+        factory: NatsServerFactory = request.getfixturevalue("make_nats_server")
+        url = factory(max_payload=LIMIT).url
+        bus = Bus(lambda: make_transport(url))
+    yield bus
+    for transport in bus.open:
+        await transport.close()
+
+
+class Heard(list[str]):
+    """A subscription's messages, as text."""
+
+    async def __call__(self, data: bytes, _reply: str) -> None:
+        self.append(data.decode())
+
+
+async def test_everybody_without_a_queue_hears_each_message_once(bus: Bus) -> None:
+    sender, *receivers = [await bus.connect() for _ in range(4)]
+    heard = [Heard() for _ in receivers]
+    for receiver, messages in zip(receivers, heard, strict=True):
+        await receiver.subscribe("a.b", messages)
+        await receiver.flush()
+    for number in range(20):
+        await sender.publish("a.b", str(number).encode())
+    for messages in heard:
+        await eventually(lambda messages=messages: len(messages) >= 20)  # type: ignore[misc]  # a lambda's default
+    assert all(messages == [str(number) for number in range(20)] for messages in heard)
+
+
+async def test_a_queue_group_hears_each_message_once_and_shares_them(bus: Bus) -> None:
+    sender, *receivers = [await bus.connect() for _ in range(3)]
+    alone, heard = Heard(), [Heard() for _ in receivers]
+    for receiver, messages in zip(receivers, heard, strict=True):
+        await receiver.subscribe("a.b", messages, "group")
+        await receiver.flush()
+    await sender.subscribe("a.b", alone, "another-group")
+    await sender.flush()
+    for number in range(100):
+        await sender.publish("a.b", str(number).encode())
+    await eventually(lambda: sum(map(len, heard)) >= 100 and len(alone) >= 100)
+    assert sorted(heard[0] + heard[1], key=int) == [str(number) for number in range(100)]
+    assert all(heard), "each member got some"
+    assert alone == [str(number) for number in range(100)]
+
+
+async def test_the_order_of_a_subject_is_kept(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    heard = Heard()
+    await receiver.subscribe("a.b", heard)
+    await receiver.flush()
+    for number in range(2000):
+        await sender.publish("a.b", str(number).encode())
+    await eventually(lambda: len(heard) >= 2000)
+    assert heard == [str(number) for number in range(2000)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("a.*", ["a.b", "a.c"], ["a", "a.b.c", "b.b"]),
+        ("a.>", ["a.b", "a.b.c"], ["a", "b.a"]),
+        (">", ["a", "a.b.c"], []),
+        ("*.b.*", ["a.b.c"], ["a.b", "a.c.c", "a.b.c.d"]),
+        ("a.b", ["a.b"], ["a.B", "a", "a.b.c", "a.*b"]),
+    ],
+)
+async def test_wildcards_match_tokens(bus: Bus, pattern: str, matching: list[str], others: list[str]) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    heard = Heard()
+    await receiver.subscribe(pattern, heard)
+    await receiver.subscribe("the.end", heard)
+    await receiver.flush()
+    for subject in [*others, *matching]:
+        await sender.publish(subject, subject.encode())
+    await sender.publish("the.end", b"end")
+    await eventually(lambda: "end" in heard)
+    expected = [*matching, "the.end"] if pattern == ">" else matching
+    assert [text for text in heard if text != "end"] == matching
+    assert heard.count("end") == len(expected) - len(matching) + 1
+
+
+async def test_a_message_reaches_its_own_sender_too(bus: Bus) -> None:
+    transport = await bus.connect()
+    heard = Heard()
+    await transport.subscribe("a", heard)
+    await transport.publish("a", b"mine")
+    await eventually(lambda: heard == ["mine"])
+
+
+async def test_nothing_arrives_after_a_cancel_and_cancelling_twice_is_quiet(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    cancelled, kept = Heard(), Heard()
+    subscription = await receiver.subscribe("a", cancelled)
+    await receiver.subscribe("a", kept)
+    await receiver.flush()
+    await sender.publish("a", b"1")
+    await eventually(lambda: kept == ["1"] and cancelled == ["1"])
+    await subscription.cancel()
+    await subscription.cancel()
+    await receiver.flush()
+    await sender.publish("a", b"2")
+    await eventually(lambda: kept == ["1", "2"])
+    assert cancelled == ["1"]
+
+
+async def test_a_subject_without_a_subscription_is_reported_and_no_other(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    heard = Heard()
+    await receiver.subscribe("a.*", heard)
+    await receiver.flush()
+    await sender.publish("a.b", b"x", "heard")
+    await sender.publish("nobody", b"x")
+    await sender.publish("nobody", b"x", "unheard:1")
+    await sender.publish("a.b", b"x", "heard-too")
+    await sender.publish("nobody", b"x", "unheard-2")
+    await eventually(lambda: len(bus.unheard) >= 2 and len(heard) == 2)
+    assert bus.unheard == ["unheard:1", "unheard-2"]
+
+
+async def test_is_heard_tells_whether_there_is_a_subscription(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    heard = Heard()
+    subscription = await receiver.subscribe("a.*", heard)
+    await receiver.flush()
+    assert await sender.is_heard("a.b", b"x") is True
+    assert await sender.is_heard("b", b"x") is False
+    await eventually(lambda: heard == ["x"])
+    await subscription.cancel()
+    await receiver.flush()
+    assert await sender.is_heard("a.b", b"x") is False
+
+
+async def test_a_connection_that_closes_takes_its_subscriptions_along(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    await receiver.subscribe("a", Heard())
+    await receiver.flush()
+    await receiver.close()
+
+    async def gone() -> bool:
+        return not await sender.is_heard("a", b"x")
+
+    with anyio.fail_after(30):
+        while not await gone():
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_c86_a_message_above_the_limit_is_refused_with_size_and_limit(bus: Bus) -> None:
+    transport = await bus.connect()
+    heard = Heard()
+    await transport.subscribe("a", heard)
+    assert transport.max_payload == LIMIT
+    for send in (transport.publish, transport.is_heard):
+        with pytest.raises(PayloadTooLargeError) as caught:
+            await send("a", b"x" * (LIMIT + 1))
+        assert caught.value.data == {"size": LIMIT + 1, "limit": LIMIT}
+        assert str(LIMIT + 1) in str(caught.value)
+        assert "max_payload" in str(caught.value)
+    await transport.publish("a", b"x" * LIMIT)
+    await eventually(lambda: heard == ["x" * LIMIT])
+
+
+async def test_closing_twice_or_without_a_connection_is_quiet(bus: Bus) -> None:
+    transport = await bus.connect()
+    assert transport.connected
+    await transport.close()
+    assert not transport.connected
+    await transport.close()
+    await bus.transport().close()
+
+
+async def test_without_a_connection_everything_says_so(bus: Bus) -> None:
+    closed = await bus.connect()
+    await closed.close()
+    for transport in (closed, bus.transport()):
+        uses: list[Coroutine[Any, Any, Any]] = [
+            transport.publish("a", b"x"),
+            transport.subscribe("a", Heard()),
+            transport.is_heard("a", b"x"),
+            transport.flush(),
+        ]
+        for use in uses:
+            with pytest.raises(BrokerDisconnectedError):
+                await use
+
+
+async def test_what_was_published_before_the_close_arrives(bus: Bus) -> None:
+    sender, receiver = await bus.connect(), await bus.connect()
+    heard = Heard()
+    await receiver.subscribe("a", heard)
+    await receiver.flush()
+    for number in range(500):
+        await sender.publish("a", str(number).encode())
+    await sender.close()
+    await eventually(lambda: len(heard) == 500)
+
+
+async def test_cancelling_a_publish_leaves_the_connection_usable(bus: Bus) -> None:
+    transport = await bus.connect()
+    heard = Heard()
+    await transport.subscribe("a", heard)
+    for _ in range(20):
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await transport.publish("a", b"perhaps")
+    await transport.publish("a", b"surely")
+    await eventually(lambda: "surely" in heard)
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b 0\r\n\r\n", "a\t"])
+async def test_a_subject_that_nats_cannot_carry_harms_nobody(bus: Bus, subject: str) -> None:
+    transport = await bus.connect()
+    heard = Heard()
+    await transport.subscribe("b", heard)
+    try:
+        await transport.publish(subject, b"x")
+    except Exception as error:
+        assert type(error).__module__.startswith("broker.")  # noqa: PT017 - whether it is refused at all is left open
+    await transport.publish("b", b"still here")
+    await eventually(lambda: heard == ["still here"])
