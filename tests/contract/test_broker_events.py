@@ -1,0 +1,267 @@
+"""Events reach one node of each group, or every node that listens (protocol §7)."""
+
+import logging
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import (
+    BrokerDisconnectedError,
+    Context,
+    MoleculerError,
+    PayloadTooLargeError,
+    Service,
+    ServiceBroker,
+    action,
+    event,
+)
+from broker.transports.memory import Hub
+from tests.support.cluster import Cluster
+from tests.support.example_services import Hearing
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+async def quiet(*brokers: ServiceBroker) -> None:
+    """Everything that was sent before has arrived: a broadcast of each broker came everywhere, in the order of all."""
+    for broker in brokers:
+        for other in brokers:
+            if other is not broker:
+                assert await broker.ping(other.node_id, 10) is not None
+
+
+def handlers(hearing: Hearing) -> list[str]:
+    return [handler for handler, _, _ in hearing.heard]
+
+
+async def test_c60_an_emitted_event_runs_on_one_node_of_a_group(cluster: Cluster) -> None:
+    one, two, other = Hearing(), Hearing(), Hearing("other")
+    brokers = await cluster.start(("one", [one]), ("two", [two]), ("three", [other]), ("sender", []))
+    for number in range(4):
+        await brokers[-1].emit("user.created", {"id": number})
+    await eventually(lambda: len(one.heard) + len(two.heard) >= 8 and len(other.heard) >= 8)
+    await quiet(*brokers)
+    for number in range(4):
+        ran = [hearing for hearing in (one, two) if ("star", "user.created", {"id": number}) in hearing.heard]
+        assert len(ran) == 1, "one node of the group"
+        assert ("exact", "user.created", {"id": number}) in ran[0].heard, "with all its handlers"
+    assert len(one.heard) == len(two.heard) == 4, "the nodes take turns"
+    assert len(other.heard) == 8, "another group has its own turn"
+
+
+async def test_c61_a_broadcast_runs_everywhere(cluster: Cluster) -> None:
+    one, two = Hearing(), Hearing()
+    brokers = await cluster.start(("one", [one]), ("two", [two]), ("sender", []))
+    await brokers[-1].broadcast("user.created", {"id": 1})
+    await brokers[0].broadcast("user.created", {"id": 2})
+    expected = sorted([(handler, number) for handler in ("exact", "star") for number in (1, 2)])
+    for hearing in (one, two):
+        await eventually(lambda hearing=hearing: len(hearing.heard) >= 4)  # type: ignore[misc]  # a lambda's default
+        assert sorted((handler, params["id"]) for handler, _, params in hearing.heard) == expected
+
+
+async def test_groups_restrict_who_hears(cluster: Cluster) -> None:
+    one, other = Hearing(), Hearing("other")
+    brokers = await cluster.start(("one", [one]), ("two", [other]), ("sender", []))
+    await brokers[-1].emit("user.created", 1, groups=["other"])
+    await brokers[-1].broadcast("user.created", 2, groups=["other"])
+    await eventually(lambda: len(other.heard) >= 4)
+    await quiet(*brokers)
+    assert one.heard == []
+    assert sorted((handler, params) for handler, _, params in other.heard) == [
+        ("exact", 1),
+        ("exact", 2),
+        ("star", 1),
+        ("star", 2),
+    ]
+
+
+async def test_a_local_broadcast_stays_on_the_node(cluster: Cluster) -> None:
+    one, two = Hearing(), Hearing()
+    brokers = await cluster.start(("one", [one]), ("two", [two]))
+    await brokers[0].broadcast_local("user.created", 1)
+    await eventually(lambda: sorted(handlers(one)) == ["exact", "star"])
+    await quiet(*brokers)
+    assert two.heard == []
+
+
+async def test_an_event_that_is_emitted_prefers_the_own_node(cluster: Cluster) -> None:
+    one, two = Hearing(), Hearing()
+    brokers = await cluster.start(("one", [one]), ("two", [two]))
+    for number in range(3):
+        await brokers[0].emit("user.a", number)
+    await eventually(lambda: [params for *_, params in one.heard] == [0, 1, 2])
+    await quiet(*brokers)
+    assert two.heard == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("user.created", ["exact", "star"]),
+        ("user.removed", ["star"]),
+        ("user.a.b", []),
+        ("order.", ["deep"]),
+        ("order.a.b.c", ["deep"]),
+        ("user", []),
+        ("other", []),
+    ],
+)
+async def test_c63_patterns_choose_the_handlers_at_home_and_afar(
+    cluster: Cluster, name: str, expected: list[str]
+) -> None:
+    hearing = Hearing()
+    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    for times, broker in enumerate(brokers, 1):
+        await broker.emit(name, {})
+        await quiet(*brokers)
+        await eventually(lambda times=times: sorted(handlers(hearing)) == sorted(expected * times))  # type: ignore[misc]  # a lambda's default
+
+
+@pytest.mark.parametrize("data", [None, 0, "", [], {"a": [1]}, "text", False])
+async def test_c65_any_data_arrives_as_it_is(cluster: Cluster, data: Any) -> None:
+    hearing = Hearing()
+    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    for broker in brokers:
+        await broker.emit("user.a", data)
+    await eventually(lambda: len(hearing.heard) == 2)
+    assert [params for *_, params in hearing.heard] == [data, data]
+
+
+async def test_c65_a_handler_that_fails_is_logged_and_disturbs_nobody(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    hearing = Hearing()
+    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    await brokers[1].emit("bad.thing")
+    await brokers[0].emit("bad.thing")
+    await brokers[1].emit("user.a")
+    await eventually(lambda: handlers(hearing).count("star") == 1 and handlers(hearing).count("failing") == 2)
+    await quiet(*brokers)
+    lines = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [line.getMessage() for line in lines] == ["The handler of 'bad.thing' in service 'hearing' failed"] * 2
+    assert all(line.exc_info for line in lines)
+
+
+async def test_a_slow_handler_keeps_nobody_waiting(cluster: Cluster) -> None:
+    slow = Slow()
+    brokers = await cluster.start(("one", [slow]), ("two", []))
+    for _ in range(20):
+        await brokers[1].emit("slow.thing")
+    await eventually(lambda: slow.inside == 20)
+    assert await brokers[1].call("slow.inside_now") == 20
+    slow.release()
+
+
+class Slow(Service):
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self._released = anyio.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    @event("slow.*")
+    async def on_thing(self, ctx: Context) -> None:
+        self.inside += 1
+        await self._released.wait()
+
+    @action
+    async def inside_now(self, ctx: Context) -> int:
+        return self.inside
+
+
+class Sender(Service):
+    name = "sender"
+    version = 2
+
+    @action
+    async def emit(self, ctx: Context) -> list[Any]:
+        await ctx.emit("user.a", 1, meta={"more": 2})
+        await ctx.broadcast("user.b", 2, headers={"h": 1})
+        return [ctx.id, ctx.request_id]
+
+
+async def test_an_event_of_a_context_carries_its_request_on(cluster: Cluster) -> None:
+    local, remote = Hearing("local"), Hearing("remote")
+    _, _, root = await cluster.start(("one", [Sender(), local]), ("two", [remote]), ("root", []))
+    id, request_id = await root.call("v2.sender.emit", meta={"user": 7}, headers={"not": "inherited"})
+    for hearing in (local, remote):
+        await eventually(lambda hearing=hearing: len(hearing.contexts) == 2)  # type: ignore[misc]  # a lambda's default
+        first, second = sorted(hearing.contexts, key=lambda context: context["event"])
+        for context in (first, second):
+            assert (context["request_id"], context["parent_id"], context["level"]) == (request_id, id, 2)
+            assert (context["caller"], context["node_id"]) == ("v2.sender", "one")
+        assert first["meta"] == {"user": 7, "more": 2}
+        assert (first["headers"], second["headers"]) == ({}, {"h": 1})
+
+
+async def test_an_event_nobody_hears_is_no_error(cluster: Cluster) -> None:
+    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    await one.emit("nobody.hears")
+    await one.broadcast("nobody.hears")
+
+
+async def test_what_cannot_be_sent_is_an_error_of_the_sender(cluster: Cluster) -> None:
+    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    for options in ({"data": {"odd": object()}}, {"data": 1, "meta": {"odd": object()}}):
+        with pytest.raises(MoleculerError) as caught:
+            await one.emit("user.created", **options)
+        assert caught.value.type == "UNSERIALIZABLE"
+
+
+async def test_the_events_of_the_cluster_reach_the_services_of_the_node(cluster: Cluster) -> None:
+    watching = Watching()
+    one, two = await cluster.start(("one", [watching]), ("two", [Hearing()]))
+    await eventually(lambda: ("$node.connected", "two") in watching.seen)
+    await two.stop()
+    await eventually(lambda: ("$node.disconnected", "two") in watching.seen)
+    assert ("$broker.started", None) in watching.seen
+    assert ("$services.changed", None) in watching.seen
+    assert one.registry.nodes["two"].available is False
+
+
+class Watching(Service):
+    name = "watching"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str | None, str | None]] = []
+
+    @event("$**")
+    async def on_internal(self, ctx: Context) -> None:
+        node = (ctx.params or {}).get("node")
+        self.seen.append((ctx.event, node["id"] if node else None))
+
+
+async def test_a_broker_that_does_not_run_sends_nothing(cluster: Cluster) -> None:
+    broker = cluster.make("one")
+    for use in (broker.emit, broker.broadcast, broker.broadcast_local):
+        with pytest.raises(BrokerDisconnectedError, match="not running"):
+            await use("user.created")
+
+
+async def test_an_event_above_the_limit_is_an_error_of_the_sender(cluster: Cluster) -> None:
+    hub = Hub.named(cluster.transporter.removeprefix("memory://"))
+    hub.max_payload = 1 << 20  # as NATS has by default
+    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    with pytest.raises(PayloadTooLargeError):
+        await one.emit("user.created", "x" * (1 << 20))
+
+
+async def test_services_may_send_events_while_they_stop(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    parting, staying, listening = Parting(), Hearing("remote"), Hearing("local")
+    one, _ = await cluster.start(("one", [listening, parting]), ("two", [staying]))
+    await one.stop()
+    await eventually(lambda: ("star", "user.parted", None) in staying.heard)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class Parting(Service):
+    name = "parting"
+
+    async def stopped(self) -> None:
+        await self.broker.broadcast("user.parted")
