@@ -1,0 +1,292 @@
+"""Truth instead of timeouts: what is too much, too large or no packet is answered at once, and the node lives on."""
+
+import json
+import logging
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import MoleculerError, PayloadTooLargeError, QueueIsFullError
+from broker.topics import Topics
+from broker.transports.memory import Hub
+from tests.conftest import NatsServerFactory
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.example_services import Echo, Gate, Math
+from tests.support.transits import captured
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 20_000
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def small_cluster(
+    request: pytest.FixtureRequest, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Cluster]:
+    """A cluster over a bus that takes small messages only."""
+    shorten_waits(monkeypatch)
+    if request.param == "memory":
+        hub = Hub.named(namespace)
+        hub.max_payload = LIMIT
+        url = f"memory://{namespace}"
+    else:
+        factory: NatsServerFactory = request.getfixturevalue("make_nats_server")
+        url = factory(max_payload=LIMIT).url
+    async with open_cluster(url, namespace) as cluster:
+        yield cluster
+
+
+async def test_c86_a_result_above_the_limit_is_a_413_at_once(small_cluster: Cluster) -> None:
+    _, two = await small_cluster.start(("one", [Echo()]), ("two", []))
+    assert len(await two.call("echo.big", {"size": LIMIT - 1000})) == LIMIT - 1000
+    with pytest.raises(PayloadTooLargeError) as caught:
+        await two.call("echo.big", {"size": LIMIT})
+    error = caught.value
+    assert (error.code, error.type, error.retryable, error.node_id) == (413, "PAYLOAD_TOO_LARGE", False, "one")
+    assert error.data["limit"] == LIMIT
+    assert error.data["size"] > LIMIT
+    assert error.data["action"] == "echo.big"
+    assert await two.call("echo.where") == "one"
+
+
+async def test_an_error_or_meta_above_the_limit_is_a_413_too(small_cluster: Cluster) -> None:
+    _, two = await small_cluster.start(("one", [Echo(), Math()]), ("two", []))
+    with pytest.raises(PayloadTooLargeError):
+        await two.call("math.fail", {"name": "MoleculerError", "message": "m" * (LIMIT // 2)})
+    with pytest.raises(PayloadTooLargeError):
+        await two.call("echo.context", {"text": "x" * 9000}, meta={"text": "y" * 9000})
+
+
+async def test_c86_params_above_the_limit_fail_at_the_caller(small_cluster: Cluster) -> None:
+    _, two = await small_cluster.start(("one", [Echo()]), ("two", []))
+    with pytest.raises(PayloadTooLargeError) as caught:
+        await two.call("echo.params", "x" * LIMIT)
+    assert caught.value.data["limit"] == LIMIT
+    assert caught.value.node_id is None
+    assert two._node.transit.pending == {}
+    assert await two.call("echo.params", "x") == "x"
+
+
+async def test_a_result_of_the_reply_limit_just_fits(small_cluster: Cluster) -> None:
+    one, two = await small_cluster.start(("one", [Echo()]), ("two", []))
+    for meta in ({}, {"user": "x" * 3000}):
+        text = await two.call("echo.as_much_as_fits", meta=dict(meta))
+        assert LIMIT - 1000 - len(json.dumps(meta)) < len(text) < LIMIT
+    assert await one.call("echo.limit") is None, "a local call has no limit"
+
+
+async def test_past_the_bound_calls_are_refused_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.broker.REQUESTS_IN_WORK", 3)
+    gate = Gate()
+    _, two = await cluster.start(("one", [gate]), ("two", []))
+    answers: list[Any] = []
+
+    async def call() -> None:
+        answers.append(await two.call("gate.wait"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 3)
+        with pytest.raises(QueueIsFullError) as caught:
+            await two.call("gate.wait")
+        assert caught.value.data == {"action": "gate.wait", "nodeID": "one", "size": 3, "limit": 3}
+        assert caught.value.retryable is True
+        gate.opened.set()
+    assert answers == ["one"] * 3
+    assert await two.call("gate.wait") == "one", "there is room again"
+
+
+async def test_past_the_bound_calls_are_not_even_sent(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.broker.REQUESTS_PENDING", 2)
+    gate = Gate()
+    _, two = await cluster.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(two.call, "gate.wait")
+        await eventually(lambda: gate.inside == 2)
+        with pytest.raises(QueueIsFullError) as caught:
+            await two.call("gate.wait")
+        assert caught.value.data == {"action": "gate.wait", "nodeID": "two", "size": 2, "limit": 2}
+        gate.opened.set()
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"null", b"{", b"[]", b"5", b"\x00\xff\xfe", b"{}", b'{"sender":5}', b"[" * 5000, b'{"ver":"5","sender":}'],
+)
+async def test_c11_garbage_on_every_subject_is_one_line_each(
+    cluster: Cluster, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await cluster.start(("one", [Echo()]), ("two", []))
+    stranger = await cluster.stranger("stranger", "RES")
+    subjects = [subject for _, subject in cluster.topics.base_subscriptions("one")]
+    broadcasts = sum(1 for subject in subjects if not subject.endswith(".one"))
+    for subject in subjects:
+        await stranger.say(subject, garbage)
+    expected = len(subjects) + broadcasts  # both nodes hear the broadcasts
+    await eventually(lambda: len(warnings_of(caplog)) >= expected)
+    assert await two.call("echo.where") == "one"
+    assert await one.ping("two", 10) is not None
+    lines = warnings_of(caplog)
+    assert len(lines) == expected
+    assert all(line.startswith(f"Dropped {len(garbage)} bytes that are no ") for line in lines)
+    assert all(len(line) < 300 for line in lines)
+
+
+@pytest.mark.parametrize("ver", [4, 5, None, "3", "55", [], {"a": 1}])
+async def test_c10_packets_of_no_known_version_are_one_line_each_and_no_answer(
+    cluster: Cluster, ver: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "RES", "PONG")
+    for command, subject in cluster.topics.base_subscriptions("one"):
+        packet = {"sender": "stranger", "id": "1", "action": "echo.where", "event": "e", "ver": ver}
+        if ver is None:
+            del packet["ver"]
+        await stranger.say(subject, packet)
+        assert command
+    await eventually(lambda: len(warnings_of(caplog)) >= 12)
+    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+    assert [name for name, _ in stranger.heard] == ["RES"]
+    assert all("protocol version" in line for line in warnings_of(caplog))
+    assert len(warnings_of(caplog)) == 12
+
+
+ODD_REQUESTS: list[dict[str, Any]] = [
+    {"action": 5},
+    {"params": {"a": [[]]}, "meta": "text"},
+    {"meta": []},
+    {"headers": 7},
+    {"timeout": "soon"},
+    {"level": "deep"},
+    {"requestID": 5},
+    {"caller": []},
+    {"seq": "first"},
+]
+
+
+@pytest.mark.parametrize("fields", ODD_REQUESTS)
+async def test_a_request_that_cannot_be_read_is_answered_as_such(cluster: Cluster, fields: dict[str, Any]) -> None:
+    await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "RES")
+    packet = {"ver": "4", "sender": "stranger", "id": "odd", "action": "echo.where", **fields}
+    await stranger.say(cluster.topics.to_node("REQ", "one"), packet)
+    answer = await stranger.answer("odd")
+    assert answer["success"] is False
+    assert answer["ver"] == "4"
+    assert answer["error"]["name"] == "InvalidPacketDataError"
+    assert isinstance(answer["error"]["data"], dict)
+    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"level":-1e999',
+        '"level":1e999',
+        '"level":1e308',
+        '"level":null,"timeout":1e999',
+        '"timeout":-5',
+        '"level":1.5',
+        '"tracing":{"odd":1},"stream":[]',
+        '"headers":null,"meta":null',
+        '"params":"\\ud800","meta":{"a":"\\ud800"}',
+    ],
+)
+async def test_odd_values_in_a_request_do_not_end_the_node(cluster: Cluster, fields: str) -> None:
+    await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "RES")
+    text = f'{{"ver":"5","sender":"stranger","id":"odd","action":"echo.context",{fields}}}'
+    await stranger.say(cluster.topics.to_node("REQ", "one"), text.encode())
+    await stranger.answer("odd")
+    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+
+
+async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluster) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    chance = random.Random(seed)
+    packets = [(command, packet) for _, command, packet, _ in [*captured("4"), *captured("5")]]
+    one = await cluster.start_one("one", [Echo(), Math()])
+    stranger = await cluster.stranger("stranger", "RES")
+    for _ in range(600):
+        command, packet = chance.choice(packets)
+        data = bytearray(json.dumps({**packet, "sender": chance.choice(["stranger", "js-1", "", "one"])}).encode())
+        if command == "INFO" and b'"one"' in data:
+            continue  # that one means: stop, another process has this id
+        for _ in range(chance.randint(0, 3)):
+            position = chance.randrange(len(data))
+            data[position : position + chance.randint(0, 3)] = chance.choice([b"", b"null", b'"', b"{", b"9", b"\xff"])
+        subject = chance.choice([f"{cluster.topics.prefix}.{command}", cluster.topics.to_node(command, "one")])
+        await stranger.say(subject, bytes(data))
+    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+    assert one._node.failure is None
+
+
+async def test_senders_that_no_subject_can_name_do_not_cost_the_connection(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "RES")
+    evil = ["a b", "a\r\nPUB x 0\r\n\r\n", "x" * 20_000, ">", "\ud800", ""]
+    for sender in evil:
+        for command in ("REQ", "DISCOVER", "HEARTBEAT", "PING"):
+            packet = {"ver": "5", "sender": sender, "id": "1", "action": "echo.where"}
+            subject = cluster.topics.to_node("REQ", "one") if command == "REQ" else f"{cluster.topics.prefix}.{command}"
+            await stranger.say(subject, json.dumps(packet).encode())
+    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+    assert not [line for line in warnings_of(caplog) if "connection" in line.lower()]
+
+
+async def test_c42_c43_what_strangers_may_ask_and_say(cluster: Cluster) -> None:
+    await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "RES")
+    answer = await stranger.ask("one", "no.such", meta={"a": 1}, ver="4")
+    assert answer["error"]["name"] == "ServiceNotFoundError"
+    assert (answer["meta"], answer["error"]["data"]) == ({"a": 1}, {"action": "no.such", "nodeID": "one"})
+    assert "headers" not in answer
+    for packet in ({"id": "unknown", "success": True}, {"id": "unknown", "success": False, "error": None}):
+        await stranger.say(cluster.topics.to_node("RES", "one"), {"ver": "5", "sender": "stranger", **packet})
+    bare = {"ver": "5", "sender": "stranger", "id": "bare", "action": "echo.context"}
+    await stranger.say(cluster.topics.to_node("REQ", "one"), bare)  # c37
+    context = (await stranger.answer("bare"))["data"]
+    assert (context["level"], context["meta"], context["params"]) == (1, {}, None)
+
+
+async def test_answers_without_a_usable_error_still_end_the_call(cluster: Cluster) -> None:
+    one = await cluster.start_one("one")
+    stranger = await cluster.stranger("stranger", "REQ")
+    service = {"name": "odd", "fullName": "odd", "actions": {"odd.answer": {"name": "odd.answer"}}}
+    await stranger.introduce(service)
+    await one.wait_for_services("odd", timeout=30)
+    odd: list[dict[str, Any]] = [
+        {"success": False},
+        {"success": False, "error": None},
+        {},
+        {"success": False, "error": {"name": "RequestTimeoutError"}},
+        {"success": False, "error": {"name": 5, "message": [1], "retryable": "yes"}},
+        {"success": None, "meta": None, "error": "text"},
+    ]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_answer_each, stranger, Topics(cluster.namespace), odd)
+        for _ in odd:
+            with pytest.raises(MoleculerError) as caught:
+                await one.call("odd.answer", timeout=30)
+            assert caught.value.node_id == "stranger"
+
+
+async def _answer_each(stranger: Any, topics: Topics, answers: list[dict[str, Any]]) -> None:
+    for number, answer in enumerate(answers):
+        await eventually(lambda number=number: len(stranger.heard) > number)  # type: ignore[misc]  # a lambda's default
+        _, request = stranger.heard[number]
+        packet = {"ver": "5", "sender": "stranger", "id": request["id"], **answer}
+        await stranger.say(topics.to_node("RES", "one"), packet)
