@@ -45,7 +45,10 @@ class Codec(Protocol):
         """Any value of a user. A Raw is taken as encoded. Raises MoleculerError `UNSERIALIZABLE`."""
 
     def decode_value(self, raw: Raw) -> Any:
-        """A value as plain dicts, lists and scalars; missing (empty) gives None."""
+        """A value as plain dicts, lists and scalars; missing (empty) gives None.
+
+        Raises InvalidPacketDataError for bytes that are none, such as text that is not UTF-8.
+        """
 
     def chunk_limit(self, room: int) -> int:
         """How many bytes a stream's chunk may have so that, encoded, it never takes more than `room` (§8.3)."""
@@ -80,8 +83,8 @@ class JSONCodec:
         except UNDECODABLE as error:
             try:
                 packet = _decode_by_members(data, COMMANDS[command])
-            except RecursionError:
-                raise _invalid(command, data, "it is nested too deeply") from None
+            except RecursionError as too_deep:
+                raise _invalid(command, data, _reason(too_deep)) from None
             except UNDECODABLE:
                 raise _invalid(command, data, str(error)) from None
         return packet
@@ -132,7 +135,11 @@ class JSONCodec:
         try:
             return self._any.decode(raw)
         except UNDECODABLE:
+            pass
+        try:
             return members.load(bytes(raw))
+        except UNDECODABLE as error:
+            raise InvalidPacketDataError({"command": "value", "reason": _reason(error), "size": len(raw)}) from None
 
     def chunk_limit(self, room: int) -> int:
         return max(1, (room - _BUFFER_FRAME) // _JSON_BYTES_A_BYTE)
@@ -156,6 +163,9 @@ class JSONCodec:
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:
+                value = self.decode_value(raw)  # raises when it is no JSON at all
+                if not isinstance(value, dict):
+                    raise msgspec.ValidationError("Expected `object`") from None
                 return _decode_by_members(bytes(raw), kind)
 
         return decode
@@ -213,6 +223,10 @@ def _plain(value: Any) -> Any:
 
 def _unknown_type(value: object) -> object:
     raise TypeError(f"objects of type {type(value).__name__} have no JSON form")
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _invalid(command: Command, data: bytes, reason: str) -> InvalidPacketDataError:

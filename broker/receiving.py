@@ -114,8 +114,8 @@ class Receiving:
         return stream
 
     def _end(self, key: Key, error: MoleculerError | None) -> list[Effect]:
-        stream = self._streams.pop(key)
-        return [EndStream(stream.reader, error)] if stream.reader is not None else []
+        stream = self._streams.pop(key, None)  # a peer may send more than one end
+        return [EndStream(stream.reader, error)] if stream is not None and stream.reader is not None else []
 
     def _overflown(self, key: Key, stream: Incoming) -> list[Effect]:
         if stream.ordered.size <= self._buffer_bytes or key not in self._streams:

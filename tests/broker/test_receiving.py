@@ -165,6 +165,14 @@ def test_what_nobody_reads_is_forgotten_after_a_while() -> None:
     assert not side.receiving.has_request(request(1))
 
 
+def test_a_second_end_and_what_follows_an_end_are_dropped() -> None:
+    side = Side()
+    side.request(request(2, more=False))
+    side.request(request(3, params=b"1"))
+    effects = side.request(request(0)) + side.request(request(1, more=False))
+    assert kinds(effects).count("EndStream") == 1
+
+
 def test_a_null_chunk_is_no_chunk() -> None:
     side = Side()
     side.request(request(0))
