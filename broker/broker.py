@@ -15,7 +15,7 @@ import anyio
 
 from broker.calls import CallOptions, Calls
 from broker.catalog import Catalog
-from broker.codec import make_codec
+from broker.codec import Codec, make_codec
 from broker.context import ABSENT, Context
 from broker.defaults import (
     FORGET_OFFLINE_S,
@@ -27,7 +27,7 @@ from broker.defaults import (
 from broker.effects import RunEvent
 from broker.emitting import Emitting
 from broker.endpoints import Listener
-from broker.errors import BrokerDisconnectedError, MoleculerServerError
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError, MoleculerServerError
 from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
 from broker.middlewares.timeout import timeout as timeout_middleware
@@ -69,6 +69,7 @@ class ServiceBroker:
             self.node_id, strategy=strategy_named(self.options.strategy), prefer_local=self.options.prefer_local
         )
         self._codec = make_codec(self.options.serializer)
+        _check_metadata(self._codec, self.options.metadata)
         transit = Transit(
             _identity(self.node_id, self.options.metadata),
             Topics(self.options.namespace),
@@ -106,7 +107,7 @@ class ServiceBroker:
         try:
             await self._node.open()
             await self._node.join()
-            await self._start_services(self._catalog.names())
+            await self._start_all_services()
             self._state = "started"
             self._notify("$broker.started", {})
         except BaseException:
@@ -144,10 +145,16 @@ class ServiceBroker:
     # Services
 
     async def add_service(self, service: Service) -> None:
-        """Offer one more service. On a started broker, its `started` runs before it is announced."""
+        """Offer one more service. On a started broker, its `started` runs before it is announced; when that fails, the
+        service is not kept."""
         name = self._adopt(service)
         if self._state == "started":
-            await self._start_services([name])
+            try:
+                await self._start_services([name])
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._catalog.stop(name)
+                raise
 
     async def remove_service(self, service: Service | str) -> None:
         """Withdraw a service, by itself or by its full name. Raises ServiceNotFoundError."""
@@ -305,6 +312,13 @@ class ServiceBroker:
         service.logger = self.logger.getChild(definition.full_name)
         return definition.full_name
 
+    async def _start_all_services(self) -> None:
+        """Those that a service adds while it starts, too."""
+        begun: set[str] = set()
+        while waiting := [name for name in self._catalog.names() if name not in begun]:
+            begun.update(waiting)
+            await self._start_services(waiting)
+
     async def _start_services(self, names: Sequence[str]) -> None:
         async def start(name: str) -> None:
             service = self._catalog.service(name)
@@ -349,6 +363,14 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _check_metadata(codec: Codec, metadata: dict[str, Any]) -> None:
+    """INFO must be sendable, or the whole node would stay invisible."""
+    try:
+        codec.encode_value(metadata)
+    except MoleculerError as error:
+        raise BrokerOptionsError(f"The option metadata cannot be sent to other nodes: {error}") from error
 
 
 def _identity(node_id: str, metadata: dict[str, Any]) -> Identity:

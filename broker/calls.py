@@ -110,9 +110,13 @@ class Calls:
             try:
                 return self._result(*await self._request(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
+                rejected = gone.error
+            try:
                 if pinned:
-                    raise gone.error from None
-            endpoint = self._registry.find_action(endpoint.name)
+                    raise rejected
+                endpoint = self._registry.find_action(endpoint.name)
+            except MoleculerError:
+                raise rejected from None
             ctx.id = new_id()
             if endpoint.local:
                 ctx.node_id = self._options.node_id

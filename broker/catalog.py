@@ -20,12 +20,18 @@ from broker.service import Service, define
 logger = logging.getLogger("broker")
 
 
+@dataclass(slots=True, eq=False)
+class _Background:
+    scope: anyio.CancelScope
+    ended: anyio.Event
+
+
 @dataclass(slots=True)
 class _Entry:
     service: Service
     definition: ServiceDefinition
     running: bool = False
-    background: list[anyio.CancelScope] = field(default_factory=list)
+    background: list[_Background] = field(default_factory=list)
 
 
 class Catalog:
@@ -78,8 +84,7 @@ class Catalog:
         if entry.running:
             self._node.performing.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
-        for scope in entry.background:
-            scope.cancel()
+        await self._end_background(entry)
         try:
             await entry.service.stopped()
         except Exception:
@@ -96,20 +101,30 @@ class Catalog:
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run a function until it ends or its service stops; an exception is logged."""
-        scope = anyio.CancelScope()
+        job = _Background(anyio.CancelScope(), anyio.Event())
         entry = self._entries[service.full_name]
-        entry.background.append(scope)
+        entry.background.append(job)
 
         async def run() -> None:
             try:
-                with scope:
+                with job.scope:
                     await function(*arguments)
             except Exception:
                 logger.exception("Background work of service '%s' failed", service.full_name)
             finally:
-                entry.background.remove(scope)
+                entry.background.remove(job)
+                job.ended.set()
 
         self._node.background.start_soon(run)
+
+    async def _end_background(self, entry: _Entry) -> None:
+        """Cancel and wait, so that `stopped` may close what the background work uses until its end."""
+        jobs = list(entry.background)
+        for job in jobs:
+            job.scope.cancel()
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            for job in jobs:
+                await job.ended.wait()
 
     def _check_is_json(self, definition: ServiceDefinition) -> None:
         """INFO must be sendable, or the whole node would stay invisible."""

@@ -52,7 +52,6 @@ class Node:
         self._finish = anyio.Event()
         self._changed = anyio.Event()
         self._connection = anyio.Event()
-        self._idle = anyio.Event()
         self._joined = False
         self._cpu = CPUMeter()
         self._balanced: dict[BalancedSubscription, Subscription] = {}
@@ -94,8 +93,6 @@ class Node:
             await self.perform(self.transit.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
-        with anyio.move_on_after(self.options.shutdown_timeout):
-            await self._wait_until_idle()
         self._drain.set()
         await self._drained.wait()
 
@@ -117,7 +114,7 @@ class Node:
                 async with asyncio.TaskGroup() as self._handlers:
                     self._running.set()
                     await self._drain.wait()
-                    unfinished.cancel()
+                    unfinished.deadline = anyio.current_time() + self.options.shutdown_timeout
             self._drained.set()
             await self._finish.wait()
             self.background.cancel_scope.cancel()
@@ -175,23 +172,16 @@ class Node:
         connected = self.transport is not None and self.transport.connected
         return connected and self._joined and self.failure is None
 
-    async def _wait_until_idle(self) -> None:
-        while self.transit.in_work:
-            self._idle = anyio.Event()
-            await self._idle.wait()
-
     def work_done(self) -> None:
         """A request was answered."""
         self.transit.in_work -= 1
-        if not self.transit.in_work:
-            self._idle.set()
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work for one request or one event. It must not raise; when the node stops it may be cancelled."""
-        if self._drain.is_set():
-            work.close()  # too late: everything that ran has been waited for
-        else:
+        try:
             self._handlers.create_task(work)
+        except RuntimeError:  # the group is closed: everything that ran has been waited for
+            work.close()
 
     # Packets in
 

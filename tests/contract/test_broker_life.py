@@ -1,0 +1,543 @@
+"""A node joins, changes, leaves without loss, or is killed (protocol §4)."""
+
+import logging
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    Context,
+    MoleculerError,
+    MoleculerServerError,
+    RequestRejectedError,
+    Service,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    ServiceSchemaError,
+    action,
+    event,
+)
+from tests.support.cluster import Cluster
+from tests.support.example_services import Echo, Gate, Hearing, Math
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder(Service):
+    """Notes what happens to it."""
+
+    name = "recorder"
+
+    def __init__(self, name: str = "recorder", fails: bool = False) -> None:
+        self.name = name  # type: ignore[misc]  # one class serves as several services
+        self.notes: list[str] = []
+        self.fails = fails
+        self.may_start = anyio.Event()
+        self.may_start.set()
+
+    @action
+    async def ping(self, ctx: Context) -> str:
+        return "pong"
+
+    async def started(self) -> None:
+        self.notes.append("starting")
+        self.start_soon(self.background)
+        await self.may_start.wait()
+        if self.fails:
+            raise ValueError("this service cannot start")
+        self.notes.append("started")
+
+    async def stopped(self) -> None:
+        self.notes.append("stopped")
+
+    async def background(self) -> None:
+        self.notes.append("background")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+            self.notes.append("background ended")
+
+
+# Starting
+
+
+async def test_a_service_is_announced_when_started_is_done_and_not_before(cluster: Cluster) -> None:
+    two = await cluster.start_one("two")
+    slow = Recorder()
+    slow.may_start = anyio.Event()
+    one = cluster.make("one", [slow, Echo()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.start)
+        await two.wait_for_services("echo", timeout=30)
+        assert slow.notes[0] == "starting"
+        assert not two.registry.has_service("recorder")
+        with pytest.raises(ServiceNotFoundError):
+            await one.call("recorder.ping")
+        slow.may_start.set()
+    await two.wait_for_services("recorder", timeout=30)
+    assert await two.call("recorder.ping") == "pong"
+
+
+async def test_a_service_that_cannot_start_fails_the_start_and_leaves_nothing_behind(cluster: Cluster) -> None:
+    two = await cluster.start_one("two")
+    good, bad = Recorder("good"), Recorder("bad", fails=True)
+    one = cluster.make("one", [good, bad])
+    with pytest.raises(ValueError, match="this service cannot start"):
+        await one.start()
+    assert good.notes[-1] == bad.notes[-1] == "stopped"
+    assert "background ended" in good.notes
+    transport = one._node.transport
+    assert transport is not None
+    assert not transport.connected
+    await eventually(lambda: not any(two.registry.has_service(name) for name in ("good", "bad")))
+    with pytest.raises(BrokerDisconnectedError):
+        await one.call("good.ping")
+    again = await cluster.start_one("one", [Echo()])
+    assert await two.call("echo.where", node_id=again.node_id) == "one"
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(cluster: Cluster) -> None:
+    slow = Recorder()
+    slow.may_start = anyio.Event()
+    one = cluster.make("one", [slow])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.start)
+        await eventually(lambda: "starting" in slow.notes)
+        tasks.cancel_scope.cancel()
+    assert slow.notes[-1] == "stopped"
+    await cluster.start_one("one", [Echo()])
+
+
+async def test_a_service_waits_for_those_it_depends_on(cluster: Cluster) -> None:
+    class Dependent(Recorder):
+        dependencies = ("echo", "math")
+
+    dependent = Dependent("dependent")
+    one = cluster.make("one", [dependent, Math()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.start)
+        await eventually(lambda: one.registry.has_service("math"))
+        assert dependent.notes == []
+        await cluster.start_one("two", [Echo()])
+    assert "started" in dependent.notes
+
+
+async def test_a_broker_starts_once(cluster: Cluster) -> None:
+    one = await cluster.start_one("one")
+    with pytest.raises(MoleculerServerError, match="starts once"):
+        await one.start()
+    await one.stop()
+    await one.stop()
+    with pytest.raises(MoleculerServerError, match="is stopped"):
+        await one.start()
+
+
+async def test_c8_an_id_that_is_taken_is_a_clear_error_and_the_holder_lives(cluster: Cluster) -> None:
+    one, two = await cluster.start(("one", [Echo()]), ("two", []))
+    taken = cluster.make("one", [Math()])
+    with pytest.raises(BrokerOptionsError, match="Another node with the id 'one' is running"):
+        await taken.start()
+    assert await two.call("echo.where") == "one"
+    assert one._node.failure is None
+    assert two.registry.nodes["one"].available
+    assert not two.registry.has_service("math")
+
+
+async def test_c8_a_node_whose_id_was_taken_over_stops_and_says_so(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "INFO", "DISCONNECT")
+    info = {"ver": "5", "sender": "one", "services": [], "instanceID": "another process", "seq": 1}
+    await stranger.say(cluster.topics.broadcast("INFO"), info)
+    with anyio.fail_after(30), pytest.raises(BrokerOptionsError, match="'one' has joined, so this one stops"):
+        await one.wait_stopped()
+    await one.stop()
+    said = [packet for name, packet in stranger.heard if name == "DISCONNECT"]
+    assert said == [], "a good-bye would take the newcomer off, too"
+    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+async def test_an_id_is_free_again_after_a_stop(cluster: Cluster) -> None:
+    two = await cluster.start_one("two")
+    for _ in range(2):
+        one = await cluster.start_one("one", [Echo()])
+        await two.wait_for_services("echo", timeout=30)
+        assert await two.call("echo.where") == "one"
+        await one.stop()
+        await eventually(lambda: not two.registry.has_service("echo"))
+
+
+# Changing
+
+
+async def test_services_come_and_go_while_the_node_runs(cluster: Cluster) -> None:
+    one, two = await cluster.start(("one", [Echo()]), ("two", []))
+    recorder = Recorder()
+    await one.add_service(recorder)
+    await two.wait_for_services("recorder", timeout=30)
+    assert await two.call("recorder.ping") == "pong"
+    await one.remove_service(recorder)
+    assert recorder.notes == ["starting", "background", "started", "background ended", "stopped"] or recorder.notes == [
+        "starting",
+        "started",
+        "background",
+        "background ended",
+        "stopped",
+    ]
+    await eventually(lambda: not two.registry.has_service("recorder"))
+    for broker in (one, two):
+        with pytest.raises(ServiceNotAvailableError):
+            await broker.call("recorder.ping")
+    assert await two.call("echo.where") == "one"
+    await one.add_service(Recorder())
+    await two.wait_for_services("recorder", timeout=30)
+    assert await two.call("recorder.ping") == "pong"
+
+
+async def test_removing_a_service_that_is_not_there_says_so(cluster: Cluster) -> None:
+    one = await cluster.start_one("one")
+    for service in ("echo", Echo()):
+        with pytest.raises(ServiceNotFoundError):
+            await one.remove_service(service)
+
+
+async def test_a_service_that_fails_to_start_later_is_not_kept(cluster: Cluster) -> None:
+    one = await cluster.start_one("one", [Echo()])
+    with pytest.raises(ValueError, match="cannot start"):
+        await one.add_service(Recorder(fails=True))
+    await one.add_service(Recorder())
+    assert await one.call("recorder.ping") == "pong"
+
+
+async def test_a_service_may_add_another_while_it_starts(cluster: Cluster) -> None:
+    class Parent(Service):
+        name = "parent"
+
+        async def started(self) -> None:
+            await self.broker.add_service(Recorder("child"))
+
+    one, two = await cluster.start(("one", [Parent()]), ("two", []))
+    await two.wait_for_services("child", timeout=30)
+    assert await one.call("child.ping") == "pong"
+
+
+async def test_one_name_or_action_twice_is_refused(cluster: Cluster) -> None:
+    class Prefixless(Service):
+        name = "prefixless"
+        settings = {"$noServiceNamePrefix": True}  # noqa: RUF012 - as users write it
+
+        @action(name="echo.where")
+        async def where(self, ctx: Context) -> None: ...
+
+    one = await cluster.start_one("one", [Echo()])
+    for service in (Echo(), Prefixless()):
+        with pytest.raises(ServiceSchemaError, match="already"):
+            await one.add_service(service)
+
+
+async def test_a_service_that_has_no_json_form_is_refused(cluster: Cluster) -> None:
+    class Odd(Service):
+        name = "odd"
+        settings = {"handler": object()}  # noqa: RUF012 - as users write it
+
+    with pytest.raises(ServiceSchemaError, match="have no JSON form"):
+        cluster.make("one", [Odd()])
+
+
+async def test_metadata_that_has_no_json_form_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(BrokerOptionsError, match="metadata"):
+        cluster.make("one", metadata={"odd": object()})
+
+
+async def test_background_work_that_fails_is_logged_and_ends_nothing(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Echo):
+        async def started(self) -> None:
+            self.start_soon(self.fail)
+
+        async def fail(self) -> None:
+            raise RuntimeError("in the background")
+
+    one = await cluster.start_one("one", [Failing()])
+    await eventually(lambda: "Background work of service 'echo' failed" in caplog.text)
+    assert await one.call("echo.where") == "one"
+
+
+async def test_waiting_for_services_ends_when_they_come_or_time_is_over(cluster: Cluster) -> None:
+    one = await cluster.start_one("one", [Echo()])
+    await one.wait_for_services("echo", timeout=0.01)
+    with pytest.raises(MoleculerServerError) as caught:
+        await one.wait_for_services("echo", "math", "posts", timeout=0.05)
+    assert caught.value.type == "WAITFOR_SERVICES"
+    assert caught.value.data == {"services": ["echo", "math", "posts"], "missing": ["math", "posts"]}
+    assert "math, posts" in str(caught.value)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.wait_for_services, "math")
+        await cluster.start_one("two", [Math()])
+
+
+async def test_a_ping_measures_the_way(cluster: Cluster) -> None:
+    one, _ = await cluster.start(("one", [Echo()]), ("two", [Math()]))
+    pong = await one.ping("two", 30)
+    assert pong is not None
+    assert pong["nodeID"] == "two"
+    assert 0 <= pong["elapsedTime"] < 30_000
+    assert abs(pong["timeDiff"]) < 30_000
+    assert await one.ping("nobody", 0.05) is None
+
+
+# Leaving
+
+
+async def test_c33_a_stop_says_good_bye_in_the_order_of_the_reference(cluster: Cluster) -> None:
+    one = await cluster.start_one("one", [Echo()])
+    stranger = await cluster.stranger("stranger", "INFO", "DISCONNECT", "RES")
+    await stranger.say(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "stranger"})
+    before = await stranger.hears("INFO")
+    await one.stop()
+    last = await stranger.hears("DISCONNECT")
+    assert last == {"ver": "5", "sender": "one"}
+    *_, info = [packet for name, packet in stranger.heard if name == "INFO"]
+    assert info["services"] == []
+    assert info["seq"] > before["seq"]
+    assert stranger.heard[-1][0] == "DISCONNECT"
+
+
+async def test_calls_in_flight_are_finished_by_a_node_that_stops(cluster: Cluster) -> None:
+    gate = Gate()
+    one, two = await cluster.start(("one", [gate]), ("two", []))
+    answers: list[Any] = []
+
+    async def call() -> None:
+        answers.append(await two.call("gate.wait"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 5)
+        tasks.start_soon(one.stop)
+        await eventually(lambda: one._node.transit.stopping)
+        stranger = await cluster.stranger("stranger", "RES")
+        refusal = await stranger.ask("one", "gate.wait")
+        assert refusal["error"]["name"] == "ServiceNotAvailableError"
+        gate.opened.set()
+    assert answers == ["one"] * 5
+
+
+async def test_events_in_work_are_finished_by_a_node_that_stops(cluster: Cluster) -> None:
+    class Slow(Service):
+        name = "slow"
+        begun = finished = 0
+        release = anyio.Event()
+
+        @event("slow.thing")
+        async def on_thing(self, ctx: Context) -> None:
+            self.begun += 1
+            await self.release.wait()
+            self.finished += 1
+
+    slow = Slow()
+    one, two = await cluster.start(("one", [slow]), ("two", []))
+    await two.emit("slow.thing")
+    await eventually(lambda: slow.begun == 1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.stop)
+        await eventually(lambda: one._node.transit.stopping)
+        Slow.release.set()
+    assert slow.finished == 1
+
+
+async def test_work_that_takes_too_long_is_ended_and_its_caller_told(cluster: Cluster) -> None:
+    gate = Gate()
+    one = await cluster.start_one("one", [gate], shutdown_timeout=0.05)
+    two = await cluster.start_one("two")
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(ServiceNotAvailableError) as caught:
+                await two.call("gate.wait")
+            assert caught.value.node_id == "one"
+
+        tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 1)
+        await one.stop()
+    assert gate.cancelled == 1
+
+
+async def test_a_node_that_stops_fails_the_calls_it_has_made(cluster: Cluster) -> None:
+    gate = Gate()
+    _, two = await cluster.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(BrokerDisconnectedError, match="stopped"):
+                await two.call("gate.wait")
+
+        tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 1)
+        await two.stop()
+    gate.opened.set()
+
+
+async def test_services_stop_in_the_reverse_order_with_their_background_work_ended(cluster: Cluster) -> None:
+    order: list[str] = []
+
+    class Ordered(Recorder):
+        async def stopped(self) -> None:
+            assert self.notes[-1] == "background ended", "background work ends before `stopped`"
+            order.append(self.name)
+
+    one = await cluster.start_one("one", [Ordered("first"), Ordered("second"), Ordered("third")])
+    await one.stop()
+    assert order == ["third", "second", "first"]
+
+
+async def test_a_service_that_does_not_stop_cleanly_is_logged(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(Echo):
+        async def stopped(self) -> None:
+            raise RuntimeError("while stopping")
+
+    recorder = Recorder()
+    one = await cluster.start_one("one", [recorder, Failing()])
+    await one.stop()
+    assert "Service 'echo' did not stop cleanly" in caplog.text
+    assert recorder.notes[-1] == "stopped"
+
+
+async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster) -> None:
+    caller = await cluster.start_one("caller")
+    nodes = [await cluster.start_one(f"node-{number}", [Echo()]) for number in range(2)]
+    answers: dict[str, int] = {}
+    running = True
+
+    async def load() -> None:
+        while running:
+            answer = await caller.call("echo.where", timeout=30)
+            answers[answer] = answers.get(answer, 0) + 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(load)
+        await eventually(lambda: len(answers) == 2)
+        for number in range(2):
+            counted = dict(answers)
+            await nodes[number].stop()
+            new = await cluster.start_one(f"new-{number}", [Echo()])
+            await eventually(lambda new=new: answers.get(new.node_id, 0) > 20)  # type: ignore[misc]  # a lambda's default
+            assert answers != counted
+        running = False
+    assert set(answers) == {"node-0", "node-1", "new-0", "new-1"}
+
+
+# Being killed
+
+
+async def test_calls_to_a_killed_node_fail_at_once_or_go_elsewhere(cluster: Cluster) -> None:
+    one, caller = await cluster.start(("one", [Echo()]), ("caller", []), heartbeat_timeout=3600)
+    await cluster.kill(one)
+    with pytest.raises(RequestRejectedError) as caught:
+        await caller.call("echo.where")
+    assert caught.value.data == {"action": "echo.where", "nodeID": "one"}
+    assert caught.value.retryable is True
+    with pytest.raises(ServiceNotAvailableError):
+        await caller.call("echo.where")
+
+
+async def test_when_one_of_two_nodes_is_killed_no_later_call_fails(cluster: Cluster) -> None:
+    one, two, caller = await cluster.start(("one", [Echo()]), ("two", [Echo()]), ("caller", []), heartbeat_timeout=3600)
+    await cluster.kill(one)
+    answers: list[str] = []
+
+    async def call() -> None:
+        answers.append(await caller.call("echo.where"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(call)
+    assert answers == ["two"] * 50
+    assert not caller.registry.nodes["one"].available
+    assert two.registry.nodes["one"].available, "nobody told that one yet"
+
+
+async def test_calls_that_a_killed_node_had_taken_are_rejected_when_its_death_is_noticed(cluster: Cluster) -> None:
+    gate = Gate()
+    one, caller = await cluster.start(("one", [gate]), ("caller", []), heartbeat_timeout=3600)
+    errors: list[MoleculerError] = []
+
+    async def call() -> None:
+        try:
+            await caller.call("gate.wait")
+        except MoleculerError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 3)
+        await cluster.kill(one)
+        with pytest.raises(MoleculerError):
+            await caller.call("gate.wait")
+    assert [type(error) for error in errors] == [RequestRejectedError] * 3
+    gate.opened.set()
+
+
+async def test_c28_a_silent_node_is_lost_after_its_heartbeat_timeout(cluster: Cluster) -> None:
+    gate = Gate()
+    one, caller = await cluster.start(("one", [gate]), ("caller", []), heartbeat_interval=0.05, heartbeat_timeout=0.3)
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(RequestRejectedError):
+                await caller.call("gate.wait")
+
+        tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 1)
+        await cluster.kill(one)
+    assert not caller.registry.nodes["one"].available
+    gate.opened.set()
+
+
+async def test_heartbeats_keep_a_busy_node_alive(cluster: Cluster) -> None:
+    one, caller = await cluster.start(
+        ("one", [Gate(), Hearing()]), ("caller", []), heartbeat_interval=0.05, heartbeat_timeout=0.5
+    )
+    first = caller.registry.nodes["one"].last_heartbeat
+    await eventually(lambda: caller.registry.nodes["one"].last_heartbeat > first + 1)
+    assert caller.registry.nodes["one"].available
+    assert one._node.failure is None
+
+
+async def test_c27_a_node_is_found_by_its_heartbeat(cluster: Cluster) -> None:
+    one = await cluster.start_one("one")
+    stranger = await cluster.stranger("stranger", "DISCOVER")
+    await stranger.say(cluster.topics.broadcast("HEARTBEAT"), {"ver": "4", "sender": "stranger", "cpu": 3})
+    assert await stranger.hears("DISCOVER", lambda packet: packet["sender"] == "one") == {"ver": "4", "sender": "one"}
+    await stranger.introduce({"name": "posts"}, ver="4")
+    await one.wait_for_services("posts", timeout=30)
+    assert one.registry.nodes["stranger"].ver == "4"
+
+
+async def test_cancelling_a_call_anywhere_leaves_nothing_pending(cluster: Cluster) -> None:
+    """Cancelled after each number of steps of the loop, the call is forgotten, and the broker goes on."""
+    gate = Gate()
+    _, two = await cluster.start(("one", [gate, Echo()]), ("two", []))
+    for steps in range(15):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(two.call, "gate.wait")
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert two._node.transit.pending == {}
+    assert await two.call("echo.where") == "one"
+    gate.opened.set()
