@@ -163,10 +163,14 @@ class JSONCodec:
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:
-                value = self.decode_value(raw)  # raises when it is no JSON at all
-                if not isinstance(value, dict):
-                    raise msgspec.ValidationError("Expected `object`") from None
+                pass
+            try:
                 return _decode_by_members(bytes(raw), kind)
+            except msgspec.ValidationError:
+                raise
+            except UNDECODABLE:
+                self.decode_value(raw)  # raises when it is no JSON at all
+                raise msgspec.ValidationError("Expected `object`") from None
 
         return decode
 
@@ -240,8 +244,11 @@ def _decode_by_members(data: bytes, kind: type[Struct]) -> Any:
     for name, value in members.split_object(data).items():
         if name not in wanted:
             continue
-        parsed = members.load(value)  # also proves that the bytes of a Raw field are JSON
-        values[name] = Raw(value) if wanted[name].type is Raw else parsed
+        if wanted[name].type is Raw:
+            members.check(value)  # a document may be deeper than a recursive parser goes; who decodes it will see
+            values[name] = Raw(value)
+        else:
+            values[name] = members.load(value)
     return msgspec.convert(values, kind)
 
 

@@ -12,6 +12,15 @@ from typing import Any
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 
+_STRICT = re.compile(
+    rb"""[ \t\r\n]*(?:
+    (?P<string>"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")
+    |(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null)
+    |(?P<open>[\[{])|(?P<close>[\]}])|(?P<comma>,)|(?P<colon>:))""",
+    re.VERBOSE,
+)
+_VALUE, _FIRST_VALUE, _KEY, _FIRST_KEY, _COLON, _AFTER = "value", "first value", "key", "first key", "colon", "after"
+
 
 def split_object(data: bytes) -> dict[str, bytes]:
     """Each key of a JSON object with the bytes of its value; the last of equal keys wins, as in JSON.parse.
@@ -36,6 +45,39 @@ def split_object(data: bytes) -> dict[str, bytes]:
     if next(tokens, None) is not None:
         raise ValueError("there is something after the JSON object")
     return members
+
+
+def check(data: bytes) -> None:
+    """Raise ValueError unless `data` is one JSON value in UTF-8, however deep; lone surrogates are allowed."""
+    data.decode()
+    closers: list[bytes] = []
+    expected, position = _VALUE, 0
+    while expected or closers:
+        token = _STRICT.match(data, position)
+        kind = token.lastgroup if token else None
+        if token is None or kind is None:
+            raise ValueError(f"not JSON at byte {position}")
+        text, position = token[kind], token.end()
+        if kind == "close" and closers and text == closers[-1] and expected in (_AFTER, _FIRST_KEY, _FIRST_VALUE):
+            closers.pop()
+            expected = _AFTER
+        elif kind == "comma" and expected == _AFTER and closers:
+            expected = _KEY if closers[-1] == b"}" else _VALUE
+        elif kind == "string" and expected in (_KEY, _FIRST_KEY):
+            expected = _COLON
+        elif kind == "colon" and expected == _COLON:
+            expected = _VALUE
+        elif kind == "open" and expected in (_VALUE, _FIRST_VALUE):
+            closers.append(b"}" if text == b"{" else b"]")
+            expected = _FIRST_KEY if text == b"{" else _FIRST_VALUE
+        elif kind in ("string", "scalar") and expected in (_VALUE, _FIRST_VALUE):
+            expected = _AFTER
+        else:
+            raise ValueError(f"not JSON at byte {token.start(kind)}")
+        if not closers and expected == _AFTER:
+            expected = ""
+    if data[position:].strip(b" \t\r\n"):
+        raise ValueError(f"there is something after the JSON value, at byte {position}")
 
 
 def load(data: bytes) -> Any:

@@ -228,3 +228,18 @@ def test_the_serializer_is_chosen_by_name() -> None:
     assert make_codec("json").name == "JSON"
     with pytest.raises(BrokerOptionsError, match=r"'Yaml' is not known.*JSON"):
         make_codec("Yaml")
+
+
+class Document(Struct):
+    document: Raw
+
+
+def test_a_document_deeper_than_a_parser_goes_reaches_who_takes_it_raw() -> None:
+    deep = b"[" * 5_000 + b"]" * 5_000
+    codec = JSONCodec()
+    packet = codec.decode("REQ", b'{"id":"1","action":"a","sender":"n","ver":"5","params":{"document":%s}}' % deep)
+    assert isinstance(packet, Request)
+    assert bytes(codec.value_decoder(Document)(packet.params).document) == deep
+    with pytest.raises(InvalidPacketDataError) as caught:
+        codec.decode_value(packet.params)
+    assert "deep" in caught.value.data["reason"]

@@ -2,12 +2,13 @@
 
 import json
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.members import load, split_object
+from broker.members import check, load, split_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -78,3 +79,42 @@ def test_lone_surrogates_are_read() -> None:
 def test_what_is_no_json_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         load(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"1", b' {"a": [1, {"b": null}]} ', b"[]", b"{}", b'"\\ud800"', b"-1.5e+10", b"[[], {}]"]
+)
+def test_one_json_value_passes_the_check(data: bytes) -> None:
+    check(data)
+
+
+def test_the_check_has_no_depth_it_cannot_go_to() -> None:
+    check(b"[" * 100_000 + b"]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[1,]", b'{"a":1,}', b"[1 2]", b'{"a" 1}', b"{1:2}", b"01", b"nul", b"[}", b"{]", b'"\x01"', b'"\xff"'),
+        *(b"[1]]", b"1 2", b",", b"[,1]", b"{,}", b'"abc', b'"\\x"', b"+1", b".5", b"1.", b"NaN", b"[1", b'{"a":'),
+    ],
+)
+def test_what_is_not_one_json_value_does_not_pass_the_check(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        check(data)
+
+
+def test_the_check_agrees_with_the_json_module() -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    for _ in range(20_000):
+        text = bytes(chance.choices(b'[]{},:"a1- tnulre\\.', k=chance.randint(1, 8)))
+        assert _accepts(check, text) == _accepts(load, text), f"seed {seed}: {text!r}"
+
+
+def _accepts(read: Callable[[bytes], object], text: bytes) -> bool:
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
