@@ -71,7 +71,7 @@ def test_an_event_has_its_name_and_group() -> None:
     assert event.to_info() == {"name": "user.*", "group": "mail"}
 
 
-def test_c16_keys_equal_names_and_c18_private_actions_are_absent() -> None:
+def test_c16_c18_keys_equal_names_and_private_actions_are_absent() -> None:
     actions = {
         "posts.find": action(),
         "posts.inner": action(name="posts.inner", raw_name="inner", visibility="protected"),

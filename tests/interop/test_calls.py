@@ -30,7 +30,7 @@ async def test_js_calls_python(cluster: Cluster) -> None:
     assert await cluster.js.call("pymath.add", {"a": 1}) == 2, "a parameter that is not given has its default"
 
 
-async def test_each_sees_the_services_of_the_other_as_declared(cluster: Cluster) -> None:
+async def test_c15_c16_each_sees_the_services_of_the_other_as_declared(cluster: Cluster) -> None:
     services = await cluster.js.services()
     assert (services["pymath"]["settings"], services["pymath"]["metadata"]) == ({"precision": 2}, {"region": "test"})
     assert set(services["pymath"]["actions"]) == {"pymath.add", "pymath.longest"}
@@ -41,22 +41,22 @@ async def test_each_sees_the_services_of_the_other_as_declared(cluster: Cluster)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-async def test_values_arrive_as_they_were_sent(cluster: Cluster, value: object) -> None:
+async def test_c35_values_arrive_as_they_were_sent(cluster: Cluster, value: object) -> None:
     assert await cluster.broker.call("echo.params", value) == value
     assert await cluster.js.call("pyecho.params", value) == value
 
 
-async def test_params_that_are_not_given_are_an_empty_object(cluster: Cluster) -> None:
+async def test_c35_params_that_are_not_given_are_an_empty_object(cluster: Cluster) -> None:
     assert await cluster.broker.call("echo.params") == {}
     assert await cluster.js.call("pyecho.params") == {}
 
 
-async def test_an_action_without_a_result_gives_nothing(cluster: Cluster) -> None:
+async def test_c40_an_action_without_a_result_gives_nothing(cluster: Cluster) -> None:
     assert await cluster.broker.call("echo.nothing") is None
     assert await cluster.js.call("pyecho.nothing") is None
 
 
-async def test_meta_goes_down_and_comes_back(cluster: Cluster) -> None:
+async def test_c44_meta_goes_down_and_comes_back(cluster: Cluster) -> None:
     meta = {"user": 7, "kept": {"a": 1}}
     await cluster.broker.call("echo.setMeta", {"user": 8, "new": [1]}, meta=meta)
     assert meta == {"user": 8, "kept": {"a": 1}, "new": [1]}
@@ -64,13 +64,13 @@ async def test_meta_goes_down_and_comes_back(cluster: Cluster) -> None:
     assert reply.meta == {"user": 8, "kept": 1, "new": [1]}
 
 
-async def test_meta_comes_back_with_an_error_too(cluster: Cluster) -> None:
+async def test_c44_meta_comes_back_with_an_error_too(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pychain.call", {"action": "pyerrors.throw"}, meta={"user": 7})
     assert caught.value.meta == {"user": 7}
 
 
-async def test_js_hears_where_a_python_call_comes_from(cluster: Cluster) -> None:
+async def test_c36_js_hears_where_a_python_call_comes_from(cluster: Cluster) -> None:
     seen = await cluster.broker.call(
         "echo.context", {"a": 1}, meta={"m": 1}, headers={"h": "1"}, request_id="request-1"
     )
@@ -80,7 +80,7 @@ async def test_js_hears_where_a_python_call_comes_from(cluster: Cluster) -> None
         assert seen["headers"] == {"h": "1"}
 
 
-async def test_python_hears_where_a_js_call_comes_from(cluster: Cluster) -> None:
+async def test_c36_python_hears_where_a_js_call_comes_from(cluster: Cluster) -> None:
     options = {"meta": {"m": 1}, "headers": {"h": "1"}, "requestID": "request-1", "caller": "someone"}
     seen = await cluster.js.call("pyecho.context", {"a": 1}, timeout=20000, **options)
     assert (seen["params"], seen["meta"], seen["requestID"], seen["nodeID"]) == ({"a": 1}, {"m": 1}, "request-1", "js")
@@ -89,7 +89,7 @@ async def test_python_hears_where_a_js_call_comes_from(cluster: Cluster) -> None
     assert seen["headers"] == ({"h": "1"} if cluster.version == "0.15" else {})
 
 
-async def test_a_nested_call_belongs_to_its_request(cluster: Cluster) -> None:
+async def test_c45_c88_a_nested_call_belongs_to_its_request(cluster: Cluster) -> None:
     seen = await cluster.broker.call("chain.call", {"action": "pyecho.context"}, request_id="request-2", meta={"m": 1})
     assert (seen["level"], seen["result"]["level"]) == (1, 2)
     assert (seen["result"]["caller"], seen["result"]["requestID"]) == ("chain", "request-2")
@@ -100,7 +100,7 @@ async def test_a_nested_call_belongs_to_its_request(cluster: Cluster) -> None:
     assert seen["result"]["meta"] == {"m": 1}
 
 
-async def test_meta_set_deep_in_a_chain_reaches_the_first_caller(cluster: Cluster) -> None:
+async def test_c44_c45_c88_meta_set_deep_in_a_chain_reaches_the_first_caller(cluster: Cluster) -> None:
     meta: dict[str, object] = {}
     await cluster.broker.call("chain.call", {"action": "pyecho.setMeta", "params": {"deep": 1}}, meta=meta)
     assert meta == {"deep": 1}
@@ -108,7 +108,7 @@ async def test_meta_set_deep_in_a_chain_reaches_the_first_caller(cluster: Cluste
     assert reply.meta == {"deep": 1}
 
 
-async def test_calls_back_and_forth_do_not_wait_for_each_other(cluster: Cluster) -> None:
+async def test_c88_calls_back_and_forth_do_not_wait_for_each_other(cluster: Cluster) -> None:
     path = await cluster.broker.call("chain.countdown", {"steps": 8, "next": "pychain.countdown"}, timeout=30)
     assert path == ["js", "py"] * 4
     path = await cluster.js.call("pychain.countdown", {"steps": 8, "next": "chain.countdown"}, timeout=30000)
@@ -120,7 +120,7 @@ async def test_a_call_can_name_its_node(cluster: Cluster) -> None:
     assert await cluster.js.call("pymath.add", {"a": 1, "b": 1}, nodeID="py") == 2
 
 
-async def test_a_protected_action_is_not_offered_to_others(cluster: Cluster) -> None:
+async def test_c18_a_protected_action_is_not_offered_to_others(cluster: Cluster) -> None:
     assert "pymath.secret" not in await cluster.js.actions()
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pymath.secret")

@@ -43,7 +43,7 @@ async def test_a_slow_call_does_not_hold_up_a_quick_one(cluster: Cluster) -> Non
     assert finished == ["quick", "slow"]
 
 
-async def test_answers_find_their_callers(cluster: Cluster) -> None:
+async def test_c39_answers_find_their_callers(cluster: Cluster) -> None:
     async def ask(number: int) -> None:
         # Later calls answer earlier.
         results[number] = await cluster.broker.mcall(
@@ -60,7 +60,7 @@ async def test_answers_find_their_callers(cluster: Cluster) -> None:
     assert {number: result[1] for number, result in results.items()} == {n: n + 1 for n in range(50)}
 
 
-async def test_many_nested_calls_in_both_directions_at_once(cluster: Cluster) -> None:
+async def test_c88_many_nested_calls_in_both_directions_at_once(cluster: Cluster) -> None:
     async def from_python() -> None:
         order = {"steps": 6, "next": "pychain.countdown"}
         paths.append(await cluster.broker.call("chain.countdown", order, timeout=60))

@@ -41,7 +41,7 @@ IDS = [order[0]["class"] for order in ORDERS]
 
 
 @pytest.mark.parametrize(("order", "code", "kind", "retryable"), ORDERS, ids=IDS)
-async def test_python_gets_the_error_that_js_threw(
+async def test_c55_python_gets_the_error_that_js_threw(
     cluster: Cluster, order: dict[str, Any], code: int, kind: str, retryable: bool
 ) -> None:
     with pytest.raises(getattr(broker_errors, order["class"])) as caught:
@@ -54,7 +54,7 @@ async def test_python_gets_the_error_that_js_threw(
 
 
 @pytest.mark.parametrize(("order", "code", "kind", "retryable"), ORDERS, ids=IDS)
-async def test_js_gets_the_error_that_python_raised(
+async def test_c53_c55_js_gets_the_error_that_python_raised(
     cluster: Cluster, order: dict[str, Any], code: int, kind: str, retryable: bool
 ) -> None:
     with pytest.raises(JsError) as caught:
@@ -66,7 +66,7 @@ async def test_js_gets_the_error_that_python_raised(
     assert error.message == order.get("message", error.message)
 
 
-async def test_both_sides_word_an_error_alike(cluster: Cluster) -> None:
+async def test_c55_both_sides_word_an_error_alike(cluster: Cluster) -> None:
     order = {"class": "RequestTimeoutError", "data": WHERE}
     with pytest.raises(RequestTimeoutError) as in_python:
         await cluster.broker.call("errors.throw", order)
@@ -75,21 +75,21 @@ async def test_both_sides_word_an_error_alike(cluster: Cluster) -> None:
     assert str(in_python.value) == in_js.value.message
 
 
-async def test_an_error_class_that_only_js_knows_keeps_its_name(cluster: Cluster) -> None:
+async def test_c56_an_error_class_that_only_js_knows_keeps_its_name(cluster: Cluster) -> None:
     with pytest.raises(RemoteError) as caught:
         await cluster.broker.call("errors.throw", {"class": "HomemadeError", **GIVEN})
     assert (caught.value.name, caught.value.code, caught.value.type) == ("HomemadeError", 451, "NO_LUCK")
     assert caught.value.data == GIVEN["data"]
 
 
-async def test_an_error_class_that_only_python_knows_keeps_its_name(cluster: Cluster) -> None:
+async def test_c56_an_error_class_that_only_python_knows_keeps_its_name(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pyerrors.throw", {"class": "HomemadeError", **GIVEN})
     assert (caught.value.name, caught.value.code, caught.value.type) == ("HomemadeError", 451, "NO_LUCK")
     assert caught.value.data == GIVEN["data"]
 
 
-async def test_an_exception_of_the_language_keeps_its_name(cluster: Cluster) -> None:
+async def test_c52_c56_an_exception_of_the_language_keeps_its_name(cluster: Cluster) -> None:
     with pytest.raises(RemoteError) as in_python:
         await cluster.broker.call("errors.throw", {"class": "TypeError", "message": "oops"})
     assert (in_python.value.name, in_python.value.code, str(in_python.value)) == (
@@ -102,7 +102,7 @@ async def test_an_exception_of_the_language_keeps_its_name(cluster: Cluster) -> 
     assert (in_js.value.name, in_js.value.code, in_js.value.message) == ("KeyError", 500, "'oops'")
 
 
-async def test_what_is_no_error_in_js_still_is_one_in_python(cluster: Cluster) -> None:
+async def test_c59_what_is_no_error_in_js_still_is_one_in_python(cluster: Cluster) -> None:
     with pytest.raises(MoleculerError, match="oops") as caught:
         await cluster.broker.call("errors.throw", {"class": "text", "message": "oops"})
     assert caught.value.code == 500
@@ -125,7 +125,7 @@ async def test_js_refuses_what_does_not_fit_its_parameters(cluster: Cluster) -> 
         ("pymath.longest", {"words": []}, "words"),
     ],
 )
-async def test_python_refuses_what_does_not_fit_its_parameters(
+async def test_c58_python_refuses_what_does_not_fit_its_parameters(
     cluster: Cluster, action: str, params: Any, field: str
 ) -> None:
     with pytest.raises(JsError) as caught:
@@ -137,13 +137,13 @@ async def test_python_refuses_what_does_not_fit_its_parameters(
     assert [item for item in error.data if not item.get("message")] == []
 
 
-async def test_params_that_are_no_object_are_refused(cluster: Cluster) -> None:
+async def test_c58_params_that_are_no_object_are_refused(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pymath.add", [1, 2])
     assert caught.value.code == 422
 
 
-async def test_an_action_that_nobody_offers(cluster: Cluster) -> None:
+async def test_c49_an_action_that_nobody_offers(cluster: Cluster) -> None:
     with pytest.raises(ServiceNotFoundError) as in_python:
         await cluster.broker.call("math.subtract")
     with pytest.raises(JsError) as in_js:
@@ -152,7 +152,7 @@ async def test_an_action_that_nobody_offers(cluster: Cluster) -> None:
     assert in_js.value.type == "SERVICE_NOT_FOUND"
 
 
-async def test_an_action_that_the_named_node_does_not_offer(cluster: Cluster) -> None:
+async def test_c49_an_action_that_the_named_node_does_not_offer(cluster: Cluster) -> None:
     with pytest.raises(ServiceNotFoundError) as in_python:
         await cluster.broker.call("pymath.add", {"a": 1}, node_id="js")
     assert in_python.value.data == {"action": "pymath.add", "nodeID": "js"}
@@ -163,7 +163,7 @@ async def test_an_action_that_the_named_node_does_not_offer(cluster: Cluster) ->
     assert in_js.value.data == {"action": "math.add", "nodeID": "py"}
 
 
-async def test_an_answer_that_comes_too_late(cluster: Cluster) -> None:
+async def test_c43_an_answer_that_comes_too_late(cluster: Cluster) -> None:
     with pytest.raises(RequestTimeoutError) as in_python:
         await cluster.broker.call("slow.wait", {"ms": 60_000}, timeout=0.2)
     assert in_python.value.data == {"action": "slow.wait", "nodeID": "js"}
@@ -172,13 +172,13 @@ async def test_an_answer_that_comes_too_late(cluster: Cluster) -> None:
     assert (in_js.value.name, in_js.value.code, in_js.value.retryable) == ("RequestTimeoutError", 504, True)
 
 
-async def test_the_timeout_that_an_action_declares_holds_for_its_callers(cluster: Cluster) -> None:
+async def test_c50_the_timeout_that_an_action_declares_holds_for_its_callers(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pyslow.impatient")
     assert caught.value.type == "REQUEST_TIMEOUT"
 
 
-async def test_a_nested_call_ends_with_the_time_of_the_whole(cluster: Cluster) -> None:
+async def test_c47_a_nested_call_ends_with_the_time_of_the_whole(cluster: Cluster) -> None:
     order = {"action": "slow.wait", "params": {"ms": 60_000}}
     with pytest.raises(JsError) as in_js:
         await cluster.js.call("pychain.call", order, timeout=300)
@@ -188,7 +188,7 @@ async def test_a_nested_call_ends_with_the_time_of_the_whole(cluster: Cluster) -
         await cluster.broker.call("chain.call", order, timeout=0.3)
 
 
-async def test_an_error_from_a_third_service_keeps_its_origin(cluster: Cluster) -> None:
+async def test_c57_an_error_from_a_third_service_keeps_its_origin(cluster: Cluster) -> None:
     order = {"action": "errors.throw", "params": {"class": "MoleculerClientError", **GIVEN}}
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pychain.call", order)
@@ -196,14 +196,14 @@ async def test_an_error_from_a_third_service_keeps_its_origin(cluster: Cluster) 
     assert caught.value.node_id == "js", "the node where it was thrown, not the one it passed through"
 
 
-async def test_params_above_the_servers_limit_fail_at_once(cluster: Cluster) -> None:
+async def test_c86_params_above_the_servers_limit_fail_at_once(cluster: Cluster) -> None:
     with pytest.raises(PayloadTooLargeError) as caught:
         await cluster.broker.call("echo.params", "x" * 1_100_000, timeout=60)
     assert caught.value.data["limit"] == 1024 * 1024
     assert caught.value.data["size"] > 1_100_000
 
 
-async def test_a_result_above_the_servers_limit_is_an_error_at_the_caller(cluster: Cluster) -> None:
+async def test_c86_a_result_above_the_servers_limit_is_an_error_at_the_caller(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pyecho.big", {"size": 1_100_000}, timeout=60_000)
     error = caught.value
@@ -211,7 +211,7 @@ async def test_a_result_above_the_servers_limit_is_an_error_at_the_caller(cluste
     assert caught.value.data["limit"] == 1024 * 1024
 
 
-async def test_a_result_of_js_above_the_servers_limit_is_an_error_at_python(cluster: Cluster) -> None:
+async def test_c86_a_result_of_js_above_the_servers_limit_is_an_error_at_python(cluster: Cluster) -> None:
     with pytest.raises(MoleculerError) as caught:
         await cluster.broker.call("blob.make", {"size": 1_100_000}, timeout=60)
     assert (caught.value.name, caught.value.code) == ("NatsError", "MAX_PAYLOAD_EXCEEDED")

@@ -54,7 +54,7 @@ async def math_is_gone(broker: ServiceBroker) -> None:
                 pass  # it went, or had gone, when the call came to it, and the word of that is on its way
 
 
-async def test_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c29_c49_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str, namespace: str) -> None:
     async with broker_with_services(nats_url, namespace):
         await js.wait_for_services(*PYTHON_SERVICES)
     gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
@@ -64,7 +64,7 @@ async def test_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str, namesp
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
 
 
-async def test_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c29_c49_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
     async with broker_with_services(nats_url, namespace) as broker:
         await broker.wait_for_services("math", timeout=30)
@@ -72,7 +72,9 @@ async def test_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_url: str
         await math_is_gone(broker)
 
 
-async def test_a_cluster_of_one_version_hears_no_error(js: JsNode, version: str, nats_url: str, namespace: str) -> None:
+async def test_c90_a_cluster_of_one_version_hears_no_error(
+    js: JsNode, version: str, nats_url: str, namespace: str
+) -> None:
     await js.create_service("math")
     async with broker_with_services(nats_url, namespace, protocol=PROTOCOLS[version]) as broker:
         await js.wait_for_services(*PYTHON_SERVICES)
@@ -85,7 +87,7 @@ async def test_a_cluster_of_one_version_hears_no_error(js: JsNode, version: str,
     assert js.logged("warn", "error", "fatal") == []
 
 
-async def test_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c21_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
     for _ in range(2):
         mark = js.mark()
         async with python_node(nats_url, namespace, "py") as process:
@@ -95,7 +97,9 @@ async def test_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, name
         await js.local_event("$node.disconnected", after=mark)
 
 
-async def test_a_killed_node_may_come_back_under_its_id_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c21_c89_a_killed_node_may_come_back_under_its_id_at_once(
+    js: JsNode, nats_url: str, namespace: str
+) -> None:
     async with python_node(nats_url, namespace, "py") as process:
         await js.wait_for_services(*PYTHON_SERVICES)
         await process.kill()
@@ -106,7 +110,7 @@ async def test_a_killed_node_may_come_back_under_its_id_at_once(js: JsNode, nats
     assert js.process.returncode is None
 
 
-async def test_js_gives_a_killed_node_up(version: str, nats_url: str, namespace: str) -> None:
+async def test_c89_js_gives_a_killed_node_up(version: str, nats_url: str, namespace: str) -> None:
     quick = {"heartbeatInterval": 1, "heartbeatTimeout": 2}
     async with (
         js_node(version, nats_url, namespace, "js", **quick) as js,
@@ -129,7 +133,7 @@ async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: st
         assert caught.value.retryable
 
 
-async def test_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c8_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
     with pytest.raises(BrokerOptionsError, match="Another node with the id 'js' is running"):
         await broker_with_services(nats_url, namespace, "js").start()
@@ -139,7 +143,7 @@ async def test_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nat
     assert js.process.returncode is None
 
 
-async def test_a_second_python_node_with_the_id_of_the_first_is_refused(
+async def test_c8_a_second_python_node_with_the_id_of_the_first_is_refused(
     js: JsNode, nats_url: str, namespace: str
 ) -> None:
     async with broker_with_services(nats_url, namespace):
@@ -150,7 +154,7 @@ async def test_a_second_python_node_with_the_id_of_the_first_is_refused(
         assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
 
 
-async def test_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c22_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url: str, namespace: str) -> None:
     async with ServiceBroker("py", namespace=namespace, transporter=nats_url) as broker:
         await broker.add_service(PythonMath())
         await js.wait_for_services("pymath")
@@ -167,7 +171,7 @@ async def test_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url
         await math_is_gone(broker)
 
 
-async def test_bytes_that_are_no_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c11_bytes_that_are_no_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
     async with broker_with_services(nats_url, namespace):
         await js.wait_for_services(*PYTHON_SERVICES)
         client = await nats.connect(nats_url)

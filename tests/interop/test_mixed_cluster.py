@@ -52,7 +52,7 @@ async def mixed(nats_url: str, js_modules: object) -> AsyncIterator[MixedCluster
         yield MixedCluster(old, new, broker)
 
 
-async def test_each_js_node_sees_the_python_node_and_python_sees_all(mixed: MixedCluster) -> None:
+async def test_c14_each_js_node_sees_the_python_node_and_python_sees_all(mixed: MixedCluster) -> None:
     assert set(await mixed.old.nodes()) == {"old", "py"}
     assert set(await mixed.new.nodes()) == {"new", "py"}
     assert {node.id: node.ver for node in mixed.broker.registry.nodes.values() if not node.local} == {
@@ -61,7 +61,7 @@ async def test_each_js_node_sees_the_python_node_and_python_sees_all(mixed: Mixe
     }
 
 
-async def test_calls_of_both_versions_at_once(mixed: MixedCluster) -> None:
+async def test_c14_calls_of_both_versions_at_once(mixed: MixedCluster) -> None:
     async def call_from(node: JsNode) -> None:
         results[node.node_id] = await node.mcall([{"action": "pymath.add", "params": {"a": n}} for n in range(50)])
 
@@ -97,7 +97,7 @@ async def test_an_error_crosses_from_one_version_to_the_other(mixed: MixedCluste
         assert error.node_id == second.node_id
 
 
-async def test_events_reach_both_versions(mixed: MixedCluster) -> None:
+async def test_c14_events_reach_both_versions(mixed: MixedCluster) -> None:
     for node in (mixed.old, mixed.new):
         await node.create_service("recorder", name=f"{node.node_id}-recorder", patterns=["mixed.*"])
     await mixed.broker.wait_for_services("old-recorder", "new-recorder", timeout=30)
@@ -107,7 +107,7 @@ async def test_events_reach_both_versions(mixed: MixedCluster) -> None:
         assert (heard["params"], heard["meta"], heard["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
 
 
-async def test_the_python_node_stays_alive_for_both_by_its_heartbeats(mixed: MixedCluster) -> None:
+async def test_c14_c26_the_python_node_stays_alive_for_both_by_its_heartbeats(mixed: MixedCluster) -> None:
     """Both JS nodes give up a node that is silent for 4 s and look for such every 4 s: 9 s is after two looks."""
     marks = [mixed.old.mark(), mixed.new.mark()]
     await anyio.sleep(9)  # what must not happen has no event to wait for

@@ -110,7 +110,7 @@ async def test_a_second_node_with_the_id_of_a_running_one_is_refused(
         await create(js, "still served")
 
 
-async def test_the_service_comes_back_with_nats(
+async def test_c32_the_service_comes_back_with_nats(
     version: str, nats_server: NatsServer, namespace: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"

@@ -86,7 +86,7 @@ async def pair(request: pytest.FixtureRequest, nats_url: str, js_modules: object
 
 
 @pytest.mark.parametrize("order", SHAPES, ids=lambda order: str(order["size"]))
-async def test_bytes_arrive_as_they_were_sent(pair: Pair, order: dict[str, int]) -> None:
+async def test_c67_c68_bytes_arrive_as_they_were_sent(pair: Pair, order: dict[str, int]) -> None:
     expected = {"size": order["size"], "sha1": sha1(order), "objects": []}
     to_js = await pair.broker.call("streams.receive", stream=make(**order), meta={"name": "n"}, timeout=60)
     assert to_js == {**expected, "meta": "n"}
@@ -96,7 +96,7 @@ async def test_bytes_arrive_as_they_were_sent(pair: Pair, order: dict[str, int])
     assert await pair.js.command("callForStream", action="pystreams.send", params=order) == expected
 
 
-async def test_values_arrive_as_they_were_sent(pair: Pair) -> None:
+async def test_c67_c68_values_arrive_as_they_were_sent(pair: Pair) -> None:
     order = {"objects": VALUES}
     assert (await pair.broker.call("streams.receive", stream=VALUES, timeout=60))["objects"] == VALUES
     answer = await pair.js.command("sendStream", action="pystreams.receive", order=order, meta={})
@@ -105,14 +105,14 @@ async def test_values_arrive_as_they_were_sent(pair: Pair) -> None:
     assert (await pair.js.command("callForStream", action="pystreams.send", params=order))["objects"] == VALUES
 
 
-async def test_a_stream_goes_there_and_back(pair: Pair) -> None:
+async def test_c67_c68_a_stream_goes_there_and_back(pair: Pair) -> None:
     order = {"size": 200_000, "chunk": 5000}
     expected = {"size": order["size"], "sha1": sha1(order), "objects": []}
     assert await read(await pair.broker.call("streams.back", stream=make(**order), timeout=60)) == expected
     assert await pair.js.command("sendStream", action="pystreams.back", order=order, meta={}) == expected
 
 
-async def test_an_answer_that_breaks_raises_the_writers_error_at_the_reader(pair: Pair) -> None:
+async def test_c71_an_answer_that_breaks_raises_the_writers_error_at_the_reader(pair: Pair) -> None:
     # Large, so that JS does not take in the beginning and the error at once: it would have no reader to tell yet.
     order = {**LARGE, "breakAfter": 3}
     stream = await pair.broker.call("streams.send", order, timeout=60)
@@ -124,7 +124,7 @@ async def test_an_answer_that_breaks_raises_the_writers_error_at_the_reader(pair
     assert (in_js.value.name, in_js.value.code, in_js.value.data) == ("MoleculerError", 418, {"after": 3})
 
 
-async def test_a_request_stream_that_breaks_raises_the_writers_error_at_the_handler(pair: Pair) -> None:
+async def test_c71_a_request_stream_that_breaks_raises_the_writers_error_at_the_handler(pair: Pair) -> None:
     def broken() -> Iterator[bytes]:
         yield b"one"
         raise MoleculerError("broken on purpose", 418, "BROKEN", {"after": 1})
