@@ -29,12 +29,15 @@ from broker.errors import (
     ValidationError,
 )
 from broker.service import Service, action, event
+from broker.transforms import Compression, Encryption
 
 __all__ = [
     "BrokerDisconnectedError",
     "BrokerOptions",
     "BrokerOptionsError",
+    "Compression",
     "Context",
+    "Encryption",
     "GracefulStopTimeoutError",
     "InvalidPacketDataError",
     "MaxCallLevelError",

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from broker.codec import Codec, ValueDecoder
+from broker.codec import Codec, ValueDecoder, json_text
 from broker.context import Context
 from broker.middleware import Middleware, Next, compose
 from broker.schema import ActionDefinition
@@ -27,30 +27,22 @@ def bind(definition: ActionDefinition, service: Any, codec: Codec, middlewares: 
 
         async def invoke(ctx: Context) -> Any:
             ctx.service = service
-            values = _typed(definition, ctx, decoder, codec)
+            values = _typed(definition, ctx, decoder)
             return handler(ctx, **values) if streams else await handler(ctx, **values)
 
     return compose(middlewares, invoke)
 
 
-def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder, codec: Codec) -> dict[str, Any]:
+def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder) -> dict[str, Any]:
     """The arguments of the handler. Raises ValidationError with every violation, the caller and the action in each."""
     parameters = definition.parameters
     assert parameters is not None
     raw = ctx.raw_params
     try:
-        if raw is None:
-            values = parameters.convert(ctx.params, codec.encode_value)
-        elif raw and raw != _NULL:
-            values = decoder(raw)
-        else:
-            values = parameters.convert({}, codec.encode_value)
+        values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
     except msgspec.ValidationError as error:
         failure = parameters.violations(ctx.params, error)
         for item in failure.data:
             item |= {"nodeID": ctx.node_id, "action": definition.name}
         raise failure from None
     return parameters.arguments(values)
-
-
-_NULL = msgspec.Raw(b"null")

@@ -15,7 +15,8 @@ import anyio
 
 from broker.calls import CallOptions, Calls
 from broker.catalog import Catalog
-from broker.codec import Codec, make_codec
+from broker.codec import Codec
+from broker.codecs import make_codec
 from broker.context import ABSENT, Context
 from broker.defaults import (
     FORGET_OFFLINE_S,
@@ -68,7 +69,7 @@ class ServiceBroker:
         self.registry = Registry(
             self.node_id, strategy=strategy_named(self.options.strategy), prefer_local=self.options.prefer_local
         )
-        self._codec = make_codec(self.options.serializer)
+        self._codec = make_codec(self.options.serializer, self.options.transforms)
         _check_metadata(self._codec, self.options.metadata)
         transit = Transit(
             _identity(self.node_id, self.options.metadata),
@@ -299,6 +300,10 @@ class ServiceBroker:
     def reply_limit(self, ctx: Context) -> int | None:
         """See `Context.reply_limit`."""
         return self._serving.reply_limit(ctx)
+
+    def reply_size(self, ctx: Context, text: bytes) -> int:
+        """See `Context.reply_size`."""
+        return self._serving.reply_size(ctx, text)
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """See `Service.start_soon`."""

@@ -172,7 +172,8 @@ class Calls:
         if not isinstance(ctx.stream, Source):
             ctx.stream = Source(ctx.stream)
             await ctx.stream.open()
-        return self._sending.along_with(packet, node_id, ctx.stream)
+        has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
+        return self._sending.along_with(packet, node_id, ctx.stream, has_params=has_params)
 
     async def _require_connection(self) -> None:
         transport = self._node.transport

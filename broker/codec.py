@@ -2,26 +2,31 @@
 
 One serializer serves a whole cluster and nothing in a packet names it, so a node has one codec. Values of the user are
 encoded apart from the packet that carries them: an unserialisable result is then the handler's error, not the node's.
+In a user's value a `msgspec.Raw` is JSON text, whatever the serializer; in a packet it is what the codec made of it.
 """
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct
 
 from broker import members
-from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
+from broker.encoding import (
+    UNDECODABLE,
+    UNENCODABLE,
+    USER_FIELDS,
+    chunk_of,
+    invalid_packet,
+    invalid_value,
+    reason,
+    rewritten,
+    unserializable_packet,
+    unserializable_value,
+)
 from broker.packets import COMMANDS, Address, Command, Packet
-
-UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What msgspec and json raise for bytes they cannot read; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
-
-UNENCODABLE = (*UNDECODABLE, TypeError, OverflowError)
-
-UNSERIALIZABLE = "UNSERIALIZABLE"
-"""The type of the error for what has no form on the wire."""
+from broker.values import in_utc, rewriter
 
 
 class Codec(Protocol):
@@ -42,26 +47,33 @@ class Codec(Protocol):
         """
 
     def encode_value(self, value: object) -> Raw:
-        """Any value of a user. A Raw is taken as encoded. Raises MoleculerError `UNSERIALIZABLE`."""
+        """Any value of a user, in which each Raw is JSON text. Raises MoleculerError `UNSERIALIZABLE`."""
 
     def decode_value(self, raw: Raw) -> Any:
-        """A value as plain dicts, lists and scalars; missing (empty) gives None.
+        """A value as plain dicts, lists and scalars, and what else the serializer knows; missing (empty) gives None.
 
-        Raises InvalidPacketDataError for bytes that are none, such as text that is not UTF-8.
+        Raises InvalidPacketDataError for what only now shows to be broken.
         """
+
+    def size(self, raw: Raw) -> int:
+        """How many bytes of a message an encoded value takes, on the safe side."""
 
     def chunk_limit(self, room: int) -> int:
         """How many bytes a stream's chunk may have so that, encoded, it never takes more than `room` (§8.3)."""
 
     def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        """A stream's chunk: bytes, or any value in object mode. Raises ValueError for what is neither (§8.3)."""
+        """A stream's chunk: bytes, or any value in object mode; None for none. Raises ValueError for what is neither
+        (§8.3), InvalidPacketDataError for what is broken."""
 
     def value_decoder(self, kind: type[Struct]) -> "ValueDecoder":
-        """A decoder of values into `kind`, to be made once and kept."""
+        """A decoder of values into `kind`, to be made once and kept. A field of type Raw gets JSON text."""
 
 
 class ValueDecoder(Protocol):
-    """Decodes a value into one Struct type. Raises msgspec.ValidationError when it does not fit."""
+    """Decodes a value into one Struct type; missing and null are an empty object (§2.3).
+
+    Raises msgspec.ValidationError when it does not fit, InvalidPacketDataError when it is broken.
+    """
 
     def __call__(self, raw: Raw, /) -> Any: ...
 
@@ -74,8 +86,6 @@ class JSONCodec:
     def __init__(self) -> None:
         self._decoders = {command: msgspec.json.Decoder(kind) for command, kind in COMMANDS.items()}
         self._address = msgspec.json.Decoder(Address)
-        self._any = msgspec.json.Decoder()
-        self._encoder = msgspec.json.Encoder(enc_hook=_unknown_type)
 
     def decode(self, command: Command, data: bytes) -> Packet:
         try:
@@ -84,9 +94,9 @@ class JSONCodec:
             try:
                 packet = _decode_by_members(data, COMMANDS[command])
             except RecursionError as too_deep:
-                raise _invalid(command, data, _reason(too_deep)) from None
+                raise invalid_packet(command, data, reason(too_deep)) from None
             except UNDECODABLE:
-                raise _invalid(command, data, str(error)) from None
+                raise invalid_packet(command, data, str(error)) from None
         return packet
 
     def decode_address(self, data: bytes) -> Address | None:
@@ -103,63 +113,40 @@ class JSONCodec:
 
     def encode(self, packet: Packet) -> bytes:
         try:
+            prepared = rewritten(packet, USER_FIELDS, _plain)
             try:
-                return self._encoder.encode(packet)
+                return _ENCODER.encode(prepared)
             except UnicodeEncodeError:
-                return _encode_by_members(packet)
+                return _encode_by_members(prepared)
         except UNENCODABLE as error:
-            raise MoleculerError(
-                f"Meta, headers or the data of an error cannot be sent as JSON: {error}",
-                500,
-                UNSERIALIZABLE,
-                {"type": type(packet).__name__},
-            ) from error
+            raise unserializable_packet(packet, self.name, error) from error
 
     def encode_value(self, value: object) -> Raw:
-        if type(value) is Raw:
-            return value
-        try:
-            plain = _plain(value)
-            try:
-                return Raw(self._encoder.encode(plain))
-            except UnicodeEncodeError:
-                return Raw(_dumps(plain))
-        except UNENCODABLE as error:
-            raise MoleculerError(
-                f"The value cannot be sent as JSON: {error}", 500, UNSERIALIZABLE, {"type": type(value).__name__}
-            ) from error
+        return json_text(value)
+
+    def size(self, raw: Raw) -> int:
+        return len(raw)
 
     def decode_value(self, raw: Raw) -> Any:
         if not raw:
             return None
         try:
-            return self._any.decode(raw)
-        except UNDECODABLE:
-            pass
-        try:
-            return members.load(bytes(raw))
+            return parse_json(raw)
         except UNDECODABLE as error:
-            raise InvalidPacketDataError({"command": "value", "reason": _reason(error), "size": len(raw)}) from None
+            raise invalid_value(raw, error) from None
 
     def chunk_limit(self, room: int) -> int:
         return max(1, (room - _BUFFER_FRAME) // _JSON_BYTES_A_BYTE)
 
     def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        value = self.decode_value(raw)
-        if isinstance(value, dict) and value.get("type") == "Buffer":
-            return _buffer(value.get("data"))
-        if objects:
-            return value
-        if isinstance(value, str):  # a JS stream of text in binary mode
-            return value.encode("utf-8", "surrogatepass")
-        raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
+        return chunk_of(self.decode_value(raw), objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         decoder = msgspec.json.Decoder(kind)
 
         def decode(raw: Raw) -> Any:
             try:
-                return decoder.decode(raw)
+                return decoder.decode(raw if raw and raw != _NULL else b"{}")
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:
@@ -175,66 +162,54 @@ class JSONCodec:
         return decode
 
 
-CODECS: dict[str, type[JSONCodec]] = {"json": JSONCodec}
-
-
-def make_codec(serializer: str) -> Codec:
-    """The codec of a `serializer` option. Raises BrokerOptionsError for a name that is not known."""
+def parse_json(raw: Raw) -> Any:
+    """The value of a JSON text, lone surrogates of JavaScript allowed. Raises one of UNDECODABLE."""
     try:
-        return CODECS[serializer.lower()]()
-    except KeyError:
-        known = ", ".join(kind.name for kind in CODECS.values())
-        raise BrokerOptionsError(f"The serializer '{serializer}' is not known. Known are: {known}.") from None
+        return _DECODER.decode(raw)
+    except UNDECODABLE:
+        return members.load(bytes(raw))
 
 
+def json_text(value: object) -> Raw:
+    """A user's value as JSON text: what a parameter annotated `msgspec.Raw` gets, whatever the serializer.
+
+    Raises MoleculerError `UNSERIALIZABLE`.
+    """
+    if type(value) is Raw:
+        return value
+    try:
+        plain = _plain(value)
+        try:
+            return Raw(_ENCODER.encode(plain))
+        except UnicodeEncodeError:
+            return Raw(_dumps(plain))
+    except UNENCODABLE as error:
+        raise unserializable_value(value, "JSON", error) from error
+
+
+_NULL = Raw(b"null")
 _BUFFER_FRAME = len('{"type":"Buffer","data":[]}')
 _JSON_BYTES_A_BYTE = 4  # "255,"
 
 
-def _buffer(data: object) -> bytes:
-    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
-    if isinstance(data, str):
-        return data.encode("utf-8", "surrogatepass")
-    if isinstance(data, list):
-        try:
-            return bytes(data)
-        except TypeError as error:
-            raise ValueError("the bytes of a Buffer are numbers") from error
-    raise ValueError("a Buffer has a list of numbers as its data")
-
-
-_SCALARS = frozenset({str, int, float, bool, type(None), Raw})
-
-
-def _plain(value: Any) -> Any:
-    """The value with bytes as Buffer objects and datetimes as JavaScript prints them; itself when there is none."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is dict:
-        if all(type(item) in _SCALARS for item in value.values()):
-            return value
-        return {key: _plain(item) for key, item in value.items()}
-    if kind is list or kind is tuple:
-        return value if all(type(item) in _SCALARS for item in value) else [_plain(item) for item in value]
+def _leaf(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return {"type": "Buffer", "data": list(bytes(value))}
     if isinstance(value, datetime):
-        moment = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return in_utc(value).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return value
+
+
+_plain = rewriter(frozenset({str, int, float, bool, type(None), Raw}), _leaf)
+"""The value with bytes as Buffer objects and datetimes as JavaScript prints them."""
 
 
 def _unknown_type(value: object) -> object:
     raise TypeError(f"objects of type {type(value).__name__} have no JSON form")
 
 
-def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _invalid(command: Command, data: bytes, reason: str) -> InvalidPacketDataError:
-    return InvalidPacketDataError({"command": command, "reason": reason, "size": len(data)})
+_DECODER = msgspec.json.Decoder()
+_ENCODER = msgspec.json.Encoder(enc_hook=_unknown_type)
 
 
 def _decode_by_members(data: bytes, kind: type[Struct]) -> Any:
@@ -257,7 +232,7 @@ def _encode_by_members(packet: Packet) -> bytes:
     parts = []
     for item in msgspec.structs.fields(packet):
         value = getattr(packet, item.name)
-        if value is msgspec.UNSET:
+        if value is UNSET:
             continue
         encoded = bytes(value) if type(value) is Raw else _dumps(_plain(value))
         parts.append(json.dumps(item.encode_name).encode() + b":" + encoded)

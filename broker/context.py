@@ -38,6 +38,8 @@ class Caller(Protocol):
 
     def reply_limit(self, ctx: "Context") -> int | None: ...
 
+    def reply_size(self, ctx: "Context", text: bytes) -> int: ...
+
 
 class Context:
     """One call of an action, or one event on its way to a handler."""
@@ -145,6 +147,14 @@ class Context:
         None when there is no limit: a call in this process, or a transport without one.
         """
         return self.broker.reply_limit(self)
+
+    def reply_size(self, text: bytes) -> int:
+        """How many bytes of `reply_limit` a result takes that is given as JSON text (`msgspec.Raw`).
+
+        With the serializer JSON that is its length; others write the same value shorter or longer. The parts of a list
+        can be counted one by one.
+        """
+        return self.broker.reply_size(self, text)
 
     @property
     def service_name(self) -> str | None:

@@ -31,6 +31,10 @@ REQUESTS_IN_WORK = 10_000  # JS has no bound; about 100 MB of small requests and
 ENVELOPE_MARGIN_BYTES = 256  # room for what a reply's meta may gain after `reply_limit` was asked for
 PING_TIMEOUT_S = 2.0  # JS `broker.ping`
 
+# Compression (protocol §13.1).
+COMPRESSION_THRESHOLD_BYTES = 1024  # JS `threshold: "1kb"`
+DECOMPRESSED_BYTES = 134_217_728  # JS has no bound; far above what any node sends, far below the memory of a host
+
 # Streams (protocol §8).
 STREAM_CHUNK_BYTES = 262_144  # JS `transit.maxChunkSize`; less where max_payload asks for it
 STREAM_MARK_BYTES = 1_048_576  # between two nodes of this kind, how often the reader tells how far it is…
@@ -82,7 +86,9 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     transporter: Any = None
     """`nats://host:4222` (several by commas or as a list), `memory://name`, None for no cluster, or a Transport."""
     serializer: str = "JSON"
-    """The same in the whole cluster."""
+    """JSON, JSONExt, MsgPack, Notepack or CBOR; the same in the whole cluster."""
+    transforms: Sequence[Any] = ()
+    """Compression and Encryption of every packet, the same in the whole cluster; the first is closest to the wire."""
     protocol: Protocol | None = None
     """"4" or "5" to speak only with nodes of Moleculer 0.14 or 0.15; None for both at once."""
     request_timeout: Seconds = 0.0
@@ -162,8 +168,10 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
         raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
     if not all(callable(middleware) for middleware in options.middlewares):
         raise BrokerOptionsError("middlewares must be a list of functions.")
+    if not all(hasattr(transform, "encode") and hasattr(transform, "decode") for transform in options.transforms):
+        raise BrokerOptionsError("transforms must be a list of objects such as Compression() and Encryption(…).")
     for field in msgspec.structs.fields(options):
-        if field.name not in ("protocol", "middlewares"):
+        if field.name not in ("protocol", "middlewares", "transforms"):
             _check(field.name, getattr(options, field.name), field.type)
     return options
 

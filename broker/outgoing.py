@@ -100,7 +100,7 @@ class Outgoing:
     def _chunks(self, item: Any, room: int | None, *, objects: bool) -> "list[Raw]":
         if objects:
             raw = self._codec.encode_value(item)
-            if room is not None and len(raw) > room:
+            if room is not None and len(raw) > room and self._codec.size(raw) > room:
                 raise PayloadTooLargeError(
                     f"A value of a stream has {len(raw)} bytes, and the NATS server leaves room for {room} "
                     "(max_payload). Send smaller values, or bytes, which are cut to fit.",

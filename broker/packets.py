@@ -38,7 +38,8 @@ Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEAR
 
 Objects = dict[str, Any]
 
-NULL = Raw(b"null")
+NULL: Any = None
+"""No value, where a packet must have one: every serializer has a form for None, while a Raw has the form of one."""
 
 
 class Packet(Struct, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, assert_never
 
-from broker.codec import UNDECODABLE, Codec
+from broker.codec import Codec
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -23,6 +23,7 @@ from broker.effects import (
     RunEvent,
     Settle,
 )
+from broker.encoding import UNDECODABLE
 from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError
 from broker.flow import CONTINUE, STOP, Flow
 from broker.packets import Pong, Response
@@ -144,8 +145,15 @@ class Performing:
             return
         try:
             chunk = self._codec.decode_chunk(effect.chunk, objects=effect.objects)
+        except InvalidPacketDataError as error:
+            reader.fail(error)
+            return
         except UNDECODABLE as error:
             reader.fail(InvalidPacketDataError({"command": "stream", "reason": str(error)}))
+            return
+        if chunk is None:  # no value, which a stream cannot hold (§8.3)
+            if effect.reply:
+                self._acknowledge(reader, CONTINUE)
             return
         size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
         reader.feed(chunk, size, partial(self._acknowledge, reader, CONTINUE) if effect.reply else None)

@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
 from broker.errors import MoleculerError, RequestRejectedError, RequestTimeoutError, error_from_wire
-from broker.packets import NULL, Request, Response
+from broker.packets import Request, Response
 from broker.reader import StreamOverflowError, StreamReader
 from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, control, without_control
 
@@ -132,7 +132,7 @@ def _sequence(packet: Request | Response) -> int:
 
 
 def _fed(stream: Incoming, chunk: Any, reply: str) -> list[Effect]:
-    if stream.reader is None or not chunk or chunk == NULL:
+    if stream.reader is None or not chunk:
         return []
     return [FeedStream(stream.reader, chunk, stream.objects, reply)]
 

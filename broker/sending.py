@@ -16,8 +16,6 @@ from broker.packets import NULL, Request, Response
 from broker.streams import OBJECT_MODE, STREAM_ERROR
 from broker.transit import Transit
 
-EMPTY = (b"{}", b"null")
-
 
 class RequestStream:
     """The stream of one request: started when the request is out, cancelled when its answer makes it pointless."""
@@ -55,14 +53,13 @@ class Sending:
         self._transit = transit
         self._codec = codec
 
-    def along_with(self, request: Request, node_id: str, source: Source) -> RequestStream:
+    def along_with(self, request: Request, node_id: str, source: Source, *, has_params: bool) -> RequestStream:
         """Make `request` the opening packet of a stream from `source`.
 
         Raises MoleculerClientError when params cannot travel too: towards a node of protocol 4 the stream takes their
         place (§8.1).
         """
-        params = request.params
-        if request.ver == "4" and bytes(params) not in EMPTY:
+        if request.ver == "4" and has_params:
             raise MoleculerClientError(
                 f"'{node_id}' speaks protocol 4 (Moleculer 0.14), in which a stream replaces the params. Send them in "
                 "meta instead.",

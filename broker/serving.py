@@ -4,13 +4,14 @@ import logging
 from typing import Any
 
 import anyio
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from broker.catalog import Catalog
-from broker.codec import UNSERIALIZABLE, Codec
+from broker.codec import Codec
 from broker.context import Caller, Context
 from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
+from broker.encoding import UNSERIALIZABLE
 from broker.endpoints import Listener
 from broker.errors import MoleculerError, PayloadTooLargeError, RequestTimeoutError, ServiceNotAvailableError
 from broker.node import Node
@@ -48,6 +49,10 @@ class Serving:
             return None
         envelope = Request(ver="5", sender=self._node.options.node_id, id=ctx.id, action="", meta=ctx.meta, params=NULL)
         return max(0, limit - len(self._codec.encode(envelope)) - ENVELOPE_MARGIN_BYTES)
+
+    def reply_size(self, ctx: Context, text: bytes) -> int:
+        """What JSON text takes of `reply_limit` in the serializer of this node."""
+        return self._codec.size(self._codec.encode_value(Raw(text))) if ctx.remote else len(text)
 
     async def handle_event(self, listener: Listener, ctx: Context) -> None:
         """Run one event handler of this node. Its failure is logged here and nowhere else (§7.1)."""

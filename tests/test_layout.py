@@ -15,11 +15,14 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "cli.logs cli.output cpu errors ids members network packets patterns streams transports.base",
-    "codec context defaults parameters reader strategy topics transports.memory",
-    "balanced flow middleware middlewares.retry schema transports.nats",
-    "actions endpoints middlewares.timeout service transports",
-    "cli.targets effects registry",
+    "cli.logs cli.output codecs.marks codecs.typed cpu errors ids members network packets patterns streams"
+    " transforms.base transports.base values",
+    "context defaults encoding parameters reader strategy topics transports.memory",
+    "balanced codec flow middleware middlewares.retry schema transforms.compression transforms.encryption"
+    " transports.nats",
+    "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints middlewares.timeout service"
+    " transforms transports",
+    "cli.targets codecs effects registry",
     "outgoing receiving",
     "transit",
     "performing",
@@ -63,6 +66,8 @@ LIBRARIES = {
         "services.environments_store.database.sqlite_connection",
         "services.environments_store.schema.sqlite_migration",
     },
+    "cbor2": {"broker.codecs.cbor"},
+    "cryptography": {"broker.transforms.encryption"},
     "typer": {"broker.__main__", "services.environments_store.__main__"},
     "rich": {"broker.cli.output"},
     "subprocess": {"services.environments_store.embedded"},
@@ -74,9 +79,16 @@ PURE = (
         "actions",
         "balanced",
         "codec",
+        "codecs.cbor",
+        "codecs.json_ext",
+        "codecs.marks",
+        "codecs.msgpack",
+        "codecs.transforming",
+        "codecs.typed",
         "context",
         "effects",
         "emitting",
+        "encoding",
         "endpoints",
         "errors",
         "members",
@@ -84,7 +96,7 @@ PURE = (
         "packets",
     ),
     *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "strategy", "streams"),
-    *("topics", "transit"),
+    *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values"),
 )
 IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
 
@@ -98,6 +110,9 @@ SUITES = {
     "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
     "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
     " broker.transports.nats",
+    "broker/test_codecs.py": "broker.encoding broker.codecs.typed broker.values",
+    "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
+    " broker.transforms.encryption",
     "contract/test_streams.py": "broker.performing broker.sending",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
     "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"

@@ -1,6 +1,7 @@
 """A document as a caller sent it: checked, with its uuid and its hash, and the bytes to store."""
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ __all__ = ["AcceptedDocument", "accept_document", "check_reply", "check_uuid", "
 
 _DATE = "9999-12-31T23:59:59.999Z"
 _RECORD_BYTES = 4_096  # more than a record has beside its document
-_BYTES_PER_CHARACTER = 4  # at most, in UTF-8
+_BYTES_PER_CHARACTER = 4  # at most: in UTF-8, or of a number or an escape in any serializer
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
@@ -60,12 +61,12 @@ async def accept_document(raw: bytes, uuid: str | None, hashes: ContentHashes, l
     return accepted
 
 
-def check_reply(accepted: AcceptedDocument, reply_limit: int | None) -> None:
+def check_reply(accepted: AcceptedDocument, reply_limit: int | None, measure: Callable[[bytes], int]) -> None:
     """Raises PayloadTooLargeError (413) for a document whose record no reply could hold: nobody could read it."""
     if reply_limit is None or len(accepted.text) + _RECORD_BYTES < reply_limit // _BYTES_PER_CHARACTER:
         return
     environment = Environment(accepted.uuid, accepted.uuid, accepted.text.encode(), 10**13, _DATE, _DATE, _DATE)
-    size = len(encode_record(environment, accepted.hash))
+    size = measure(encode_record(environment, accepted.hash))
     if size > reply_limit:
         raise PayloadTooLargeError(
             f"The record of '{accepted.uuid}' would have {size} bytes, more than the {reply_limit} that one reply may"

@@ -14,12 +14,14 @@ __all__ = ["ListRequest", "read_list"]
 
 
 class ListRequest(NamedTuple):
-    """What a caller asks of `list` or `listDeleted`; `reply_limit` is the most bytes that the answer may have."""
+    """What a caller asks of `list` or `listDeleted`; `reply_limit` is the most bytes that the answer may have, in which
+    a record takes what `measure` says."""
 
     limit: int | None = None
     after: str | None = None
     fields: Sequence[str] = RECORD_FIELDS
     reply_limit: int | None = None
+    measure: Callable[[bytes], int] = len
 
     @property
     def with_documents(self) -> bool:
@@ -45,9 +47,11 @@ async def read_list(
         async for row in found:
             record = await encode(row)
             if record is not None:
-                size += len(record) + (1 if records else 0)
-                if request.reply_limit is not None and size > request.reply_limit:
-                    raise _too_large(rows, row, len(record), request)
+                if request.reply_limit is not None:
+                    taken = request.measure(record)
+                    size += taken + (1 if records else 0)
+                    if size > request.reply_limit:
+                        raise _too_large(rows, row, taken, request)
                 records.append(record)
             rows += 1
     return b"[%s]" % b",".join(records)

@@ -81,7 +81,7 @@ class EnvironmentsStore(Service):
 
     @action
     async def create(self, ctx: Context, environment: msgspec.Raw) -> msgspec.Raw:
-        return await self._write(ctx, lambda: self._store.create(bytes(environment), ctx.reply_limit))
+        return await self._write(ctx, lambda: self._store.create(bytes(environment), ctx.reply_limit, ctx.reply_size))
 
     @action
     async def get(self, ctx: Context, uuid: str) -> msgspec.Raw:
@@ -103,7 +103,9 @@ class EnvironmentsStore(Service):
     async def update(
         self, ctx: Context, uuid: str, environment: msgspec.Raw, if_hash: str | None = None
     ) -> msgspec.Raw:
-        return await self._write(ctx, lambda: self._store.update(uuid, bytes(environment), if_hash, ctx.reply_limit))
+        return await self._write(
+            ctx, lambda: self._store.update(uuid, bytes(environment), if_hash, ctx.reply_limit, ctx.reply_size)
+        )
 
     @action
     async def remove(self, ctx: Context, uuid: str) -> dict[str, bool]:
@@ -170,4 +172,4 @@ class EnvironmentsStore(Service):
 
 
 def _request(ctx: Context, limit: int | None, after: str | None, fields: "list[RecordField] | None") -> ListRequest:
-    return ListRequest(limit, after, tuple(fields) if fields else RECORD_FIELDS, ctx.reply_limit)
+    return ListRequest(limit, after, tuple(fields) if fields else RECORD_FIELDS, ctx.reply_limit, ctx.reply_size)

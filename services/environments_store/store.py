@@ -62,9 +62,11 @@ class Store:
         self._limits = limits or StoreLimits()
         self._records = Records(self._limits, logger)
 
-    async def create(self, document: bytes, reply_limit: int | None = None) -> Written:
+    async def create(
+        self, document: bytes, reply_limit: int | None = None, measure: Callable[[bytes], int] = len
+    ) -> Written:
         """Store a new environment. Raises EnvironmentExistsError, or EnvironmentDeletedError for one in the trash."""
-        accepted = await self._accept(document, None, reply_limit)
+        accepted = await self._accept(document, None, reply_limit, measure)
         with self._watched(document=True):
             try:
                 row = await self._insert(accepted)
@@ -103,12 +105,17 @@ class Store:
             return await self._list(queries, soft_delete.listing, request, deleted=True)
 
     async def update(
-        self, uuid: str, document: bytes, if_hash: str | None = None, reply_limit: int | None = None
+        self,
+        uuid: str,
+        document: bytes,
+        if_hash: str | None = None,
+        reply_limit: int | None = None,
+        measure: Callable[[bytes], int] = len,
     ) -> Written:
         """Replace the document of a live environment. Raises EnvironmentNotFoundError, and EnvironmentChangedError with
         the current hash when `if_hash` is given and is another."""
         check_uuid(uuid, "uuid", self._limits)
-        accepted = await self._accept(document, uuid, reply_limit)
+        accepted = await self._accept(document, uuid, reply_limit, measure)
         with self._watched(document=True):
             try:
                 if if_hash is None:
@@ -191,9 +198,11 @@ class Store:
                 raise invalid("environment", "object", message) from error
             raise
 
-    async def _accept(self, document: bytes, uuid: str | None, reply_limit: int | None) -> AcceptedDocument:
+    async def _accept(
+        self, document: bytes, uuid: str | None, reply_limit: int | None, measure: Callable[[bytes], int]
+    ) -> AcceptedDocument:
         accepted = await accept_document(document, uuid, self._records.hashes, self._limits)
-        check_reply(accepted, reply_limit)
+        check_reply(accepted, reply_limit, measure)
         return accepted
 
     async def _list(self, queries: Queries, listing: Listing, request: ListRequest, deleted: bool) -> bytes:

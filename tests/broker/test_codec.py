@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from broker.codec import JSONCodec, make_codec
+from broker.codec import JSONCodec
+from broker.codecs import make_codec
 from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
 from broker.packets import COMMANDS, Command, Event, Info, Packet, Request, Response
 from tests.support.transits import captured

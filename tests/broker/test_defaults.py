@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_refused_by_name(given: dict[str, Any], environment
 
 
 def test_every_option_with_a_plain_value_can_come_from_the_environment() -> None:
-    needs_python = {"metadata", "transporter_options", "middlewares"}
+    needs_python = {"metadata", "transporter_options", "middlewares", "transforms"}
     assert _FROM_ENVIRONMENT.keys() | needs_python == {field.name for field in msgspec.structs.fields(BrokerOptions)}
 
 

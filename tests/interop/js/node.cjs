@@ -46,13 +46,17 @@ function inspect(part) {
 	return typeof part === "string" ? part : require("util").inspect(part, { depth: 4, breakLength: Infinity });
 }
 
+// Middlewares of Moleculer's own that change packets: `{"middlewares": [["Encryption", "password"], ["Compression"]]}`.
+const { middlewares = [], ...options } = extra ? JSON.parse(extra) : {};
+
 const broker = new Moleculer.ServiceBroker({
 	nodeID,
 	namespace,
 	transporter: natsUrl,
 	logger: new Reporter(),
 	logLevel: "info",
-	...(extra ? JSON.parse(extra) : {}),
+	...options,
+	middlewares: middlewares.map(([name, ...settings]) => Moleculer.Middlewares.Transmit[name](...settings)),
 });
 
 broker.createService({
