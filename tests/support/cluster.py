@@ -20,7 +20,7 @@ from broker.packets import Command
 from broker.topics import Topics
 from broker.transports import make_transport
 from broker.transports.base import Observer, Transport
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 __all__ = ["Cluster", "Stranger", "open_cluster", "shorten_waits"]
 
@@ -155,6 +155,14 @@ class Cluster:
         transport = broker._node.transport
         assert transport is not None
         await transport.close()
+        await self._until_unheard(broker.node_id)
+
+    async def _until_unheard(self, node_id: str) -> None:
+        """The bus knows that a connection is gone a moment after it is: what is sent before is lost."""
+        stranger = await self.stranger("undertaker")
+        with anyio.fail_after(DEADLINE_S):
+            while await stranger.transport.is_heard(self.topics.to_node("RES", node_id), b""):
+                await anyio.lowlevel.checkpoint()
 
     async def close(self) -> None:
         for broker in reversed(self.brokers):

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import anyio
 
-__all__ = ["eventually"]
+__all__ = ["DEADLINE_S", "eventually"]
 
 T = TypeVar("T")
 _POLL_S = 0.005
