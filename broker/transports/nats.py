@@ -120,7 +120,7 @@ class NATSTransport:
         if client is None or client.is_closed:
             return
         self._closing = True
-        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
+        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True):  # a half-closed socket would stay open
             if client.is_connected:
                 try:
                     with _translated():
