@@ -120,14 +120,15 @@ class NATSTransport:
         if client is None or client.is_closed:
             return
         self._closing = True
-        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True):  # a half-closed socket would stay open
+        with anyio.CancelScope(shield=True):  # a half-closed socket would stay open
             if client.is_connected:
                 try:
                     with _translated():
                         await client.flush(NATS_CLOSE_TIMEOUT_S)
                 except MoleculerError:
                     pass  # a connection that is going down anyway
-            await client.close()
+            with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
+                await client.close()
 
     def __str__(self) -> str:
         return ", ".join(masked(server) for server in self._servers)

@@ -1,0 +1,253 @@
+"""NATS may vanish: calls fail at once or wait, and everything works again when it is back (protocol §4.5)."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, event
+from broker.transports import make_transport
+from broker.transports.base import Observer
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.example_services import Echo, Gate
+from tests.support.nats_server import NatsServer
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    """A cluster over a NATS server that the test may stop."""
+    shorten_waits(monkeypatch)
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.05)
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0.01)
+    monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
+    async with open_cluster(nats_server.url, namespace) as cluster:
+        yield cluster
+
+
+def cut_off(cluster: Cluster) -> bool:
+    return not any(broker._node.transport and broker._node.transport.connected for broker in cluster.brokers)
+
+
+def connected(cluster: Cluster) -> bool:
+    return all(broker._node.transport and broker._node.transport.connected for broker in cluster.brokers)
+
+
+async def test_a_lost_server_is_noticed_and_subscriptions_come_back(nats_server: NatsServer) -> None:
+    notes: list[str] = []
+    heard: list[bytes] = []
+
+    async def disconnected() -> None:
+        notes.append("disconnected")
+
+    async def reconnected() -> None:
+        notes.append("reconnected")
+
+    async def on_message(data: bytes, _reply: str) -> None:
+        heard.append(data)
+
+    transport = make_transport(nats_server.url)
+    assert transport is not None
+    await transport.connect(Observer(disconnected=disconnected, reconnected=reconnected), "test")
+    await transport.subscribe("a", on_message)
+    await transport.flush()
+    nats_server.kill()
+    await eventually(lambda: notes == ["disconnected"])
+    assert not transport.connected
+    for use in (transport.publish("a", b"lost"), transport.is_heard("a", b"lost")):
+        with pytest.raises(BrokerDisconnectedError):
+            await use
+    nats_server.start()
+    await eventually(lambda: notes == ["disconnected", "reconnected"])
+    await transport.publish("a", b"back")
+    await eventually(lambda: heard == [b"back"])
+    await transport.close()
+    assert notes == ["disconnected", "reconnected"], "a close of our own is no loss"
+
+
+async def test_a_server_that_is_not_there_is_one_error_at_once(nats_server: NatsServer) -> None:
+    nats_server.stop()
+    transport = make_transport(nats_server.url)
+    assert transport is not None
+    with pytest.raises(BrokerDisconnectedError, match=r"nats://127\.0\.0\.1"):
+        await transport.connect(Observer(), "test")
+    assert not transport.connected
+    await transport.close()
+    nats_server.start()
+    await transport.connect(Observer(), "test")
+    assert transport.connected
+    await transport.close()
+
+
+async def test_c7_a_node_waits_for_its_server_with_a_line_for_each_try(
+    outage: Cluster, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    nats_server.stop()
+    one = outage.make("one", [Echo()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.start)
+        await eventually(lambda: caplog.text.count("Cannot connect to nats://") >= 2)
+        nats_server.start()
+    assert await one.call("echo.where") == "one"
+
+
+async def test_calls_in_flight_fail_when_the_connection_is_lost(outage: Cluster, nats_server: NatsServer) -> None:
+    gate = Gate()
+    _, two = await outage.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(BrokerDisconnectedError) as caught:
+                await two.call("gate.wait")
+            assert caught.value.retryable is True
+
+        for _ in range(3):
+            tasks.start_soon(call)
+        await eventually(lambda: gate.inside == 3)
+        nats_server.kill()
+    gate.opened.set()
+    nats_server.start()
+
+
+async def test_without_a_connection_calls_fail_at_once_and_work_again_after_it(
+    outage: Cluster, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    with pytest.raises(BrokerDisconnectedError):
+        await two.call("echo.where", timeout=60)
+    assert await one.call("echo.where") == "one", "what is here still works"
+    await two.emit("user.created")
+    nats_server.start()
+    await eventually(lambda: connected(outage))
+    assert await two.call("echo.where") == "one"
+    assert two._node.transit.pending == {}
+    lost = [record for record in caplog.records if "connection to NATS is lost" in record.getMessage()]
+    assert [record.levelno for record in lost] == [logging.WARNING] * 2
+
+
+async def test_calls_may_wait_for_the_connection_within_their_time(outage: Cluster, nats_server: NatsServer) -> None:
+    await outage.start_one("one", [Echo()])
+    two = await outage.start_one("two", wait_for_connection=True)
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    with pytest.raises(RequestTimeoutError):
+        await two.call("echo.where", timeout=0.05)
+    answers: list[Any] = []
+
+    async def call() -> None:
+        answers.append(await two.call("echo.where", timeout=60, retries=10))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(call)
+        await anyio.wait_all_tasks_blocked()
+        nats_server.start()
+    assert answers == ["one"] * 5
+
+
+async def test_retries_bridge_an_outage(outage: Cluster, nats_server: NatsServer) -> None:
+    _, two = await outage.start(("one", [Echo()]), ("two", []))
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    answers: list[Any] = []
+
+    async def call() -> None:
+        answers.append(await two.call("echo.where", retries=100))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        nats_server.start()
+    assert answers == ["one"]
+
+
+async def test_c32_after_an_outage_a_node_announces_itself_and_asks_who_is_there(
+    outage: Cluster, nats_server: NatsServer
+) -> None:
+    await outage.start_one("one", [Echo()])
+    stranger = await outage.stranger("stranger", "INFO", "DISCOVER", "HEARTBEAT")
+    nats_server.kill()
+    await eventually(lambda: not stranger.transport.connected and cut_off(outage))
+    stranger.heard.clear()
+    nats_server.start()
+    await eventually(lambda: stranger.transport.connected and connected(outage))
+    fresh = await outage.stranger("fresh", "INFO")
+    await fresh.say(outage.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "fresh"})
+    info = await fresh.hears("INFO")
+    assert [service["name"] for service in info["services"]] == ["echo"]
+
+
+async def test_services_that_changed_during_an_outage_are_known_after_it(
+    outage: Cluster, nats_server: NatsServer
+) -> None:
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    await one.add_service(Gate())
+    await one.remove_service("echo")
+    nats_server.start()
+    await two.wait_for_services("gate", timeout=30)
+    await eventually(lambda: not two.registry.has_service("echo"))
+
+
+async def test_nobody_is_lost_by_an_outage_longer_than_the_heartbeat_timeout(
+    outage: Cluster, nats_server: NatsServer
+) -> None:
+    lost = Lost()
+    await outage.start_one("one", [Echo()], heartbeat_interval=0.1, heartbeat_timeout=0.5)
+    two = await outage.start_one("two", [lost], heartbeat_interval=0.1, heartbeat_timeout=0.5)
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    before = anyio.current_time()
+    await eventually(lambda: anyio.current_time() > before + 0.8)
+    nats_server.start()
+    await eventually(lambda: connected(outage))
+    assert await two.call("echo.where") == "one"
+    assert lost.nodes == []
+
+
+class Lost(Service):
+    name = "lost"
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+
+    @event("$node.disconnected")
+    async def on_lost(self, ctx: Context) -> None:
+        self.nodes.append(ctx.params["node"]["id"])
+
+
+async def test_a_broker_stops_while_its_server_is_away(outage: Cluster, nats_server: NatsServer) -> None:
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    with anyio.fail_after(30):
+        await one.stop()
+        await two.stop()
+
+
+async def test_a_server_that_freezes_does_not_stop_a_stop(
+    outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.transports.nats.NATS_CLOSE_TIMEOUT_S", 0.2)
+    one = await outage.start_one("one", [Echo()])
+    nats_server.pause()
+    with anyio.fail_after(30):
+        await one.stop()
+    nats_server.resume()
+
+
+async def test_a_message_limit_that_the_server_lowered_counts_from_then_on(
+    outage: Cluster, nats_server: NatsServer
+) -> None:
+    one = await outage.start_one("one")
+    transport = one._node.transport
+    assert transport is not None
+    assert transport.max_payload == 1 << 20
+    nats_server.restart(max_payload=4096)
+    await eventually(lambda: connected(outage) and transport.max_payload == 4096)
