@@ -9,7 +9,8 @@ import pytest
 
 from broker import ServiceBroker
 from tests.interop.services import python_services
-from tests.support.js_node import VERSIONS, JsNode, js_node
+from tests.support.js_node import PROTOCOLS, VERSIONS, JsNode, js_node
+from tests.support.tap import Tap, open_tap
 
 JS_FIXTURES = ("math", "echo", "slow", "errors", "chain", "blob")
 JS_SERVICES = ("math", "echo", "slow", "errors", "chain", "blob")
@@ -23,6 +24,12 @@ class Cluster:
     version: str
     js: JsNode
     broker: ServiceBroker
+    tap: Tap
+
+    @property
+    def ver(self) -> str:
+        """The protocol version of the JS node."""
+        return PROTOCOLS[self.version]
 
 
 @pytest.fixture(params=VERSIONS)
@@ -37,6 +44,7 @@ async def cluster(request: pytest.FixtureRequest, nats_url: str, js_modules: obj
     namespace = f"cluster-{uuid.uuid4().hex[:12]}"
     services = python_services()
     async with (
+        open_tap(nats_url, namespace) as tap,
         js_node(request.param, nats_url, namespace, "js") as js,
         ServiceBroker("py", namespace=namespace, transporter=nats_url, services=services) as broker,
     ):
@@ -44,4 +52,4 @@ async def cluster(request: pytest.FixtureRequest, nats_url: str, js_modules: obj
             await js.create_service(fixture)
         await js.wait_for_services(*PYTHON_SERVICES)
         await broker.wait_for_services(*JS_SERVICES, timeout=30)
-        yield Cluster(request.param, js, broker)
+        yield Cluster(request.param, js, broker, tap)

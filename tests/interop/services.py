@@ -28,6 +28,10 @@ class PythonMath(Service):
     async def secret(self, ctx: Context) -> str:
         return "secret"
 
+    @action(visibility="private")
+    async def hidden(self, ctx: Context) -> str:
+        return "hidden"
+
     @action
     async def longest(self, ctx: Context, words: Annotated[list[str], msgspec.Meta(min_length=1)]) -> str:
         return max(words, key=len)

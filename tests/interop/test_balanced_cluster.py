@@ -10,11 +10,10 @@ import anyio
 import pytest
 
 from broker import Context, Service, ServiceBroker, ServiceNotFoundError, action, event
-from tests.support.js_node import VERSIONS, JsNode, js_node
+from tests.support.js_node import PROTOCOLS, VERSIONS, JsNode, js_node
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 30
-PROTOCOLS = {"0.14": "4", "0.15": "5"}  # versions cannot be mixed where NATS chooses the node (§2.4)
 
 
 class Shared(Service):
@@ -55,7 +54,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
                     namespace=namespace,
                     transporter=nats_url,
                     disable_balancer=True,
-                    protocol=PROTOCOLS[request.param],
+                    protocol=PROTOCOLS[request.param],  # NATS would hand packets to nodes of either (§2.4)
                     services=[service],
                 )
             )

@@ -17,12 +17,10 @@ from broker import (
 )
 from tests.interop.conftest import PYTHON_SERVICES
 from tests.interop.services import PythonMath, python_services
-from tests.support.js_node import JsError, JsNode, js_node
+from tests.support.js_node import PROTOCOLS, JsError, JsNode, js_node
 from tests.support.processes import DEADLINE_S, Process, start_python
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
-
-PROTOCOLS = {"0.14": "4", "0.15": "5"}
 
 
 @contextlib.asynccontextmanager
@@ -108,18 +106,6 @@ async def test_c21_c89_a_killed_node_may_come_back_under_its_id_at_once(
         await js.local_event("$node.updated", lambda payload: payload["node"] == "py", after=mark)
         assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
     assert js.process.returncode is None
-
-
-async def test_c89_js_gives_a_killed_node_up(version: str, nats_url: str, namespace: str) -> None:
-    quick = {"heartbeatInterval": 1, "heartbeatTimeout": 2}
-    async with (
-        js_node(version, nats_url, namespace, "js", **quick) as js,
-        python_node(nats_url, namespace, "py") as process,
-    ):
-        await js.wait_for_services(*PYTHON_SERVICES)
-        await process.kill()
-        gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
-        assert gone["unexpected"] is True
 
 
 async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: str, namespace: str) -> None:

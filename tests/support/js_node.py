@@ -12,14 +12,15 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tests.support.node import INTEROP, node_environment, node_program
 from tests.support.processes import DEADLINE_S, Process, ProcessFailedError, start
 
-__all__ = ["VERSIONS", "JsError", "JsNode", "JsReply", "js_node"]
+__all__ = ["PROTOCOLS", "VERSIONS", "JsError", "JsNode", "JsReply", "js_node"]
 
 VERSIONS = ("0.14", "0.15")
+PROTOCOLS: dict[str, Literal["4", "5"]] = {"0.14": "4", "0.15": "5"}
 _NOTHING: Any = object()
 
 

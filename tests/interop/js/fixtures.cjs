@@ -16,6 +16,7 @@ function math() {
 			add: { params: numbers, handler: ctx => ctx.params.a + ctx.params.b },
 			divide: { params: numbers, handler: ctx => ctx.params.a / ctx.params.b },
 			secret: { visibility: "protected", handler: () => "secret" },
+			hidden: { visibility: "private", handler: () => "hidden" },
 		},
 	};
 }

@@ -1,0 +1,117 @@
+"""What goes over the wire of a namespace, seen by a client of NATS that belongs to no node.
+
+    async with open_tap(nats_url, namespace) as tap:
+        mark = tap.mark()
+        await js.call("pymath.add", {"a": 1})
+        request = await tap.sees("REQ.py", after=mark)
+        assert tap.count("RES.js", id=request["id"]) == 1
+
+It can also speak, as a node made by hand does: `say`, and `ask` for a request with its answer.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from tests.support.waiting import eventually
+
+__all__ = ["Seen", "Tap", "open_tap"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One message: the subject without the prefix, the packet, and its bytes."""
+
+    topic: str
+    packet: dict[str, Any]
+    data: bytes
+
+
+class Tap:
+    """Made by `open_tap`."""
+
+    def __init__(self, client: Client, namespace: str) -> None:
+        self.seen: list[Seen] = []
+        self._client = client
+        self._prefix = f"MOL-{namespace}" if namespace else "MOL"
+        self._questions = 0
+
+    async def listen(self) -> None:
+        await self._client.subscribe(f"{self._prefix}.>", cb=self._take)
+        await self._client.flush()
+
+    def mark(self) -> int:
+        """Now, to be given as `after`: only what comes later counts."""
+        return len(self.seen)
+
+    def find(self, topic: str, *, after: int = 0, **fields: Any) -> list[dict[str, Any]]:
+        """Packets on a subject (`REQ.py`; one that ends with `.` is a prefix) whose fields are these."""
+        return [
+            seen.packet
+            for seen in self.seen[after:]
+            if (seen.topic == topic or (topic.endswith(".") and seen.topic.startswith(topic)))
+            and all(seen.packet.get(name) == value for name, value in fields.items())
+        ]
+
+    def topics(self, *, after: int = 0, **fields: Any) -> list[str]:
+        """The subjects of packets with these fields, in the order of their arrival."""
+        return [
+            seen.topic
+            for seen in self.seen[after:]
+            if all(seen.packet.get(name) == value for name, value in fields.items())
+        ]
+
+    async def sees(self, topic: str, *, after: int = 0, **fields: Any) -> dict[str, Any]:
+        """The first such packet, waiting for it."""
+        await eventually(
+            lambda: self.find(topic, after=after, **fields),
+            f"a packet on {topic} with {fields}; seen: {[seen.topic for seen in self.seen[after:]][-20:]}",
+        )
+        return self.find(topic, after=after, **fields)[0]
+
+    async def say(self, topic: str, packet: dict[str, Any] | bytes) -> None:
+        data = packet if isinstance(packet, bytes) else json.dumps(packet).encode()
+        await self._client.publish(f"{self._prefix}.{topic}", data)
+        await self._client.flush()
+
+    async def ask(self, node_id: str, action: str, *, ver: str, sender: str = "tap", **fields: Any) -> dict[str, Any]:
+        """A request of a node that nobody knows, and its answer."""
+        self._questions += 1
+        request_id = fields.pop("id", f"{sender}-{self._questions}")
+        mark = self.mark()
+        packet = {"ver": ver, "sender": sender, "id": request_id, "action": action, **fields}
+        await self.say(f"REQ.{node_id}", packet)
+        return await self.sees(f"RES.{sender}", after=mark, id=request_id)
+
+    async def settle(self, node_id: str, *, ver: str) -> None:
+        """Returns when the node has dealt with all that was said to it, and all that it said by then is here."""
+        self._questions += 1
+        ping_id = f"settle-{self._questions}"
+        await self.say(f"PING.{node_id}", {"ver": ver, "sender": "tap", "id": ping_id, "time": 1})
+        await self.sees("PONG.tap", id=ping_id)
+
+    async def _take(self, message: Msg) -> None:
+        try:
+            packet = json.loads(message.data)
+        except ValueError:
+            packet = None
+        topic = message.subject.removeprefix(self._prefix + ".")
+        self.seen.append(Seen(topic, packet if isinstance(packet, dict) else {}, message.data))
+
+
+@contextlib.asynccontextmanager
+async def open_tap(nats_url: str, namespace: str) -> AsyncIterator[Tap]:
+    """Listens from now on to the end of the block."""
+    client = await nats.connect(nats_url)
+    try:
+        tap = Tap(client, namespace)
+        await tap.listen()
+        yield tap
+    finally:
+        await client.close()
