@@ -267,7 +267,7 @@ def received(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-async def test_c84_values_of_javascript_arrive_in_python_with_their_types(cluster: Cluster) -> None:
+async def test_c83_c84_values_of_javascript_arrive_in_python_with_their_types(cluster: Cluster) -> None:
     wanted = received(cluster)
     assert await cluster.broker.call("jstypes.make") == wanted
     described = await cluster.ask("jstypes.askPython")
@@ -285,7 +285,7 @@ SENT = {
 }
 
 
-async def test_c84_values_of_python_arrive_in_javascript_with_their_types(cluster: Cluster) -> None:
+async def test_c83_c84_values_of_python_arrive_in_javascript_with_their_types(cluster: Cluster) -> None:
     meta: dict[str, Any] = {"when": MOMENT}
     value = {**SENT, "text": "[[DT]]5", "set": {1}, "nan": [float("nan")], "stamp": 1_795_351_433_769}
     answer = await cluster.broker.call("jstypes.describe", value, meta=meta)
@@ -368,7 +368,7 @@ async def test_c84_c85_events_and_pings_travel_both_ways(cluster: Cluster) -> No
     assert abs(pong["timeDiff"]) < 1000
 
 
-async def test_c65_c84_c85_streams_of_bytes_arrive_byte_for_byte(cluster: Cluster) -> None:
+async def test_c67_c68_c84_c85_streams_of_bytes_arrive_byte_for_byte(cluster: Cluster) -> None:
     data = random.Random(5).randbytes(700_000) + b"\xff" * 300_000
     sent = await cluster.broker.call("jstypes.digest", stream=[data, b"[["])
     assert sent == {"digest": hashlib.sha256(data + b"[[").hexdigest(), "size": len(data) + 2}
@@ -380,7 +380,7 @@ async def test_c65_c84_c85_streams_of_bytes_arrive_byte_for_byte(cluster: Cluste
     assert await cluster.ask("jstypes.sendStream") == {"digest": hashlib.sha256(from_js).hexdigest(), "size": 150_002}
 
 
-async def test_c66_c84_c85_streams_of_values_keep_their_types(cluster: Cluster) -> None:
+async def test_c67_c68_c84_c85_streams_of_values_keep_their_types(cluster: Cluster) -> None:
     wanted = received(cluster)
     answer = await cluster.broker.call("jstypes.objects")
     assert [value async for value in answer] == [{**wanted, "n": 1}, {"text": "[[x", "n": 2}]
