@@ -127,13 +127,12 @@ SUITES = {
     "contract/test_store_outcomes.py": "outcome",
     "services/test_cli.py": "__main__ operations",
     "services/test_schema_check.py": "schema.findings schema.sql",
-    "services/test_schema_faults.py": "schema.journal schema.messages",
+    "faults/test_m13_rights.py": "schema.journal schema.messages",
     "services/test_schema_rules.py": "schema.index schema.ladder schema.outcomes schema.plan",
-    "services/test_schema_postgres.py": "schema.blockers schema.inspect_postgres schema.inspection"
+    "faults/test_m01_shapes.py": "schema.blockers schema.inspect_postgres schema.inspection"
     " schema.migrator schema.names schema.postgres_index schema.postgres_migration schema.postgres_steps"
     " schema.status",
-    "services/test_schema_sqlite.py": "schema.inspect_sqlite schema.leftovers schema.sqlite_migration"
-    " schema.sqlite_steps",
+    "faults/test_m30_sqlite.py": "schema.inspect_sqlite schema.leftovers schema.sqlite_migration schema.sqlite_steps",
 }
 
 

@@ -20,6 +20,7 @@ from services.environments_store.document import (
 )
 from services.environments_store.errors import (
     DatabaseError,
+    DatabaseUnavailableError,
     EnvironmentChangedError,
     EnvironmentDeletedError,
     EnvironmentExistsError,
@@ -166,10 +167,16 @@ class Store:
             }
 
     def _queries(self) -> Queries:
-        return choose(self._status())
+        return choose(self._readable())
+
+    def _readable(self) -> SchemaStatus:
+        status = self._status()
+        if not status.readable:
+            raise DatabaseUnavailableError(status.error or "The rows of the table cannot be read now.")
+        return status
 
     def _soft_delete(self) -> tuple[Queries, SoftDelete]:
-        status = self._status()
+        status = self._readable()
         queries = choose(status)
         if queries.soft_delete is None:
             why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."

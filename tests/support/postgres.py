@@ -47,7 +47,8 @@ class PostgresServer:
     closed to everybody but its owner, and PostgreSQL runs as `nobody` when the tests run as root.
     """
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, *, wal_segment_mb: int | None = None, **options: str) -> None:
+        self._wal_segment_mb = wal_segment_mb
         self._options = {**_OPTIONS, **options}
         _remove_leftovers()
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -67,6 +68,11 @@ class PostgresServer:
         return self._port
 
     @property
+    def user(self) -> tuple[int, int] | None:
+        """Whom its processes run as (uid, gid), when it is not this user."""
+        return self._user
+
+    @property
     def pid(self) -> int:
         if self._process is None:
             raise RuntimeError("The server is not running.")
@@ -84,7 +90,7 @@ class PostgresServer:
             self._create_cluster(data)
         options = [f"--{name}={value}" for name, value in self._options.items()]
         command: list[str | Path] = [
-            self._program("postgres"),
+            self.program("postgres"),
             "-D",
             data,
             "-h",
@@ -119,7 +125,7 @@ class PostgresServer:
     def run_sql(self, sql: str, database: str = "postgres") -> str:
         """Runs statements with psql as the superuser, each one by itself; returns rows as `a|b` lines."""
         command: list[str | Path] = [
-            self._program("psql"),
+            self.program("psql"),
             "-X",
             "-q",
             "-A",
@@ -136,7 +142,7 @@ class PostgresServer:
 
     def dump_schema(self, database: str) -> str:
         """The database's schema as pg_dump writes it."""
-        command: list[str | Path] = [self._program("pg_dump"), "--schema-only", "--no-owner", "-d", self.url(database)]
+        command: list[str | Path] = [self.program("pg_dump"), "--schema-only", "--no-owner", "-d", self.url(database)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def close(self) -> None:
@@ -166,17 +172,20 @@ class PostgresServer:
             os.chown(self._folder, *self._user)
             os.chown(password, *self._user)
         settings = ["--auth=scram-sha-256", f"--pwfile={password}", "-U", _SUPERUSER, "--no-sync"]
+        if self._wal_segment_mb is not None:
+            settings.append(f"--wal-segsize={self._wal_segment_mb}")
         locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-        command: list[str | Path] = [self._program("initdb"), "-D", data, *settings, *locale]
+        command: list[str | Path] = [self.program("initdb"), "-D", data, *settings, *locale]
         done = subprocess.run(child_command(command, self._user), capture_output=True, text=True, cwd=self._folder)
         if done.returncode:
             raise ServerFailedError(f"initdb failed with {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _accepts(self) -> bool | None:
-        command: list[str | Path] = [self._program("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(self._port)]
+        command: list[str | Path] = [self.program("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(self._port)]
         return True if subprocess.run(command).returncode == 0 else None
 
-    def _program(self, name: str) -> Path:
+    def program(self, name: str) -> Path:
+        """One of PostgreSQL's programs, such as `pg_dump`."""
         return self._programs / name
 
 

@@ -115,10 +115,12 @@ def _about_access(found: Inspection) -> Iterator[Finding]:
             remedy="Name the primary in the URL.",
         )
     if found.row_security:
+        how_many, may = ("all", "is") if found.rows_hidden else ("some", "may be")
         yield Finding(
-            level="error",
+            level="error" if found.rows_hidden else "warning",
             subject="row-security",
-            message=f"Row level security hides rows of {name} from role {role}: an empty list may be no empty table.",
+            message=f"Row level security hides {how_many} rows of {name} from role {role}: "
+            f"an empty list {may} no empty table.",
             remedy=f"Add a policy for it, or: ALTER ROLE {role} BYPASSRLS;",
         )
     if found.pooled:

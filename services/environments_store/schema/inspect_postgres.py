@@ -14,7 +14,10 @@ __all__ = ["inspect"]
 # the role may touch, and take a missing right for a missing column.
 FACTS = """
 SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema, c.relkind::text AS kind,
-       coalesce(row_security_active(c.oid), false) AS row_security, coalesce(c.reltuples, -1)::int8 AS rows_estimate,
+       coalesce(row_security_active(c.oid), false) AS row_security,
+       NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd IN ('*', 'r') AND
+                   EXISTS (SELECT FROM unnest(p.polroles) r WHERE r = 0 OR pg_has_role(r, 'USAGE'))) AS no_policy,
+       coalesce(c.reltuples, -1)::int8 AS rows_estimate,
        coalesce(pg_has_role(c.relowner, 'USAGE'), false) AS can_alter,
        coalesce(has_schema_privilege(n.oid, 'CREATE'), false) AS can_index,
        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS can_create,
@@ -85,6 +88,7 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
         standby=facts["standby"],
         read_only=facts["read_only"],
         row_security=facts["row_security"],
+        rows_hidden=facts["row_security"] and facts["no_policy"],
         rows_estimate=facts["rows_estimate"],
         has_statistics=rest["has_statistics"],
         version=facts["version"],

@@ -62,6 +62,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     standby: bool = False
     read_only: bool = False
     row_security: bool = False
+    """Row level security decides which rows this role sees."""
+    rows_hidden: bool = False
+    """It hides all of them, as no policy shows this role any."""
     rows_estimate: int = 0
     has_statistics: bool = False
     version: int = 0

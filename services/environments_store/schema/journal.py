@@ -8,7 +8,7 @@ import msgspec
 from services.environments_store.database.base import Dialect
 from services.environments_store.schema import messages
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.plan import Obstacle, status_of
+from services.environments_store.schema.plan import Obstacle, hidden_text, status_of
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Journal"]
@@ -41,6 +41,7 @@ class Journal:
         """Take a new inspection in."""
         self._found = found
         self.forget("unavailable")
+        self._warn_of_oddities(found)
         if found.soft_delete:
             self._note_column(found)
         elif self._had_column:
@@ -106,6 +107,17 @@ class Journal:
         """No connection for the migration. What queries may name stays as it was known."""
         self.warn("unavailable", f"The schema cannot be looked at: {text}")
         self._publish(msgspec.structs.replace(self.status, state="degraded", reason="unavailable", error=text))
+
+    def _warn_of_oddities(self, found: Inspection) -> None:
+        for twin in found.twins:
+            text = f'A column "{twin}" exists, probably from SQL without quotes; it is not used'
+            self.warn(f"twin {twin}", text)
+        if not found.row_security:
+            self.forget("row-security")
+        elif found.rows_hidden:
+            self.warn("row-security", hidden_text(found))
+        else:
+            self.warn("row-security", "Row level security decides which environments this role sees and changes")
 
     def _note_column(self, found: Inspection) -> None:
         if not self._had_column:

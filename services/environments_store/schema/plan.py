@@ -9,7 +9,7 @@ from services.environments_store.schema.names import COLUMN, qualified, quoted
 from services.environments_store.schema.sql import add_column
 from services.environments_store.schema.status import Reason, SchemaStatus, Step
 
-__all__ = ["Obstacle", "is_complete", "obstacle_to_column", "pending_steps", "status_of"]
+__all__ = ["Obstacle", "hidden_text", "is_complete", "obstacle_to_column", "pending_steps", "status_of"]
 
 KINDS = {"v": "a view", "m": "a materialised view", "p": "a partitioned table", "f": "a foreign table"}
 
@@ -89,6 +89,18 @@ def status_of(
 ) -> SchemaStatus:
     """The state that follows from an inspection, and from what an attempt has met since (`problem`)."""
     steps = _steps(found, details or {}, running)
+    if found.rows_hidden:
+        return SchemaStatus(
+            state="degraded",
+            dialect=found.dialect,
+            steps=steps,
+            reason="row-security",
+            error=hidden_text(found),
+            soft_delete=found.soft_delete,
+            readable=False,
+            writable=found.writable,
+            deleted_at_zone=found.deleted_at_zone,
+        )
     obstacle = obstacle_to_column(found) or problem
     if found.soft_delete:
         return SchemaStatus(
@@ -118,6 +130,14 @@ def status_of(
         error=error,
         soft_delete=False,
         writable=found.writable,
+    )
+
+
+def hidden_text(found: Inspection) -> str:
+    role = quoted(found.role)
+    return (
+        f"Row level security hides all rows of {qualified(found.schema, found.table)} from role {role}: an empty list "
+        f"would be no empty table. Add a policy for it, or: ALTER ROLE {role} BYPASSRLS;"
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 from services.environments_store.database.base import Dialect
 
 State = Literal["ready", "migrating", "degraded"]
-Reason = Literal["forbidden", "unsupported", "read-only", "lost", "unavailable", "failed"]
+Reason = Literal["forbidden", "unsupported", "read-only", "lost", "unavailable", "failed", "row-security"]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -33,6 +33,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     error: str | None = None
     soft_delete: bool = False
     """Whether `deletedAt` is there and may be named by queries."""
+    readable: bool = True
+    """False while row level security hides every row: an empty answer would look like an empty store."""
     writable: bool = True
     """False on a standby, a read-only server, file or folder."""
     deleted_at_zone: bool = True

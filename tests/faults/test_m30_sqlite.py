@@ -67,7 +67,7 @@ def test_every_shape_has_its_expectation() -> None:
 
 
 @pytest.mark.parametrize("shape", NO_COLUMN + WITH_COLUMN)
-async def test_adopts_every_shape_with_its_rows_unchanged(shape: str, path: Path, lines: Lines) -> None:
+async def test_m30_every_shape_is_migrated_with_its_rows_unchanged(shape: str, path: Path, lines: Lines) -> None:
     make_sqlite(shape, path)
     before = rows_of_sqlite(path)
 
@@ -89,7 +89,7 @@ async def test_adopts_every_shape_with_its_rows_unchanged(shape: str, path: Path
 
 
 @pytest.mark.parametrize("shape", NO_COLUMN + WITH_COLUMN + CRASHED)
-async def test_a_second_start_changes_nothing_and_waits_for_nobody(shape: str, path: Path, lines: Lines) -> None:
+async def test_m30_a_second_start_changes_nothing_and_waits_for_nobody(shape: str, path: Path, lines: Lines) -> None:
     make_sqlite(shape, path)
     await migrate_once(url(path), logger=lines.logger, budgets=BUDGETS)
     version = query(path, "PRAGMA schema_version")
@@ -109,7 +109,7 @@ async def test_a_second_start_changes_nothing_and_waits_for_nobody(shape: str, p
 
 
 @pytest.mark.parametrize("made", ["nothing", "folder", "empty file", "s_none"])
-async def test_makes_the_tables_of_a_new_file(made: str, tmp_path: Path, lines: Lines) -> None:
+async def test_m30_a_new_file_gets_its_tables(made: str, tmp_path: Path, lines: Lines) -> None:
     path = tmp_path / "data" / "environments.sqlite"
     if made != "nothing":
         path.parent.mkdir()
@@ -128,7 +128,7 @@ async def test_makes_the_tables_of_a_new_file(made: str, tmp_path: Path, lines: 
 
 
 @pytest.mark.parametrize("shape", CRASHED)
-async def test_a_killed_start_of_the_original_loses_no_row(shape: str, path: Path, lines: Lines) -> None:
+async def test_m31_a_killed_start_of_the_original_loses_no_row(shape: str, path: Path, lines: Lines) -> None:
     make_sqlite(shape, path)
 
     status = await migrate_once(url(path), logger=lines.logger, budgets=BUDGETS)
@@ -150,7 +150,7 @@ async def test_a_killed_start_of_the_original_loses_no_row(shape: str, path: Pat
         ]
 
 
-async def test_of_eight_starters_all_end_with_one_column(path: Path, lines: Lines) -> None:
+async def test_m32_of_eight_starters_all_end_with_one_column(path: Path, lines: Lines) -> None:
     make_sqlite("s_b2", path)
     starters = [
         Migrator(url(path), None, node_id=f"node-{number}", logger=lines.logger, budgets=BUDGETS) for number in range(8)
@@ -163,7 +163,7 @@ async def test_of_eight_starters_all_end_with_one_column(path: Path, lines: Line
     assert lines.guide_lines().count(ADDED) == 1
 
 
-async def test_a_busy_file_delays_the_column_but_not_the_start(path: Path, lines: Lines) -> None:
+async def test_m32_a_busy_file_delays_the_column_but_not_the_start(path: Path, lines: Lines) -> None:
     make_sqlite("s_b2", path)
     writer = sqlite3.connect(path, isolation_level=None)
     budgets = MigrationBudgets(start_s=0.3, reinspect_s=0.1, sleep_patient_s=0.1, sqlite_busy_ms=20)
@@ -184,7 +184,7 @@ async def test_a_busy_file_delays_the_column_but_not_the_start(path: Path, lines
     assert lines.guide_lines() == [ADDING, FAILED, ADDED]
 
 
-async def test_a_file_opened_to_read_is_served_without_the_column(path: Path, lines: Lines) -> None:
+async def test_m34_a_file_opened_to_read_is_served_without_the_column(path: Path, lines: Lines) -> None:
     make_sqlite("s_b2", path)
     before = dump(path)
 
@@ -195,7 +195,7 @@ async def test_a_file_opened_to_read_is_served_without_the_column(path: Path, li
     assert dump(path) == before
 
 
-async def test_a_finished_file_opened_to_read_keeps_its_trash(path: Path, lines: Lines) -> None:
+async def test_m34_a_finished_file_opened_to_read_keeps_its_trash(path: Path, lines: Lines) -> None:
     make_sqlite("s_d2", path)
     await migrate_once(url(path), logger=lines.logger, budgets=BUDGETS)
 
@@ -216,18 +216,18 @@ def folder(path: Path) -> Path:
     return path
 
 
-async def test_a_file_that_is_no_database_is_named_with_the_reason(letter: Path, lines: Lines) -> None:
+async def test_m34_a_file_that_is_no_database_is_named_with_the_reason(letter: Path, lines: Lines) -> None:
     with pytest.raises(DatabaseError, match="is no SQLite database") as caught:
         await migrate_once(url(letter), logger=lines.logger, budgets=BUDGETS)
     assert str(letter) in str(caught.value)
 
 
-async def test_a_folder_in_place_of_the_file_is_named(folder: Path, lines: Lines) -> None:
+async def test_m34_a_folder_in_place_of_the_file_is_named(folder: Path, lines: Lines) -> None:
     with pytest.raises(DatabaseUnavailableError, match="it is a folder"):
         await migrate_once(url(folder), logger=lines.logger, budgets=BUDGETS)
 
 
-async def test_a_file_in_place_of_the_folder_is_named(letter: Path, lines: Lines) -> None:
+async def test_m34_a_file_in_place_of_the_folder_is_named(letter: Path, lines: Lines) -> None:
     with pytest.raises(DatabaseUnavailableError, match=str(letter)):
         await migrate_once(url(letter / "below.sqlite"), logger=lines.logger, budgets=BUDGETS)
 
@@ -243,7 +243,9 @@ async def test_a_view_is_left_alone(path: Path, lines: Lines) -> None:
     assert (status.state, status.reason) == ("degraded", "unsupported")
 
 
-async def test_a_full_index_gets_statistics_so_that_a_page_of_live_rows_is_not_sorted(path: Path, lines: Lines) -> None:
+async def test_m36_a_full_index_gets_statistics_so_that_a_page_of_live_rows_is_not_sorted(
+    path: Path, lines: Lines
+) -> None:
     make_sqlite("s_d1", path)
     with sqlite3.connect(path) as connection:
         connection.executemany(
@@ -299,7 +301,7 @@ anyio.run(lambda: migrate_once(sys.argv[1], logger=logging.getLogger("killed")))
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_a_kill_around_the_commit_leaves_all_or_nothing(
+async def test_m33_a_kill_around_the_commit_leaves_all_or_nothing(
     moment: str, journal: str, path: Path, lines: Lines
 ) -> None:
     make_sqlite("s_crash_4", path)

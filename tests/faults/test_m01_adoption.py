@@ -30,20 +30,22 @@ EMPTY = {"p_none", "s_none"}
 
 
 @pytest.mark.parametrize("shape", sorted(set(POSTGRES_SHAPES) - UNSUPPORTED))
-async def test_tables_of_postgresql_are_adopted(shape: str, postgres_database: PostgresDatabase) -> None:
+async def test_m01_tables_of_postgresql_are_adopted_by_the_service(
+    shape: str, postgres_database: PostgresDatabase
+) -> None:
     postgres_database.run_sql(postgres_sql(shape))
     await assert_adopted(postgres_database.url, shape)
 
 
 @pytest.mark.parametrize("shape", SQLITE_SHAPES)
-async def test_files_of_sqlite_are_adopted(shape: str, tmp_path: Path) -> None:
+async def test_m30_files_of_sqlite_are_adopted_by_the_service(shape: str, tmp_path: Path) -> None:
     path = tmp_path / "environments.sqlite"
     make_sqlite(shape, path)
     await assert_adopted(f"sqlite:///{path}", shape)
 
 
 @pytest.mark.parametrize("shape", sorted(UNSUPPORTED))
-async def test_what_is_no_plain_table_is_served_without_soft_delete(
+async def test_m16_what_is_no_plain_table_is_served_without_soft_delete(
     shape: str, postgres_database: PostgresDatabase
 ) -> None:
     postgres_database.run_sql(postgres_sql(shape))
