@@ -86,7 +86,8 @@ async def test_m06_a_pg_dump_delays_the_column_is_named_and_ends_well(postgres_d
         SELECT 'bulk-' || n, to_json(repeat(md5(n::text), 100)), now(), now() FROM generate_series(1, 5000) n"""
     )
     dump = postgres_database.server.program("pg_dump")
-    with subprocess.Popen([dump, "-d", postgres_database.url], stdout=subprocess.PIPE) as process:
+    # Its output is a pipe that nobody reads yet.
+    with subprocess.Popen([dump, "-d", postgres_database.url], stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
         assert process.stdout is not None
         holds = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity USING (pid) WHERE application_name = 'pg_dump'"
         holds += " AND l.relation = 'environments'::regclass"

@@ -41,7 +41,7 @@ class Serving:
             return None if steps and any(step["state"] != "done" for step in answer["steps"]) else answer
 
         with anyio.fail_after(DEADLINE_S):
-            while (answer := await look()) is None:
+            while (answer := await look()) is None:  # noqa: ASYNC110 # the state is asked for by a call
                 await anyio.sleep(0.01)
         return answer
 
