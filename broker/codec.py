@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from broker import members
+from broker import buffers, members
 from broker.encoding import (
     UNDECODABLE,
     UNENCODABLE,
@@ -25,7 +25,7 @@ from broker.encoding import (
     unserializable_packet,
     unserializable_value,
 )
-from broker.packets import COMMANDS, Address, Command, Packet
+from broker.packets import COMMANDS, Address, Command, Packet, Request, Response
 from broker.values import in_utc, rewriter
 
 
@@ -88,6 +88,27 @@ class JSONCodec:
         self._address = msgspec.json.Decoder(Address)
 
     def decode(self, command: Command, data: bytes) -> Packet:
+        return self._decode_cut(command, data) or self._decode_whole(command, data)
+
+    def _decode_cut(self, command: Command, data: bytes) -> Packet | None:
+        """A packet whose value is one large Buffer, several times faster; None when it is not."""
+        parts = buffers.cut(data)
+        if parts is None or command not in ("REQ", "RES"):
+            return None
+        rest, buffer = parts
+        try:
+            packet = self._decoders[command].decode(rest)
+        except UNDECODABLE:
+            return None
+        if isinstance(packet, Request) and packet.params == _CUT:
+            packet.params = buffer
+            return packet
+        if isinstance(packet, Response) and packet.data == _CUT:
+            packet.data = buffer
+            return packet
+        return None
+
+    def _decode_whole(self, command: Command, data: bytes) -> Packet:
         try:
             packet: Packet = self._decoders[command].decode(data)
         except UNDECODABLE as error:
@@ -139,6 +160,8 @@ class JSONCodec:
         return max(1, (room - _BUFFER_FRAME) // _JSON_BYTES_A_BYTE)
 
     def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
+        if buffers.is_buffer(raw):
+            return buffers.buffer_bytes(raw)
         return chunk_of(self.decode_value(raw), objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
@@ -187,6 +210,7 @@ def json_text(value: object) -> Raw:
         raise unserializable_value(value, "JSON", error) from error
 
 
+_CUT = Raw(buffers.PLACEHOLDER)
 _NULL = Raw(b"null")
 _BUFFER_FRAME = len('{"type":"Buffer","data":[]}')
 _JSON_BYTES_A_BYTE = 4  # "255,"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "cli.logs cli.output codecs.marks codecs.typed cpu errors ids members network packets patterns streams"
+    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids members network packets patterns streams"
     " transforms.base transports.base values",
     "context defaults encoding parameters reader strategy topics transports.memory",
     "balanced codec flow middleware middlewares.retry schema transforms.compression transforms.encryption"

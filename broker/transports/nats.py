@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -16,6 +17,7 @@ from broker.defaults import (
     NATS_CLOSE_TIMEOUT_S,
     NATS_CONNECT_TIMEOUT_S,
     NATS_PING_INTERVAL_S,
+    NATS_READ_BYTES,
     NATS_RECONNECT_JITTER_S,
     NATS_RECONNECT_WAIT_S,
 )
@@ -24,6 +26,10 @@ from broker.transports.base import Observer, OnMessage
 from broker.transports.memory import too_large
 
 NO_RESPONDERS = "503"
+
+# nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
+# JS node that streams, until the server gives it up as a slow consumer.
+nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 
 
 class NATSTransport:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from broker import Context, MoleculerClientError, MoleculerError, RequestRejectedError, Service, ServiceBroker, action
 from tests.support.js_node import VERSIONS, JsNode, js_node
+from tests.support.processes import start_python
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60
@@ -56,9 +58,12 @@ JS_CALLER = """
 const { Readable, PassThrough } = process.getBuiltinModule("node:stream");
 const { createHash } = process.getBuiltinModule("node:crypto");
 const given = GIVEN;
-function* chunks() {
+async function* chunks() {
     if (given.values) yield* given.values;
-    for (let left = given.size || 0; left > 0; left -= 65536) yield Buffer.alloc(Math.min(left, 65536), left % 251);
+    for (let left = given.size || 0; left > 0; left -= 65536) {
+        await new Promise(setImmediate); // as a file does
+        yield Buffer.alloc(Math.min(left, 65536), left % 251);
+    }
     if (given.fails) throw new Error("source broke in JS");
 }
 const source = given.size !== undefined || given.values
@@ -249,6 +254,26 @@ async def test_c68_a_python_transform_sends_back_what_js_sends(cluster: Cluster)
     answer = await cluster.from_js("pystream.invert", size=2_000_000)
     expected = js_bytes(2_000_000).translate(bytes(range(255, -1, -1)))
     assert (answer["size"], answer["digest"]) == (len(expected), hashlib.sha256(expected).hexdigest())
+
+
+@pytest.mark.parametrize("size", [30_000_000, pytest.param(100_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_c67_c68_much_more_than_memory_may_hold_goes_through_a_python_transform(
+    version: str, size: int, nats_url: str, namespace: str, js_modules: object
+) -> None:
+    arguments = ("-m", "broker", "run", "tests.interop.test_streams:Streams", "--nats-url", nats_url)
+    async with (
+        start_python(*arguments, "--namespace", namespace) as process,
+        js_node(version, nats_url, namespace, "js") as js,
+    ):
+        await js.wait_for_services("pystream", deadline_s=DEADLINE_S)
+        code = JS_CALLER.replace("GIVEN", json.dumps({"action": "pystream.invert", "size": size}))
+        answer = await js.command("run", code=code.replace("VERSION", json.dumps(version)), deadline_s=DEADLINE_S * 3)
+        peak = re.search(r"VmHWM:\s+(\d+) kB", await anyio.Path(f"/proc/{process.pid}/status").read_text())
+    expected = js_bytes(size).translate(bytes(range(255, -1, -1)))
+    assert (answer["size"], answer["digest"]) == (size, hashlib.sha256(expected).hexdigest())
+    assert peak is not None
+    assert int(peak[1]) < 150_000
 
 
 @pytest.mark.parametrize("version", VERSIONS)
