@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 import broker.errors
-from broker import Context, MoleculerError, Service, action
+from broker import Context, MoleculerClientError, MoleculerError, Service, action
 
 __all__ = ["PythonChain", "PythonEcho", "PythonErrors", "PythonMath", "PythonSlow", "python_services"]
 
@@ -74,6 +74,15 @@ class PythonEcho(Service):
         ctx.meta.update(ctx.params)
         return True
 
+    @action(name="changeMeta")
+    async def change_meta(self, ctx: Context, set: dict[str, Any], remove: list[str], fails: bool = False) -> bool:
+        for name in remove:
+            del ctx.meta[name]
+        ctx.meta.update(set)
+        if fails:
+            raise MoleculerClientError("asked to fail")
+        return True
+
 
 class PythonSlow(Service):
     """Answers after `ms`, telling when it began and ended by its own clock."""
@@ -112,7 +121,8 @@ class PythonChain(Service):
 
     @action
     async def call(self, ctx: Context) -> dict[str, Any]:
-        result = await ctx.call(ctx.params["action"], ctx.params.get("params", {}))
+        options = ctx.params.get("options", {})
+        result = await ctx.call(ctx.params["action"], ctx.params.get("params", {}), **options)
         return {"result": result, "level": ctx.level, "requestID": ctx.request_id, "meta": ctx.meta}
 
     @action

@@ -3,17 +3,14 @@
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from broker import Context, RequestRejectedError, Service, ServiceBroker, ServiceNotAvailableError, event
-from tests.interop.services import PythonMath, PythonSlow
+from tests.interop.services import PythonMath
 from tests.support.js_node import PROTOCOLS, VERSIONS, JsError, JsNode, js_node
-from tests.support.nats_recorder import nats_recorder
-from tests.support.nats_server import NatsServer
 from tests.support.processes import start_python
 from tests.support.tap import Tap, open_tap
 from tests.support.waiting import eventually
@@ -227,34 +224,3 @@ async def test_c28_c89_a_killed_python_node_is_found_out_and_its_calls_fail(
         async with start_python("-m", "tests.interop.python_node", nats_url, namespace, "py"):
             await js.local_event("$node.connected", lambda payload: payload["reconnected"], after=mark)
             assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
-
-
-async def test_c32_after_an_outage_of_nats_the_node_tells_and_asks_again(
-    version: str, tmp_path: Path, namespace: str
-) -> None:
-    with NatsServer(tmp_path / "nats") as server:
-        async with (
-            nats_recorder(server.url) as ours,
-            js_node(version, server.url, namespace, "js") as js,
-            ServiceBroker(
-                "py",
-                namespace=namespace,
-                transporter=ours.url,
-                protocol=PROTOCOLS[version],
-                services=[PythonMath(), PythonSlow()],
-            ) as broker,
-        ):
-            await js.create_service("math")
-            await js.wait_for_services("pymath")
-            await broker.wait_for_services("math", timeout=30)
-            mark = ours.mark()
-            server.restart()
-
-            def said() -> dict[str, Any]:
-                return {one.subject.split(".", 1)[1]: one.packet for one in ours.of("PUB", after=mark)}
-
-            await eventually(lambda: said().keys() >= {"DISCOVER", "INFO", "HEARTBEAT"}, "the node to introduce itself")
-            assert said()["DISCOVER"] == {"ver": PROTOCOLS[version], "sender": "py"}
-            assert {service["name"] for service in said()["INFO"]["services"]} >= {"pymath", "pyslow"}
-            assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
-            assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2

@@ -38,6 +38,12 @@ function echo(Moleculer, write, { version }) {
 				Object.assign(ctx.meta, ctx.params);
 				return true;
 			},
+			changeMeta(ctx) {
+				for (const name of ctx.params.remove) delete ctx.meta[name];
+				Object.assign(ctx.meta, ctx.params.set);
+				if (ctx.params.fails) throw new Moleculer.Errors.MoleculerClientError("asked to fail");
+				return true;
+			},
 		},
 	};
 }
@@ -53,6 +59,7 @@ function slow() {
 					setTimeout(() => resolve({ started, ended: performance.now() }), ctx.params.ms)
 				);
 			},
+			impatient: { timeout: 200, handler: () => new Promise(() => {}) },
 		},
 	};
 }

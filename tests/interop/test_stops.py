@@ -1,0 +1,114 @@
+"""A node that stops, and one whose NATS server goes away, in the steps of the reference (protocol §4.2, §4.5)."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import Context, Service, ServiceBroker, action
+from tests.interop.services import PythonMath, PythonSlow
+from tests.support.js_node import PROTOCOLS, JsError, JsNode, js_node
+from tests.support.nats_recorder import nats_recorder
+from tests.support.nats_server import NatsServer
+from tests.support.processes import DEADLINE_S
+from tests.support.tap import open_tap
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
+
+
+class Slow(Service):
+    name = "stopping"
+
+    def __init__(self) -> None:
+        self.running = anyio.Event()
+        self.finish = anyio.Event()
+
+    @action
+    async def wait(self, ctx: Context) -> str:
+        self.running.set()
+        await self.finish.wait()
+        return "done"
+
+    @action
+    async def quick(self, ctx: Context) -> str:
+        return "quick"
+
+
+async def test_c33_c34_a_node_stops_in_the_steps_of_js(version: str, nats_url: str, namespace: str) -> None:
+    ver, slow, results = PROTOCOLS[version], Slow(), []
+    broker = ServiceBroker("py", namespace=namespace, transporter=nats_url, protocol=ver, services=[slow])
+    async with open_tap(nats_url, namespace) as tap, js_node(version, nats_url, namespace, "js") as js:
+        await broker.start()
+        await js.wait_for_services("stopping")
+
+        async def call() -> None:
+            results.append(await js.call("stopping.wait"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await slow.running.wait()
+            before = max(info["seq"] for info in tap.find("INFO", sender="py"))
+            mark = tap.mark()
+            tasks.start_soon(broker.stop)
+            last = await tap.sees("INFO", after=mark, sender="py")
+            assert (last["services"], last["seq"]) == ([], before + 1)
+            # Who has not read that yet is still served for a moment…
+            assert (await tap.ask("py", "stopping.quick", ver=ver))["data"] == "quick"
+            # …and refused after it, while what runs may end.
+            while (answer := await tap.ask("py", "stopping.quick", ver=ver, meta={"m": 1}))["success"]:
+                pass
+            error = answer["error"]
+            assert (error["name"], error["code"], error["retryable"]) == ("ServiceNotAvailableError", 404, True)
+            assert (error["data"], answer["meta"]) == ({"action": "stopping.quick", "nodeID": "py"}, {"m": 1})
+            await tap.say("DISCOVER", {"ver": ver, "sender": "tap"})
+            assert (await tap.sees("INFO.tap", after=mark, sender="py"))["services"] == []
+            slow.finish.set()
+            gone = await js.local_event("$node.disconnected")
+            assert (gone["node"], gone["unexpected"]) == ("py", False)
+        assert results == ["done"]
+        assert tap.topics(after=mark, sender="py")[-1] == "DISCONNECT"
+        assert tap.find("DISCONNECT") == [{"ver": ver, "sender": "py"}]
+
+
+async def test_c32_after_an_outage_of_nats_the_node_tells_and_asks_again(
+    version: str, tmp_path: Path, namespace: str
+) -> None:
+    with NatsServer(tmp_path / "nats") as server:
+        async with (
+            nats_recorder(server.url) as ours,
+            js_node(version, server.url, namespace, "js") as js,
+            ServiceBroker(
+                "py",
+                namespace=namespace,
+                transporter=ours.url,
+                protocol=PROTOCOLS[version],
+                services=[PythonMath(), PythonSlow()],
+            ) as broker,
+        ):
+            await js.create_service("math")
+            await js.wait_for_services("pymath")
+            await broker.wait_for_services("math", timeout=30)
+            mark = ours.mark()
+            server.restart()
+
+            def said() -> dict[str, Any]:
+                return {one.subject.split(".", 1)[1]: one.packet for one in ours.of("PUB", after=mark)}
+
+            await eventually(lambda: said().keys() >= {"DISCOVER", "INFO", "HEARTBEAT"}, "the node to introduce itself")
+            assert said()["DISCOVER"] == {"ver": PROTOCOLS[version], "sender": "py"}
+            assert {service["name"] for service in said()["INFO"]["services"]} >= {"pymath", "pyslow"}
+            assert await once_connected(js) == 2
+            assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2
+
+
+async def once_connected(js: JsNode) -> Any:
+    """What JS sends before it has found the server again is lost, and it does not know (§4.5)."""
+    with anyio.fail_after(DEADLINE_S):
+        while True:
+            try:
+                return await js.call("pymath.add", {"a": 1}, timeout=500)
+            except JsError as error:
+                if error.type != "REQUEST_TIMEOUT":
+                    raise
