@@ -6,7 +6,7 @@ Order of the start: connect, make sure that nobody has our id, subscribe, discov
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import anyio
@@ -239,10 +239,10 @@ class Node:
         logger.info("The connection to NATS is back")
         self._connection.set()
         self.transit.resume(anyio.current_time())
-        await self.perform(self.transit.discover())
+        await _safely(self.perform(self.transit.discover()))
         if self.transit.ready and not self.transit.stopping:
-            await self._announce()
-            await self.perform(self.transit.heartbeat(self._cpu.percent()))
+            await _safely(self._announce())
+            await _safely(self.perform(self.transit.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
     async def _announce(self) -> None:
@@ -275,7 +275,7 @@ class Node:
         )
         logger.critical("%s", self.failure)
         if self.transport is not None:
-            self.background.start_soon(self.transport.close)
+            self.background.start_soon(_safely, self.transport.close())
         self.stopped.set()
 
     # Loops
@@ -288,13 +288,13 @@ class Node:
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
-                await self.perform(self.transit.heartbeat(self._cpu.percent()))
+                await _safely(self.perform(self.transit.heartbeat(self._cpu.percent())))
 
     async def _look_for_silence(self) -> None:
         while True:
             await anyio.sleep(defaults.TICK_S)
             if self.transport is not None and self.transport.connected:
-                await self.perform(self.transit.tick(anyio.current_time()))
+                await _safely(self.perform(self.transit.tick(anyio.current_time())))
 
     async def _announce_changes(self) -> None:
         while True:
@@ -304,4 +304,12 @@ class Node:
                 with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
-                await self._announce()
+                await _safely(self._announce())
+
+
+async def _safely(work: Awaitable[None]) -> None:
+    """One round of background work: whatever it meets, the next round comes."""
+    try:
+        await work
+    except Exception:
+        logger.exception("Background work of the node failed; it goes on")
