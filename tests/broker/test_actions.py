@@ -1,0 +1,76 @@
+"""An action bound to a broker: middlewares, then typed parameters, then the handler."""
+
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from broker.actions import bind
+from broker.codec import JSONCodec
+from broker.context import Context
+from broker.errors import ValidationError
+from broker.middleware import Next
+from broker.service import Service, action, define
+
+pytestmark = pytest.mark.anyio
+BROKER: Any = None
+CODEC = JSONCodec()
+
+
+class Typed(Service):
+    name = "typed"
+
+    @action(rename={"first_name": "firstName"})
+    async def hello(self, ctx: Context, first_name: str, document: Raw = Raw(b"null")) -> list[Any]:  # noqa: B008 - never changed
+        return [first_name, bytes(document), ctx.service is self]
+
+    @action
+    async def free(self, ctx: Context) -> Any:
+        return ctx.params
+
+
+def bound(name: str, *middlewares: Any) -> Next:
+    service = Typed()
+    return bind(define(service).actions[name], service, CODEC, middlewares)
+
+
+def remote(raw: bytes) -> Context:
+    return Context(BROKER, node_id="js-1", raw=Raw(raw), decode=CODEC.decode_value)
+
+
+def local(params: Any) -> Context:
+    return Context(BROKER, node_id="py-1", params=params)
+
+
+async def test_parameters_are_converted_from_the_wire_and_from_this_process() -> None:
+    hello = bound("typed.hello")
+    assert await hello(remote(b'{"firstName":"Ada","document":{ "a":1}}')) == ["Ada", b'{ "a":1}', True]
+    assert await hello(local({"firstName": "Ada", "document": {"a": 1}})) == ["Ada", b'{"a":1}', True]
+
+
+@pytest.mark.parametrize("raw", [b"{}", b"", b"null", b"[]", b'"text"', b'{"firstName":5}', b'{"firstName":null}'])
+async def test_c58_what_does_not_fit_is_a_422_that_names_caller_and_action(raw: bytes) -> None:
+    with pytest.raises(ValidationError) as caught:
+        await bound("typed.hello")(remote(raw))
+    for item in caught.value.data:
+        assert (item["nodeID"], item["action"]) == ("js-1", "typed.hello")
+        assert item["field"] in ("", "firstName")
+
+
+async def test_a_lone_surrogate_reaches_a_typed_parameter() -> None:
+    (name, *_) = await bound("typed.hello")(remote(b'{"firstName":"\\ud800"}'))
+    assert name == "\ud800"
+
+
+async def test_a_handler_with_the_context_alone_takes_anything() -> None:
+    free = bound("typed.free")
+    for raw, value in ((b"[1]", [1]), (b"null", None), (b"", None)):
+        assert await free(remote(raw)) == value
+
+
+async def test_middlewares_see_the_call_before_its_parameters_are_read() -> None:
+    async def renaming(call_next: Next, ctx: Context) -> Any:
+        ctx.params = {"firstName": ctx.params["name"]}
+        return await call_next(ctx)
+
+    assert (await bound("typed.hello", renaming)(remote(b'{"name":"Ada"}')))[0] == "Ada"

@@ -1,0 +1,80 @@
+"""A broker alone, without a cluster; with others it is in contract/test_broker*.py."""
+
+import gc
+
+import anyio
+import pytest
+
+from broker import BrokerDisconnectedError, BrokerOptionsError, ServiceBroker, ServiceNotFoundError
+from tests.support.example_services import Echo, Hearing, Math, Relay
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_without_a_transporter_a_broker_serves_itself() -> None:
+    hearing = Hearing()
+    async with ServiceBroker("one", services=[Math(), Relay(), hearing]) as broker:
+        assert await broker.call("math.add", {"a": 1, "b": 2}) == 3
+        assert await broker.call("relay.forward", {"action": "math.add", "params": {"a": 2, "b": 2}}) == 4
+        await broker.emit("user.created", 1)
+        await broker.broadcast("user.created", 2)
+        await eventually(lambda: len(hearing.heard) == 4)
+        with pytest.raises(ServiceNotFoundError):
+            await broker.call("echo.where")
+        assert await broker.ping("two", 0.01) is None
+
+
+async def test_before_the_start_and_after_the_stop_nothing_is_sent() -> None:
+    broker = ServiceBroker("one", services=[Echo()])
+    with pytest.raises(BrokerDisconnectedError, match="start it first"):
+        await broker.call("echo.where")
+    await broker.start()
+    await broker.stop()
+    with pytest.raises(BrokerDisconnectedError):
+        await broker.call("echo.where")
+    await broker.wait_stopped()
+
+
+async def test_a_stop_before_the_start_is_quiet() -> None:
+    await ServiceBroker("one").stop()
+
+
+async def test_start_and_stop_may_come_from_different_tasks() -> None:
+    broker = ServiceBroker("one", services=[Echo()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(broker.start)
+    assert await broker.call("echo.where") == "one"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(broker.stop)
+
+
+async def test_an_error_in_the_block_stops_the_broker_and_passes() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with ServiceBroker("one") as broker:
+            raise ZeroDivisionError
+    with pytest.raises(BrokerDisconnectedError):
+        await broker.call("echo.where")
+
+
+@pytest.mark.parametrize("node_id", ["a b", "a.*", ".a", "a\n"])
+def test_a_node_id_that_cannot_be_in_a_subject_is_refused(node_id: str) -> None:
+    with pytest.raises(BrokerOptionsError, match="node id"):
+        ServiceBroker(node_id)
+
+
+def test_options_of_the_environment_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_NODE_ID", "from-environment")
+    monkeypatch.setenv("BROKER_REQUEST_TIMEOUT", "2.5")
+    broker = ServiceBroker(request_timeout=7)
+    assert broker.node_id == "from-environment"
+    assert broker.options.request_timeout == 7
+
+
+async def test_nothing_is_left_of_a_broker_that_was_stopped() -> None:
+    for _ in range(3):
+        async with ServiceBroker("one", transporter="memory://left", services=[Echo()]) as broker:
+            assert await broker.call("echo.where") == "one"
+    gc.collect()
+    others = [task for task in anyio.get_running_tasks() if "moleculer" in (task.name or "")]
+    assert others == []

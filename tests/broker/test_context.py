@@ -1,0 +1,76 @@
+"""What a context knows by itself; what travels is in contract/test_broker_context.py."""
+
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from broker.codec import JSONCodec
+from broker.context import ABSENT, Context
+from tests.support.example_services import Math
+
+BROKER: Any = None
+
+
+def test_params_are_decoded_when_asked_for_and_once() -> None:
+    decoded: list[Raw] = []
+
+    def decode(raw: Raw) -> Any:
+        decoded.append(raw)
+        return JSONCodec().decode_value(raw)
+
+    ctx = Context(BROKER, node_id="one", raw=Raw(b'{"a":1}'), decode=decode)
+    assert decoded == []
+    assert ctx.params == {"a": 1}
+    assert ctx.params is ctx.params
+    assert len(decoded) == 1
+    assert ctx.raw_params == Raw(b'{"a":1}')
+
+
+def test_params_that_a_middleware_sets_replace_the_raw_ones() -> None:
+    ctx = Context(BROKER, node_id="one", raw=Raw(b'{"a":1}'), decode=JSONCodec().decode_value)
+    ctx.params = {"b": 2}
+    assert ctx.params == {"b": 2}
+    assert ctx.raw_params is None
+
+
+def test_params_that_cannot_be_decoded_fail_where_they_are_used() -> None:
+    deep = Raw(b"[" * 100_000 + b"]" * 100_000)
+    ctx = Context(BROKER, node_id="one", raw=deep, decode=JSONCodec().decode_value)
+    with pytest.raises(RecursionError):
+        _ = ctx.params
+
+
+def test_each_context_has_an_id_and_names_itself_as_the_request_of_a_chain() -> None:
+    first, second = Context(BROKER, node_id="one"), Context(BROKER, node_id="one")
+    assert first.id != second.id
+    assert first.request_id == first.id
+    assert Context(BROKER, node_id="one", request_id="r").request_id == "r"
+
+
+def test_meta_is_the_callers_dict_and_headers_are_a_copy() -> None:
+    meta: dict[str, Any] = {}
+    headers = {"h": 1}
+    ctx = Context(BROKER, node_id="one", meta=meta, headers=headers)
+    assert ctx.meta is meta
+    ctx.headers["h"] = 2
+    assert headers == {"h": 1}
+
+
+def test_contexts_share_nothing_by_default() -> None:
+    first, second = Context(BROKER, node_id="one"), Context(BROKER, node_id="one")
+    for name in ("meta", "headers", "response_headers", "locals"):
+        getattr(first, name)["changed"] = True
+        assert getattr(second, name) == {}
+
+
+def test_the_name_of_the_service_is_the_caller_of_nested_calls() -> None:
+    ctx = Context(BROKER, node_id="one")
+    assert ctx.service_name is None
+    ctx.service = Math()
+    assert ctx.service_name == "math"
+
+
+def test_absent_is_not_none() -> None:
+    assert ABSENT is not None
+    assert repr(ABSENT) == "<absent>"

@@ -1,0 +1,49 @@
+"""Addresses of NATS servers: what is usable, and what is shown of them. The rest is in contract/test_transport.py."""
+
+import pytest
+
+from broker.errors import BrokerOptionsError
+from broker.transports.nats import NATSTransport, masked
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://127.0.0.1:4222",
+        "127.0.0.1:4222",
+        "nats://user:password@host:4222",
+        "tls://host",
+        "ws://host:80",
+        "nats://[::1]:4222",
+    ],
+)
+def test_usable_addresses(url: str) -> None:
+    assert not NATSTransport([url]).connected
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "nats://", "http://host", "nats://host:port", "nats://host:99999999", "postgresql://host/db", "nats://:4222"],
+)
+def test_an_address_that_is_not_usable_shows_what_a_right_one_looks_like(url: str) -> None:
+    with pytest.raises(BrokerOptionsError, match=r"nats://127\.0\.0\.1:4222"):
+        NATSTransport([url])
+
+
+def test_a_password_is_in_no_error() -> None:
+    with pytest.raises(BrokerOptionsError) as caught:
+        NATSTransport(["http://user:topsecret@host"])
+    assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://user:topsecret@host:4222", "nats://***@host:4222"),
+        ("nats://token@host", "nats://***@host"),
+        ("nats://host:4222", "nats://host:4222"),
+    ],
+)
+def test_passwords_are_masked(url: str, shown: str) -> None:
+    assert masked(url) == shown
+    assert str(NATSTransport([url, url])) == f"{shown}, {shown}"
