@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -41,13 +42,16 @@ _OPTIONS = {
 
 
 class PostgresServer:
-    """A server with one superuser, who has a password.
+    """A server with one superuser, who has a password; with `primary`, a hot standby of that one.
 
     Its data live in a folder of their own under the system's temporary folder, not under pytest's: that one is
     closed to everybody but its owner, and PostgreSQL runs as `nobody` when the tests run as root.
     """
 
-    def __init__(self, *, wal_segment_mb: int | None = None, **options: str) -> None:
+    def __init__(
+        self, *, primary: "PostgresServer | None" = None, wal_segment_mb: int | None = None, **options: str
+    ) -> None:
+        self._primary = primary
         self._wal_segment_mb = wal_segment_mb
         self._options = {**_OPTIONS, **options}
         _remove_leftovers()
@@ -73,6 +77,11 @@ class PostgresServer:
         return self._user
 
     @property
+    def data(self) -> Path:
+        """The folder of its cluster."""
+        return self._folder / "data"
+
+    @property
     def pid(self) -> int:
         if self._process is None:
             raise RuntimeError("The server is not running.")
@@ -85,9 +94,23 @@ class PostgresServer:
         """Returns when it takes connections. Starting a running server does nothing."""
         if self._process is not None and self._process.running:
             return
-        data = self._folder / "data"
+        self.launch()
+        self.wait_until(self._accepts)
+
+    def wait_until(self, ready: Callable[[], bool | None]) -> None:
+        """Wait while `ready` gives None. Raises ServerFailedError when the server ends before."""
+        if self._process is None:
+            raise RuntimeError("The server is not running.")
+        self._process.wait_until(ready)
+
+    def launch(self) -> None:
+        """Starts it and does not wait for it: it may still refuse connections, or refuse them for ever."""
+        data = self.data
         if not data.exists():
-            self._create_cluster(data)
+            if self._primary is None:
+                self._create_cluster(data)
+            else:
+                self._copy_cluster(self._primary, data)
         options = [f"--{name}={value}" for name, value in self._options.items()]
         command: list[str | Path] = [
             self.program("postgres"),
@@ -100,7 +123,6 @@ class PostgresServer:
             *options,
         ]
         self._process = ServerProcess(command, self._folder / "server.log", user=self._user)
-        self._process.wait_until(self._accepts)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT is PostgreSQL's fast shutdown: sessions are ended, nothing is waited for."""
@@ -115,8 +137,12 @@ class PostgresServer:
     def restart(self, **options: str) -> None:
         """Stops it and starts it on the same port, with `options` changed."""
         self.stop()
-        self._options = {**self._options, **options}
+        self.change(**options)
         self.start()
+
+    def change(self, **options: str) -> None:
+        """Sets options of its next start."""
+        self._options = {**self._options, **options}
 
     def log(self) -> str:
         """What the present run has written: each DDL statement with its database and application name."""
@@ -164,6 +190,19 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def promote(self) -> None:
+        """Makes a standby the primary; returns when it takes writes."""
+        self.run_sql("SELECT pg_promote(wait => true)")
+
+    def _copy_cluster(self, primary: "PostgresServer", data: Path) -> None:
+        if self._user is not None:
+            os.chown(self._folder, *self._user)
+        source = ["-d", primary.admin_url, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        command: list[str | Path] = [self.program("pg_basebackup"), "-D", data, *source]
+        done = subprocess.run(child_command(command, self._user), capture_output=True, text=True, cwd=self._folder)
+        if done.returncode:
+            raise ServerFailedError(f"pg_basebackup failed with {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _create_cluster(self, data: Path) -> None:
         password = self._folder / "password"

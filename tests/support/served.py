@@ -31,6 +31,18 @@ class Serving:
     async def failure(self, action: str, **params: Any) -> MoleculerError:
         return await failure(self.broker, action, **params)
 
+    async def insist(self, action: str, **params: Any) -> list[MoleculerError]:
+        """Call until it succeeds; returns the errors before that."""
+        errors: list[MoleculerError] = []
+        with anyio.fail_after(DEADLINE_S):
+            while True:
+                try:
+                    await self.ask(action, **params)
+                    return errors
+                except MoleculerError as error:
+                    errors.append(error)
+                    await anyio.sleep(0.05)
+
     async def until_state(self, state: str, reason: str | None = None, *, steps: bool = False) -> dict[str, Any]:
         """Wait for this state of the schema (`steps`: and until nothing of it is pending)."""
 

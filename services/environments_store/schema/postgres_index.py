@@ -124,13 +124,13 @@ class IndexBuilder:
     async def _finish(self, session: PostgresSession, found: Inspection) -> float:
         if self._wants_statistics(found):
             self._journal.step("statistics")
-            self._analysed = True
             try:
                 await analyse(session, found, self._budgets)
             except StatementFailure as failure:
                 if outcome_of(failure) == "lost":
                     raise
                 self._journal.warn("statistics", f"ANALYZE of deletedAt failed: {failure.message}")
+            self._analysed = True
             found = await self._look(session)
         self._journal.step(None)
         return self._budgets.reinspect_s
