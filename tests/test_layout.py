@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "cli.logs cli.output cpu errors ids members network packets patterns streams transports.base",
+    "cli.logs cli.output cpu errors ids masking members network packets patterns streams transports.base uptime",
     "codec context defaults parameters reader strategy topics transports.memory",
     "balanced flow middleware middlewares.retry schema transports.nats",
-    "actions endpoints middlewares.timeout service transports",
-    "cli.targets effects registry",
-    "outgoing receiving",
+    "actions endpoints middlewares.timeout notices service transports",
+    "cli.targets effects internals.health internals.options registry",
+    "internals.listing",
+    "internals.service outgoing receiving",
     "transit",
     "performing",
     "node",
