@@ -13,6 +13,7 @@ from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
 from broker.ids import new_id
 from broker.node import Node
+from broker.notices import stays_here
 from broker.packets import Event
 from broker.registry import Registry
 from broker.transit import Transit
@@ -43,6 +44,9 @@ class Emitting:
     async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To one node of each group: a group that listens with two patterns still gets it on one node only."""
         groups: Sequence[str] = options.get("groups") or ()
+        if stays_here(event):
+            await self.broadcast_local(event, data, options)
+            return
         if self._balanced and not event.startswith("$"):
             await self._emit_balanced(event, data, options)
             return
@@ -65,6 +69,9 @@ class Emitting:
 
     async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of every node."""
+        if stays_here(event):
+            await self.broadcast_local(event, data, options)
+            return
         groups: Sequence[str] = options.get("groups") or ()
         here: list[Listener] = []
         by_node: dict[str, list[str]] = {}

@@ -15,15 +15,16 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids members network packets patterns streams"
-    " transforms.base transports.base values",
+    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids masking members network packets patterns"
+    " streams transforms.base transports.base uptime values",
     "context defaults encoding parameters reader strategy topics transports.memory",
     "balanced codec flow middleware middlewares.retry schema transforms.compression transforms.encryption"
     " transports.nats",
-    "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints middlewares.timeout service"
-    " transforms transports",
-    "cli.targets codecs effects registry",
-    "outgoing receiving",
+    "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints middlewares.timeout notices"
+    " service transforms transports",
+    "cli.targets codecs effects internals.health internals.options registry",
+    "internals.listing",
+    "internals.service outgoing receiving",
     "transit",
     "performing",
     "node",
