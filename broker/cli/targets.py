@@ -56,8 +56,8 @@ def _services_of(module: ModuleType) -> list[Service]:
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ServiceSchemaError(f"The module {name} cannot be imported: {error}") from error
+    except Exception as error:  # it runs somebody's code
+        raise ServiceSchemaError(f"The module {name} cannot be imported: {_words(error)}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -67,5 +67,12 @@ def _load_file(path: Path) -> ModuleType:
         raise ServiceSchemaError(f"The file {path} cannot be loaded.")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # it runs somebody's code
+        raise ServiceSchemaError(f"The file {path} cannot be loaded: {_words(error)}") from error
     return module
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,51 @@
+"""Log lines go to standard error, as text or as one JSON object each."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from broker.cli.logs import configure_logs
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The logging of the test run itself comes back."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for handler in handlers:
+        root.removeHandler(handler)  # so that they are not closed
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_text_has_the_time_in_utc_the_level_and_the_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info")
+    logging.getLogger("broker").info("it started")
+    logging.getLogger("broker").debug("not shown")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    time, level, logger, *message = captured.err.split()
+    assert time.endswith("Z")
+    assert (level, logger, message) == ("INFO", "broker:", ["it", "started"])
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("debug", "json")
+    try:
+        raise ValueError("no such colour")
+    except ValueError:
+        logging.getLogger("broker").exception("it %s\nin two lines", "failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert entry.keys() == {"time", "level", "logger", "message", "exception"}
+    assert (entry["level"], entry["logger"], entry["message"]) == ("error", "broker", "it failed\nin two lines")
+    assert entry["exception"].endswith("ValueError: no such colour")
+    assert entry["time"].endswith("Z")
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="LOUD"):
+        configure_logs("loud")

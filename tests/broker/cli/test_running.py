@@ -1,0 +1,106 @@
+"""A node as a process: started within a time, stopped cleanly by a signal, its exit code the truth."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from broker import ServiceBroker
+from tests.support.example_services import Echo
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.processes import start_python
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+CODE = """
+import anyio
+from broker import Service, action
+
+class Slow(Service):
+    name = "slow"
+
+    @action
+    async def hello(self, ctx, seconds: float = 0) -> str:
+        await anyio.sleep(seconds)
+        return "hello"
+
+    async def stopped(self) -> None:
+        self.logger.info("was stopped")
+
+class Failing(Service):
+    name = "failing"
+
+    async def started(self) -> None:
+        raise RuntimeError("cannot start")
+
+class Forever(Service):
+    name = "forever"
+
+    async def started(self) -> None:
+        self.logger.info("starts for ever")
+        await anyio.sleep_forever()
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    file = tmp_path / "services.py"
+    file.write_text(CODE)
+    return file
+
+
+def command(target: str, url: str, namespace: str, *more: str) -> list[str]:
+    return ["-m", "broker", "run", target, "--nats-url", url, "--namespace", namespace, "--node-id", "runner", *more]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_the_node_without_loss(
+    code: Path, nats_url: str, namespace: str, number: signal.Signals
+) -> None:
+    async with (
+        start_python(*command(f"{code}:Slow", nats_url, namespace)) as process,
+        ServiceBroker("caller", namespace=namespace, transporter=nats_url) as caller,
+    ):
+        await process.line("Service 'slow' started")
+        await caller.wait_for_services("slow", timeout=60)
+        assert await caller.call("slow.hello") == "hello"
+        process.send_signal(number)
+        await eventually(lambda: not caller.registry.has_service("slow"))
+        assert await process.wait() == 0
+        assert any("was stopped" in line for line in process.stderr)
+        assert process.stdout == []
+
+
+async def test_a_service_that_cannot_start_is_one_line_and_exit_code_1(
+    code: Path, nats_url: str, namespace: str
+) -> None:
+    async with start_python(*command(f"{code}:Failing", nats_url, namespace)) as process:
+        assert await process.wait() == 1
+    assert any("cannot start" in line for line in process.stderr)
+
+
+async def test_without_a_server_the_node_gives_up_after_its_time(code: Path, namespace: str) -> None:
+    url = f"nats://{LOOPBACK}:{free_port()}"
+    async with start_python(*command(f"{code}:Slow", url, namespace, "--start-timeout", "2")) as process:
+        assert await process.wait() == 1
+    assert any("Cannot connect to" in line for line in process.stderr)
+    assert any("could not start within 2 s" in line for line in process.stderr)
+    assert not any("Traceback" in line for line in process.stderr)
+
+
+async def test_a_signal_during_the_start_stops_it(code: Path, nats_url: str, namespace: str) -> None:
+    async with start_python(*command(f"{code}:Forever", nats_url, namespace)) as process:
+        await process.line("starts for ever")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_an_id_that_is_taken_is_one_line_and_exit_code_1(code: Path, nats_url: str, namespace: str) -> None:
+    async with ServiceBroker("runner", namespace=namespace, transporter=nats_url, services=[Echo()]) as holder:
+        async with start_python(*command(f"{code}:Slow", nats_url, namespace)) as process:
+            assert await process.wait() == 1
+        assert any("Another node with the id 'runner' is running" in line for line in process.stderr)
+        assert not any("Traceback" in line for line in process.stderr)
+        assert await holder.call("echo.where") == "runner"
+        assert holder._node.failure is None
