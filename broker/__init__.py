@@ -4,6 +4,7 @@ The names here are the public ones; everything else may change.
 """
 
 from broker.broker import ServiceBroker
+from broker.cacher import MemoryCacher
 from broker.context import Context
 from broker.defaults import BrokerOptions
 from broker.errors import (
@@ -28,6 +29,7 @@ from broker.errors import (
     ServiceSchemaError,
     ValidationError,
 )
+from broker.middleware import Middleware
 from broker.service import Service, action, event
 from broker.transforms import Compression, Encryption
 
@@ -41,6 +43,8 @@ __all__ = [
     "GracefulStopTimeoutError",
     "InvalidPacketDataError",
     "MaxCallLevelError",
+    "MemoryCacher",
+    "Middleware",
     "MoleculerClientError",
     "MoleculerError",
     "MoleculerRetryableError",

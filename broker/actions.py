@@ -1,36 +1,42 @@
-"""An action bound to a running broker: its decoder and its middlewares, prepared once when it is registered."""
+"""The innermost part of an action's chain: its handler, with typed parameters where it takes them."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from broker.codec import Codec, ValueDecoder, json_text
 from broker.context import Context
-from broker.middleware import Middleware, Next, compose
+from broker.middleware import Next
 from broker.schema import ActionDefinition
 
 
-def bind(definition: ActionDefinition, service: Any, codec: Codec, middlewares: Sequence[Middleware]) -> Next:
-    """A function from context to result: middlewares, then typed parameters, then the handler."""
+def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
+    """A function from context to result that reads the typed parameters and runs the handler."""
     parameters, handler = definition.parameters, definition.handler
     streams = inspect.isasyncgenfunction(handler)  # its call gives the stream; there is nothing to wait for
     if parameters is None:
 
         async def invoke(ctx: Context) -> Any:
-            ctx.service = service
             return handler(ctx) if streams else await handler(ctx)
 
     else:
         decoder = codec.value_decoder(parameters.kind)
 
         async def invoke(ctx: Context) -> Any:
-            ctx.service = service
             values = _typed(definition, ctx, decoder)
             return handler(ctx, **values) if streams else await handler(ctx, **values)
 
-    return compose(middlewares, invoke)
+    return invoke
+
+
+def make_check(definition: ActionDefinition, codec: Codec) -> Callable[[Context], Any] | None:
+    """A function that raises ValidationError for params that the handler does not take; None when it takes any."""
+    if definition.parameters is None:
+        return None
+    decoder = codec.value_decoder(definition.parameters.kind)
+    return lambda ctx: _typed(definition, ctx, decoder)
 
 
 def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder) -> dict[str, Any]:

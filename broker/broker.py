@@ -13,11 +13,13 @@ from typing import Any, Self
 
 import anyio
 
-from broker.calls import CallOptions, Calls
+from broker.cacher import make_cacher
+from broker.calls import Calls
 from broker.catalog import Catalog
+from broker.chains import Chains
 from broker.codec import Codec
 from broker.codecs import make_codec
-from broker.context import ABSENT, Context
+from broker.context import ABSENT, CallOptions, Context
 from broker.defaults import (
     FORGET_OFFLINE_S,
     PING_TIMEOUT_S,
@@ -27,24 +29,21 @@ from broker.defaults import (
 )
 from broker.effects import RunEvent
 from broker.emitting import Emitting
-from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError, MoleculerServerError
 from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
-from broker.internals.service import NAME as NODE_SERVICE
-from broker.internals.service import NodeService
-from broker.middlewares.timeout import timeout as timeout_middleware
+from broker.lifecycle import Lifecycle
+from broker.middleware import check_middlewares, compose, hooks
 from broker.network import ip_addresses
 from broker.node import Node
 from broker.performing import epoch_ms
+from broker.pinging import Pinging
 from broker.registry import Registry
 from broker.service import Service
 from broker.serving import Serving
-from broker.strategy import strategy_named
 from broker.topics import Topics, check_token
 from broker.transit import Identity, Limits, Transit
 from broker.transports import make_transport
-from broker.uptime import STARTED
 
 
 class ServiceBroker:
@@ -67,12 +66,15 @@ class ServiceBroker:
         given = {"node_id": node_id, "namespace": namespace, "transporter": transporter, **options}
         self.options = make_options(given, os.environ)
         check_token("node id", self.options.node_id)
+        check_middlewares(self.options.middlewares)
         self.node_id = self.options.node_id
         self.logger = logger or logging.getLogger("broker")
         self.registry = Registry(
-            self.node_id, strategy=strategy_named(self.options.strategy), prefer_local=self.options.prefer_local
+            self.node_id,
+            strategy=self.options.strategy,
+            strategy_options=self.options.strategy_options,
+            prefer_local=self.options.prefer_local,
         )
-        self.registry.started = STARTED
         self._codec = make_codec(self.options.serializer, self.options.transforms)
         _check_metadata(self._codec, self.options.metadata)
         transit = Transit(
@@ -84,19 +86,30 @@ class ServiceBroker:
         )
         transport = make_transport(self.options.transporter, self.options.transporter_options)
         self._node = node = Node(self.options, transport, self._codec, transit)
-        # Outermost first: the deadline bounds the user's middlewares too; typed parameters are read innermost.
-        middlewares = [timeout_middleware, *self.options.middlewares]
-        self._catalog = Catalog(self.registry, node, self._codec, middlewares)
+        self.cacher = make_cacher(self.options.cacher)
+        """The memory cacher, to `clean` it when what it holds is old; None when there is none."""
+        self._chains = Chains(self.options, self.registry, self._codec, self.cacher, node.after, self._tell_everybody)
+        self._catalog = Catalog(self.registry, node, self._codec, self._chains)
         self._serving = Serving(self, node, transit, self._codec, self._catalog)
-        self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog)
-        self._emitting = Emitting(self, node, transit, self.registry, self._codec, self._run_listener)
+        self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog, self._chains)
+        self._chains.again, self._chains.start = self._calls.again, self._serving.start_handler
+        emitting = Emitting(self, node, transit, self.registry, self._codec, self._serving.start_listener)
+        self._call = self._around("call", self._calls.call)
+        self._emit = self._around("emit", emitting.emit)
+        self._broadcast = self._around("broadcast", emitting.broadcast)
+        self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
+        self._lifecycle = Lifecycle(self.options.middlewares)
+        self._catalog.tell = self._lifecycle.tell
+        self._pinging = Pinging(node, self.registry)
+        self._hearing = self._internal_listeners()
         self._registry_changed = anyio.Event()
         self._state = "new"
         node.performing.run_action = self._serving.start_request
         node.performing.run_event = self._run_event
         node.performing.notify = self._notify
-        for service in [NodeService(), *services] if self.options.internal_services else services:
+        for service in services:
             self._adopt(service)
+        self._lifecycle.created(self)
 
     # Life
 
@@ -111,10 +124,13 @@ class ServiceBroker:
         self._state = "starting"
         try:
             await self._node.open()
+            await self._lifecycle.tell("starting", self)
             await self._node.join()
             await self._start_all_services()
             self._state = "started"
+            self._start_pinging()
             self._notify("$broker.started", {})
+            await self._lifecycle.tell("started", self)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.stop()
@@ -126,10 +142,13 @@ class ServiceBroker:
             return
         self._state = "stopping"
         with anyio.CancelScope(shield=True):
+            await self._lifecycle.tell("stopping", self)
             await self._node.leave()
             for name in reversed(self._catalog.names()):
                 await self._catalog.stop(name)
+            self._chains.breaker.stop()
             await self._node.close()
+            await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
 
     async def wait_stopped(self) -> None:
@@ -192,7 +211,7 @@ class ServiceBroker:
         meta: dict[str, Any] | None = None,
         headers: Mapping[str, Any] | None = None,
         timeout: float | None = None,
-        retries: int = 0,
+        retries: int | None = None,
         fallback: Any = ABSENT,
         node_id: str | None = None,
         stream: Any = None,
@@ -204,7 +223,8 @@ class ServiceBroker:
 
         `params` absent reaches the callee as `{}`, None as null. `meta` travels along, and what the callee sets in it
         is set in the very dict that was passed. `timeout` in seconds, 0 for none. `retries` counts further attempts
-        after retryable errors. `fallback`, a value or a function of (parent context, error), stands in for an error.
+        after retryable errors; None leaves it to the retry policies, 0 allows none. `fallback`, a value or a function
+        of (context of the call, error), stands in for an error, except that of an action that nobody offers.
         `node_id` asks exactly that node. `stream` is any iterable, async or not, of bytes or of values, sent while the
         callee runs. An action that answers with a stream gives a StreamReader: `async for chunk in …`.
 
@@ -224,7 +244,7 @@ class ServiceBroker:
             request_id=request_id,
             caller=caller,
         )
-        return await self._calls.call(action, params, options)
+        return await self._call(action, params, options)
 
     async def mcall(
         self,
@@ -269,17 +289,17 @@ class ServiceBroker:
     async def emit(self, event: str, data: Any = None, **options: Any) -> None:
         """Send an event to one node of each group that listens. Options: `groups`, `meta`, `headers`, `parent`."""
         self._require_running()
-        await self._emitting.emit(event, data, options)
+        await self._emit(event, data, options)
 
     async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
         """Send an event to every node that listens, this one too. Options as `emit`."""
         self._require_running()
-        await self._emitting.broadcast(event, data, options)
+        await self._broadcast(event, data, options)
 
     async def broadcast_local(self, event: str, data: Any = None, **options: Any) -> None:
         """Send an event to the listeners of this node only."""
         self._require_running()
-        await self._emitting.broadcast_local(event, data, options)
+        await self._broadcast_local(event, data, options)
 
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
@@ -322,9 +342,8 @@ class ServiceBroker:
         return definition.full_name
 
     async def _start_all_services(self) -> None:
-        """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
-        begun = {name for name in self._catalog.names() if name == NODE_SERVICE}
-        await self._start_services(list(begun))
+        """Those that a service adds while it starts, too."""
+        begun: set[str] = set()
         while waiting := [name for name in self._catalog.names() if name not in begun]:
             begun.update(waiting)
             await self._start_services(waiting)
@@ -346,8 +365,41 @@ class ServiceBroker:
     def _run_event(self, effect: RunEvent) -> None:
         self._serving.start_event(effect)
 
-    def _run_listener(self, listener: Listener, ctx: Context) -> None:
-        self._node.start_handler(self._serving.handle_event(listener, ctx))
+    def _around(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """A function of this broker inside the hooks that users' middlewares have for it."""
+        return compose(hooks(self.options.middlewares, name), inner)
+
+    def _internal_listeners(self) -> dict[str, list[Callable[[dict[str, Any]], None]]]:
+        """Parts of this broker that act on its internal events."""
+        hearing: dict[str, list[Callable[[dict[str, Any]], None]]] = {
+            "$node.pong": [self._pinging.on_pong],
+            "$node.disconnected": [
+                self._pinging.on_disconnected,
+                lambda payload: self._chains.breaker.forget_node(payload["node"]["id"]),
+            ],
+        }
+        if self.cacher is not None:  # what others said while we were away may concern what it holds
+            cacher = self.cacher
+            hearing["$transporter.connected"] = [lambda payload: cacher.clean()]
+        return hearing
+
+    def _start_pinging(self) -> None:
+        """As soon as some strategy asks for latencies."""
+        if self._node.transport is None:
+            return
+
+        def start() -> None:
+            self._node.background.start_soon(self._pinging.run)
+
+        if self.registry.latencies.used:
+            start()
+        else:
+            self.registry.latencies.on_use = start
+
+    def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
+        """Broadcast an internal event (§7.4), from where nobody can wait for it."""
+        if not self._node.transit.stopping:
+            self._node.start_handler(self._broadcast(event, payload, {}))  # type: ignore[arg-type]  # hooks are coroutine functions
 
     def _notify(self, event: str, payload: dict[str, Any]) -> None:
         """Fire an internal event (§7.4): it reaches the services of this node, nobody else."""
@@ -356,11 +408,13 @@ class ServiceBroker:
             self._registry_changed = anyio.Event()
         if self._node.transit.stopping:
             return
+        for hear in self._hearing.get(event, ()):
+            hear(payload)
         for choices in self.registry.find_listeners(event):
             for listener in choices.members:
                 if listener.local:
                     ctx = Context(self, event=event, params=payload, node_id=self.node_id)
-                    self._run_listener(listener, ctx)
+                    self._serving.start_listener(listener, ctx)
 
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):

@@ -1,15 +1,16 @@
 """Calls made by this node: choose an endpoint, run it here or send it, wait for the answer (moleculer protocol §5)."""
 
 import asyncio
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import anyio
 from msgspec import UNSET, Raw, Struct
 
 from broker.catalog import Catalog
+from broker.chains import Chains
 from broker.codec import Codec
-from broker.context import ABSENT, Caller, Context
+from broker.context import ABSENT, Caller, CallOptions, Context
 from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, BrokerOptions
 from broker.effects import Publish
 from broker.endpoints import Endpoint
@@ -18,12 +19,10 @@ from broker.errors import (
     MaxCallLevelError,
     MoleculerError,
     RequestSkippedError,
-    RequestTimeoutError,
     ServiceNotAvailableError,
     error_from_wire,
 )
 from broker.ids import new_id
-from broker.middlewares.retry import with_retries
 from broker.node import Node
 from broker.outgoing import Source, async_iterator
 from broker.packets import Request, Response
@@ -32,21 +31,6 @@ from broker.reader import StreamReader
 from broker.registry import Registry
 from broker.sending import RequestStream, Sending
 from broker.transit import Transit
-
-
-class CallOptions(Struct, frozen=True, kw_only=True):
-    """How to make one call."""
-
-    meta: dict[str, Any] | None = None
-    headers: Mapping[str, Any] | None = None
-    timeout: float | None = None
-    retries: int = 0
-    fallback: Any = ABSENT
-    node_id: str | None = None
-    stream: Any = None
-    parent: Any = None
-    request_id: str | None = None
-    caller: str | None = None
 
 
 class Calls:
@@ -61,6 +45,7 @@ class Calls:
         registry: Registry,
         codec: Codec,
         catalog: Catalog,
+        chains: Chains,
     ) -> None:
         self._broker = broker
         self._options = options
@@ -69,83 +54,90 @@ class Calls:
         self._registry = registry
         self._codec = codec
         self._catalog = catalog
+        self._chains = chains
         self._sending = Sending(node, transit, codec)
 
     async def call(self, action: str, params: Any, options: CallOptions) -> Any:
-        """Make a call, again if it may be retried; in the end the fallback, if there is one, stands in for an error."""
+        """Make a call. `broker.chains` tells what goes on around it; a failure to find the action passes by that."""
+        ctx = self._context(action, params, options)
+        tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
+        if tracked:
+            self._node.tracker.begin()
         try:
-            if options.retries:
-                return await with_retries(lambda: self._attempt(action, params, options), options.retries)
-            return await self._attempt(action, params, options)
-        except Exception as error:  # a handler of this node may raise anything
-            if options.fallback is ABSENT or _is_lookup_failure(error):
-                raise
-            fallback = options.fallback
-            return await _resolve(fallback(options.parent, error)) if callable(fallback) else fallback
-
-    async def _attempt(self, action: str, params: Any, options: CallOptions) -> Any:
-        endpoint = self._registry.find_action(action, options.node_id)
-        ctx = self._context(endpoint, params, options)
-        try:
-            if self._is_balanced(options, ctx):
-                return await self._send_balanced(endpoint, ctx)
-            if endpoint.local:
-                return await self._run_here(endpoint, ctx)
-            return await self._send(endpoint, ctx, pinned=options.node_id is not None)
+            return await self._attempt(ctx, options)
         finally:
             if options.parent is not None:
                 options.parent.meta.update(ctx.meta)
+            if tracked:
+                self._node.tracker.end()
+
+    async def again(self, ctx: Context) -> Any:
+        """Make the call of a context once more: at any node, as the one that was asked for has failed (§12.2)."""
+        assert ctx.options is not None
+        return await self._attempt(ctx.again(), ctx.options)
+
+    async def _attempt(self, ctx: Context, options: CallOptions) -> Any:
+        node_id = None if ctx.attempt else options.node_id
+        endpoint = self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
+        ctx.deadline = self._deadline(endpoint, options)
+        if endpoint.local and not self._is_balanced(ctx):
+            return await self._run_here(endpoint, ctx)
+        ctx.node_id = endpoint.node_id
+        if options.plain:
+            chain = endpoint.chain
+            if chain is None:
+                chain = endpoint.chain = self._chains.remote_action(endpoint, partial(self._send, endpoint))
+        else:
+            chain = endpoint.asked_chain
+            if chain is None:
+                send = partial(self._send, endpoint)
+                chain = endpoint.asked_chain = self._chains.remote_action(endpoint, send, asked=True)
+        return await chain(ctx)
 
     async def _run_here(self, endpoint: Endpoint, ctx: Context) -> Any:
         assert endpoint.action is not None
-        if ctx.params is ABSENT:
-            ctx.params = {}
         if ctx.stream is not None:
             ctx.stream = ctx.stream.items() if isinstance(ctx.stream, Source) else async_iterator(ctx.stream)
         return self._as_remote(await self._catalog.run(endpoint.action, ctx))
 
-    async def _send(self, endpoint: Endpoint, ctx: Context, *, pinned: bool) -> Any:
+    async def _send(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""
+        if self._is_balanced(ctx):
+            return await self._send_balanced(endpoint, ctx)
         while True:
             try:
-                return self._result(*await self._request(endpoint, endpoint.node_id, ctx), ctx)
+                return self._result(*await self._ask(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
                 rejected = gone.error
             try:
-                if pinned:
+                if not ctx.attempt and ctx.options is not None and ctx.options.node_id is not None:
                     raise rejected
-                endpoint = self._registry.find_action(endpoint.name)
+                endpoint = self._registry.find_action(endpoint.name, ctx=ctx)
             except MoleculerError:
                 raise rejected from None
-            ctx.id = new_id()
+            ctx.id, ctx.node_id = new_id(), endpoint.node_id
             if endpoint.local:
-                ctx.node_id = self._options.node_id
                 return await self._run_here(endpoint, ctx)
 
-    def _is_balanced(self, options: CallOptions, ctx: Context) -> bool:
+    def _is_balanced(self, ctx: Context) -> bool:
         """Whether NATS chooses the node (§5.7). A stream must reach one node as a whole, so it goes to a chosen one."""
-        named = options.node_id is not None or ctx.stream is not None or (ctx.action or "").startswith("$")
-        return self._options.disable_balancer and self._node.transport is not None and not named
+        if not self._options.disable_balancer or self._node.transport is None:
+            return False
+        named = ctx.options is not None and ctx.options.node_id is not None and not ctx.attempt
+        return not (named or ctx.stream is not None or (ctx.action or "").startswith("$"))
 
     async def _send_balanced(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask whichever node NATS chooses. While a JS node changes its services there is none for a moment."""
         for _ in range(BALANCED_RETRIES):
             try:
-                return self._result(*await self._request(endpoint, None, ctx), ctx)
+                return self._result(*await self._ask(endpoint, None, ctx), ctx)
             except Undelivered:
                 await anyio.sleep(BALANCED_RETRY_S)
                 ctx.id = new_id()
         raise ServiceNotAvailableError({"action": endpoint.name})
 
-    async def _request(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
-        """Send a request and wait for its answer, not longer than the deadline."""
-        if ctx.deadline is None:
-            return await self._ask(endpoint, target, ctx)
-        with anyio.CancelScope(deadline=ctx.deadline):
-            return await self._ask(endpoint, target, ctx)
-        raise RequestTimeoutError({"action": ctx.action, "nodeID": endpoint.node_id})
-
     async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
+        """Send a request and wait for its answer."""
         await self._require_connection()
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         packet = self._packet(endpoint.node_id, ctx)
@@ -190,7 +182,7 @@ class Calls:
             sender=self._options.node_id,
             id=ctx.id,
             action=ctx.action or "",
-            params=self._codec.encode_value({} if ctx.params is ABSENT else ctx.params),
+            params=self._codec.encode_value(ctx.params),
             meta=ctx.meta,
             headers=UNSET if version == "4" else ctx.headers,
             timeout=left_ms,
@@ -213,7 +205,7 @@ class Calls:
             return self._codec.decode_value(response.data)
         raise error_from_wire(None if response.error is UNSET else response.error, response.sender)
 
-    def _context(self, endpoint: Endpoint, params: Any, options: CallOptions) -> Context:
+    def _context(self, action: str, params: Any, options: CallOptions) -> Context:
         parent: Context | None = options.parent
         level = parent.level + 1 if parent else 1
         limit = self._options.max_call_level
@@ -222,19 +214,18 @@ class Calls:
         meta = {**parent.meta, **(options.meta or {})} if parent else options.meta
         ctx = Context(
             self._broker,
-            action=endpoint.name,
-            params=params,
+            action=action,
+            params={} if params is ABSENT else params,
             meta=meta,
             headers=options.headers,
-            node_id=self._options.node_id if endpoint.local else endpoint.node_id,
+            node_id=self._options.node_id,
             request_id=options.request_id or (parent.request_id if parent else None),
             parent_id=parent.id if parent else None,
             caller=options.caller or (parent.service_name if parent else None),
             level=level,
-            deadline=self._deadline(endpoint, options),
             tracing=parent.tracing if parent else None,
         )
-        ctx.stream = options.stream
+        ctx.options, ctx.stream = options, options.stream
         return ctx
 
     def _deadline(self, endpoint: Endpoint, options: CallOptions) -> float | None:
@@ -267,17 +258,6 @@ def _holds_encoded(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(_holds_encoded(item) for item in value)
     return isinstance(value, Raw | Struct)
-
-
-async def _resolve(value: Any) -> Any:
-    return await value if hasattr(value, "__await__") else value
-
-
-def _is_lookup_failure(error: Exception) -> bool:
-    """Not found in this node's registry: such failures pass by retries and fallbacks (§5.2)."""
-    if not isinstance(error, MoleculerError) or error.node_id is not None:
-        return False
-    return error.type in ("SERVICE_NOT_FOUND", "SERVICE_NOT_AVAILABLE")
 
 
 def _retrieve(waiter: "asyncio.Future[Answer]") -> None:

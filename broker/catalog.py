@@ -1,21 +1,28 @@
 """The services of this node: started, offered, run, withdrawn and stopped."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
-from broker.actions import bind
+from broker.chains import Chains
 from broker.codec import Codec
 from broker.context import Context
-from broker.errors import MoleculerError, ServiceNotFoundError, ServiceSchemaError
-from broker.middleware import Middleware, Next
+from broker.errors import (
+    BrokerOptionsError,
+    GracefulStopTimeoutError,
+    MoleculerError,
+    ServiceNotFoundError,
+    ServiceSchemaError,
+)
+from broker.middleware import Next
 from broker.node import Node
 from broker.registry import Registry
-from broker.schema import ActionDefinition, ServiceDefinition
+from broker.schema import ActionDefinition, EventDefinition, ServiceDefinition
 from broker.service import Service, define
+from broker.tracking import Tracker
 
 logger = logging.getLogger("broker")
 
@@ -32,18 +39,35 @@ class _Entry:
     definition: ServiceDefinition
     running: bool = False
     background: list[_Background] = field(default_factory=list)
+    in_work: Tracker = field(default_factory=Tracker)
+
+
+@dataclass(slots=True, frozen=True)
+class _Action:
+    """An action with its chains: for any call, and for calls that bring options of their own."""
+
+    entry: _Entry
+    chain: Next
+    asked_chain: Next
+
+
+async def _untold(_hook: str, _service: Service) -> None:
+    pass
 
 
 class Catalog:
     """What this node offers. A service is registered once its `started` is done (moleculer protocol §4.1)."""
 
-    def __init__(self, registry: Registry, node: Node, codec: Codec, middlewares: Sequence[Middleware]) -> None:
+    def __init__(self, registry: Registry, node: Node, codec: Codec, chains: Chains) -> None:
         self._registry = registry
         self._node = node
         self._codec = codec
-        self._middlewares = middlewares
+        self._chains = chains
         self._entries: dict[str, _Entry] = {}
-        self._chains: dict[str, Next] = {}
+        self._actions: dict[str, _Action] = {}
+        self._handlers: dict[EventDefinition, Next] = {}
+        self.tell: Callable[[str, Service], Awaitable[None]] = _untold
+        """Runs users' hooks in the life of a service."""
 
     def add(self, service: Service) -> ServiceDefinition:
         """Take a service in, without starting it. Raises ServiceSchemaError."""
@@ -51,12 +75,25 @@ class Catalog:
         if definition.full_name in self._entries:
             raise ServiceSchemaError(f"This node has a service '{definition.full_name}' already.")
         for action in definition.actions.values():
-            if action.name in self._chains:
+            if action.name in self._actions:
                 raise ServiceSchemaError(f"This node has an action '{action.name}' already.")
         self._check_is_json(definition)
-        self._entries[definition.full_name] = _Entry(service, definition)
-        for action in definition.actions.values():
-            self._chains[action.name] = bind(action, service, self._codec, self._middlewares)
+        entry = _Entry(service, definition)
+        try:
+            actions = {
+                action.name: _Action(
+                    entry,
+                    self._chains.local_action(action, service),
+                    self._chains.local_action(action, service, asked=True),
+                )
+                for action in definition.actions.values()
+            }
+            handlers = {event: self._chains.local_event(event, service) for event in definition.events}
+        except BrokerOptionsError as error:
+            raise ServiceSchemaError(f"The service '{definition.full_name}' cannot be offered: {error}") from error
+        self._entries[definition.full_name] = entry
+        self._actions |= actions
+        self._handlers |= handlers
         return definition
 
     def names(self) -> list[str]:
@@ -70,34 +107,68 @@ class Catalog:
     async def start(self, full_name: str) -> None:
         """Run a service's `started`, then offer it. An exception of `started` passes."""
         entry = self._entries[full_name]
+        await self.tell("service_starting", entry.service)
         await entry.service.started()
         entry.running = True
         self._node.performing.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
+        await self.tell("service_started", entry.service)
         logger.info("Service '%s' started", full_name)
 
     async def stop(self, full_name: str) -> None:
-        """Withdraw a service, end its background work, run its `stopped`. Its failure is logged."""
+        """Withdraw a service, finish what it does, end its background work, run its `stopped`. A failure is logged."""
         entry = self._entries.pop(full_name, None)
         if entry is None:
             raise ServiceNotFoundError({"service": full_name})
         if entry.running:
             self._node.performing.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
+            await self._wait_until_idle(entry)
+        await self.tell("service_stopping", entry.service)
         await self._end_background(entry)
         try:
             await entry.service.stopped()
         except Exception:
             logger.exception("Service '%s' did not stop cleanly", full_name)
         for action in entry.definition.actions.values():
-            del self._chains[action.name]
+            del self._actions[action.name]
+        for event in entry.definition.events:
+            del self._handlers[event]
+        await self.tell("service_stopped", entry.service)
 
     async def run(self, action: ActionDefinition, ctx: Context) -> Any:
         """Run an action of this node, its middlewares around it."""
-        chain = self._chains.get(action.name)
-        if chain is None:  # removed after it was chosen
+        found = self._actions.get(action.name)
+        if found is None:  # removed after it was chosen
             raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
-        return await chain(ctx)
+        ctx.service = found.entry.service
+        found.entry.in_work.begin()
+        try:
+            return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
+        finally:
+            found.entry.in_work.end()
+
+    async def handle(self, event: EventDefinition, ctx: Context) -> None:
+        """Run an event handler of this node, its middlewares around it."""
+        handler = self._handlers.get(event)
+        entry = self._entries.get(event.service)
+        if handler is None or entry is None:  # removed after it was chosen
+            return
+        ctx.service = entry.service
+        entry.in_work.begin()
+        try:
+            await handler(ctx)
+        finally:
+            entry.in_work.end()
+
+    async def _wait_until_idle(self, entry: _Entry) -> None:
+        """A node that stops has waited already, and has ended what took too long."""
+        if self._node.transit.stopping:
+            return
+        with anyio.move_on_after(self._node.options.shutdown_timeout) as scope:
+            await entry.in_work.wait_idle()
+        if scope.cancelled_caught:
+            logger.error("%s", GracefulStopTimeoutError({"name": entry.definition.full_name}))
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run a function until it ends or its service stops; an exception is logged."""

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from broker.ids import new_id
 
@@ -17,6 +17,26 @@ UNDECODED: Any = object()
 
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "<absent>"})()
 """No value was given, which is not the same as None: JS nodes see `{}` for absent params and null for None (§5.1)."""
+
+
+class CallOptions(Struct, frozen=True, kw_only=True):
+    """How to make one call."""
+
+    meta: dict[str, Any] | None = None
+    headers: Mapping[str, Any] | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    fallback: Any = ABSENT
+    node_id: str | None = None
+    stream: Any = None
+    parent: Any = None
+    request_id: str | None = None
+    caller: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the call asks for nothing that its action would not do anyway."""
+        return self.retries is None and self.fallback is ABSENT
 
 
 class Caller(Protocol):
@@ -49,6 +69,7 @@ class Context:
         "_params",
         "_raw",
         "action",
+        "attempt",
         "broker",
         "caller",
         "deadline",
@@ -59,6 +80,7 @@ class Context:
         "locals",
         "meta",
         "node_id",
+        "options",
         "parent_id",
         "remote",
         "request_id",
@@ -118,6 +140,10 @@ class Context:
         self.stream: Any = None
         self.service: Service | None = None
         self.remote = remote
+        self.options: CallOptions | None = None
+        """How the call was made; None for one of another node, and for an event."""
+        self.attempt = 0
+        """How often the call was made before."""
         self._params = UNDECODED if raw is not None else params
         self._raw = raw
         self._decode = decode
@@ -137,7 +163,11 @@ class Context:
 
     @property
     def raw_params(self) -> Raw | None:
-        """The parameters as they came over the wire; None for a call in this process."""
+        """The parameters as they came over the wire; None for a call in this process, or when somebody changed them."""
+        if self._raw is not None and self._params is not UNDECODED:
+            assert self._decode is not None
+            if self._decode(self._raw) != self._params:
+                self._raw = None
         return self._raw
 
     @property
@@ -160,6 +190,27 @@ class Context:
     def service_name(self) -> str | None:
         """The full name of the service this context runs in; the `caller` of nested calls."""
         return self.service.full_name if self.service is not None else None
+
+    def again(self) -> "Context":
+        """The context of one more attempt at the same call: a new id, all else the same, meta the very same (§12.2)."""
+        ctx = Context(
+            self.broker,
+            action=self.action,
+            params=self._params,
+            raw=self._raw,
+            decode=self._decode,
+            meta=self.meta,
+            headers=self.headers,
+            node_id=self.node_id,
+            request_id=self.request_id,
+            parent_id=self.parent_id,
+            caller=self.caller,
+            level=self.level,
+            tracing=self.tracing,
+        )
+        ctx._params = self._params
+        ctx.locals, ctx.options, ctx.attempt = self.locals, self.options, self.attempt + 1
+        return ctx
 
     async def call(self, action: str, params: Any = ABSENT, **options: Any) -> Any:
         """Call an action as part of this request: request id, level, caller, meta and the remaining time travel on.

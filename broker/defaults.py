@@ -48,10 +48,28 @@ STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
 BALANCED_RETRIES = 5
 BALANCED_RETRY_S = 0.05
 
-# Retries (protocol §12.2).
+# Fault tolerance: the values of Moleculer JS (protocol §12).
+RETRIES = 5
 RETRY_DELAY_S = 0.1
 RETRY_MAX_DELAY_S = 1.0
 RETRY_FACTOR = 2.0
+BREAKER_THRESHOLD = 0.5
+BREAKER_WINDOW_S = 60.0
+BREAKER_MIN_REQUESTS = 20
+BREAKER_HALF_OPEN_S = 10.0
+BULKHEAD_CONCURRENCY = 10
+BULKHEAD_QUEUE = 100
+CACHE_SWEEP_S = 30.0  # how often expired entries of the memory cacher are removed
+CACHE_KEY_DIGEST_CHARACTERS = 44  # a SHA-256 in base64, at the end of a key that is too long
+
+# Strategies: the values of Moleculer JS (protocol §9.2).
+CPU_USAGE_SAMPLES = 3
+CPU_USAGE_LOW_PERCENT = 10.0
+LATENCY_SAMPLES = 5
+LATENCY_LOW_S = 0.01
+LATENCY_COLLECT = 5
+LATENCY_PING_INTERVAL_S = 10.0
+SHARD_VNODES = 10
 
 # NATS: nats.js 2 as Moleculer uses it (protocol §14).
 NATS_CONNECT_TIMEOUT_S = 5  # JS waits 20 s; ours is one try of many
@@ -100,14 +118,23 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     max_call_level: Annotated[int, Meta(ge=0)] = 0
     """How deep calls may nest; 0 for no limit."""
     strategy: str = "RoundRobin"
-    """How one of several endpoints is chosen: RoundRobin or Random."""
+    """How one of several endpoints is chosen: RoundRobin, Random, CpuUsage, Latency or Shard."""
+    strategy_options: dict[str, Any] = {}
+    """See `broker.strategies.StrategyOptions`."""
+    retry_policy: dict[str, Any] = {}
+    """Changes to `broker.policies.RetryPolicy`, such as `{"enabled": True, "retries": 3}`; so the next two."""
+    circuit_breaker: dict[str, Any] = {}
+    bulkhead: dict[str, Any] = {}
+    cacher: Any = None
+    """True, options of `broker.cacher.MemoryCacher`, or such an object; None for no cache."""
+    error_handler: Any = None
+    """A function `(error, ctx)` for every error that an action or an event handler ends with: what it returns stands
+    in for the error, what it raises takes its place."""
     disable_balancer: bool = False
     """Let NATS balance calls and emitted events, by queue groups. All nodes of the cluster must do the same, and speak
     one protocol version."""
     prefer_local: bool = True
     """Whether an action of this node wins over the same on others."""
-    internal_services: bool = True
-    """Offer the service `$node`, by which tools look at this node."""
     metadata: dict[str, Any] = {}
     """Anything that other nodes may read of this one."""
     transporter_options: dict[str, Any] = {}
@@ -116,8 +143,9 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     heartbeat_timeout: Seconds = HEARTBEAT_TIMEOUT_S
     shutdown_timeout: Seconds = SHUTDOWN_TIMEOUT_S
     """How long `stop` waits for running requests."""
-    middlewares: Sequence[Callable[..., Any]] = ()
-    """Functions `async (call_next, ctx)` around every action of this node, the first outermost."""
+    middlewares: Sequence[Any] = ()
+    """Functions `async (call_next, ctx)` around every action of this node, or objects such as `broker.Middleware`; the
+    first is outermost."""
 
 
 def _yes_or_no(text: str) -> bool:
@@ -139,7 +167,6 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "request_timeout": float,
     "wait_for_connection": _yes_or_no,
     "prefer_local": _yes_or_no,
-    "internal_services": _yes_or_no,
     "max_call_level": int,
     "disable_balancer": lambda text: text.lower() in ("1", "true", "yes"),
     "strategy": str,
@@ -170,8 +197,8 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
         raise BrokerOptionsError(f"An option of the broker is not known: {error}.") from None
     if options.protocol not in (None, *PROTOCOLS):
         raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
-    if not all(callable(middleware) for middleware in options.middlewares):
-        raise BrokerOptionsError("middlewares must be a list of functions.")
+    if not isinstance(options.middlewares, list | tuple):
+        raise BrokerOptionsError("middlewares must be a list.")
     if not all(hasattr(transform, "encode") and hasattr(transform, "decode") for transform in options.transforms):
         raise BrokerOptionsError("transforms must be a list of objects such as Compression() and Encryption(…).")
     for field in msgspec.structs.fields(options):

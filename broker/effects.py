@@ -115,10 +115,9 @@ class PongArrived:
 
 @dataclass(slots=True)
 class Dropped:
-    """A packet was not acted on; a person should read why. `error` is for services that watch (§7.4)."""
+    """A packet was not acted on; a person should read why."""
 
     reason: str
-    error: MoleculerError | None = None
 
 
 @dataclass(slots=True)

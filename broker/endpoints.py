@@ -3,14 +3,16 @@
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
+from broker.context import Context
+from broker.middleware import Next
 from broker.schema import ActionDefinition, EventDefinition
-from broker.strategy import Strategy
+from broker.strategies.base import Strategy
 
 
 class Endpoint:
     """One action on one node. `action` is set for the own node, `info` is the entry of a peer's INFO."""
 
-    __slots__ = ("action", "available", "info", "local", "name", "node_id", "service")
+    __slots__ = ("action", "asked_chain", "available", "chain", "info", "local", "name", "node_id", "service")
 
     def __init__(
         self, node_id: str, name: str, service: str, info: dict[str, Any], action: ActionDefinition | None = None
@@ -22,6 +24,16 @@ class Endpoint:
         self.action = action
         self.local = action is not None
         self.available = True
+        """False while its circuit breaker keeps calls away."""
+        self.chain: Next | None = None
+        """What a call to it goes through, made by the first one."""
+        self.asked_chain: Next | None = None
+        """The same for calls that bring options of their own."""
+
+    def renew(self, other: "Endpoint") -> None:
+        """The service was announced again: take over what may have changed."""
+        self.info, self.action, self.local = other.info, other.action, other.local
+        self.chain = self.asked_chain = None
 
     @property
     def timeout_s(self) -> float | None:
@@ -46,6 +58,10 @@ class Listener:
         self.local = event is not None
         self.available = True
 
+    def renew(self, other: "Listener") -> None:
+        """The service was announced again: take over what may have changed."""
+        self.event, self.local = other.event, other.local
+
 
 E = TypeVar("E", Endpoint, Listener)
 
@@ -53,20 +69,18 @@ E = TypeVar("E", Endpoint, Listener)
 class Choices(Generic[E]):
     """The endpoints of one action, or the listeners of one pattern and group, in order of registration."""
 
-    __slots__ = ("_cursor", "_local_cursor", "members", "name", "strategy")
+    __slots__ = ("members", "name", "strategy")
 
     def __init__(self, name: str, strategy: Strategy) -> None:
         self.name = name
         self.strategy = strategy
         self.members: list[E] = []
-        self._cursor = 0
-        self._local_cursor = 0
 
     def put(self, member: E) -> None:
-        """Add, or replace in place: the same service of the same node keeps its turn (§9.3)."""
-        for index, other in enumerate(self.members):
+        """Add, or renew: the same service of the same node keeps its turn, and the state of its breaker (§9.3)."""
+        for other in self.members:
             if other.node_id == member.node_id and other.service == member.service:
-                self.members[index] = member
+                other.renew(member)
                 return
         self.members.append(member)
 
@@ -77,10 +91,12 @@ class Choices(Generic[E]):
         """The usable member of exactly that node."""
         return next((m for m in self.members if m.node_id == node_id and m.available), None)
 
-    def choose(self, *, prefer_local: bool = True, without: Collection[str] = ()) -> E | None:
+    def choose(
+        self, *, prefer_local: bool = True, without: Collection[str] = (), ctx: Context | None = None
+    ) -> E | None:
         """The next member by the strategy; the own node's first when there is one (§9.1).
 
-        `without` names nodes that were just found to be gone.
+        `without` names nodes that were just found to be gone. `ctx` is what the choice is for, as far as it is known.
         """
         usable = [m for m in self.members if m.available and m.node_id not in without]
         if len(usable) < 2:
@@ -88,7 +104,5 @@ class Choices(Generic[E]):
         if prefer_local or self.name.startswith("$"):
             local = [m for m in usable if m.local]
             if local:
-                index, self._local_cursor = self.strategy(local, self._local_cursor)
-                return local[index]
-        index, self._cursor = self.strategy(usable, self._cursor)
-        return usable[index]
+                return self.strategy.choose(local, ctx)
+        return self.strategy.choose(usable, ctx)

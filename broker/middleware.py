@@ -1,20 +1,174 @@
-"""Middlewares: plain functions around a handler, composed once when an action is registered."""
+"""Middlewares: what goes on around handlers, calls and events, put together once when something is registered."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from broker.context import Context
+from broker.errors import BrokerOptionsError
 
 Next = Callable[[Context], Awaitable[Any]]
 """The rest of the chain."""
 
-Middleware = Callable[[Next, Context], Awaitable[Any]]
+Around = Callable[[Next, Context], Awaitable[Any]]
 """`async def around(call_next, ctx)`: do something, `return await call_next(ctx)`, do something."""
 
 
-def compose(middlewares: Sequence[Middleware], handler: Next) -> Next:
-    """The handler inside all middlewares, the first one outermost."""
-    for middleware in reversed(middlewares):
-        handler = partial(middleware, handler)
+class Middleware:
+    """What a user can put around the work of a broker. Override what you need; what is not overridden costs nothing.
+
+    Any object with some of these methods will do, and a plain function stands for one with `local_action` alone.
+    Of several middlewares the first is outermost; hooks that end something run from the last to the first.
+    """
+
+    async def local_action(self, call_next: Next, ctx: Context) -> Any:
+        """Around every action of this node, whoever calls it."""
+        return await call_next(ctx)
+
+    async def remote_action(self, call_next: Next, ctx: Context) -> Any:
+        """Around every call to another node, each attempt of its own."""
+        return await call_next(ctx)
+
+    async def local_event(self, call_next: Next, ctx: Context) -> Any:
+        """Around every event handler of this node."""
+        return await call_next(ctx)
+
+    async def call(self, call_next: Callable[..., Awaitable[Any]], action: str, params: Any, options: Any) -> Any:
+        """Around `broker.call` and `ctx.call`, before an endpoint is chosen. `options` is a `CallOptions`."""
+        return await call_next(action, params, options)
+
+    async def emit(
+        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
+    ) -> None:
+        """Around `emit`; so `broadcast` and `broadcast_local`."""
+        await call_next(event, data, options)
+
+    async def broadcast(
+        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
+    ) -> None:
+        await call_next(event, data, options)
+
+    async def broadcast_local(
+        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
+    ) -> None:
+        await call_next(event, data, options)
+
+    def created(self, broker: Any) -> None:
+        """The broker was made."""
+
+    async def starting(self, broker: Any) -> None:
+        """The broker is about to connect. An exception here, or in the next, fails its start."""
+
+    async def started(self, broker: Any) -> None:
+        """The broker has started."""
+
+    async def stopping(self, broker: Any) -> None:
+        """The broker is about to leave. An exception here, or in the next, is logged."""
+
+    async def stopped(self, broker: Any) -> None:
+        """The broker has stopped."""
+
+    async def service_starting(self, service: Any) -> None:
+        """A service's `started` is about to run. An exception here, or in the next, fails its start."""
+
+    async def service_started(self, service: Any) -> None:
+        """A service is offered."""
+
+    async def service_stopping(self, service: Any) -> None:
+        """A service's `stopped` is about to run. An exception here, or in the next, is logged."""
+
+    async def service_stopped(self, service: Any) -> None:
+        """A service has stopped."""
+
+
+HOOKS = tuple(name for name in vars(Middleware) if not name.startswith("_"))
+
+
+def hooks(middlewares: Iterable[Any], name: str) -> list[Callable[..., Any]]:
+    """The hooks of one name that the middlewares have."""
+    found = []
+    for middleware in middlewares:
+        if is_function(middleware):
+            if name == "local_action":
+                found.append(middleware)
+        elif getattr(type(middleware), name, None) is not getattr(Middleware, name):
+            hook = getattr(middleware, name, None)
+            if hook is not None:
+                found.append(hook)
+    return found
+
+
+def is_function(middleware: Any) -> bool:
+    """Whether a middleware is a function around local actions, not an object with hooks."""
+    return callable(middleware) and not any(hasattr(middleware, name) for name in HOOKS)
+
+
+def check_middlewares(middlewares: Iterable[Any]) -> None:
+    """Raises BrokerOptionsError for what is neither a function nor has a hook."""
+    for middleware in middlewares:
+        if not callable(middleware) and not any(hasattr(middleware, name) for name in HOOKS):
+            raise BrokerOptionsError(
+                f"middlewares must be functions or objects with hooks such as local_action, not {middleware!r}."
+            )
+
+
+def compose(around: Sequence[Callable[..., Any]], inner: Callable[..., Any]) -> Callable[..., Any]:
+    """A function inside all that goes around it, the first one outermost."""
+    for one in reversed(around):
+        inner = partial(one, inner)
+    return inner
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Target:
+    """What a chain leads to: an action of this node or of another one, or an event handler of this node."""
+
+    name: str
+    service: str
+    local: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What was declared: `retry_policy`, `circuit_breaker`, `bulkhead`, `cache`, `fallback`, `hooks`, `debounce`…"""
+    instance: Any = None
+    """The service of this node."""
+    endpoint: Callable[[], Any] = lambda: None
+    """The endpoint in the registry, where there is one."""
+    asked: bool = False
+    """For calls that bring options of their own, such as `retries`."""
+
+
+Wrap = Callable[[Next, Target], Next]
+"""Puts one feature around the rest of a chain; gives the rest back as it is when the target does not use it."""
+
+
+def wrapped(wraps: Sequence[Wrap], handler: Next, target: Target) -> Next:
+    """The handler inside all features that the target uses, the first one outermost."""
+    for wrap in reversed(wraps):
+        handler = wrap(handler, target)
     return handler
+
+
+def around_with(found: Sequence[Around]) -> Wrap:
+    """The hooks of users' middlewares as one feature."""
+
+    def wrap(call_next: Next, target: Target) -> Next:
+        return compose(found, call_next)
+
+    return wrap
+
+
+async def settle(value: Any) -> Any:
+    """The value, waited for if it must be: users' functions may be async or not."""
+    return await value if hasattr(value, "__await__") else value
+
+
+def bound(function: Any, instance: Any) -> Callable[..., Any] | None:
+    """What a service names for a hook or a fallback: a function, one of its methods, or the name of one."""
+    if isinstance(function, str):
+        method = getattr(instance, function, None)
+        return method if callable(method) else None
+    name = getattr(function, "__name__", None)
+    if instance is not None and name and any(vars(cls).get(name) is function for cls in type(instance).__mro__):
+        method = getattr(instance, name)
+        return method if callable(method) else None
+    return function if callable(function) else None

@@ -6,7 +6,7 @@ Order of the start: connect, make sure that nobody has our id, subscribe, discov
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -17,11 +17,17 @@ from broker.balanced import BalancedSubscription, balanced_subscriptions
 from broker.codec import Codec
 from broker.cpu import CPUMeter
 from broker.defaults import BrokerOptions
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError, InvalidPacketDataError, MoleculerError
+from broker.errors import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    GracefulStopTimeoutError,
+    InvalidPacketDataError,
+    MoleculerError,
+)
 from broker.flow import STOP
-from broker.notices import not_processed, transporter_failed
 from broker.packets import Command, Ping
 from broker.performing import Performing, epoch_ms
+from broker.tracking import Tracker
 from broker.transit import Transit
 from broker.transports.base import Observer, OnMessage, Subscription, Transport
 
@@ -43,13 +49,17 @@ class Node:
         self.publish = self.performing.publish
         self.failure: MoleculerError | None = None
         """Why the node had to stop by itself; None while all is well."""
+        self.tracker = Tracker()
+        """Calls made here, which a stop waits for as it does for requests and events in work."""
         self.stopped = anyio.Event()
         self.background: TaskGroup
         self._handlers: asyncio.TaskGroup  # one task a request: asyncio starts one five times faster than anyio
         self._main: asyncio.Task[None] | None = None
         self._running = anyio.Event()
         self._drain = anyio.Event()
+        self._drain_until = 0.0
         self._drained = anyio.Event()
+        self._cut_short = False
         self._finish = anyio.Event()
         self._changed = anyio.Event()
         self._connection = anyio.Event()
@@ -94,8 +104,14 @@ class Node:
             await self.perform(self.transit.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
+        deadline = anyio.current_time() + self.options.shutdown_timeout
+        with anyio.CancelScope(deadline=deadline) as scope:
+            await self.tracker.wait_idle()
+        self._drain_until = deadline
         self._drain.set()
         await self._drained.wait()
+        if scope.cancelled_caught or self._cut_short:
+            logger.error("%s", GracefulStopTimeoutError())
 
     async def close(self) -> None:
         """Say good-bye and go. Nothing of this node runs when it returns."""
@@ -115,7 +131,8 @@ class Node:
                 async with asyncio.TaskGroup() as self._handlers:
                     self._running.set()
                     await self._drain.wait()
-                    unfinished.deadline = anyio.current_time() + self.options.shutdown_timeout
+                    unfinished.deadline = self._drain_until
+            self._cut_short = unfinished.cancelled_caught
             self._drained.set()
             await self._finish.wait()
             self.background.cancel_scope.cancel()
@@ -133,7 +150,6 @@ class Node:
             try:
                 await transport.connect(observer, self.options.node_id)
             except BrokerDisconnectedError as error:
-                self.performing.notify(*transporter_failed(error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
@@ -185,6 +201,10 @@ class Node:
         except RuntimeError:  # the group is closed: everything that ran has been waited for
             work.close()
 
+    def after(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Run a function later. What it gives back cancels that."""
+        return asyncio.get_running_loop().call_later(delay_s, function).cancel
+
     # Packets in
 
     def _receiver(self, command: Command) -> OnMessage:
@@ -196,8 +216,7 @@ class Node:
                 await self.perform(self.transit.receive(command, packet, clock(), reply))
             except InvalidPacketDataError as error:
                 await self._drop(command, data, error)
-            except Exception as error:  # a packet must never end the node, whatever is in it (§2.2)
-                self.performing.notify(*not_processed(error))
+            except Exception:  # a packet must never end the node, whatever is in it (§2.2)
                 logger.exception("A packet of %s could not be processed; dropped", command)
 
         return on_message
@@ -205,7 +224,6 @@ class Node:
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are no packet, and an answer when they were meant as a request."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-        self.performing.notify(*not_processed(error))
         address = self.codec.decode_address(data) if command == "REQ" else None
         if address is not None:
             await self.perform(self.transit.respond_error(address, None, error))
@@ -269,7 +287,6 @@ class Node:
         await self.transport.flush()
 
     async def _failed(self, reason: str) -> None:
-        self.performing.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
         logger.warning("NATS: %s", reason)
 
     def _give_way(self) -> None:

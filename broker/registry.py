@@ -3,17 +3,17 @@
 No I/O, no clock, no logging: packets go in, changes come out.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import msgspec
-
+from broker.context import Context
 from broker.endpoints import Choices, Endpoint, Listener
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.packets import Info, Protocol
 from broker.patterns import matches
 from broker.schema import ServiceDefinition, full_service_name
-from broker.strategy import Strategy, round_robin
+from broker.strategies import StrategyMaker
+from broker.strategies.latencies import Latencies
 
 Change = tuple[str, dict[str, Any]]
 """A local event to announce: its name and payload (§7.4)."""
@@ -23,9 +23,6 @@ CALLABLE_FROM_AFAR = (None, "published", "public")
 
 REMEMBERED_EVENT_NAMES = 10_000
 """Event names whose listeners are remembered; names are chosen by peers, so the memory for them has a bound."""
-
-
-_INFO_FIELDS = [(field.name, field.encode_name) for field in msgspec.structs.fields(Info)]
 
 
 class KnownNode:
@@ -44,58 +41,46 @@ class KnownNode:
         self.ip_list: list[Any] = []
         self.hostname: str | None = None
         self.cpu: float | None = None
-        self.cpu_sequence: int | None = None
         self.last_heartbeat = 0.0
         self.offline_since: float | None = None
-        self.raw_info: dict[str, Any] | None = None
-        """The last INFO, as it came."""
 
-    def introduce(self, instance_id: str, hostname: str, ip_list: list[str], client: dict[str, Any]) -> None:
-        """Take in what this node says of itself."""
-        self.instance_id, self.hostname, self.ip_list, self.client = instance_id, hostname, ip_list, client
-
-    def heard_cpu(self, percent: float | None) -> None:
-        """How busy the node is, by its heartbeat."""
-        if percent is not None:
-            self.cpu, self.cpu_sequence = percent, (self.cpu_sequence or 0) + 1 if self.local else 1
-
-    def describe(self, started: float) -> dict[str, Any]:
-        """The node as tools show it (§7.4, §10). Times are whole seconds since `started`."""
-        offline_since = self.offline_since
+    def describe(self) -> dict[str, Any]:
+        """The node as tools show it (§10 `$node.list`)."""
         return {
             "id": self.id,
             "instanceID": self.instance_id,
             "available": self.available,
             "local": self.local,
-            "lastHeartbeatTime": round(max(0.0, self.last_heartbeat - started)),
+            "lastHeartbeatTime": self.last_heartbeat,
             "config": {},
             "client": self.client,
             "metadata": self.metadata,
             "ipList": self.ip_list,
-            **({"port": None} if self.local else {}),  # another node would have told its own
             "hostname": self.hostname,
-            "udpAddress": None,
             "cpu": self.cpu,
-            "cpuSeq": self.cpu_sequence,
             "seq": self.sequence,
-            "offlineSince": None if offline_since is None else round(max(0.0, offline_since - started)),
-            "services": self.services,
-            "rawInfo": self.raw_info,
+            "offlineSince": self.offline_since,
         }
 
 
 class Registry:
     """Nodes, actions and events of the cluster, this node's own included."""
 
-    def __init__(self, node_id: str, *, strategy: Strategy = round_robin, prefer_local: bool = True) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        strategy: str = "RoundRobin",
+        strategy_options: Mapping[str, Any] | None = None,
+        prefer_local: bool = True,
+    ) -> None:
         self.local = KnownNode(node_id, local=True)
         self.local.available = True
-        self.started = 0.0
-        """When this process started, on the clock of every `now`."""
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
         self.actions: dict[str, Choices[Endpoint]] = {}
         self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
-        self._strategy = strategy
+        self.latencies = Latencies()
+        self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
         self._heard_by: dict[str, list[Choices[Listener]]] = {}
 
@@ -106,9 +91,9 @@ class Registry:
         for action in definition.actions.values():
             if action.visibility != "private":
                 endpoint = Endpoint(self.local.id, action.name, definition.full_name, action.to_info(), action)
-                self._action(action.name).put(endpoint)
+                self._action(action.name, action.balancing).put(endpoint)
         for event in definition.events:
-            self._listener(event.name, event.group).put(
+            self._listener(event.name, event.group, event.balancing).put(
                 Listener(self.local.id, event.name, event.group, definition.full_name, event)
             )
         self.local.services = [
@@ -142,9 +127,9 @@ class Registry:
                 self._register(node, [service for service in info.services if isinstance(service, dict)])
         if not was_available:
             node.available, node.offline_since, node.last_heartbeat = True, None, now
-            changes.append(("$node.connected", {"node": node.describe(self.started), "reconnected": known}))
+            changes.append(("$node.connected", {"node": node.describe(), "reconnected": known}))
         else:
-            changes.append(("$node.updated", {"node": node.describe(self.started)}))
+            changes.append(("$node.updated", {"node": node.describe()}))
         if renewed:
             changes.append(("$services.changed", {"localService": False}))
         return changes
@@ -158,7 +143,7 @@ class Registry:
         node.sequence += 1
         self._drop(node_id, lambda _service, _name: True)
         return [
-            ("$node.disconnected", {"node": node.describe(self.started), "unexpected": unexpected}),
+            ("$node.disconnected", {"node": node.describe(), "unexpected": unexpected}),
             ("$services.changed", {"localService": False}),
         ]
 
@@ -172,9 +157,14 @@ class Registry:
         """The protocol versions that live peers speak (§2.4)."""
         return {node.ver for node in self.nodes.values() if node.available and not node.local}
 
-    def find_action(self, name: str, node_id: str | None = None, without: Collection[str] = ()) -> Endpoint:
-        """The endpoint to call. Raises ServiceNotFoundError for a name never seen, or not on `node_id`;
-        ServiceNotAvailableError when nobody offers it now (§5.2)."""
+    def find_action(
+        self, name: str, node_id: str | None = None, without: Collection[str] = (), ctx: Context | None = None
+    ) -> Endpoint:
+        """The endpoint to call, for the call of `ctx`.
+
+        Raises ServiceNotFoundError for a name never seen, or not on `node_id`; ServiceNotAvailableError when nobody
+        offers it now (§5.2).
+        """
         choices = self.actions.get(name)
         if node_id is not None:
             endpoint = choices.on_node(node_id) if choices else None
@@ -183,7 +173,7 @@ class Registry:
             return endpoint
         if choices is None:
             raise ServiceNotFoundError({"action": name})
-        endpoint = choices.choose(prefer_local=self._prefer_local, without=without)
+        endpoint = choices.choose(prefer_local=self._prefer_local, without=without, ctx=ctx)
         if endpoint is None:
             raise ServiceNotAvailableError({"action": name})
         return endpoint
@@ -200,9 +190,24 @@ class Registry:
             if choices.members and (not groups or choices.members[0].group in groups):
                 yield choices
 
-    def choose_listener(self, choices: Choices[Listener]) -> Listener | None:
-        """One listener of a list, by the strategy."""
-        return choices.choose(prefer_local=self._prefer_local)
+    def local_endpoint(self, name: str) -> Endpoint | None:
+        """This node's own endpoint of an action, usable or not."""
+        choices = self.actions.get(name)
+        return next((member for member in choices.members if member.local), None) if choices else None
+
+    def choose_listener(self, choices: Choices[Listener], ctx: Context | None = None) -> Listener | None:
+        """One listener of a list, by the strategy, for the event of `ctx`."""
+        return choices.choose(prefer_local=self._prefer_local, ctx=ctx)
+
+    def cpu_of(self, node_id: str) -> float | None:
+        """How busy a node said it is, in percent."""
+        node = self.nodes.get(node_id)
+        return node.cpu if node else None
+
+    def latency_of(self, node_id: str) -> float | None:
+        """How long a node's host takes to answer a ping, in seconds, as far as known."""
+        node = self.nodes.get(node_id)
+        return self.latencies.average(node.hostname) if node else None
 
     def has_service(self, full_name: str) -> bool:
         """Whether a live node offers the service."""
@@ -220,7 +225,6 @@ class Registry:
         node.metadata = info.metadata or {}
         node.ip_list = info.ip_list or []
         node.hostname = info.hostname
-        node.raw_info = {name: getattr(info, field) for field, name in _INFO_FIELDS}
 
     def _register(self, node: KnownNode, services: list[dict[str, Any]]) -> None:
         """Add what is listed, remove what is not listed any more (§3.4)."""
@@ -237,22 +241,24 @@ class Registry:
             for action in _entries(service.get("actions")):
                 if action.get("visibility") in CALLABLE_FROM_AFAR:
                     listed.add((full_name, action["name"]))
-                    self._action(action["name"]).put(Endpoint(node.id, action["name"], full_name, action))
+                    self._action(action["name"], action).put(Endpoint(node.id, action["name"], full_name, action))
             for event in _entries(service.get("events")):
                 group = event.get("group") or name
                 listed.add((full_name, event["name"]))
-                self._listener(event["name"], str(group)).put(Listener(node.id, event["name"], str(group), full_name))
+                listener = Listener(node.id, event["name"], str(group), full_name)
+                self._listener(event["name"], str(group), event).put(listener)
         self._drop(node.id, lambda service, name: (service, name) not in listed)
 
-    def _action(self, name: str) -> Choices[Endpoint]:
+    def _action(self, name: str, info: Mapping[str, Any]) -> Choices[Endpoint]:
+        """The endpoints of an action. Who announces it first says how they are chosen (§3.2)."""
         if name not in self.actions:
-            self.actions[name] = Choices(name, self._strategy)
+            self.actions[name] = Choices(name, self._strategies.announced(info))
         return self.actions[name]
 
-    def _listener(self, pattern: str, group: str) -> Choices[Listener]:
+    def _listener(self, pattern: str, group: str, info: Mapping[str, Any]) -> Choices[Listener]:
         self._heard_by.clear()
         if (pattern, group) not in self.listeners:
-            self.listeners[pattern, group] = Choices(pattern, self._strategy)
+            self.listeners[pattern, group] = Choices(pattern, self._strategies.announced(info))
         return self.listeners[pattern, group]
 
     def _drop(self, node_id: str, unwanted: Any) -> None:

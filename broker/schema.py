@@ -7,6 +7,8 @@ from msgspec import Struct
 
 from broker.errors import ServiceSchemaError
 from broker.parameters import Parameters
+from broker.policies import announce_policies
+from broker.strategies import for_info
 
 Visibility = Literal["published", "public", "protected", "private"]
 
@@ -23,12 +25,17 @@ class ActionDefinition(Struct, frozen=True, kw_only=True, eq=False):
     parameters: Parameters | None = None
     visibility: Visibility | None = None
     timeout_s: float | None = None
+    settings: dict[str, Any] = {}
+    """`retry_policy`, `circuit_breaker`, `bulkhead`, `fallback`, `hooks`, as far as given."""
+    balancing: dict[str, Any] = {}
+    """`strategy` and `strategyOptions`, as far as given, in the words of INFO."""
     extra: dict[str, Any] = {}
     """More keys for INFO, such as `rest` or `cache`, for API gateways and tools."""
 
     def to_info(self) -> dict[str, Any]:
         """The action as peers see it. `fallback` and strategies that JS does not know never go out (§3.2)."""
-        info: dict[str, Any] = {key: value for key, value in self.extra.items() if key != "fallback"}
+        info: dict[str, Any] = {key: _public(value) for key, value in self.extra.items() if key != "fallback"}
+        info |= {**announce_policies(self.settings), **for_info(self.balancing)}
         info |= {"rawName": self.raw_name, "name": self.name}
         if self.parameters is not None:
             info["params"] = self.parameters.describe()
@@ -46,9 +53,17 @@ class EventDefinition(Struct, frozen=True, kw_only=True, eq=False):
     group: str
     service: str
     handler: Handler
+    settings: dict[str, Any] = {}
+    """`bulkhead`, `debounce` and `throttle`, as far as given; the latter two in seconds."""
+    balancing: dict[str, Any] = {}
 
     def to_info(self) -> dict[str, Any]:
-        return {"name": self.name, "group": self.group}
+        """The handler as peers see it."""
+        info = {"name": self.name, "group": self.group, **for_info(self.balancing), **announce_policies(self.settings)}
+        for name in ("debounce", "throttle"):
+            if self.settings.get(name):
+                info[name] = self.settings[name] * 1000
+        return info
 
 
 class ServiceDefinition(Struct, frozen=True, kw_only=True, eq=False):
@@ -76,6 +91,13 @@ class ServiceDefinition(Struct, frozen=True, kw_only=True, eq=False):
         if self.version is not None:
             info["version"] = self.version
         return info
+
+
+def _public(value: Any) -> Any:
+    """An option without the functions in it, which cannot travel."""
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items() if not callable(inner)}
+    return value
 
 
 def full_service_name(name: str, version: str | int | None, settings: dict[str, Any] | None = None) -> str:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from broker.errors import ServiceSchemaError
+from broker.errors import BrokerOptionsError, ServiceSchemaError
 from broker.parameters import Parameters
 from broker.schema import (
     ActionDefinition,
@@ -16,6 +16,7 @@ from broker.schema import (
     full_action_name,
     full_service_name,
 )
+from broker.strategies import announcement
 
 if TYPE_CHECKING:
     from broker.broker import ServiceBroker
@@ -36,6 +37,13 @@ def action(
     timeout: float | None = None,
     visibility: Visibility | None = None,
     rename: Mapping[str, str] | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    retry_policy: Mapping[str, Any] | None = None,
+    circuit_breaker: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    fallback: Callable[..., Any] | str | None = None,
+    hooks: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> Callable[[F], F]: ...
 
@@ -48,13 +56,24 @@ def action(
     timeout: float | None = None,
     visibility: Visibility | None = None,
     rename: Mapping[str, str] | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    retry_policy: Mapping[str, Any] | None = None,
+    circuit_breaker: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    fallback: Callable[..., Any] | str | None = None,
+    hooks: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> Any:
     """Make a method an action.
 
     `name` is its name on the wire, the method's own by default. `timeout` in seconds is the default for callers.
     `visibility` as in Moleculer: `published`, `public`, `protected` (this node only), `private` (this service only).
-    `rename` maps Python parameter names to wire names. Anything else (`rest`, `cache`…) goes into INFO as it is.
+    `rename` maps Python parameter names to wire names. `strategy` (`RoundRobin`, `Random`, `CpuUsage`, `Latency`,
+    `Shard`) is how callers choose among nodes. `retry_policy`, `circuit_breaker` and `bulkhead` change the broker's
+    for this action (`broker.policies`). `fallback`, a function of (context, error) or a method's name, answers instead
+    of an error. `hooks`: see `broker.middlewares.hooks`. `cache`, True or `{keys, ttl, lock, …}`, keeps results in the
+    broker's cacher. Anything else (`rest`…) goes into INFO as it is.
 
     Parameters after the context are typed: they are validated and converted from `params`, and a violation is a
     ValidationError. A handler with the context alone reads `ctx.params`.
@@ -63,24 +82,50 @@ def action(
     def mark(method: Any) -> Any:
         _expect_coroutine(method)
         options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
+        options |= {"strategy": strategy, "strategy_options": strategy_options or {}}
+        options["settings"] = _given(
+            retry_policy=retry_policy,
+            circuit_breaker=circuit_breaker,
+            bulkhead=bulkhead,
+            fallback=fallback,
+            hooks=hooks,
+        )
         setattr(method, _MARK, ("action", options))
         return method
 
     return mark(handler) if handler is not None else mark
 
 
-def event(pattern: str, *, group: str | None = None) -> Callable[[F], F]:
+def event(
+    pattern: str,
+    *,
+    group: str | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    debounce: float | None = None,
+    throttle: float | None = None,
+) -> Callable[[F], F]:
     """Make a method a handler of events whose name matches `pattern` (`*`, `**` and `?` as in Moleculer).
 
-    Nodes of one `group`, by default the service's name, share the events that are emitted: one of them gets each.
+    Nodes of one `group`, by default the service's name, share the events that are emitted: one of them gets each, by
+    `strategy`. `bulkhead` bounds how many are handled at once. `debounce` waits until that many seconds have passed
+    without another event, then handles the last; `throttle` handles the first and drops what comes within that many
+    seconds after it.
     """
 
     def mark(method: Any) -> Any:
         _expect_coroutine(method)
-        setattr(method, _MARK, ("event", {"pattern": pattern, "group": group}))
+        options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options or {}}
+        options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
+        setattr(method, _MARK, ("event", options))
         return method
 
     return mark
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 class Service:
@@ -95,6 +140,8 @@ class Service:
     settings: Mapping[str, Any] = {}
     metadata: Mapping[str, Any] = {}
     dependencies: ClassVar[tuple[str, ...]] = ()
+    hooks: Mapping[str, Any] = {}
+    """Functions around the actions: see `broker.middlewares.hooks`."""
 
     broker: "ServiceBroker"
     """The broker this service runs on; set before `started`."""
@@ -130,8 +177,7 @@ def define(service: Service) -> ServiceDefinition:
     for method in _marked_methods(service):
         kind, options = getattr(method, _MARK)
         if kind == "event":
-            group = options["group"] or name
-            events.append(EventDefinition(name=options["pattern"], group=group, service=full_name, handler=method))
+            events.append(_define_event(method, full_name, options["group"] or name, options))
             continue
         definition = _define_action(method, full_name, settings, options)
         if definition.name in actions:
@@ -151,6 +197,9 @@ def define(service: Service) -> ServiceDefinition:
 
 def _define_action(method: Any, service: str, settings: dict[str, Any], options: dict[str, Any]) -> ActionDefinition:
     raw_name = options["name"] or method.__name__
+    for name in ("retryPolicy", "circuitBreaker", "strategyOptions"):
+        if name in options["extra"]:
+            raise ServiceSchemaError(f"'{name}' of action '{raw_name}' is spelt in Python's way: `retry_policy=…`.")
     parameters = Parameters(method, options["rename"])
     extra = dict(options["extra"])
     if "$cache" in settings:
@@ -163,8 +212,28 @@ def _define_action(method: Any, service: str, settings: dict[str, Any], options:
         parameters=parameters if parameters.names else None,
         visibility=options["visibility"],
         timeout_s=options["timeout_s"],
+        settings=options["settings"],
+        balancing=_balancing(options),
         extra=extra,
     )
+
+
+def _define_event(method: Any, service: str, group: str, options: dict[str, Any]) -> EventDefinition:
+    return EventDefinition(
+        name=options["pattern"],
+        group=group,
+        service=service,
+        handler=method,
+        settings=options["settings"],
+        balancing=_balancing(options),
+    )
+
+
+def _balancing(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return announcement(options["strategy"], options["strategy_options"])
+    except BrokerOptionsError as error:
+        raise ServiceSchemaError(str(error)) from None
 
 
 def _marked_methods(service: Service) -> list[Any]:

@@ -1,6 +1,7 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from broker.effects import Effect, Publish, RunAction, RunEvent
 from broker.encoding import UNSERIALIZABLE
 from broker.endpoints import Listener
 from broker.errors import MoleculerError, PayloadTooLargeError, RequestTimeoutError, ServiceNotAvailableError
+from broker.middleware import Next
 from broker.node import Node
 from broker.outgoing import Source, is_stream
 from broker.packets import NULL, Event, Request
@@ -39,8 +41,16 @@ class Serving:
 
     def start_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
-            ctx = self._event_context(effect.event)
-            self._node.start_handler(self.handle_event(listener, ctx))
+            self.start_listener(listener, self._event_context(effect.event))
+
+    def start_listener(self, listener: Listener, ctx: Context) -> None:
+        """Run one event handler of this node in a task of its own. A stop waits for it."""
+        if listener.event is not None:
+            self._start_handler(listener.service, partial(self._catalog.handle, listener.event), ctx)
+
+    def start_handler(self, handler: Next, ctx: Context) -> None:
+        """Run the rest of an event handler's chain in a task of its own."""
+        self._start_handler(ctx.service_name or "", handler, ctx)
 
     def reply_limit(self, ctx: Context) -> int | None:
         """What is left of `max_payload` for the result of a remote call, after the envelope and its meta."""
@@ -54,15 +64,15 @@ class Serving:
         """What JSON text takes of `reply_limit` in the serializer of this node."""
         return self._codec.size(self._codec.encode_value(Raw(text))) if ctx.remote else len(text)
 
-    async def handle_event(self, listener: Listener, ctx: Context) -> None:
-        """Run one event handler of this node. Its failure is logged here and nowhere else (§7.1)."""
-        if listener.event is None:
-            return
-        ctx.service = self._catalog.service(listener.service)
+    def _start_handler(self, service: str, handler: Next, ctx: Context) -> None:
+        self._node.start_handler(self._handle(service, handler, ctx))
+
+    async def _handle(self, service: str, handler: Next, ctx: Context) -> None:
+        """A failure of an event handler is logged here and nowhere else (§7.1)."""
         try:
-            await listener.event.handler(ctx)
+            await handler(ctx)
         except Exception:
-            logger.exception("The handler of '%s' in service '%s' failed", ctx.event, listener.service)
+            logger.exception("The handler of '%s' in service '%s' failed", ctx.event, service)
 
     async def _serve(self, effect: RunAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""

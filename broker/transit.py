@@ -27,7 +27,6 @@ from broker.effects import (
 )
 from broker.errors import (
     MoleculerError,
-    ProtocolVersionMismatchError,
     QueueIsFullError,
     RequestRejectedError,
     ServiceNotAvailableError,
@@ -96,8 +95,7 @@ class Transit:
         self.identity = identity
         self.topics = topics
         self.registry = registry
-        registry.local.introduce(identity.instance_id, identity.hostname, identity.ip_list, identity.client)
-        registry.local.metadata, registry.local.sequence = identity.metadata, 1
+        registry.local.hostname = identity.hostname
         self.limits = limits
         self.pending: dict[str, Pending] = {}
         self.in_work = 0
@@ -143,7 +141,7 @@ class Transit:
 
     def heartbeat(self, cpu: float | None) -> list[Effect]:
         """Tell everybody that this node lives."""
-        self.registry.local.heard_cpu(cpu)
+        self.registry.local.cpu = cpu
         return self._broadcast("HEARTBEAT", lambda ver: Heartbeat(ver=ver, sender=self.identity.node_id, cpu=cpu))
 
     def leave(self) -> list[Effect]:
@@ -160,6 +158,12 @@ class Transit:
         """Ask one node for a sign of life."""
         packet = Ping(ver=self.version_of(node_id), sender=self.identity.node_id, time=epoch_ms, id=ping_id)
         return [Publish(self.topics.to_node("PING", node_id), packet)]
+
+    def ping_all(self, ping_id: str, epoch_ms: int) -> list[Effect]:
+        """Ask every node for a sign of life."""
+        return self._broadcast(
+            "PING", lambda ver: Ping(ver=ver, sender=self.identity.node_id, time=epoch_ms, id=ping_id)
+        )
 
     def version_of(self, node_id: str) -> Protocol:
         """The protocol version to use towards a node."""
@@ -259,9 +263,9 @@ class Transit:
         elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
             spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
             ver = _short(repr(packet.ver))
-            sender = _short(packet.sender)
-            error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
-            return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
+            return [
+                Dropped(f"{command} from '{_short(packet.sender)}' has protocol version {ver}, not {spoken}; dropped")
+            ]
         elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
             return [Dropped(f"{command} from {_short(packet.sender)!r}, which cannot be the id of a node; dropped")]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
@@ -340,7 +344,8 @@ class Transit:
             return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
         node.ver = beat.ver
         node.last_heartbeat = now
-        node.heard_cpu(beat.cpu)
+        if beat.cpu is not None:
+            node.cpu = beat.cpu
         return []
 
     def _on_ping(self, ping: Ping, now: float) -> list[Effect]:

@@ -15,20 +15,23 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids masking members network packets patterns"
-    " streams transforms.base transports.base uptime values",
-    "context defaults encoding parameters reader strategy topics transports.memory",
-    "balanced codec flow middleware middlewares.retry schema transforms.compression transforms.encryption"
+    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids javascript members network packets patterns"
+    " strategies.base strategies.latencies strategies.lowest strategies.round_robin strategies.uniform streams"
+    " tracking transforms.base transports.base values",
+    "context defaults encoding parameters reader strategies.shard topics transports.memory",
+    "balanced cache_keys cacher codec flow middleware policies transforms.compression transforms.encryption"
     " transports.nats",
-    "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints middlewares.timeout notices"
-    " service transforms transports",
-    "cli.targets codecs effects internals.health internals.options registry",
-    "internals.listing",
-    "internals.service outgoing receiving",
+    "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
+    " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
+    " middlewares.validation",
+    "middlewares.debounce schema",
+    "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
+    "cli.targets codecs effects middlewares.circuit_breaker registry",
+    "chains outgoing receiving",
     "transit",
     "performing",
     "node",
-    "catalog emitting sending",
+    "catalog emitting pinging sending",
     "calls serving",
     "broker",
     "cli.running __init__",
@@ -96,8 +99,12 @@ PURE = (
         "middleware",
         "packets",
     ),
-    *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "strategy", "streams"),
+    *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "streams"),
     *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values"),
+    *("cache_keys", "javascript", "policies", "strategies", "strategies.base", "strategies.latencies"),
+    *("strategies.lowest", "strategies.round_robin", "strategies.shard", "strategies.uniform"),
+    *("middlewares.caching", "middlewares.circuit", "middlewares.debounce", "middlewares.error_handling"),
+    *("middlewares.fallback", "middlewares.hooks", "middlewares.throttle", "middlewares.validation"),
 )
 IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
 
@@ -114,6 +121,8 @@ SUITES = {
     "broker/test_codecs.py": "broker.encoding broker.codecs.typed broker.values",
     "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
     " broker.transforms.encryption",
+    "contract/test_fault_tolerance.py": "broker.chains",
+    "contract/test_strategies.py": "broker.pinging broker.strategies broker.strategies.base",
     "contract/test_streams.py": "broker.performing broker.sending",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
     "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"

@@ -1,33 +1,60 @@
-"""Try again what may succeed the next time (moleculer protocol §12.2)."""
+"""Make a call again that may succeed the next time (moleculer protocol §12.2)."""
 
+import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any
 
 import anyio
 
-from broker.defaults import RETRY_DELAY_S, RETRY_FACTOR, RETRY_MAX_DELAY_S
-from broker.errors import MoleculerError, ServiceNotAvailableError, ServiceNotFoundError
+from broker.context import Context
+from broker.middleware import Next, Target, Wrap
+from broker.policies import RetryPolicy, merge
 
-T = TypeVar("T")
+logger = logging.getLogger("broker")
 
 
-async def with_retries(attempt: Callable[[], Awaitable[T]], retries: int) -> T:
-    """Run `attempt` up to `retries` more times while it fails with a retryable error.
+def retrying(policy: RetryPolicy, again: Callable[[Context], Awaitable[Any]]) -> Wrap:
+    """`again` makes the call of a context once more: a new endpoint is chosen and a new id made.
 
-    Waits 100, 200, 400, 800, 1000, 1000… milliseconds between. A failure to find the action here is not tried again:
-    each attempt chooses anew, so another would fail alike.
+    The caller retries, never the callee for it. A failure to find the action is none of the endpoint's, so it does not
+    come by here. What a stream was sent with cannot be sent again.
     """
-    delay = RETRY_DELAY_S
-    for _ in range(retries):
-        try:
-            return await attempt()
-        except MoleculerError as error:
-            if not error.retryable or _not_found_here(error):
-                raise
-        await anyio.sleep(delay)
-        delay = min(delay * RETRY_FACTOR, RETRY_MAX_DELAY_S)
-    return await attempt()
+
+    def wrap(call_next: Next, target: Target) -> Next:
+        own = merge(policy, target.settings.get("retry_policy"))
+        if not own.enabled and not target.asked:
+            return call_next
+
+        async def with_retries(ctx: Context) -> Any:
+            try:
+                return await call_next(ctx)
+            except Exception as error:
+                if ctx.attempt >= _retries(ctx, own) or ctx.stream is not None or not _may_succeed(error, own):
+                    raise
+                delay = retry_delay(own, ctx.attempt + 1)
+                logger.warning("The call of '%s' failed, again in %.0f ms: %s", ctx.action, delay * 1000, error)
+            await anyio.sleep(delay)
+            return await again(ctx)
+
+        return with_retries
+
+    return wrap
 
 
-def _not_found_here(error: MoleculerError) -> bool:
-    return isinstance(error, ServiceNotFoundError | ServiceNotAvailableError) and error.node_id is None
+def retry_delay(policy: RetryPolicy, number: int) -> float:
+    """Seconds to wait before the retry of that number, the first being 1."""
+    return float(min(policy.delay * policy.factor ** (number - 1), policy.max_delay))
+
+
+def _retries(ctx: Context, policy: RetryPolicy) -> int:
+    if ctx.options is None:
+        return 0
+    if ctx.options.retries is not None:
+        return ctx.options.retries
+    return policy.retries if policy.enabled else 0
+
+
+def _may_succeed(error: Exception, policy: RetryPolicy) -> bool:
+    if policy.check is not None:
+        return bool(policy.check(error))
+    return bool(getattr(error, "retryable", False))

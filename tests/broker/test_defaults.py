@@ -49,7 +49,8 @@ def test_c8_node_ids_are_unique_by_default() -> None:
         ({"node_id": 5}, {}, "node_id"),
         ({"metadata": ["a"]}, {}, "metadata"),
         ({"request_timeout": -1}, {}, "request_timeout"),
-        ({"middlewares": [5]}, {}, "middlewares"),
+        ({"middlewares": 5}, {}, "middlewares"),
+        ({"retry_policy": 5}, {}, "retry_policy"),
         ({}, {"BROKER_PREFER_LOCAL": "perhaps"}, "BROKER_PREFER_LOCAL"),
     ],
 )
@@ -59,7 +60,8 @@ def test_what_does_not_fit_is_refused_by_name(given: dict[str, Any], environment
 
 
 def test_every_option_with_a_plain_value_can_come_from_the_environment() -> None:
-    needs_python = {"metadata", "transporter_options", "middlewares", "transforms"}
+    needs_python = {"metadata", "transporter_options", "middlewares", "transforms", "strategy_options"}
+    needs_python |= {"retry_policy", "circuit_breaker", "bulkhead", "cacher", "error_handler"}
     assert _FROM_ENVIRONMENT.keys() | needs_python == {field.name for field in msgspec.structs.fields(BrokerOptions)}
 
 

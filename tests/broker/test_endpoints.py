@@ -8,7 +8,7 @@ import pytest
 from broker.context import Context
 from broker.endpoints import Choices, Endpoint
 from broker.service import Service, action, define
-from broker.strategy import round_robin
+from broker.strategies.round_robin import RoundRobin
 
 
 class Posts(Service):
@@ -28,7 +28,7 @@ def local() -> Endpoint:
 
 
 def choices(*members: Endpoint, name: str = "posts.find") -> Choices[Endpoint]:
-    made: Choices[Endpoint] = Choices(name, round_robin)
+    made: Choices[Endpoint] = Choices(name, RoundRobin())
     for member in members:
         made.put(member)
     return made
@@ -55,6 +55,7 @@ def test_the_only_endpoint_is_chosen_if_it_is_available() -> None:
 def test_c76_local_endpoints_come_first_by_default() -> None:
     made = choices(remote("js-1"), local(), remote("js-2"))
     assert chosen(made, 3) == ["py-1"] * 3
+    made = choices(remote("js-1"), local(), remote("js-2"))
     assert chosen(made, 3, prefer_local=False) == ["js-1", "py-1", "js-2"]
 
 
@@ -77,8 +78,11 @@ def test_endpoints_without_those_just_found_gone() -> None:
 def test_putting_the_same_service_again_keeps_its_place() -> None:
     made = choices(remote("js-1"), remote("js-2"))
     renewed = remote("js-1", timeout=1)
+    before = made.members[0]
+    before.available = False
     made.put(renewed)
-    assert made.members[0] is renewed
+    assert made.members[0] is before
+    assert (before.timeout_s, before.available) == (0.001, False)
     assert [member.node_id for member in made.members] == ["js-1", "js-2"]
     made.put(remote("js-1", service="v2.posts"))
     assert len(made.members) == 3
@@ -104,13 +108,15 @@ def test_the_timeout_of_an_own_action_is_in_seconds() -> None:
 def test_a_strategy_sees_only_what_is_usable() -> None:
     seen: list[list[str]] = []
 
-    def last(endpoints: Sequence[Any], cursor: int) -> tuple[int, int]:
-        seen.append([endpoint.node_id for endpoint in endpoints])
-        return len(endpoints) - 1, cursor
+    class Last:
+        def choose(self, endpoints: Sequence[Any], ctx: Any) -> Any:
+            seen.append([ctx, *(endpoint.node_id for endpoint in endpoints)])
+            return endpoints[-1]
 
-    made: Choices[Endpoint] = Choices("posts.find", last)
+    made: Choices[Endpoint] = Choices("posts.find", Last())
     for number in (1, 2, 3):
         made.put(remote(f"js-{number}"))
     made.members[1].available = False
-    assert chosen(made, 1) == ["js-3"]
-    assert seen == [["js-1", "js-3"]]
+    ctx: Any = "context"
+    assert chosen(made, 1, ctx=ctx) == ["js-3"]
+    assert seen == [["context", "js-1", "js-3"]]

@@ -7,9 +7,15 @@ import pytest
 
 from broker.context import Context
 from broker.errors import RequestTimeoutError
+from broker.middleware import Next
 from broker.middlewares.timeout import timeout
+from tests.support.targets import target
 
 pytestmark = pytest.mark.anyio
+
+
+async def in_time(handler: Next, ctx: Context) -> Any:
+    return await timeout(handler, target())(ctx)
 
 
 def context(deadline: float | None) -> Context:
@@ -21,7 +27,7 @@ async def test_without_a_deadline_a_handler_may_take_its_time() -> None:
     async def handler(ctx: Context) -> str:
         return "done"
 
-    assert await timeout(handler, context(None)) == "done"
+    assert await in_time(handler, context(None)) == "done"
 
 
 async def test_c48_a_handler_is_ended_at_the_deadline_and_the_error_names_the_caller() -> None:
@@ -34,7 +40,7 @@ async def test_c48_a_handler_is_ended_at_the_deadline_and_the_error_names_the_ca
             ended.set()
 
     with pytest.raises(RequestTimeoutError) as caught:
-        await timeout(handler, context(anyio.current_time() + 0.01))
+        await in_time(handler, context(anyio.current_time() + 0.01))
     assert caught.value.data == {"action": "math.slow", "nodeID": "js-1"}
     assert ended.is_set()
 
@@ -44,7 +50,7 @@ async def test_work_whose_deadline_has_passed_is_not_begun() -> None:
         raise AssertionError("not reached")
 
     with pytest.raises(RequestTimeoutError):
-        await timeout(handler, context(anyio.current_time() - 1))
+        await in_time(handler, context(anyio.current_time() - 1))
 
 
 async def test_a_timeout_of_the_handlers_own_is_not_taken_for_the_deadline() -> None:
@@ -52,7 +58,7 @@ async def test_a_timeout_of_the_handlers_own_is_not_taken_for_the_deadline() -> 
         raise TimeoutError("the database does not answer")
 
     with pytest.raises(TimeoutError, match="the database"):
-        await timeout(handler, context(anyio.current_time() + 60))
+        await in_time(handler, context(anyio.current_time() + 60))
 
 
 async def test_an_outer_cancellation_passes() -> None:
@@ -61,6 +67,6 @@ async def test_an_outer_cancellation_passes() -> None:
 
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await timeout(handler, context(anyio.current_time() + 60))
+        await in_time(handler, context(anyio.current_time() + 60))
         raise AssertionError("not reached")
     assert scope.cancelled_caught

@@ -1,0 +1,80 @@
+"""How JavaScript prints values and finds its way into them: keys that JS nodes compute are computed alike here."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
+"""What a path leads to when there is nothing: `undefined`."""
+
+_STEPS = re.compile(r"[.\[\]]+")
+
+
+def text(value: Any) -> str:
+    """`String(value)` of JavaScript, for what JSON can carry."""
+    if isinstance(value, str):
+        return value
+    if value is None or value is MISSING:
+        return "null" if value is None else "undefined"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return "[object Object]"
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return ",".join("" if item is None else text(item) for item in value)
+    return str(value)
+
+
+def number(value: float) -> str:
+    """A number as JavaScript prints it: `1`, `1.5`, `1e+21`, `1e-7`."""
+    if isinstance(value, int) and abs(value) <= 2**53:
+        return str(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        return "Infinity" if value > 0 else "-Infinity"
+    if value != value:
+        return "NaN"
+    if value in (float("inf"), float("-inf")):
+        return "Infinity" if value > 0 else "-Infinity"
+    if value == 0:
+        return "0"
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    assert isinstance(exponent, int)
+    figures = "".join(map(str, digits)).rstrip("0")
+    point = len(digits) + exponent  # where the decimal point stands, counted from the first figure
+    if 0 < point <= 21:
+        whole, rest = figures[:point].ljust(point, "0"), figures[point:]
+        printed = f"{whole}.{rest}" if rest else whole
+    elif -6 < point <= 0:
+        printed = f"0.{'0' * -point}{figures}"
+    else:
+        mantissa = f"{figures[0]}.{figures[1:]}" if len(figures) > 1 else figures
+        printed = f"{mantissa}e{'+' if point > 0 else '-'}{abs(point - 1)}"
+    return f"-{printed}" if sign else printed
+
+
+def dig(value: Any, path: str) -> Any:
+    """What a path such as `user.id` or `ids[0]` leads to; MISSING when it leads nowhere. A key that holds dots wins."""
+    if isinstance(value, Mapping) and path in value:
+        return value[path]
+    steps = [step for step in _STEPS.split(path) if step]
+    if not steps:
+        return MISSING
+    for step in steps:
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, list | tuple) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return MISSING
+    return value
+
+
+def epoch_ms(moment: datetime) -> str:
+    """A date as its milliseconds."""
+    return str(round(moment.timestamp() * 1000))

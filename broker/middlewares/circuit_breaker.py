@@ -1,0 +1,119 @@
+"""Leave an endpoint alone that keeps failing (moleculer protocol §12.3)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+from broker.context import Context
+from broker.endpoints import Endpoint
+from broker.errors import MoleculerError
+from broker.middleware import Next, Target
+from broker.middlewares.circuit import After, Circuit
+from broker.policies import CircuitBreakerPolicy, merge
+
+Broadcast = Callable[[str, dict[str, Any]], None]
+
+
+class CircuitBreaker:
+    """The circuits of one node: one for each endpoint it calls, its own endpoints too.
+
+    An open circuit makes its endpoint unavailable, so that it is not chosen. Changes are broadcast, so that other
+    nodes can listen for `$circuit-breaker.*` (§7.4).
+    """
+
+    def __init__(self, policy: CircuitBreakerPolicy, after: After, broadcast: Broadcast) -> None:
+        self._policy = policy
+        self._after = after
+        self._broadcast = broadcast
+        self._circuits: dict[tuple[str, str], tuple[Endpoint, Circuit]] = {}
+        self._cancel_window: Callable[[], None] | None = None
+
+    def wrap(self, call_next: Next, target: Target) -> Next:
+        policy = merge(self._policy, target.settings.get("circuit_breaker"))
+        if not policy.enabled:
+            return call_next
+
+        async def guarded(ctx: Context) -> Any:
+            endpoint: Endpoint | None = target.endpoint()
+            if endpoint is None:
+                return await call_next(ctx)
+            circuit = self._circuit(endpoint, policy)
+            circuit.begin()
+            try:
+                result = await call_next(ctx)
+            except Exception as error:
+                if _answered(ctx, endpoint) and _came_from_there(error, ctx) and _counts(error, policy):
+                    circuit.fail()
+                raise
+            except anyio.get_cancelled_exc_class():
+                if ctx.deadline is not None and ctx.deadline <= anyio.current_time():
+                    circuit.fail()  # no answer in time: the timeout is around us, and tells the caller
+                raise
+            if _answered(ctx, endpoint):
+                circuit.succeed()
+            return result
+
+        return guarded
+
+    def forget_node(self, node_id: str) -> None:
+        """A node is gone; when it comes back it starts anew."""
+        for key in [key for key in self._circuits if key[0] == node_id]:
+            self._circuits.pop(key)[1].cancel()
+
+    def stop(self) -> None:
+        """Forget everything."""
+        for _, circuit in self._circuits.values():
+            circuit.cancel()
+        self._circuits.clear()
+        if self._cancel_window is not None:
+            self._cancel_window()
+            self._cancel_window = None
+
+    def _circuit(self, endpoint: Endpoint, policy: CircuitBreakerPolicy) -> Circuit:
+        key = (endpoint.node_id, endpoint.name)
+        known = self._circuits.get(key)
+        if known is not None and known[0] is endpoint:
+            return known[1]
+        if known is not None:  # the service was away, and is another one now
+            known[1].cancel()
+        circuit = Circuit(policy, self._after, partial(self._changed, endpoint))
+        self._circuits[key] = endpoint, circuit
+        if self._cancel_window is None:
+            self._cancel_window = self._after(self._policy.window_time, self._new_window)
+        return circuit
+
+    def _new_window(self) -> None:
+        """Counts begin anew; circuits that counted nothing are forgotten, unless they are not closed."""
+        for key, (_, circuit) in list(self._circuits.items()):
+            if not circuit.count and circuit.state == "close":
+                del self._circuits[key]
+            circuit.forget()
+        self._cancel_window = self._after(self._policy.window_time, self._new_window) if self._circuits else None
+
+    def _changed(self, endpoint: Endpoint, circuit: Circuit, event: str | None) -> None:
+        endpoint.available = circuit.usable
+        if event is None:
+            return
+        payload: dict[str, Any] = {"nodeID": endpoint.node_id, "service": endpoint.service, "action": endpoint.name}
+        if event == "opened":
+            payload |= {"failures": circuit.failures, "count": circuit.count, "rate": circuit.rate}
+        self._broadcast(f"$circuit-breaker.{event}", payload)
+
+
+def _answered(ctx: Context, endpoint: Endpoint) -> bool:
+    """Whether it was this endpoint that answered: a call that reached nobody goes to another one."""
+    return endpoint.local or ctx.node_id == endpoint.node_id
+
+
+def _came_from_there(error: Exception, ctx: Context) -> bool:
+    """Not from a third node that the endpoint called in its turn."""
+    return getattr(error, "node_id", None) in (None, ctx.node_id)
+
+
+def _counts(error: Exception, policy: CircuitBreakerPolicy) -> bool:
+    if policy.check is not None:
+        return bool(policy.check(error))
+    code = error.code if isinstance(error, MoleculerError) else 500  # which such an error has on the wire
+    return isinstance(code, int | float) and code >= 500

@@ -1,0 +1,31 @@
+"""Run an event handler once the events stop coming, with the last one (moleculer protocol §12.8)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from broker.context import Context
+from broker.middleware import Next, Target, Wrap
+from broker.middlewares.circuit import After
+
+
+def debounce(after: After, start: Callable[[Next, Context], None]) -> Wrap:
+    """`start` runs the rest of the chain in a task of its own."""
+
+    def wrap(call_next: Next, target: Target) -> Next:
+        wait_s: float = target.settings.get("debounce") or 0
+        if wait_s <= 0:
+            return call_next
+        pending: list[Callable[[], None]] = []
+
+        def run(ctx: Context) -> None:
+            pending.clear()
+            start(call_next, ctx)
+
+        async def debounced(ctx: Context) -> Any:
+            for cancel in pending:
+                cancel()
+            pending[:] = [after(wait_s, lambda: run(ctx))]
+
+        return debounced
+
+    return wrap

@@ -1,0 +1,43 @@
+"""Another answer when a call fails for good (moleculer protocol §12.6)."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from broker.context import ABSENT, Context
+from broker.errors import ServiceSchemaError
+from broker.middleware import Next, Target, bound, settle
+
+logger = logging.getLogger("broker")
+
+
+def fallback(call_next: Next, target: Target) -> Next:
+    """The call's own fallback, a value or a function of (context, error); else the one of the action, at its owner."""
+    own = _own_fallback(target)
+    if own is None and not target.asked:
+        return call_next
+
+    async def with_fallback(ctx: Context) -> Any:
+        try:
+            return await call_next(ctx)
+        except Exception as error:
+            asked = own if ctx.options is None or ctx.options.fallback is ABSENT else ctx.options.fallback
+            if asked is None and (ctx.options is None or ctx.options.fallback is ABSENT):
+                raise
+            logger.warning("The call of '%s' failed; its fallback answers instead: %s", ctx.action, error)
+            return await settle(asked(ctx, error)) if callable(asked) else asked
+
+    return with_fallback
+
+
+def _own_fallback(target: Target) -> Callable[..., Any] | None:
+    """Raises ServiceSchemaError when the action names what is no method."""
+    declared = target.settings.get("fallback") if target.local else None
+    if declared is None:
+        return None
+    function = bound(declared, target.instance)
+    if function is None:
+        raise ServiceSchemaError(
+            f"The fallback of action '{target.name}' is neither a function nor the name of a method: {declared!r}."
+        )
+    return function

@@ -1,0 +1,92 @@
+"""Functions before and after the actions of a service, and for their errors (moleculer protocol §12.1).
+
+    hooks = {
+        "before": {"*": "check_user", "create|update*": [check_size, "log"]},
+        "after": {"*": "hide_secrets"},
+        "error": {"remove": "explain"},
+    }
+
+Keys are action names within the service: patterns as of events, several with `|` between; `*` stands for all. Values
+are functions, methods, names of methods, or lists of these, async or not. An action has hooks of its own by
+`@action(hooks={"before": …, "after": …, "error": …})`.
+
+Before the handler: `*`, the other patterns, the action's own; each gets the context. After it: the action's own, the
+patterns, `*`; each gets the context and the result, and what it returns is the result. An error, of a hook too, goes
+through the action's own error hooks, the patterns', those of `*`, until one returns instead of raising.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from broker.context import Context
+from broker.errors import ServiceSchemaError
+from broker.middleware import Next, Target, bound, settle
+from broker.patterns import matches
+
+Hook = Callable[..., Any]
+
+KINDS = ("before", "after", "error")
+
+
+def action_hooks(call_next: Next, target: Target) -> Next:
+    """Raises ServiceSchemaError for a hook that is no function."""
+    before = [hook for group in reversed(_groups("before", target)) for hook in group]
+    after = [hook for group in _groups("after", target) for hook in group]
+    error = [hook for group in _groups("error", target) for hook in group]
+    if not before and not after and not error:
+        return call_next
+
+    async def run(ctx: Context) -> Any:
+        for hook in before:
+            await settle(hook(ctx))
+        result = await call_next(ctx)
+        for hook in after:
+            result = await settle(hook(ctx, result))
+        return result
+
+    async def hooked(ctx: Context) -> Any:
+        try:
+            return await run(ctx)
+        except Exception as failure:
+            caught = failure
+        for hook in error:
+            try:
+                return await settle(hook(ctx, caught))
+            except Exception as failure:
+                caught = failure
+        raise caught
+
+    return hooked if error else run
+
+
+def _groups(kind: str, target: Target) -> list[list[Hook]]:
+    """The hooks of one kind for an action: its own, those of patterns that fit, those of `*`."""
+    own = _of_kind(target.settings.get("hooks"), kind)
+    declared = _of_kind(getattr(target.instance, "hooks", None), kind)
+    if declared and not isinstance(declared, Mapping):
+        raise ServiceSchemaError(f"The hooks '{kind}' of service '{target.service}' must name actions: {{'*': …}}.")
+    name = str(target.settings.get("raw_name", target.name))
+    fitting = [key for key in declared if key != "*" and any(matches(name, one) for one in key.split("|"))]
+    by_pattern = [hook for key in fitting for hook in _hooks(declared[key], target)]
+    return [_hooks(own, target), by_pattern, _hooks(declared.get("*") if declared else None, target)]
+
+
+def _of_kind(hooks: Any, kind: str) -> Any:
+    if not hooks:
+        return {}
+    unknown = sorted(set(hooks) - set(KINDS))
+    if unknown:
+        raise ServiceSchemaError(f"Hooks are 'before', 'after' and 'error', not {unknown[0]!r}.")
+    return hooks.get(kind) or {}
+
+
+def _hooks(group: Any, target: Target) -> list[Hook]:
+    found = []
+    for one in group if isinstance(group, list | tuple) else [group] if group else []:
+        hook = bound(one, target.instance)
+        if hook is None:
+            raise ServiceSchemaError(
+                f"A hook of action '{target.name}' is neither a function nor the name of a method: {one!r}."
+            )
+        found.append(hook)
+    return found

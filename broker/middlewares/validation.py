@@ -1,0 +1,23 @@
+"""Refuse params that do not fit before anybody else sees them (moleculer protocol §12.1)."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from broker.context import Context
+from broker.middleware import Next, Target
+
+
+def validation(call_next: Next, target: Target) -> Next:
+    """`target.settings["check"]` raises ValidationError.
+
+    The handler reads its typed parameters itself, so there is a check only when something stands between it and us.
+    """
+    check: Callable[[Context], Any] | None = target.settings.get("check")
+    if check is None:
+        return call_next
+
+    def checked(ctx: Context) -> Awaitable[Any]:
+        check(ctx)
+        return call_next(ctx)
+
+    return checked

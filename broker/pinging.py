@@ -1,0 +1,51 @@
+"""The pings behind the Latency strategy (moleculer protocol §9.2): to all nodes once, then to one of each host."""
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import anyio
+
+from broker.ids import new_id
+from broker.node import Node
+from broker.performing import epoch_ms
+from broker.registry import KnownNode, Registry
+
+
+class Pinging:
+    """Runs from the moment a strategy asks for latencies. The answers come by `$node.pong`."""
+
+    def __init__(self, node: Node, registry: Registry) -> None:
+        self._node = node
+        self._registry = registry
+
+    async def run(self) -> None:
+        """For ever."""
+        await self._node.perform(self._node.transit.ping_all(new_id(), epoch_ms()))
+        while True:
+            await anyio.sleep(self._registry.latencies.ping_interval_s)
+            for node_id in one_of_each_host(self._registry.nodes.values()):
+                await self._node.perform(self._node.transit.ping(node_id, new_id(), epoch_ms()))
+
+    def on_pong(self, payload: dict[str, Any]) -> None:
+        node = self._registry.nodes.get(payload["nodeID"])
+        if node is not None and node.hostname is not None:
+            self._registry.latencies.record(node.hostname, payload["elapsedTime"] / 1000)
+
+    def on_disconnected(self, payload: dict[str, Any]) -> None:
+        """When it was the last node of its host, what is known of the host is of no use any more."""
+        host = payload["node"]["hostname"]
+        if all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
+            self._registry.latencies.forget(host)
+
+
+def live_peers(nodes: Iterable[KnownNode]) -> Iterable[KnownNode]:
+    return (node for node in nodes if node.available and not node.local)
+
+
+def one_of_each_host(nodes: Iterable[KnownNode], choose: Callable[[list[str]], str] = random.choice) -> list[str]:
+    """A node of each host, not always the same one."""
+    hosts: dict[str | None, list[str]] = {}
+    for node in live_peers(nodes):
+        hosts.setdefault(node.hostname, []).append(node.id)
+    return [choose(ids) for ids in hosts.values()]

@@ -1,0 +1,144 @@
+"""How calls are retried, cut off and bounded: settings of the broker, of an action, and of a peer's INFO, merged.
+
+In Python times are seconds and names are Python's. On the wire they are those of Moleculer JS (protocol §3.2, §12).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from broker import defaults
+from broker.errors import BrokerOptionsError
+
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a failed call is made again (§12.2). Waits grow by `factor` from `delay` to `max_delay`."""
+
+    enabled: bool = False
+    retries: Count = defaults.RETRIES
+    delay: Seconds = defaults.RETRY_DELAY_S
+    max_delay: Seconds = defaults.RETRY_MAX_DELAY_S
+    factor: float = defaults.RETRY_FACTOR
+    check: Any = None
+    """A function of the error that tells whether to try again; by default its `retryable` does."""
+
+
+class CircuitBreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When an endpoint is left alone (§12.3): when, of at least `min_request_count` calls in `window_time`, the share
+    `threshold` failed. It is tried again after `half_open_time`."""
+
+    enabled: bool = False
+    threshold: Annotated[float, Meta(ge=0, le=1)] = defaults.BREAKER_THRESHOLD
+    window_time: Annotated[float, Meta(gt=0)] = defaults.BREAKER_WINDOW_S
+    min_request_count: Count = defaults.BREAKER_MIN_REQUESTS
+    half_open_time: Seconds = defaults.BREAKER_HALF_OPEN_S
+    check: Any = None
+    """A function of the error that tells whether it counts as a failure; by default its code does, from 500 on."""
+
+
+class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many calls of an action, or runs of an event handler, go on at once, and how many wait (§12.5)."""
+
+    enabled: bool = False
+    concurrency: Annotated[int, Meta(ge=1)] = defaults.BULKHEAD_CONCURRENCY
+    max_queue_size: Count = defaults.BULKHEAD_QUEUE
+    """0 for no bound."""
+
+
+P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy)
+
+Wire = Mapping[str, tuple[str, float]]
+"""Python name to wire name, and how many of the wire's units are one of ours."""
+
+WIRE: dict[str, tuple[str, Wire]] = {
+    "retry_policy": (
+        "retryPolicy",
+        {
+            "enabled": ("enabled", 1),
+            "retries": ("retries", 1),
+            "delay": ("delay", 1000),
+            "max_delay": ("maxDelay", 1000),
+            "factor": ("factor", 1),
+        },
+    ),
+    "circuit_breaker": (
+        "circuitBreaker",
+        {
+            "enabled": ("enabled", 1),
+            "threshold": ("threshold", 1),
+            "window_time": ("windowTime", 1),
+            "min_request_count": ("minRequestCount", 1),
+            "half_open_time": ("halfOpenTime", 1000),
+        },
+    ),
+    "bulkhead": (
+        "bulkhead",
+        {
+            "enabled": ("enabled", 1),
+            "concurrency": ("concurrency", 1),
+            "max_queue_size": ("maxQueueSize", 1),
+        },
+    ),
+}
+KINDS: dict[str, Any] = {
+    "retry_policy": RetryPolicy,
+    "circuit_breaker": CircuitBreakerPolicy,
+    "bulkhead": BulkheadPolicy,
+}
+
+
+def merge(policy: P, changes: Mapping[str, Any] | None) -> P:
+    """The policy with some settings changed. Raises BrokerOptionsError for one that it does not have or that does not
+    fit."""
+    if not changes:
+        return policy
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(policy), **changes}, type(policy))
+    except msgspec.ValidationError as error:
+        raise BrokerOptionsError(f"A {type(policy).__name__} cannot be {dict(changes)}: {error}.") from None
+
+
+def announced_policies(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an action of a peer's INFO says about calling it. What makes no sense is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("retry_policy", "circuit_breaker"):
+        wire_name, wire = WIRE[name]
+        given = info.get(wire_name)
+        if not isinstance(given, dict):
+            continue
+        changes = from_wire(given, wire)
+        try:
+            merge(KINDS[name](), changes)
+        except BrokerOptionsError:
+            continue
+        found[name] = changes
+    return found
+
+
+def announce_policies(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The policies of an own action, or event, as INFO carries them; functions cannot travel."""
+    return {wire_name: to_wire(settings[name], wire) for name, (wire_name, wire) in WIRE.items() if settings.get(name)}
+
+
+def from_wire(given: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
+    """Options in Python's names and units; others are left out."""
+    changes: dict[str, Any] = {}
+    for name, (wire_name, units) in wire.items():
+        value = given.get(wire_name)
+        if value is not None:
+            changes[name] = value / units if units != 1 and isinstance(value, int | float) else value
+    return changes
+
+
+def to_wire(options: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
+    """Options in the names and units of the wire; what it has no name for is left out."""
+    return {
+        wire[name][0]: value * wire[name][1] if wire[name][1] != 1 else value
+        for name, value in options.items()
+        if name in wire and value is not None
+    }

@@ -1,0 +1,133 @@
+"""The states of a circuit breaker, with a clock that the test moves (protocol §12.3)."""
+
+import pytest
+
+from broker.middlewares.circuit import Circuit
+from broker.policies import CircuitBreakerPolicy
+from tests.support.targets import Timers
+
+
+class Watched:
+    """A circuit, and what it told."""
+
+    def __init__(self, *, minimum: int = 4, threshold: float = 0.5) -> None:
+        self.timers = Timers()
+        self.told: list[str | None] = []
+        policy = CircuitBreakerPolicy(min_request_count=minimum, threshold=threshold, half_open_time=10)
+        self.circuit = Circuit(policy, self.timers.after, lambda circuit, event: self.told.append(event))
+
+    @property
+    def state(self) -> str:
+        return self.circuit.state
+
+    def results(self, outcomes: str) -> None:
+        """One call after the other: `+` went well, `-` failed."""
+        for outcome in outcomes:
+            self.circuit.begin()
+            if outcome == "+":
+                self.circuit.succeed()
+            else:
+                self.circuit.fail()
+
+
+def test_c78_it_stays_closed_while_too_few_calls_were_made() -> None:
+    watched = Watched()
+    watched.results("---")
+    assert (watched.state, watched.circuit.usable, watched.told) == ("close", True, [])
+
+
+def test_c78_it_opens_when_enough_calls_were_made_and_the_share_of_failures_is_reached() -> None:
+    watched = Watched()
+    watched.results("--++")
+    assert (watched.state, watched.circuit.usable, watched.told) == ("open", False, ["opened"])
+    assert (watched.circuit.count, watched.circuit.failures, watched.circuit.rate) == (4, 2, 0.5)
+
+
+def test_c78_below_the_threshold_it_stays_closed() -> None:
+    watched = Watched()
+    watched.results("-+++" * 5)
+    assert watched.state == "close"
+
+
+def test_c78_results_of_calls_under_way_do_not_open_it_twice() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.circuit.fail()
+    watched.circuit.succeed()
+    assert (watched.told, watched.circuit.count) == (["opened"], 6)
+    assert watched.timers.pending == 1
+
+
+def test_c78_it_is_half_open_after_its_time_and_one_call_is_a_trial() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.timers.advance(9.9)
+    assert watched.state == "open"
+    watched.timers.advance(0.2)
+    assert (watched.state, watched.circuit.usable) == ("half_open", True)
+    watched.circuit.begin()
+    assert (watched.state, watched.circuit.usable) == ("half_open_wait", False)
+    assert watched.told == ["opened", "half-opened", None]
+
+
+def test_c78_a_trial_that_goes_well_closes_it_and_counts_anew() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.timers.advance(10)
+    watched.results("+")
+    assert (watched.state, watched.circuit.count, watched.circuit.failures) == ("close", 0, 0)
+    assert watched.told == ["opened", "half-opened", None, "closed"]
+    assert watched.timers.pending == 0
+    watched.results("---")
+    assert watched.state == "close"
+
+
+def test_c78_a_trial_that_fails_opens_it_at_once_as_the_counts_survived() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.timers.advance(10)
+    watched.results("-")
+    assert (watched.state, watched.circuit.count) == ("open", 5)
+    assert watched.told == ["opened", "half-opened", None, "opened"]
+    watched.timers.advance(10)
+    assert watched.state == "half_open"
+
+
+def test_c78_a_trial_that_never_ends_is_followed_by_another_one() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.timers.advance(10)
+    watched.circuit.begin()
+    watched.timers.advance(10)
+    assert watched.state == "half_open"
+    watched.results("+")
+    assert watched.state == "close"
+
+
+def test_c78_after_a_new_window_a_failing_trial_is_not_enough_to_open_it() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.circuit.forget()
+    watched.timers.advance(10)
+    watched.results("-")
+    assert watched.state == "half_open_wait"
+    watched.timers.advance(10)
+    assert watched.state == "half_open"
+
+
+@pytest.mark.parametrize("minimum", [0, 1])
+def test_a_minimum_of_one_or_none_opens_at_the_first_failure(minimum: int) -> None:
+    watched = Watched(minimum=minimum)
+    watched.results("+")
+    assert watched.state == "close"
+    watched.circuit.forget()
+    watched.results("-")
+    assert watched.state == "open"
+
+
+def test_a_circuit_that_is_cancelled_does_nothing_later() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.circuit.cancel()
+    watched.timers.advance(100)
+    assert (watched.state, watched.told) == ("open", ["opened"])

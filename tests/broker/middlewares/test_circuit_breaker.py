@@ -1,0 +1,197 @@
+"""Which results count for which endpoint, and what is told (protocol §12.3, §7.4)."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from broker.context import Context
+from broker.endpoints import Endpoint
+from broker.errors import MoleculerClientError, MoleculerError, MoleculerServerError, RequestTimeoutError
+from broker.middleware import Next
+from broker.middlewares.circuit_breaker import CircuitBreaker
+from broker.middlewares.timeout import timeout
+from broker.policies import CircuitBreakerPolicy
+from tests.support.targets import Timers, made_context, run, target
+
+pytestmark = pytest.mark.anyio
+
+
+class Setting:
+    """A breaker that opens at the second failure, before one endpoint of another node."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.timers = Timers()
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
+        wanted = CircuitBreakerPolicy(**{"enabled": True, "min_request_count": 2, **policy})
+        self.breaker = CircuitBreaker(wanted, self.timers.after, lambda event, data: self.told.append((event, data)))
+
+    def chain(self, handler: Next, **settings: Any) -> Next:
+        return self.breaker.wrap(handler, target(local=False, endpoint=lambda: self.endpoint, **settings))
+
+    async def fail(self, *errors: Exception) -> None:
+        for error in errors:
+
+            async def handler(ctx: Context, error: Exception = error) -> Any:
+                raise error
+
+            with pytest.raises(type(error)):
+                await self.chain(handler)(made_context())
+
+
+async def succeed(ctx: Context) -> str:
+    return "done"
+
+
+def error_of(node_id: str | None, code: int = 500) -> MoleculerError:
+    error = MoleculerServerError("no", code)
+    error.node_id = node_id
+    return error
+
+
+async def test_c78_an_open_circuit_makes_its_endpoint_unavailable_and_tells_everybody() -> None:
+    setting = Setting()
+    await setting.fail(error_of("js-1"), error_of(None))
+    assert not setting.endpoint.available
+    about = {"nodeID": "js-1", "service": "v2.posts", "action": "posts.find"}
+    assert setting.told == [("$circuit-breaker.opened", about | {"failures": 2, "count": 2, "rate": 1.0})]
+    setting.timers.advance(10)
+    assert setting.endpoint.available
+    assert await setting.chain(succeed)(made_context()) == "done"
+    assert setting.told[1:] == [("$circuit-breaker.half-opened", about), ("$circuit-breaker.closed", about)]
+
+
+async def test_c78_an_error_of_a_third_node_counts_neither_way() -> None:
+    setting = Setting()
+    await setting.fail(*[error_of("js-3")] * 5)
+    assert setting.endpoint.available
+    await setting.fail(error_of("js-1"), error_of("js-1"))
+    assert setting.told[0][1]["count"] == 2
+
+
+async def test_c78_errors_of_the_caller_do_not_count() -> None:
+    setting = Setting()
+    await setting.fail(*[MoleculerClientError("no", 422)] * 5, *[error_of("js-1", 499)] * 5)
+    assert setting.endpoint.available
+
+
+@pytest.mark.parametrize("code", [None, "E_NO", [], True])
+async def test_a_code_that_is_no_number_does_not_count(code: Any) -> None:
+    setting = Setting()
+    error = MoleculerServerError("no")
+    error.code = code
+    await setting.fail(*[error] * 3)
+    assert setting.endpoint.available
+
+
+async def test_a_check_of_ones_own_decides() -> None:
+    setting = Setting(check=lambda error: isinstance(error, MoleculerClientError))
+    await setting.fail(*[error_of(None)] * 3)
+    assert setting.endpoint.available
+    await setting.fail(*[MoleculerClientError("no")] * 2)
+    assert not setting.endpoint.available
+
+
+async def test_c78_any_exception_of_an_own_handler_is_a_500() -> None:
+    setting = Setting()
+    await setting.fail(ValueError("no"), KeyError("no"))
+    assert not setting.endpoint.available
+
+
+async def test_no_answer_in_time_counts_though_the_timeout_is_around_the_breaker() -> None:
+    setting = Setting(min_request_count=1)
+
+    async def never(ctx: Context) -> None:
+        await anyio.sleep_forever()
+
+    chain = timeout(setting.chain(never), target())
+    with pytest.raises(RequestTimeoutError):
+        await chain(made_context(deadline=anyio.current_time() + 0.01))
+    assert not setting.endpoint.available
+
+
+async def test_a_caller_that_gives_up_is_no_failure() -> None:
+    setting = Setting(min_request_count=1)
+    waiting = anyio.Event()
+
+    async def never(ctx: Context) -> None:
+        waiting.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, setting.chain(never), made_context(deadline=anyio.current_time() + 60))
+        await waiting.wait()
+        tasks.cancel_scope.cancel()
+    assert setting.endpoint.available
+
+
+async def test_a_call_that_went_to_another_node_after_all_does_not_count() -> None:
+    setting = Setting(min_request_count=1)
+
+    async def elsewhere(ctx: Context) -> None:
+        ctx.node_id = "js-2"
+        raise error_of("js-2")
+
+    with pytest.raises(MoleculerServerError):
+        await setting.chain(elsewhere)(made_context())
+    assert setting.endpoint.available
+
+
+async def test_c78_a_window_zeroes_the_counts_and_keeps_the_state() -> None:
+    setting = Setting(window_time=60)
+    await setting.fail(error_of(None))
+    setting.timers.advance(60)
+    await setting.fail(error_of(None))
+    assert setting.endpoint.available
+    await setting.fail(error_of(None))
+    assert not setting.endpoint.available
+
+
+async def test_nothing_is_pending_when_nothing_was_called_for_a_while() -> None:
+    setting = Setting(window_time=60)
+    await setting.chain(succeed)(made_context())
+    setting.timers.advance(1000)
+    assert setting.timers.pending == 0
+
+
+async def test_a_node_that_left_starts_anew() -> None:
+    setting = Setting()
+    await setting.fail(error_of(None), error_of(None))
+    setting.breaker.forget_node("js-1")
+    setting.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
+    setting.timers.advance(1000)
+    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
+    await setting.fail(error_of(None))
+    assert setting.endpoint.available
+
+
+async def test_a_service_that_was_away_starts_anew() -> None:
+    setting = Setting()
+    await setting.fail(error_of(None), error_of(None))
+    setting.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
+    await setting.fail(error_of(None))
+    assert setting.endpoint.available
+    setting.timers.advance(10)
+    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
+
+
+async def test_when_the_node_stops_nothing_is_pending() -> None:
+    setting = Setting()
+    await setting.fail(error_of(None), error_of(None))
+    setting.breaker.stop()
+    assert setting.timers.pending == 0
+
+
+async def test_an_action_can_have_a_breaker_of_its_own() -> None:
+    setting = Setting(enabled=False)
+    assert setting.chain(succeed) is succeed
+    chain = setting.chain(succeed, circuit_breaker={"enabled": True})
+    assert chain is not succeed
+    assert await chain(made_context()) == "done"
+
+
+async def test_without_an_endpoint_the_action_just_runs() -> None:
+    setting = Setting()
+    chain = setting.breaker.wrap(succeed, target())
+    assert await chain(made_context()) == "done"

@@ -1,0 +1,754 @@
+"""Retries, breakers, bulkheads, fallbacks, caches and hooks between brokers, over memory and over NATS (§12)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import (
+    Context,
+    MoleculerError,
+    MoleculerServerError,
+    QueueIsFullError,
+    RequestTimeoutError,
+    Service,
+    ServiceBroker,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    ValidationError,
+    action,
+    event,
+)
+from tests.support.cluster import Cluster
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+QUICK = {"enabled": True, "delay": 0.001, "max_delay": 0.001}
+
+
+class Flaky(Service):
+    """Fails as often as the test says, and keeps what each attempt looked like."""
+
+    name = "flaky"
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.seen: list[Context] = []
+
+    def attempt(self, ctx: Context) -> str:
+        self.seen.append(ctx)
+        if self.failures:
+            self.failures -= 1
+            raise MoleculerServerError("flaky", 503)
+        return self.broker.node_id
+
+    @action
+    async def plain(self, ctx: Context) -> str:
+        return self.attempt(ctx)
+
+    @action(retry_policy={**QUICK, "retries": 2})
+    async def patient(self, ctx: Context) -> str:
+        return self.attempt(ctx)
+
+    @action(circuit_breaker={"enabled": True, "min_request_count": 2, "half_open_time": 0.05})
+    async def guarded(self, ctx: Context) -> str:
+        return self.attempt(ctx)
+
+    @action(fallback="instead")
+    async def excused(self, ctx: Context) -> str:
+        return self.attempt(ctx)
+
+    async def instead(self, ctx: Context, error: Exception) -> str:
+        return f"{self.broker.node_id} after {error}"
+
+
+class Relay(Service):
+    name = "relay"
+
+    @action
+    async def forward(self, ctx: Context, action: str) -> Any:
+        return await ctx.call(action)
+
+
+# Retry
+
+
+async def test_c77_a_retry_goes_through_the_choice_of_a_node_again(cluster: Cluster) -> None:
+    bad, good = Flaky(100), Flaky()
+    caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [good]), retry_policy=QUICK)
+    results = [await caller.call("flaky.plain", meta={"n": n}, request_id=f"r{n}") for n in range(4)]
+    assert results == ["good"] * 4
+    assert bad.seen
+    failed = bad.seen[0]
+    mended = next(ctx for ctx in good.seen if ctx.request_id == failed.request_id)
+    assert (mended.meta, mended.level, mended.caller) == (failed.meta, failed.level, failed.caller)
+    assert mended.id != failed.id
+
+
+async def test_c77_a_pin_to_a_node_is_lost_with_the_first_attempt(cluster: Cluster) -> None:
+    bad = Flaky(100)
+    caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [Flaky()]), retry_policy=QUICK)
+    assert await caller.call("flaky.plain", node_id="bad", retries=5) == "good"
+
+
+@pytest.mark.parametrize("owner_is_caller", [True, False])
+async def test_c77_the_policy_of_the_action_counts_for_every_caller(cluster: Cluster, owner_is_caller: bool) -> None:
+    flaky = Flaky(2)
+    one, two = await cluster.start(("one", [flaky]), ("two", []))
+    caller = one if owner_is_caller else two
+    assert await caller.call("flaky.patient") == "one"
+    assert len({ctx.id for ctx in flaky.seen}) == 3
+    assert len({ctx.request_id for ctx in flaky.seen}) == 1
+    flaky.failures = 3
+    with pytest.raises(MoleculerServerError):
+        await caller.call("flaky.patient")
+    flaky.failures = 1
+    with pytest.raises(MoleculerServerError):
+        await caller.call("flaky.patient", retries=0)
+
+
+async def test_c77_the_callee_does_not_retry_for_the_caller(cluster: Cluster) -> None:
+    flaky = Flaky(100)
+    owner = cluster.make("owner", [flaky], retry_policy=QUICK)
+    await owner.start()
+    caller = await cluster.start_one("caller")
+    with pytest.raises(MoleculerServerError):
+        await caller.call("flaky.plain")
+    assert len(flaky.seen) == 1
+
+
+async def test_c77_what_cannot_be_found_is_neither_retried_nor_excused(cluster: Cluster) -> None:
+    attempts: list[str] = []
+
+    class Counting:
+        async def call(self, call_next: Any, action: str, params: Any, options: Any) -> Any:
+            attempts.append(action)
+            return await call_next(action, params, options)
+
+    broker = await cluster.start_one("one", retry_policy=QUICK, middlewares=[Counting()])
+    with pytest.raises(ServiceNotFoundError):
+        await broker.call("nobody.knows", retries=3, fallback="instead")
+    assert attempts == ["nobody.knows"]
+
+
+async def test_meta_of_every_attempt_comes_back(cluster: Cluster) -> None:
+    class Telling(Service):
+        name = "telling"
+        tries = 0
+
+        @action
+        async def tell(self, ctx: Context) -> None:
+            self.tries += 1
+            ctx.meta[f"try{self.tries}"] = True
+            if self.tries == 1:
+                raise MoleculerServerError("again")
+
+    _, caller = await cluster.start(("owner", [Telling()]), ("caller", []), retry_policy=QUICK)
+    meta: dict[str, Any] = {}
+    await caller.call("telling.tell", meta=meta)
+    assert meta == {"try1": True, "try2": True}
+
+
+# Circuit breaker
+
+
+class Watching(Service):
+    """Hears of breakers."""
+
+    name = "watching"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any]] = []
+
+    @event("$circuit-breaker.*")
+    async def on_change(self, ctx: Context) -> None:
+        assert ctx.event is not None
+        self.heard.append((ctx.event.removeprefix("$circuit-breaker."), ctx.params))
+
+
+async def fail(broker: ServiceBroker, action: str, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(MoleculerServerError):
+            await broker.call(action)
+
+
+async def test_c66_c78_a_breaker_opens_half_opens_and_closes_and_everybody_hears_of_it(cluster: Cluster) -> None:
+    flaky, watching = Flaky(2), Watching()
+    breaker = {"enabled": True, "min_request_count": 2, "half_open_time": 0.1}
+    await cluster.start(("owner", [flaky]), ("watcher", [watching]))
+    caller = await cluster.start_one("caller", circuit_breaker=breaker)
+    await fail(caller, "flaky.plain", 2)
+    with pytest.raises(ServiceNotAvailableError):
+        await caller.call("flaky.plain")
+    with pytest.raises(ServiceNotFoundError):
+        await caller.call("flaky.plain", node_id="owner")
+    assert len(flaky.seen) == 2
+    endpoint = caller.registry.actions["flaky.plain"].members[0]
+    await eventually(lambda: endpoint.available, "the breaker to be half open")
+    assert await caller.call("flaky.plain") == "owner"
+    await eventually(lambda: len(watching.heard) >= 3)
+    about = {"nodeID": "owner", "service": "flaky", "action": "flaky.plain"}
+    assert watching.heard == [
+        ("opened", about | {"failures": 2, "count": 2, "rate": 1}),
+        ("half-opened", about),
+        ("closed", about),
+    ]
+
+
+async def test_c76_an_open_endpoint_is_not_chosen(cluster: Cluster) -> None:
+    breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
+    bad, good = Flaky(100), Flaky()
+    caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [good]), circuit_breaker=breaker)
+    outcomes = []
+    for _ in range(10):
+        try:
+            outcomes.append(await caller.call("flaky.plain"))
+        except MoleculerServerError:
+            outcomes.append("failed")
+    assert sorted(outcomes) == ["failed"] + ["good"] * 9
+
+
+async def test_c78_the_state_outlives_a_new_announcement_of_the_service(cluster: Cluster) -> None:
+    breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
+    owner, caller = await cluster.start(("owner", [Flaky(100)]), ("caller", []), circuit_breaker=breaker)
+    await fail(caller, "flaky.plain", 1)
+    await owner.add_service(Relay())
+    await caller.wait_for_services("relay")
+    with pytest.raises(ServiceNotAvailableError):
+        await caller.call("flaky.plain")
+
+
+async def test_c78_an_owners_breaker_counts_the_calls_of_others_too(cluster: Cluster) -> None:
+    flaky = Flaky(100)
+    owner, caller = await cluster.start(("owner", [flaky]), ("caller", []))
+    await fail(owner, "flaky.guarded", 2)
+    with pytest.raises(ServiceNotAvailableError):
+        await owner.call("flaky.guarded")
+    with pytest.raises(ServiceNotAvailableError) as refused:
+        await caller.call("flaky.guarded")
+    assert refused.value.data == {"action": "flaky.guarded", "nodeID": "owner"}
+
+
+async def test_c78_an_error_that_came_from_a_third_node_does_not_count(cluster: Cluster) -> None:
+    breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
+    caller = cluster.make("caller", circuit_breaker=breaker)
+    await caller.start()
+    await cluster.start(("relay", [Relay()]), ("third", [Flaky(100)]))
+    for _ in range(3):
+        with pytest.raises(MoleculerServerError) as failed:
+            await caller.call("relay.forward", {"action": "flaky.plain"})
+        assert failed.value.node_id == "third"
+
+
+async def test_calls_that_are_not_answered_in_time_open_a_breaker(cluster: Cluster) -> None:
+    class Silent(Service):
+        name = "silent"
+
+        @action
+        async def wait(self, ctx: Context) -> None:
+            await anyio.sleep_forever()
+
+    breaker = {"enabled": True, "min_request_count": 2, "half_open_time": 60}
+    _, caller = await cluster.start(("owner", [Silent()]), ("caller", []), circuit_breaker=breaker)
+    for _ in range(2):
+        with pytest.raises(RequestTimeoutError):
+            await caller.call("silent.wait", timeout=0.02)
+    with pytest.raises(ServiceNotAvailableError):
+        await caller.call("silent.wait", timeout=0.02)
+
+
+# Bulkhead
+
+
+class Narrow(Service):
+    name = "narrow"
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.done = 0
+        self.heard: list[Any] = []
+        self.opened = anyio.Event()
+
+    async def stay(self) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        await self.opened.wait()
+        self.inside -= 1
+        self.done += 1
+
+    @action(bulkhead={"enabled": True, "concurrency": 2, "max_queue_size": 3})
+    async def pass_through(self, ctx: Context) -> None:
+        await self.stay()
+
+    @event("narrow.event", bulkhead={"enabled": True, "concurrency": 1, "max_queue_size": 2})
+    async def on_event(self, ctx: Context) -> None:
+        await self.stay()
+        self.heard.append(ctx.params)
+
+
+async def test_c79_an_action_runs_as_often_at_once_as_it_may_and_refuses_what_is_too_much(cluster: Cluster) -> None:
+    narrow = Narrow()
+    _, caller = await cluster.start(("owner", [narrow]), ("caller", []))
+    refused: list[QueueIsFullError] = []
+
+    async def call() -> None:
+        try:
+            await caller.call("narrow.pass_through")
+        except QueueIsFullError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(9):
+            tasks.start_soon(call)
+        await eventually(lambda: len(refused) == 4)
+        narrow.opened.set()
+    assert (narrow.most, narrow.done) == (2, 5)
+    assert refused[0].data == {"action": "narrow.pass_through", "nodeID": "caller", "size": 3, "limit": 3}
+
+
+async def test_c79_events_have_a_bulkhead_too(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    narrow = Narrow()
+    _, sender = await cluster.start(("owner", [narrow]), ("sender", []))
+    for number in range(5):
+        await sender.emit("narrow.event", number)
+    await eventually(lambda: caplog.text.count("Queue is full") == 2)
+    narrow.opened.set()
+    await eventually(lambda: narrow.heard == [0, 1, 2])
+    assert narrow.most == 1
+
+
+# Fallback
+
+
+async def test_c79_an_actions_fallback_answers_at_its_owner(cluster: Cluster) -> None:
+    one, two = await cluster.start(("one", [Flaky(100)]), ("two", []))
+    assert await one.call("flaky.excused") == await two.call("flaky.excused") == "one after flaky"
+    assert "fallback" not in two.registry.actions["flaky.excused"].members[0].info
+
+
+async def test_c79_a_calls_fallback_answers_after_the_retries(cluster: Cluster) -> None:
+    flaky = Flaky(100)
+    _, caller = await cluster.start(("owner", [flaky]), ("caller", []), retry_policy={**QUICK, "retries": 2})
+
+    def instead(ctx: Context, error: Exception) -> list[Any]:
+        return [ctx.action, str(error), ctx.meta]
+
+    assert await caller.call("flaky.plain", fallback=instead, meta={"m": 1}) == ["flaky.plain", "flaky", {"m": 1}]
+    assert len(flaky.seen) == 3
+
+
+# Cacher
+
+
+class Books(Service):
+    name = "books"
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    @action(cache={"keys": ["id", "#user"], "ttl": 60})
+    async def get(self, ctx: Context, id: int, other: int = 0) -> int:
+        self.runs += 1
+        return self.runs
+
+    @action(cache=True)
+    async def all(self, ctx: Context) -> int:
+        self.runs += 1
+        return self.runs
+
+
+async def test_an_owner_answers_from_its_cache_whoever_asks(cluster: Cluster) -> None:
+    books = Books()
+    owner = cluster.make("owner", [books], cacher=True)
+    await owner.start()
+    caller = await cluster.start_one("caller")
+    for broker in (caller, owner):
+        assert await broker.call("books.get", {"id": 1, "other": len(broker.node_id)}) == 1
+    assert await caller.call("books.get", {"id": 2}) == 2
+    assert await caller.call("books.get", {"id": 1}, meta={"user": "ada"}) == 3
+    assert await caller.call("books.get", {"id": 1}, meta={"$cache": False}) == 4
+    assert owner.cacher is not None
+    assert owner.cacher.keys() == ["books.get:1|undefined", "books.get:2|undefined", 'books.get:1|"ada"']
+    owner.cacher.clean("books.get:1**")
+    assert await caller.call("books.get", {"id": 1}) == 5
+    assert await caller.call("books.get", {"id": 2}) == 2
+    info = caller.registry.actions["books.get"].members[0].info
+    assert info["cache"] == {"keys": ["id", "#user"], "ttl": 60}
+
+
+async def test_a_hit_passes_by_validation_and_hooks(cluster: Cluster) -> None:
+    class Hooked(Books):
+        hooks: Mapping[str, Any] = {"before": {"all": "note"}}
+        notes = 0
+
+        async def note(self, ctx: Context) -> None:
+            self.notes += 1
+
+    hooked = Hooked()
+    broker = await cluster.start_one("one", [hooked], cacher={"ttl": 60})
+    assert [await broker.call("books.all") for _ in range(3)] == [1, 1, 1]
+    assert hooked.notes == 1
+
+
+async def test_without_a_cacher_nothing_is_kept(cluster: Cluster) -> None:
+    broker = await cluster.start_one("one", [Books()])
+    assert [await broker.call("books.all") for _ in range(3)] == [1, 2, 3]
+    assert broker.cacher is None
+
+
+async def test_the_cache_is_emptied_when_the_connection_is_new(cluster: Cluster) -> None:
+    broker = cluster.make("one", [Books()], cacher=True)
+    assert broker.cacher is not None
+    broker.cacher.set("old", 1)
+    await broker.start()
+    assert broker.cacher.keys() == []
+
+
+# Hooks and users' middlewares
+
+
+class Typed(Service):
+    name = "typed"
+    hooks: Mapping[str, Any] = {
+        "before": {"*": "first", "double": "more"},
+        "after": {"*": "tell"},
+        "error": {"*": "explain"},
+    }
+
+    def __init__(self) -> None:
+        self.hooked: list[Any] = []
+
+    @action(hooks={"before": "last"})
+    async def double(self, ctx: Context, number: int) -> int:
+        if number < 0:
+            raise MoleculerError("negative")
+        return number * 2
+
+    async def first(self, ctx: Context) -> None:
+        self.hooked.append(("first", ctx.params, ctx.service_name))
+
+    async def more(self, ctx: Context) -> None:
+        ctx.params["number"] += 1
+
+    async def last(self, ctx: Context) -> None:
+        self.hooked.append(("last", ctx.params))
+
+    async def tell(self, ctx: Context, result: int) -> dict[str, int]:
+        return {"result": result}
+
+    async def explain(self, ctx: Context, error: Exception) -> Any:
+        raise MoleculerError(f"explained: {error}") from error
+
+
+async def test_hooks_run_around_an_action_and_may_change_its_params(cluster: Cluster) -> None:
+    typed = Typed()
+    one, two = await cluster.start(("one", [typed]), ("two", []))
+    for broker in (one, two):
+        typed.hooked.clear()
+        assert await broker.call("typed.double", {"number": 3}) == {"result": 8}
+        assert typed.hooked == [("first", {"number": 4}, "typed"), ("last", {"number": 4})]
+        with pytest.raises(MoleculerError, match="explained: negative"):
+            await broker.call("typed.double", {"number": -5})
+
+
+async def test_params_that_do_not_fit_never_reach_the_hooks(cluster: Cluster) -> None:
+    typed = Typed()
+    one, two = await cluster.start(("one", [typed]), ("two", []))
+    for broker in (one, two):
+        with pytest.raises(ValidationError):
+            await broker.call("typed.double", {"number": "three"})
+    assert typed.hooked == []
+
+
+class Everything:
+    """Notes all that goes on."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name = name
+        self.notes = notes
+
+    def note(self, what: str) -> None:
+        self.notes.append(f"{self.name}: {what}")
+
+    def created(self, broker: ServiceBroker) -> None:
+        self.note(f"created {broker.node_id}")
+
+    async def starting(self, broker: ServiceBroker) -> None:
+        self.note("starting")
+
+    async def service_starting(self, service: Service) -> None:
+        self.note(f"starting {service.full_name}")
+
+    async def service_started(self, service: Service) -> None:
+        self.note(f"started {service.full_name}")
+
+    async def started(self, broker: ServiceBroker) -> None:
+        self.note("started")
+
+    async def call(self, call_next: Any, action: str, params: Any, options: Any) -> Any:
+        self.note(f"call {action}")
+        return await call_next(action, params, options)
+
+    async def remote_action(self, call_next: Any, ctx: Context) -> Any:
+        self.note(f"remote {ctx.action}")
+        return await call_next(ctx)
+
+    async def local_action(self, call_next: Any, ctx: Context) -> Any:
+        self.note(f"local {ctx.action}")
+        return await call_next(ctx)
+
+    async def local_event(self, call_next: Any, ctx: Context) -> Any:
+        self.note(f"handle {ctx.event}")
+        return await call_next(ctx)
+
+    async def emit(self, call_next: Any, event: str, data: Any, options: Any) -> None:
+        self.note(f"emit {event}")
+        await call_next(event, data, options)
+
+    async def broadcast(self, call_next: Any, event: str, data: Any, options: Any) -> None:
+        self.note(f"broadcast {event}")
+        await call_next(event, {"changed": data}, options)
+
+    async def stopping(self, broker: ServiceBroker) -> None:
+        self.note("stopping")
+
+    async def service_stopping(self, service: Service) -> None:
+        self.note(f"stopping {service.full_name}")
+
+    async def service_stopped(self, service: Service) -> None:
+        self.note(f"stopped {service.full_name}")
+
+    async def stopped(self, broker: ServiceBroker) -> None:
+        self.note("stopped")
+
+
+class Hears(Service):
+    name = "hears"
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @event("told.*")
+    async def on_told(self, ctx: Context) -> None:
+        self.heard.append((ctx.event, ctx.params))
+
+    @action
+    async def pardon(self, ctx: Context) -> str:
+        return "yes"
+
+
+async def test_a_middleware_hears_of_everything_in_order(cluster: Cluster) -> None:
+    notes: list[str] = []
+    hears = Hears()
+    other = cluster.make("other", [Flaky()])
+    await other.start()
+    broker = cluster.make("one", [hears], middlewares=[Everything("outer", notes), Everything("inner", notes)])
+    await broker.start()
+    await cluster.acquaint()
+    assert notes == [
+        *("outer: created one", "inner: created one"),
+        *("outer: starting", "inner: starting"),
+        *("outer: starting hears", "inner: starting hears", "outer: started hears", "inner: started hears"),
+        *("outer: started", "inner: started"),
+    ]
+    notes.clear()
+    await broker.call("flaky.plain")
+    await broker.call("hears.pardon")
+    assert await other.call("hears.pardon") == "yes"
+    assert notes == [
+        *("outer: call flaky.plain", "inner: call flaky.plain", "outer: remote flaky.plain"),
+        *("inner: remote flaky.plain", "outer: call hears.pardon", "inner: call hears.pardon"),
+        *("outer: local hears.pardon", "inner: local hears.pardon") * 2,
+    ]
+    notes.clear()
+    await broker.emit("told.one", 1)
+    await broker.broadcast("told.all", 2)
+    await eventually(lambda: len(hears.heard) == 2)
+    assert hears.heard == [("told.one", 1), ("told.all", {"changed": {"changed": 2}})]
+    assert [note for note in notes if "inner" not in note] == [
+        *("outer: emit told.one", "outer: broadcast told.all", "outer: handle told.one", "outer: handle told.all")
+    ]
+    notes.clear()
+    await broker.stop()
+    assert notes == [
+        *("inner: stopping", "outer: stopping", "inner: stopping hears", "outer: stopping hears"),
+        *("inner: stopped hears", "outer: stopped hears", "inner: stopped", "outer: stopped"),
+    ]
+
+
+async def test_an_error_handler_sees_every_error_of_calls_and_events(cluster: Cluster) -> None:
+    class Bad(Service):
+        name = "bad"
+
+        @action
+        async def act(self, ctx: Context) -> None:
+            raise ValueError("act")
+
+        @event("bad.event")
+        async def on_event(self, ctx: Context) -> None:
+            raise ValueError("event")
+
+    seen: list[str] = []
+
+    async def handle(error: BaseException, ctx: Context) -> str:
+        seen.append(f"{ctx.action or ctx.event}: {error}")
+        return "handled"
+
+    owner = cluster.make("owner", [Bad()], error_handler=handle)
+    await owner.start()
+    caller = await cluster.start_one("caller")
+    assert await owner.call("bad.act") == await caller.call("bad.act") == "handled"
+    await caller.emit("bad.event")
+    await eventually(lambda: len(seen) == 3)
+    assert seen == ["bad.act: act", "bad.act: act", "bad.event: event"]
+
+
+async def test_a_service_with_a_setting_that_cannot_be_is_refused(cluster: Cluster) -> None:
+    class Wrong(Service):
+        name = "wrong"
+
+        @action(retry_policy={"tries": 3})
+        async def act(self, ctx: Context) -> None: ...
+
+    with pytest.raises(MoleculerError, match=r"wrong.*tries"):
+        cluster.make("one", [Wrong()])
+
+
+# Events that come too often
+
+
+class Bursts(Service):
+    name = "bursts"
+
+    def __init__(self) -> None:
+        self.late: list[Any] = []
+        self.early: list[Any] = []
+        self.all: list[Any] = []
+
+    @event("burst", debounce=0.05)
+    async def last(self, ctx: Context) -> None:
+        self.late.append(ctx.params)
+
+    @event("bur*", throttle=60)
+    async def first(self, ctx: Context) -> None:
+        self.early.append(ctx.params)
+
+    @event("**")
+    async def every(self, ctx: Context) -> None:
+        if ctx.event == "burst":
+            self.all.append(ctx.params)
+
+
+async def test_debounce_takes_the_last_event_of_a_burst_and_throttle_the_first(cluster: Cluster) -> None:
+    bursts = Bursts()
+    _, sender = await cluster.start(("owner", [bursts]), ("sender", []))
+    for number in range(5):
+        await sender.emit("burst", number)
+    await eventually(lambda: bursts.late)
+    assert (bursts.late, bursts.early, bursts.all) == ([4], [0], [0, 1, 2, 3, 4])
+    handlers = sender.registry.nodes["owner"].services[0]["events"]
+    assert (handlers["burst"]["debounce"], handlers["bur*"]["throttle"]) == (50, 60_000)
+
+
+# What a stop waits for
+
+
+class Slow(Service):
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.done: list[str] = []
+        self.door = anyio.Event()
+
+    async def work(self, name: str) -> None:
+        self.begun.append(name)
+        await self.door.wait()
+        self.done.append(name)
+
+    @action
+    async def act(self, ctx: Context) -> str:
+        await self.work("action")
+        return "done"
+
+    @event("slow.event")
+    async def on_event(self, ctx: Context) -> None:
+        await self.work("event")
+
+    async def stopped(self) -> None:
+        self.done.append("stopped")
+
+
+async def test_a_stop_waits_for_local_calls_and_event_handlers(cluster: Cluster) -> None:
+    slow = Slow()
+    broker = await cluster.start_one("one", [slow])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(broker.call, "slow.act")
+        await broker.emit("slow.event")
+        await eventually(lambda: len(slow.begun) == 2)
+        tasks.start_soon(broker.stop)
+        await eventually(lambda: broker._node.transit.stopping)
+        assert slow.done == []
+        slow.door.set()
+    assert sorted(slow.done[:2]) == ["action", "event"]
+    assert slow.done[2:] == ["stopped"]
+
+
+async def test_a_stop_waits_for_calls_to_other_nodes(cluster: Cluster) -> None:
+    slow = Slow()
+    _, caller = await cluster.start(("owner", [slow]), ("caller", []))
+    results: list[str] = []
+
+    async def call() -> None:
+        results.append(await caller.call("slow.act"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await eventually(lambda: slow.begun)
+        tasks.start_soon(caller.stop)
+        await eventually(lambda: caller._node.transit.stopping)
+        slow.door.set()
+    assert results == ["done"]
+
+
+async def test_a_stop_does_not_wait_for_ever_and_says_so(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow()
+    broker = await cluster.start_one("one", [slow], shutdown_timeout=0.05)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(broker.call, "slow.act")
+        await broker.emit("slow.event")
+        await eventually(lambda: len(slow.begun) == 2)
+        await broker.stop()
+        assert slow.done == ["stopped"]
+        assert "Unable to stop ServiceBroker gracefully." in caplog.text
+        slow.door.set()
+
+
+async def test_a_service_that_is_removed_finishes_what_it_does(cluster: Cluster) -> None:
+    slow = Slow()
+    owner, caller = await cluster.start(("owner", [slow]), ("caller", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(caller.call, "slow.act")
+        await owner.emit("slow.event")
+        await eventually(lambda: len(slow.begun) == 2)
+        tasks.start_soon(owner.remove_service, "slow")
+        await eventually(lambda: not owner.registry.has_service("slow"))
+        assert slow.done == []
+        slow.door.set()
+    assert slow.done[-1] == "stopped"
+    assert len(slow.done) == 3
+
+
+async def test_a_service_that_does_not_finish_is_removed_all_the_same(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Slow()
+    owner = await cluster.start_one("owner", [slow], shutdown_timeout=0.05)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(owner.call, "slow.act")
+        await eventually(lambda: slow.begun)
+        await owner.remove_service("slow")
+        assert slow.done == ["stopped"]
+        assert "Unable to stop 'slow' service gracefully." in caplog.text
+        slow.door.set()
