@@ -7,6 +7,7 @@ from msgspec import Raw
 
 from broker.codec import JSONCodec
 from broker.context import ABSENT, Context
+from broker.errors import InvalidPacketDataError
 from tests.support.example_services import Math
 
 BROKER: Any = None
@@ -37,7 +38,7 @@ def test_params_that_a_middleware_sets_replace_the_raw_ones() -> None:
 def test_params_that_cannot_be_decoded_fail_where_they_are_used() -> None:
     deep = Raw(b"[" * 100_000 + b"]" * 100_000)
     ctx = Context(BROKER, node_id="one", raw=deep, decode=JSONCodec().decode_value)
-    with pytest.raises(RecursionError):
+    with pytest.raises(InvalidPacketDataError):
         _ = ctx.params
 
 
