@@ -33,6 +33,7 @@ ProtocolVersion = Annotated[
     typer.Option("--protocol", envvar="BROKER_PROTOCOL", help="4 or 5: speak with Moleculer 0.14 or 0.15 alone."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
+Everything = Annotated[bool, typer.Option("--all", help="Internal ones too, such as $node.")]
 LogLevel = Annotated[str, typer.Option("--log-level", envvar="LOG_LEVEL", help="debug, info, warning or error.")]
 Format = Annotated[LogFormat, typer.Option("--log-format", envvar="LOG_FORMAT", help="text or json.")]
 
@@ -102,7 +103,7 @@ def nodes(
                 "client": f"{node.client.get('type', '?')} {node.client.get('version', '?')}",
                 "protocol": node.ver,
                 "hostname": node.hostname,
-                "services": [service["fullName"] for service in node.services],
+                "services": [service["fullName"] for service in node.services if not _is_internal(service["fullName"])],
                 "cpu": node.cpu,
                 "available": node.available,
             }
@@ -115,7 +116,11 @@ def nodes(
 
 @app.command()
 def services(
-    nats: NatsUrl = DEFAULT_NATS, namespace: Namespace = "", protocol: ProtocolVersion = None, as_json: AsJson = False
+    everything: Everything = False,
+    nats: NatsUrl = DEFAULT_NATS,
+    namespace: Namespace = "",
+    protocol: ProtocolVersion = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the services of the cluster."""
 
@@ -123,6 +128,8 @@ def services(
         found: dict[str, dict[str, Any]] = {}
         for node in broker.registry.nodes.values():
             for service in node.services if node.available and not node.local else ():
+                if _is_internal(service["fullName"]) and not everything:
+                    continue
                 row = found.setdefault(service["fullName"], {"name": service["fullName"], "nodes": [], "actions": []})
                 row["nodes"].append(node.id)
                 actions = service.get("actions")
@@ -137,7 +144,11 @@ def services(
 
 @app.command()
 def actions(
-    nats: NatsUrl = DEFAULT_NATS, namespace: Namespace = "", protocol: ProtocolVersion = None, as_json: AsJson = False
+    everything: Everything = False,
+    nats: NatsUrl = DEFAULT_NATS,
+    namespace: Namespace = "",
+    protocol: ProtocolVersion = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the actions of the cluster with their parameters."""
 
@@ -145,7 +156,7 @@ def actions(
         rows = []
         for name, choices in sorted(broker.registry.actions.items()):
             endpoints = [endpoint for endpoint in choices.members if not endpoint.local]
-            if endpoints:
+            if endpoints and (everything or not _is_internal(name)):
                 params = endpoints[0].info.get("params")
                 rows.append(
                     {
@@ -193,7 +204,7 @@ def main() -> None:
 
 @asynccontextmanager
 async def _connected(nats: str, namespace: str, protocol: str | None) -> Any:
-    broker = ServiceBroker(namespace=namespace, transporter=nats, protocol=protocol)
+    broker = ServiceBroker(namespace=namespace, transporter=nats, protocol=protocol, internal_services=False)
     try:
         with anyio.fail_after(CLI_CONNECT_TIMEOUT_S):
             await broker.start()
@@ -233,6 +244,11 @@ async def _wait_for_action(broker: ServiceBroker, action: str) -> None:
     with anyio.move_on_after(CLI_CONNECT_TIMEOUT_S):
         while action not in broker.registry.actions:
             await broker.registry_changed()
+
+
+def _is_internal(name: str) -> bool:
+    """Every node has these, and hardly anybody looks for them."""
+    return name.startswith("$")
 
 
 def _params(text: str | None, pairs: list[str]) -> Any:

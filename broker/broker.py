@@ -32,6 +32,8 @@ from broker.emitting import Emitting
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError, MoleculerServerError
 from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
+from broker.internals.service import NAME as NODE_SERVICE
+from broker.internals.service import NodeService
 from broker.lifecycle import Lifecycle
 from broker.middleware import check_middlewares, compose, hooks
 from broker.network import ip_addresses
@@ -44,6 +46,7 @@ from broker.serving import Serving
 from broker.topics import Topics, check_token
 from broker.transit import Identity, Limits, Transit
 from broker.transports import make_transport
+from broker.uptime import STARTED
 
 
 class ServiceBroker:
@@ -75,6 +78,7 @@ class ServiceBroker:
             strategy_options=self.options.strategy_options,
             prefer_local=self.options.prefer_local,
         )
+        self.registry.started = STARTED
         self._codec = make_codec(self.options.serializer, self.options.transforms)
         _check_metadata(self._codec, self.options.metadata)
         transit = Transit(
@@ -107,7 +111,7 @@ class ServiceBroker:
         node.performing.run_action = self._serving.start_request
         node.performing.run_event = self._run_event
         node.performing.notify = self._notify
-        for service in services:
+        for service in [NodeService(), *services] if self.options.internal_services else services:
             self._adopt(service)
         self._lifecycle.created(self)
 
@@ -342,8 +346,9 @@ class ServiceBroker:
         return definition.full_name
 
     async def _start_all_services(self) -> None:
-        """Those that a service adds while it starts, too."""
-        begun: set[str] = set()
+        """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
+        begun = {name for name in self._catalog.names() if name == NODE_SERVICE}
+        await self._start_services(list(begun))
         while waiting := [name for name in self._catalog.names() if name not in begun]:
             begun.update(waiting)
             await self._start_services(waiting)

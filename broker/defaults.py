@@ -135,6 +135,8 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     one protocol version."""
     prefer_local: bool = True
     """Whether an action of this node wins over the same on others."""
+    internal_services: bool = True
+    """Offer the service `$node`, by which tools look at this node."""
     metadata: dict[str, Any] = {}
     """Anything that other nodes may read of this one."""
     transporter_options: dict[str, Any] = {}
@@ -167,6 +169,7 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "request_timeout": float,
     "wait_for_connection": _yes_or_no,
     "prefer_local": _yes_or_no,
+    "internal_services": _yes_or_no,
     "max_call_level": int,
     "disable_balancer": lambda text: text.lower() in ("1", "true", "yes"),
     "strategy": str,

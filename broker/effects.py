@@ -115,9 +115,10 @@ class PongArrived:
 
 @dataclass(slots=True)
 class Dropped:
-    """A packet was not acted on; a person should read why."""
+    """A packet was not acted on; a person should read why. `error` is for services that watch (§7.4)."""
 
     reason: str
+    error: MoleculerError | None = None
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
 from broker.ids import new_id
 from broker.node import Node
+from broker.notices import stays_here
 from broker.packets import Event
 from broker.registry import Registry
 from broker.transit import Transit
@@ -43,6 +44,9 @@ class Emitting:
     async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To one node of each group: a group that listens with two patterns still gets it on one node only."""
         groups: Sequence[str] = options.get("groups") or ()
+        if stays_here(event):
+            await self.broadcast_local(event, data, options)
+            return
         if self._balanced and not event.startswith("$"):
             await self._emit_balanced(event, data, options)
             return
@@ -66,7 +70,13 @@ class Emitting:
 
     async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of every node."""
+        if stays_here(event):
+            await self.broadcast_local(event, data, options)
+            return
         groups: Sequence[str] = options.get("groups") or ()
+        if self._balanced and not event.startswith("$"):
+            await self._broadcast_balanced(event, data, options)
+            return
         here: list[Listener] = []
         by_node: dict[str, list[str]] = {}
         for choices in self._registry.find_listeners(event, groups):
@@ -87,6 +97,16 @@ class Emitting:
             packet = self._packet(node_id, root, encoded, [group], broadcast=False)
             packet.id = root.request_id
             await self._publish(self._transit.balanced_event(group, packet), event, group)
+
+    async def _broadcast_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """One packet for each node that listens, this one too, with the groups that are meant (§7.1)."""
+        lists = list(self._registry.find_listeners(event, options.get("groups") or ()))
+        groups = list(options.get("groups") or dict.fromkeys(choices.members[0].group for choices in lists))
+        root = self._context(event, data, options)
+        encoded = self._codec.encode_value(data)
+        for node_id in dict.fromkeys(listener.node_id for choices in lists for listener in choices.members):
+            packet = self._packet(node_id, root, encoded, groups, broadcast=True)
+            await self._publish(self._transit.event(node_id, packet), event, node_id)
 
     async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of this node."""

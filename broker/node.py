@@ -25,6 +25,7 @@ from broker.errors import (
     MoleculerError,
 )
 from broker.flow import STOP
+from broker.notices import not_processed, transporter_failed
 from broker.packets import Command, Ping
 from broker.performing import Performing, epoch_ms
 from broker.tracking import Tracker
@@ -150,6 +151,7 @@ class Node:
             try:
                 await transport.connect(observer, self.options.node_id)
             except BrokerDisconnectedError as error:
+                self.performing.notify(*transporter_failed(error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
@@ -216,7 +218,8 @@ class Node:
                 await self.perform(self.transit.receive(command, packet, clock(), reply))
             except InvalidPacketDataError as error:
                 await self._drop(command, data, error)
-            except Exception:  # a packet must never end the node, whatever is in it (§2.2)
+            except Exception as error:  # a packet must never end the node, whatever is in it (§2.2)
+                self.performing.notify(*not_processed(error))
                 logger.exception("A packet of %s could not be processed; dropped", command)
 
         return on_message
@@ -224,6 +227,7 @@ class Node:
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are no packet, and an answer when they were meant as a request."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
+        self.performing.notify(*not_processed(error))
         address = self.codec.decode_address(data) if command == "REQ" else None
         if address is not None:
             await self.perform(self.transit.respond_error(address, None, error))
@@ -287,6 +291,7 @@ class Node:
         await self.transport.flush()
 
     async def _failed(self, reason: str) -> None:
+        self.performing.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
         logger.warning("NATS: %s", reason)
 
     def _give_way(self) -> None:

@@ -24,14 +24,21 @@ from broker.effects import (
     Settle,
 )
 from broker.encoding import UNDECODABLE
-from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError
+from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError, PayloadTooLargeError
 from broker.flow import CONTINUE, STOP, Flow
-from broker.packets import Pong, Response
+from broker.notices import not_processed, not_sent
+from broker.packets import Info, Pong, Response
 from broker.reader import StreamReader
 from broker.transit import Transit
 from broker.transports.base import Transport
 
 logger = logging.getLogger("broker")
+
+INVISIBLE = (
+    "What this node offers makes an announcement of %d bytes, and the NATS server takes %d at most (max_payload), so "
+    "other nodes do not see this node as it is. Raise max_payload at the server, put fewer services on one node, or "
+    "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
+)
 
 Answer = tuple[Response, StreamReader | None]
 """What a request's waiter is settled with."""
@@ -59,6 +66,7 @@ class Performing:
         self._transport = transport
         self._codec = codec
         self._transit = transit
+        self._invisible_since: int | None = None
         self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         """Who waits for which node's answer to a ping, by the ping's id."""
         self.flows: dict[str, Flow] = {}
@@ -92,6 +100,8 @@ class Performing:
                     self._settle_ping(effect.pong)
                 case Dropped():
                     logger.warning("%s", effect.reason)
+                    if effect.error is not None:
+                        self.notify(*not_processed(effect.error))
                 case Conflict():
                     self.give_way()
                 case _:
@@ -101,7 +111,14 @@ class Performing:
         """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
         if self._transport is None:
             raise BrokerDisconnectedError
-        await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
+        try:
+            await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
+        except MoleculerError as error:
+            command = effect.subject.rpartition(".")[2]
+            notice = not_sent(effect.packet, error, broadcast=command == "DISCOVER")
+            if notice is not None:
+                self.notify(*notice)
+            raise
 
     def reject_pending(self, error: MoleculerError) -> None:
         """Fail every request that waits for an answer, and every stream that is under way."""
@@ -123,6 +140,12 @@ class Performing:
     async def _publish_quietly(self, effect: Publish) -> None:
         try:
             await self.publish(effect)
+        except PayloadTooLargeError as error:
+            if not isinstance(effect.packet, Info):
+                logger.warning("Could not send %s: %s", effect.subject, error)
+            elif self._invisible_since != effect.packet.sequence:  # once for each change of the services (§14)
+                self._invisible_since = effect.packet.sequence
+                logger.error(INVISIBLE, error.data["size"], error.data["limit"])
         except MoleculerError as error:
             logger.warning("Could not send %s: %s", effect.subject, error)
 

@@ -6,6 +6,8 @@ No I/O, no clock, no logging: packets go in, changes come out.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from broker.context import Context
 from broker.endpoints import Choices, Endpoint, Listener
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
@@ -25,6 +27,9 @@ REMEMBERED_EVENT_NAMES = 10_000
 """Event names whose listeners are remembered; names are chosen by peers, so the memory for them has a bound."""
 
 
+_INFO_FIELDS = [(field.name, field.encode_name) for field in msgspec.structs.fields(Info)]
+
+
 class KnownNode:
     """One node of the cluster, gone or there."""
 
@@ -41,25 +46,43 @@ class KnownNode:
         self.ip_list: list[Any] = []
         self.hostname: str | None = None
         self.cpu: float | None = None
+        self.cpu_sequence: int | None = None
         self.last_heartbeat = 0.0
         self.offline_since: float | None = None
+        self.raw_info: dict[str, Any] | None = None
+        """The last INFO, as it came."""
 
-    def describe(self) -> dict[str, Any]:
-        """The node as tools show it (§10 `$node.list`)."""
+    def introduce(self, instance_id: str, hostname: str, ip_list: list[str], client: dict[str, Any]) -> None:
+        """Take in what this node says of itself."""
+        self.instance_id, self.hostname, self.ip_list, self.client = instance_id, hostname, ip_list, client
+
+    def heard_cpu(self, percent: float | None) -> None:
+        """How busy the node is, by its heartbeat."""
+        if percent is not None:
+            self.cpu, self.cpu_sequence = percent, (self.cpu_sequence or 0) + 1 if self.local else 1
+
+    def describe(self, started: float) -> dict[str, Any]:
+        """The node as tools show it (§7.4, §10). Times are whole seconds since `started`."""
+        offline_since = self.offline_since
         return {
             "id": self.id,
             "instanceID": self.instance_id,
             "available": self.available,
             "local": self.local,
-            "lastHeartbeatTime": self.last_heartbeat,
+            "lastHeartbeatTime": round(max(0.0, self.last_heartbeat - started)),
             "config": {},
             "client": self.client,
             "metadata": self.metadata,
             "ipList": self.ip_list,
+            **({"port": None} if self.local else {}),  # another node would have told its own
             "hostname": self.hostname,
+            "udpAddress": None,
             "cpu": self.cpu,
+            "cpuSeq": self.cpu_sequence,
             "seq": self.sequence,
-            "offlineSince": self.offline_since,
+            "offlineSince": None if offline_since is None else round(max(0.0, offline_since - started)),
+            "services": self.services,
+            "rawInfo": self.raw_info,
         }
 
 
@@ -76,6 +99,8 @@ class Registry:
     ) -> None:
         self.local = KnownNode(node_id, local=True)
         self.local.available = True
+        self.started = 0.0
+        """When this process started, on the clock of every `now`."""
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
         self.actions: dict[str, Choices[Endpoint]] = {}
         self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
@@ -127,9 +152,9 @@ class Registry:
                 self._register(node, [service for service in info.services if isinstance(service, dict)])
         if not was_available:
             node.available, node.offline_since, node.last_heartbeat = True, None, now
-            changes.append(("$node.connected", {"node": node.describe(), "reconnected": known}))
+            changes.append(("$node.connected", {"node": node.describe(self.started), "reconnected": known}))
         else:
-            changes.append(("$node.updated", {"node": node.describe()}))
+            changes.append(("$node.updated", {"node": node.describe(self.started)}))
         if renewed:
             changes.append(("$services.changed", {"localService": False}))
         return changes
@@ -143,7 +168,7 @@ class Registry:
         node.sequence += 1
         self._drop(node_id, lambda _service, _name: True)
         return [
-            ("$node.disconnected", {"node": node.describe(), "unexpected": unexpected}),
+            ("$node.disconnected", {"node": node.describe(self.started), "unexpected": unexpected}),
             ("$services.changed", {"localService": False}),
         ]
 
@@ -225,6 +250,7 @@ class Registry:
         node.metadata = info.metadata or {}
         node.ip_list = info.ip_list or []
         node.hostname = info.hostname
+        node.raw_info = {name: getattr(info, field) for field, name in _INFO_FIELDS}
 
     def _register(self, node: KnownNode, services: list[dict[str, Any]]) -> None:
         """Add what is listed, remove what is not listed any more (§3.4)."""

@@ -27,6 +27,7 @@ from broker.effects import (
 )
 from broker.errors import (
     MoleculerError,
+    ProtocolVersionMismatchError,
     QueueIsFullError,
     RequestRejectedError,
     ServiceNotAvailableError,
@@ -95,7 +96,8 @@ class Transit:
         self.identity = identity
         self.topics = topics
         self.registry = registry
-        registry.local.hostname = identity.hostname
+        registry.local.introduce(identity.instance_id, identity.hostname, identity.ip_list, identity.client)
+        registry.local.metadata, registry.local.sequence = identity.metadata, 1
         self.limits = limits
         self.pending: dict[str, Pending] = {}
         self.in_work = 0
@@ -141,7 +143,7 @@ class Transit:
 
     def heartbeat(self, cpu: float | None) -> list[Effect]:
         """Tell everybody that this node lives."""
-        self.registry.local.cpu = cpu
+        self.registry.local.heard_cpu(cpu)
         return self._broadcast("HEARTBEAT", lambda ver: Heartbeat(ver=ver, sender=self.identity.node_id, cpu=cpu))
 
     def leave(self) -> list[Effect]:
@@ -263,9 +265,9 @@ class Transit:
         elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
             spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
             ver = _short(repr(packet.ver))
-            return [
-                Dropped(f"{command} from '{_short(packet.sender)}' has protocol version {ver}, not {spoken}; dropped")
-            ]
+            sender = _short(packet.sender)
+            error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
+            return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
         elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
             return [Dropped(f"{command} from {_short(packet.sender)!r}, which cannot be the id of a node; dropped")]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
@@ -344,8 +346,7 @@ class Transit:
             return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
         node.ver = beat.ver
         node.last_heartbeat = now
-        if beat.cpu is not None:
-            node.cpu = beat.cpu
+        node.heard_cpu(beat.cpu)
         return []
 
     def _on_ping(self, ping: Ping, now: float) -> list[Effect]:

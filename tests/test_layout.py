@@ -15,19 +15,20 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids javascript members network packets patterns"
-    " strategies.base strategies.latencies strategies.lowest strategies.round_robin strategies.uniform streams"
-    " tracking transforms.base transports.base values",
+    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids javascript masking members network packets"
+    " patterns strategies.base strategies.latencies strategies.lowest strategies.round_robin strategies.uniform streams"
+    " tracking transforms.base transports.base uptime values",
     "context defaults encoding parameters reader strategies.shard topics transports.memory",
-    "balanced cache_keys cacher codec flow middleware policies transforms.compression transforms.encryption"
-    " transports.nats",
+    "balanced cache_keys cacher codec flow middleware notices policies transforms.compression"
+    " transforms.encryption transports.nats",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation",
     "middlewares.debounce schema",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
-    "cli.targets codecs effects middlewares.circuit_breaker registry",
-    "chains outgoing receiving",
+    "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
+    "chains internals.listing outgoing receiving",
+    "internals.service",
     "transit",
     "performing",
     "node",

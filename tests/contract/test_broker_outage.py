@@ -179,7 +179,7 @@ async def test_c32_after_an_outage_a_node_announces_itself_and_asks_who_is_there
     fresh = await outage.stranger("fresh", "INFO")
     await fresh.say(outage.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "fresh"})
     info = await fresh.hears("INFO")
-    assert [service["name"] for service in info["services"]] == ["echo"]
+    assert [service["name"] for service in info["services"]] == ["$node", "echo"]
 
 
 async def test_services_that_changed_during_an_outage_are_known_after_it(

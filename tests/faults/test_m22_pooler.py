@@ -1,43 +1,88 @@
-"""A transaction pooler stands before the database."""
+"""A transaction pooler stands before the database: session locks mean nothing there, and what is SET leaks."""
+
+from functools import partial
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from services.environments_store.schema.messages import ADDED
-from services.environments_store.schema.migrator import Migrator
-from tests.support.migrations import BUDGETS, INDEX_STATE, VALID_INDEX
+from services.environments_store.schema.messages import ADDED, ADDING, FAILED
+from tests.support.migrations import ADVISORY_LOCKS, INDEX_STATE, SHORT_START, VALID_INDEX, old_transaction
+from tests.support.pgbouncer import POOLERS, pooled_url
 from tests.support.postgres import PostgresDatabase
-from tests.support.postgres_proxy import PostgresProxy
-from tests.support.shapes import Lines, postgres_sql
+from tests.support.served import serving
+from tests.support.shapes import postgres_sql
+from tests.support.starters import starters
 
 pytestmark = pytest.mark.anyio
 
+through_each = pytest.mark.parametrize("pooler", POOLERS)
+LIVE = "c0ffee00-0000-4000-8000-000000000001"
 
-async def test_m22_through_a_pooler_two_starters_never_both_migrate_and_nothing_leaks_into_a_session(
-    postgres_database: PostgresDatabase, lines: Lines
+
+@through_each
+@pytest.mark.parametrize("shape", ["p_c", "p_none", "p_inv"])
+async def test_m22_through_a_pooler_starters_never_both_migrate_and_nothing_leaks_into_a_session(
+    pooler: str, shape: str, postgres_database: PostgresDatabase
 ) -> None:
-    postgres_database.run_sql(postgres_sql("p_c"))
+    postgres_database.run_sql(postgres_sql(shape))
     postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET log_statement = 'all'")
-    async with PostgresProxy(postgres_database.url, pooler=True).running() as proxy:
-        starters = [
-            Migrator(proxy.url, None, node_id=f"node-{number}", logger=lines.logger, budgets=BUDGETS)
-            for number in range(4)
-        ]
+    names = [f"node-{number}" for number in range(6)]
+    async with pooled_url(pooler, postgres_database.server, postgres_database.url) as url, starters() as crowd:
+        for name in names:
+            await crowd.start(name, url)
+        ends = [await crowd.ended(name) for name in names]
 
-        async def start(one: Migrator) -> None:
-            await one.prepare()
-            await one.complete()
-
-        async with anyio.create_task_group() as group:
-            for one in starters:
-                group.start_soon(start, one)
-
-    assert {one.status.state for one in starters} == {"ready"}
+    assert [(end.code, end.state, end.pending) for end in ends] == [(0, "ready", [])] * 6
     assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
     log = [line for line in postgres_database.log().splitlines() if "environments-store migrate" in line]
-    assert sum("CREATE INDEX CONCURRENTLY" in line for line in log) == 1
+    assert sum("CREATE INDEX CONCURRENTLY" in line for line in log) == (shape != "p_none")
+    assert sum("ADD COLUMN" in line for line in log) == (shape == "p_c")
     assert not any("pg_try_advisory_lock(" in line for line in log)
+    assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
     statements = [line.partition("statement: ")[2] for line in log if "statement: " in line]
-    assert not any(statement.startswith("SET ") and not statement.startswith("SET LOCAL") for statement in statements)
-    assert lines.guide_lines().count(ADDED) == 1
+    sets = [text for text in statements if text.startswith("SET ") and not text.startswith("SET LOCAL")]
+    # The pooler itself sets what each client asked for at its start.
+    tracked = ("application_name", "TimeZone", "client_encoding")
+    assert [text for text in sets if not any(name in text for name in tracked)] == []
+    assert sum(end.guide_lines.count(ADDED) for end in ends) == (shape == "p_c")
+
+
+@through_each
+async def test_m22_the_whole_service_works_through_a_pooler(pooler: str, postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    async with (
+        pooled_url(pooler, postgres_database.server, postgres_database.url) as url,
+        serving(url) as one,
+        serving(url, node_id="other") as other,
+    ):
+        await one.until_state("ready", steps=True)
+        await other.until_state("ready", steps=True)
+        assert await one.ask("remove", uuid=LIVE) == {"success": True}
+        async with anyio.create_task_group() as group:
+            for number in range(40):
+                service = (one, other)[number % 2]
+                group.start_soon(partial(service.ask, "create", environment={"uuid": f"U{number}"}))
+        assert len(await other.ask("list", fields=["id"])) == 42
+        assert [record["id"] for record in await other.ask("listDeleted")] == [LIVE]
+        record = await one.ask("get", uuid="U1")
+        assert (await other.ask("update", uuid="U1", environment={"uuid": "U1", "n": 2}, ifHash=record["hash"]))["id"]
+        assert await one.ask("restore", uuid=LIVE) == {"success": True}
+
+
+@through_each
+async def test_m22_an_old_transaction_holds_the_column_up_behind_a_pooler_too(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    async with (
+        pooled_url(pooler, postgres_database.server, postgres_database.url) as url,
+        old_transaction(postgres_database.url) as transaction,
+        serving(url, budgets=SHORT_START) as service,
+    ):
+        assert (await service.ask("schema"))["state"] == "migrating"
+        assert (await service.ask("create", environment={"uuid": "U"}))["id"] == "U"
+        assert "slow-report" in await service.until_logged("AccessShareLock")
+        await transaction.rollback()
+        await service.until_state("ready", steps=True)
+        assert service.guide_lines() == [ADDING, FAILED, ADDED]

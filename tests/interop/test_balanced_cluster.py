@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
 
 from broker import Context, Service, ServiceBroker, ServiceNotFoundError, action, event
 from tests.support.js_node import PROTOCOLS, VERSIONS, JsNode, js_node
+from tests.support.tap import Tap, open_tap
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 30
@@ -32,12 +34,16 @@ class Shared(Service):
         self.events.append(ctx.event or "")
         self.came.set()
 
+    @event("user.one", group="helpers")
+    async def on_one(self, ctx: Context) -> None: ...
+
 
 @dataclass(frozen=True)
 class Balanced:
     js: JsNode
     brokers: tuple[ServiceBroker, ServiceBroker]
     services: tuple[Shared, Shared]
+    tap: Tap
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -45,6 +51,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
     namespace = f"balanced-{uuid.uuid4().hex[:12]}"
     services = (Shared(), Shared())
     async with AsyncExitStack() as stack:
+        tap = await stack.enter_async_context(open_tap(nats_url, namespace))
         js = await stack.enter_async_context(js_node(request.param, nats_url, namespace, "js", disableBalancer=True))
         await js.create_service("math")
         one, two = [
@@ -66,7 +73,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
             # Announced is subscribed (§1.3): when both know of each other, NATS knows of both.
             while any(len(broker.registry.actions["shared.who"].members) < 2 for broker in (one, two)):
                 await one.registry_changed()
-        yield Balanced(js, (one, two), services)
+        yield Balanced(js, (one, two), services, tap)
 
 
 async def test_c81_calls_of_js_and_python_are_shared_out_among_all_nodes_the_own_one_too(balanced: Balanced) -> None:
@@ -110,6 +117,52 @@ async def test_c82_a_broadcast_reaches_every_node_once(balanced: Balanced) -> No
         for service in balanced.services:
             await service.came.wait()
     assert [service.events for service in balanced.services] == [["user.gone"], ["user.gone"]]
+
+
+async def test_c81_c82_packets_go_where_those_of_js_go(balanced: Balanced) -> None:
+    """Also for what the sender could do itself: NATS chooses."""
+    one, _ = balanced.brokers
+    tap, ver = balanced.tap, PROTOCOLS[balanced.js.version]
+    for called, params in (("shared.who", {}), ("math.add", {"a": 1, "b": 2})):
+        mark = tap.mark()
+        await one.call(called, params)
+        await balanced.js.call(called, params)
+        for node in ("py-0", "js"):
+            (request,) = tap.find(f"REQB.{called}", after=mark, sender=node)
+            assert request["ver"] == ver
+            assert len(tap.find(f"RES.{node}", after=mark, id=request["id"])) == 1
+        assert tap.find("REQ.", after=mark) == []
+    mark = tap.mark()
+    await one.call("shared.who", node_id="py-1")
+    await balanced.js.call("shared.who", nodeID="py-1")
+    assert [request["sender"] for request in tap.find("REQ.py-1", after=mark)] == ["py-0", "js"]
+
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("emit", {}),
+        ("broadcast", {}),
+        ("broadcast", {"groups": ["workers"]}),
+    ]
+    for kind, options in cases:
+        mark = tap.mark()
+        await getattr(one, kind)("user.one", {"a": 1}, **options)
+        await getattr(balanced.js, kind)("user.one", {"a": 1}, **options)
+        for node in ("py-0", "py-1", "js"):
+            await tap.settle(node, ver=ver)
+        ours, theirs = [
+            sorted(
+                (seen.topic, sorted(seen.packet["groups"]), seen.packet["broadcast"])
+                for seen in tap.seen[mark:]
+                if seen.topic.startswith("EVENT") and seen.packet["sender"] == node
+            )
+            for node in ("py-0", "js")
+        ]
+        assert ours == theirs
+        if kind == "emit":
+            expected = [("EVENTB.helpers.user.one", ["helpers"]), ("EVENTB.workers.user.one", ["workers"])]
+        else:
+            groups = options.get("groups", ["helpers", "workers"])
+            expected = [("EVENT.py-0", groups), ("EVENT.py-1", groups)]
+        assert [(topic, groups) for topic, groups, _ in ours] == expected
 
 
 async def test_c80_a_node_that_leaves_is_asked_no_more(balanced: Balanced) -> None:

@@ -15,6 +15,7 @@ from services.environments_store.errors import (
 )
 from tests.support.postgres import PostgresDatabase as ServerDatabase
 from tests.support.postgres import PostgresServer
+from tests.support.postgres_pooler import PostgresPooler
 from tests.support.postgres_proxy import PostgresProxy
 from tests.support.shapes import until
 
@@ -213,7 +214,7 @@ async def test_a_wrong_password_is_told_without_it(postgres_database: ServerData
 
 
 async def test_works_through_a_transaction_pooler(postgres_database: ServerDatabase) -> None:
-    async with PostgresProxy(postgres_database.url, pooler=True).running() as proxy:
+    async with PostgresPooler(postgres_database.url).running() as proxy:
         database = PostgresDatabase(proxy.url, SETTINGS)
         await database.open()
         assert await setting(database, "TimeZone") == "UTC"

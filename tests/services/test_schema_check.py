@@ -12,7 +12,7 @@ from services.environments_store.schema.check import Report, check
 from services.environments_store.schema.migrator import migrate_once
 from services.environments_store.schema.sql import script
 from tests.support.postgres import PostgresDatabase
-from tests.support.postgres_proxy import PostgresProxy
+from tests.support.postgres_pooler import PostgresPooler
 from tests.support.shapes import SQLITE_SHAPES, Lines, make_sqlite, postgres_sql
 
 pytestmark = pytest.mark.anyio
@@ -128,7 +128,7 @@ async def test_row_security_is_not_taken_for_an_empty_table(postgres_database: P
 async def test_a_read_only_database_and_a_pooler_are_named(postgres_database: PostgresDatabase, lines: Lines) -> None:
     await migrate_once(postgres_database.url, logger=lines.logger)
     postgres_database.run_sql(f'ALTER DATABASE "{postgres_database.name}" SET default_transaction_read_only = on')
-    async with PostgresProxy(postgres_database.url, pooler=True).running() as proxy:
+    async with PostgresPooler(postgres_database.url).running() as proxy:
         report = await check(proxy.url)
     assert subjects(report) == ["read-only", "pooler"]
 

@@ -161,6 +161,12 @@ class JsNode:
         """Waits for an event that its service `recorder` received."""
         return await self.local_event(name, matches, kind="recorded", after=after, deadline_s=deadline_s)
 
+    def recorded_lines(self, service: str, *, after: int = 0) -> list[dict[str, Any]]:
+        """What a `recorder` of this name has received: `name`, `pattern` and `payload` of each event."""
+        lines = [line.text for line in self.process.lines[after:]]
+        recorded = [json.loads(text) for text in lines if text.startswith('{"event":"recorded"')]
+        return [line for line in recorded if line["service"] == service]
+
     def mark(self) -> int:
         """Now, to be given as `after`: only what comes later counts."""
         return len(self.process.lines)

@@ -10,6 +10,7 @@ import anyio
 from tests.support.postgres import PostgresDatabase
 
 __all__ = [
+    "BYTES",
     "POSTGRES_SHAPES",
     "SQLITE_SHAPES",
     "Lines",

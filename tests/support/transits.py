@@ -14,7 +14,18 @@ from broker.service import Service, define
 from broker.topics import Topics
 from broker.transit import Identity, Limits, Transit
 
-__all__ = ["GOLDEN", "captured", "info", "make_transit", "offer", "publishes", "request", "service_info", "subjects"]
+__all__ = [
+    "GOLDEN",
+    "captured",
+    "captured_packet",
+    "info",
+    "make_transit",
+    "offer",
+    "publishes",
+    "request",
+    "service_info",
+    "subjects",
+]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -100,3 +111,8 @@ def captured(protocol: str) -> Iterator[tuple[int, Command, dict[str, Any], str]
             entry = json.loads(line)
             command = entry["subject"].split(".")[1].removesuffix("B")  # balanced topics carry the same packets
             yield number, command, entry["payload"], entry["note"]
+
+
+def captured_packet(protocol: str, line: int) -> dict[str, Any]:
+    """The packet of one line of a capture."""
+    return next(packet for number, _command, packet, _note in captured(protocol) if number == line)

@@ -84,8 +84,14 @@ function errors(Moleculer) {
 		ServiceSchemaError: p => new Errors.ServiceSchemaError(p.message, p.data),
 		BrokerOptionsError: p => new Errors.BrokerOptionsError(p.message, p.data),
 		HomemadeError: p => new HomemadeError(p.message, p.code, p.type, p.data),
+		GracefulStopTimeoutError: p => new Errors.GracefulStopTimeoutError({ service: p.data }),
+		ProtocolVersionMismatchError: p => new Errors.ProtocolVersionMismatchError(p.data),
+		InvalidPacketDataError: p => new Errors.InvalidPacketDataError(p.data),
+		BrokerDisconnectedError: () => new Errors.BrokerDisconnectedError(),
 		TypeError: p => new TypeError(p.message),
+		coded: p => Object.assign(new Error(p.message), { code: p.code, type: p.type, data: p.data }),
 		text: p => p.message,
+		object: p => p.data,
 	};
 	return {
 		name: "errors",
@@ -125,13 +131,17 @@ function blob() {
 
 /** Tells every event it receives. */
 function recorder(Moleculer, write, { name, patterns }) {
-	const handler = ctx => {
+	const service = name || "recorder";
+	const handler = pattern => ctx => {
 		const { eventName, eventType, params, meta, headers, nodeID, level, caller, requestID } = ctx;
 		write({
 			event: "recorded",
 			name: eventName,
+			service,
+			pattern,
 			payload: { type: eventType, params, meta, headers, nodeID, level, caller, requestID },
 		});
 	};
-	return { name: name || "recorder", events: Object.fromEntries(patterns.map(pattern => [pattern, { handler }])) };
+	const events = patterns.map(pattern => [pattern, { handler: handler(pattern) }]);
+	return { name: service, events: Object.fromEntries(events) };
 }

@@ -1,0 +1,151 @@
+"""What a node knows of the cluster, in the shapes that JS tools read (moleculer protocol §10)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from broker.endpoints import Choices, Endpoint, Listener
+from broker.registry import KnownNode, Registry
+
+Row = dict[str, Any]
+
+
+def list_nodes(registry: Registry, *, with_services: bool = False, only_available: bool = False) -> list[Row]:
+    """Every node, this one first. JS nodes fail when asked for services; here they come along."""
+    left_out = {"rawInfo"} if with_services else {"rawInfo", "services"}
+    return [
+        {key: value for key, value in node.describe(registry.started).items() if key not in left_out}
+        for node in registry.nodes.values()
+        if node.available or not only_available
+    ]
+
+
+def list_services(
+    registry: Registry,
+    *,
+    only_local: bool = False,
+    skip_internal: bool = False,
+    with_actions: bool = False,
+    with_events: bool = False,
+    only_available: bool = False,  # nodes that are gone offer nothing, so all are
+    grouping: bool = True,
+) -> list[Row]:
+    """Services, those of equal full name as one row when grouped; then actions and events are those of all nodes."""
+    rows: list[Row] = []
+    by_name: dict[str, Row] = {}
+    for node, service in _services(registry, only_local=only_local):
+        if skip_internal and service["name"].startswith("$"):
+            continue
+        row = by_name.get(service["fullName"]) if grouping else None
+        if row is None:
+            row = _service_row(node, service, grouping=grouping)
+            rows.append(row)
+            by_name[service["fullName"]] = row
+        elif node.id not in row["nodes"]:
+            row["nodes"].append(node.id)
+        if with_actions:
+            row["actions"] = {**_named(service.get("actions")), **row.get("actions", {})}
+        if with_events:
+            heard = {name: event for name, event in _named(service.get("events")).items() if not name.startswith("$")}
+            row["events"] = {**heard, **row.get("events", {})}
+    return rows
+
+
+def list_actions(
+    registry: Registry,
+    *,
+    only_local: bool = False,
+    skip_internal: bool = False,
+    with_endpoints: bool = False,
+    only_available: bool = False,
+) -> list[Row]:
+    """Every action ever seen, also when nobody offers it now."""
+    rows: list[Row] = []
+    for name, choices in registry.actions.items():
+        row = {"name": name, **_counts(choices)}
+        if _is_wanted(row, only_local=only_local, skip_internal=skip_internal, only_available=only_available):
+            if choices.members:
+                row["action"] = choices.members[0].info
+                if with_endpoints:
+                    row["endpoints"] = _endpoints(registry, choices.members)
+            rows.append(row)
+    return rows
+
+
+def list_events(
+    registry: Registry,
+    *,
+    only_local: bool = False,
+    skip_internal: bool = False,
+    with_endpoints: bool = False,
+    only_available: bool = False,
+) -> list[Row]:
+    """Every pattern and group ever listened to."""
+    rows: list[Row] = []
+    for (name, group), choices in registry.listeners.items():
+        row = {"name": name, "group": group, **_counts(choices)}
+        if _is_wanted(row, only_local=only_local, skip_internal=skip_internal, only_available=only_available):
+            if choices.members:
+                row["event"] = _event_of(registry, choices.members[0])
+                if with_endpoints:
+                    row["endpoints"] = _endpoints(registry, choices.members)
+            rows.append(row)
+    return rows
+
+
+def _services(registry: Registry, *, only_local: bool) -> Iterator[tuple[KnownNode, Row]]:
+    for node in registry.nodes.values():
+        if node.available and (node.local or not only_local):
+            for service in node.services:
+                yield node, service
+
+
+def _service_row(node: KnownNode, service: Row, *, grouping: bool) -> Row:
+    row: Row = {"name": service["name"]}
+    if service.get("version") is not None:
+        row["version"] = service["version"]
+    row |= {
+        "fullName": service["fullName"],
+        "settings": service.get("settings") or {},
+        "metadata": service.get("metadata") or {},
+        "local": node.local,
+        "available": node.available,
+    }
+    return row | ({"nodes": [node.id]} if grouping else {"nodeID": node.id})
+
+
+def _counts(choices: Choices[Any]) -> Row:
+    members = choices.members
+    return {
+        "count": len(members),
+        "hasLocal": any(member.local for member in members),
+        "available": any(member.available for member in members),
+    }
+
+
+def _is_wanted(row: Row, *, only_local: bool, skip_internal: bool, only_available: bool) -> bool:
+    if skip_internal and row["name"].startswith("$"):
+        return False
+    return (row["hasLocal"] or not only_local) and (row["available"] or not only_available)
+
+
+def _endpoints(registry: Registry, members: Iterable[Endpoint | Listener]) -> list[Row]:
+    """`state` is false while a circuit breaker keeps calls away; `available` tells of the node."""
+    return [
+        {"nodeID": member.node_id, "state": member.available, "available": registry.nodes[member.node_id].available}
+        for member in members
+    ]
+
+
+def _event_of(registry: Registry, listener: Listener) -> Row:
+    """How its node announced an event handler."""
+    for service in registry.nodes[listener.node_id].services:
+        if service["fullName"] == listener.service:
+            return dict(_named(service.get("events")).get(listener.name, {"name": listener.name}))
+    return {"name": listener.name}
+
+
+def _named(entries: object) -> dict[str, Row]:
+    """Actions or events by name; peers may send an empty list or leave them out (§3.2)."""
+    if not isinstance(entries, dict):
+        return {}
+    return {entry["name"]: entry for entry in entries.values() if isinstance(entry, dict) and "name" in entry}

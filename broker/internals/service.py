@@ -1,0 +1,133 @@
+"""The service `$node` itself: its actions, and the parameters that JS tools send (moleculer protocol §10)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from broker.context import Context
+from broker.errors import MoleculerClientError, ValidationError
+from broker.internals.health import health
+from broker.internals.listing import list_actions, list_events, list_nodes, list_services
+from broker.internals.options import show_options
+from broker.service import Service, action
+
+NAME = "$node"
+
+_TRUE = (True, 1, "true", "1", "on")
+_FALSE = (False, 0, "false", "0", "off")
+"""What the validator of Moleculer JS converts to a boolean."""
+
+
+def _flag(*, default: bool = False) -> dict[str, Any]:
+    return {"type": "boolean", "optional": True, "convert": True, "default": default}
+
+
+_TEXTS = {"type": "multi", "optional": True, "rules": [{"type": "string"}, {"type": "array", "items": "string"}]}
+
+LIST = {"withServices": _flag(), "onlyAvailable": _flag()}
+SERVICES = {
+    **{name: _flag() for name in ("onlyLocal", "skipInternal", "withActions", "withEvents", "onlyAvailable")},
+    "grouping": _flag(default=True),
+}
+ENDPOINTS = {name: _flag() for name in ("onlyLocal", "skipInternal", "withEndpoints", "onlyAvailable")}
+METRICS = {"types": _TEXTS, "includes": _TEXTS, "excludes": _TEXTS}
+
+_PYTHON_NAMES = {
+    "withServices": "with_services",
+    "onlyAvailable": "only_available",
+    "onlyLocal": "only_local",
+    "skipInternal": "skip_internal",
+    "withActions": "with_actions",
+    "withEvents": "with_events",
+    "withEndpoints": "with_endpoints",
+    "grouping": "grouping",
+}
+
+# Neither cached nor traced, and published exactly as JS nodes publish theirs.
+_PLAIN: dict[str, Any] = {"cache": False, "tracing": False}
+
+
+class NodeService(Service):
+    """What every node offers about itself, whatever services it runs."""
+
+    name = NAME
+
+    @action(name="list", params=LIST, **_PLAIN)
+    async def list_nodes(self, ctx: Context) -> list[dict[str, Any]]:
+        return list_nodes(self.broker.registry, **_flags(ctx, LIST))
+
+    @action(name="services", params=SERVICES, **_PLAIN)
+    async def list_services(self, ctx: Context) -> list[dict[str, Any]]:
+        return list_services(self.broker.registry, **_flags(ctx, SERVICES))
+
+    @action(name="actions", params=ENDPOINTS, **_PLAIN)
+    async def list_actions(self, ctx: Context) -> list[dict[str, Any]]:
+        return list_actions(self.broker.registry, **_flags(ctx, ENDPOINTS))
+
+    @action(name="events", params=ENDPOINTS, **_PLAIN)
+    async def list_events(self, ctx: Context) -> list[dict[str, Any]]:
+        return list_events(self.broker.registry, **_flags(ctx, ENDPOINTS))
+
+    @action(name="health", **_PLAIN)
+    async def health(self, ctx: Context) -> dict[str, Any]:
+        local = self.broker.registry.local
+        return health(local.client, local.ip_list)
+
+    @action(name="options", params={}, **_PLAIN)
+    async def options(self, ctx: Context) -> dict[str, Any]:
+        return show_options(self.broker.options)
+
+    @action(name="metrics", params=METRICS, **_PLAIN)
+    async def metrics(self, ctx: Context) -> list[dict[str, Any]]:
+        _check_texts(ctx)
+        raise MoleculerClientError("Metrics feature is disabled", 400, "METRICS_DISABLED")
+
+
+def _flags(ctx: Context, params: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """The booleans of a call as keyword arguments. Raises ValidationError for what is none."""
+    given = _given(ctx)
+    flags: dict[str, bool] = {}
+    wrong: list[dict[str, Any]] = []
+    for name, rule in params.items():
+        value = given.get(name)
+        if value is None:
+            flags[_PYTHON_NAMES[name]] = rule["default"]
+        elif _is_one_of(value, _TRUE) or _is_one_of(value, _FALSE):
+            flags[_PYTHON_NAMES[name]] = _is_one_of(value, _TRUE)
+        else:
+            wrong.append(_item(ctx, "boolean", name, value, f"The '{name}' field must be a boolean."))
+    if wrong:
+        raise ValidationError("Parameters validation error!", None, wrong)
+    return flags
+
+
+def _check_texts(ctx: Context) -> None:
+    """Raises ValidationError for a filter that is neither a string nor a list of strings."""
+    wrong = [
+        _item(ctx, "string", name, value, f"The '{name}' field must be a string.")
+        for name, value in _given(ctx).items()
+        if name in METRICS and value is not None and not _is_text_or_texts(value)
+    ]
+    if wrong:
+        raise ValidationError("Parameters validation error!", None, wrong)
+
+
+def _given(ctx: Context) -> dict[str, Any]:
+    """The parameters. Raises ValidationError when they are no object."""
+    params = {} if ctx.params is None else ctx.params
+    if not isinstance(params, dict):
+        item = _item(ctx, "object", "", params, "The params must be an object.")
+        raise ValidationError("Parameters validation error!", None, [item])
+    return params
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    return isinstance(value, str | bool | int | float) and value in values
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _item(ctx: Context, kind: str, field: str, actual: Any, message: str) -> dict[str, Any]:
+    where = {"nodeID": ctx.node_id, "action": ctx.action}
+    return {"type": kind, "message": message, "field": field, "actual": actual, **where}

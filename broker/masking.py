@@ -1,0 +1,50 @@
+"""Passwords and keys out of what is shown: URLs, command lines, options."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+
+_CREDENTIALS = re.compile(r"(?<=://)(?:(?!,\s*\w+://)\S)*@")
+"""Everything between `://` and the last `@` of a URL: passwords may hold slashes and `@`, by mistake but in use."""
+
+_PARAMETER = re.compile(r"(?<=[?&])(\w*(?:pass|pwd|secret|token)\w*=)[^&\s]+", re.IGNORECASE)
+
+_SECRET = re.compile(r"pass|pwd|secret|token|seed|nkey|credential|private|signature", re.IGNORECASE)
+"""Names of options that hold what nobody else may know."""
+
+
+def masked_text(text: str) -> str:
+    """A text without the credentials of the URLs in it."""
+    return _PARAMETER.sub(rf"\1{MASK}", _CREDENTIALS.sub(f"{MASK}@", text))
+
+
+def masked(value: Any) -> Any:
+    """A value as JSON can hold it, without secrets, functions and other objects; of what repeats itself, once."""
+    return _masked(value, ())
+
+
+def _masked(value: Any, outer: tuple[int, ...]) -> Any:
+    match value:
+        case str():
+            return masked_text(value)
+        case bool() | int() | float() | None:
+            return value
+        case _ if id(value) in outer:
+            return None
+        case Mapping():
+            inner = (*outer, id(value))
+            return {
+                str(key): MASK if _SECRET.search(str(key)) and item else _masked(item, inner)
+                for key, item in value.items()
+                if _is_data(item)
+            }
+        case list() | tuple() | set() | frozenset():
+            return [_masked(item, (*outer, id(value))) for item in value if _is_data(item)]
+        case _:
+            return None
+
+
+def _is_data(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float | Mapping | list | tuple | set | frozenset)
