@@ -177,6 +177,8 @@ def define(service: Service) -> ServiceDefinition:
     for method in _marked_methods(service):
         kind, options = getattr(method, _MARK)
         if kind == "event":
+            if any(other.name == options["pattern"] for other in events):  # INFO lists events by their pattern
+                raise ServiceSchemaError(f"The service '{full_name}' has two handlers of '{options['pattern']}'.")
             events.append(_define_event(method, full_name, options["group"] or name, options))
             continue
         definition = _define_action(method, full_name, settings, options)

@@ -91,7 +91,8 @@ class Serving:
             if is_stream(result):
                 await self._answer_with_stream(request, ctx, result)
                 return []
-            return self._transit.respond(request, ctx.meta, self._codec.encode_value(result))
+            data = self._codec.encode_value(result)
+            return self._transit.respond(request, ctx.meta, data, headers=ctx.response_headers)
         except Exception as error:
             self._log_failure(request, error)
             return self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)

@@ -215,9 +215,15 @@ class Transit:
         """Send an event to whichever node of a group NATS chooses (§7.1)."""
         return [Publish(self.topics.balanced_event(group, packet.event), packet)]
 
-    def respond(self, request: Request | Address, meta: dict[str, Any] | None, data: Raw) -> list[Effect]:
+    def respond(
+        self,
+        request: Request | Address,
+        meta: dict[str, Any] | None,
+        data: Raw,
+        headers: dict[str, Any] | None = None,
+    ) -> list[Effect]:
         """Answer a call with a result, in the version of the call (§2.4)."""
-        response = self._response(request, meta, {})
+        response = self._response(request, meta, headers or {})
         response.success, response.data = True, data
         return [Publish(self.topics.to_node("RES", request.sender), response)]
 

@@ -106,6 +106,20 @@ def test_two_actions_of_one_name_are_refused() -> None:
         define(Twice())
 
 
+def test_two_handlers_of_one_pattern_are_refused() -> None:
+    class Twice(Service):
+        name = "twice"
+
+        @event("user.*")
+        async def first(self, ctx: Context) -> None: ...
+
+        @event("user.*", group="other")
+        async def second(self, ctx: Context) -> None: ...
+
+    with pytest.raises(ServiceSchemaError, match="two handlers of 'user"):
+        define(Twice())
+
+
 def test_a_service_without_a_name_is_refused() -> None:
     class Nameless(Service):
         pass
