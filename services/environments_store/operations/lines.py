@@ -1,7 +1,7 @@
 """One line of NDJSON and the row it means, both ways, without a change to the document's own bytes.
 
-A line is a record as the actions answer with it. A document that was stored with line breaks cannot stand in a line as
-it is: such a record has its exact text in `environmentText` besides. An import needs the `environment` alone; what is
+A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
+cannot stand in a line as it is: such a record has its exact text in `environmentText` besides. An import needs the `environment` alone; what is
 missing is made up as `create` would, and `hash` is not looked at.
 """
 
@@ -44,7 +44,7 @@ _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Lin
 def export_line(environment: Environment, hash: str) -> bytes:
     """The record as a line, its end included."""
     document = environment.document or b"null"
-    if b"\n" not in document and b"\r" not in document:
+    if b"\n" not in document and b"\r" not in document and document == document.strip():
         return encode_record(environment, hash) + b"\n"
     # Outside of strings JSON takes a space for a line break, and inside of them there are none.
     record = encode_record(environment._replace(document=document.translate(_BREAKS)), hash)
