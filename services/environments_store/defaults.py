@@ -8,6 +8,8 @@ __all__ = ["DatabaseSettings", "MigrationBudgets", "OperationLimits", "StoreLimi
 class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The serving pool. Times in seconds."""
 
+    application_name: str = "environments-store"
+    """What PostgreSQL shows of its connections. By this name a rollback finds nodes behind a pooler."""
     pool_size: int = 10
     """PostgreSQL connections of one node; a default server accepts 100."""
     reader_count: int = 4

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,15 @@ class Nodes:
         await eventually(lambda: len(self.listener.heard) >= expected, f"{expected} events")
         for node in ("one", "two"):
             await self.ask("create", node, environment={"uuid": f"mark-{node}"})
-            await eventually(lambda node=node: ("created", f"mark-{node}") in self.listener.heard, "the mark")
+            await self.until_heard("created", f"mark-{node}")
             await self.ask("permanentDelete", node, uuid=f"mark-{node}", force=True)
-            await eventually(lambda node=node: ("purged", f"mark-{node}") in self.listener.heard, "the mark")
+            await self.until_heard("purged", f"mark-{node}")
         heard = [one for one in self.listener.heard if not one[1].startswith("mark-")]
         self.listener.heard.clear()
         return heard
+
+    async def until_heard(self, kind: str, uuid: str) -> None:
+        await eventually(lambda: (kind, uuid) in self.listener.heard, f"{kind} {uuid}")
 
 
 @asynccontextmanager
@@ -71,8 +75,8 @@ async def nodes(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) ->
         ServiceBroker("one", transporter=bus, services=[EnvironmentsStore(url)]) as one,
         ServiceBroker("two", transporter=bus, services=[EnvironmentsStore(url)]) as two,
     ):
-        for node in (one, two):  # an event goes to those who are known to listen
-            await node.wait_for_services("listener", timeout=30)
+        for broker in (one, two):  # an event goes to those who are known to listen
+            await broker.wait_for_services("listener", timeout=30)
         for node in ("one", "two"):
             with anyio.fail_after(30):
                 while not any(
@@ -133,6 +137,11 @@ async def state(cluster: Nodes) -> str:
     return "live" if live == [U] else "deleted" if deleted == [U] else "unknown"
 
 
+async def update(cluster: Nodes, if_hash: str, node: str) -> Any:
+    document = {"uuid": U, "by": node, "x": 1}
+    return await cluster.ask("update", node, uuid=U, environment=document, ifHash=if_hash)
+
+
 async def test_m37_of_two_clients_at_once_one_writes_and_one_event_tells(
     dialect: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -159,11 +168,7 @@ async def test_m37_of_two_clients_at_once_one_writes_and_one_event_tells(
             assert await at_once(lambda node: cluster.ask("restore", node, uuid=U)) == [SUCCESS, SUCCESS]
             assert await cluster.news(1) == [("restored", U)]
             hash = (await cluster.ask("get", uuid=U))["hash"]
-            updated = await at_once(
-                lambda node, hash=hash: cluster.ask(
-                    "update", node, uuid=U, environment={"uuid": U, "by": node, "x": 1}, ifHash=hash
-                )
-            )
+            updated = await at_once(partial(update, cluster, hash))
             assert sorted(isinstance(answer, dict) for answer in updated) == [False, True]
             assert "ENVIRONMENT_CHANGED" in updated
             assert await cluster.news(1) == [("updated", U)]

@@ -1,8 +1,8 @@
 """One line of NDJSON and the row it means, both ways, without a change to the document's own bytes.
 
 A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
-cannot stand in a line as it is: such a record has its exact text in `environmentText` besides. An import needs the `environment` alone; what is
-missing is made up as `create` would, and `hash` is not looked at.
+cannot stand in a line as it is: such a record has its exact text in `environmentText` besides. An import needs the
+`environment` alone; what is missing is made up as `create` would, and `hash` is not looked at.
 """
 
 import time

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
 from services.environments_store.database.location import Location, read_location
+from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseError
 from services.environments_store.schema.check import Seen, look
 from services.environments_store.schema.inspection import Inspection
@@ -17,6 +18,8 @@ from services.environments_store.shape import TableShape
 from services.environments_store.store import Store
 
 __all__ = ["Opened", "count", "migration_script", "open_table"]
+
+_SETTINGS = DatabaseSettings(application_name="environments-store command")
 
 
 class Opened(NamedTuple):
@@ -43,7 +46,7 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
     status = status_of(found)
     # Opened to write, a SQLite file would be put into WAL mode: a command that reads leaves it as it is.
     reads_only = location.path is not None and not location.read_only and not writes
-    database = open_database(f"{url}?mode=ro" if reads_only else url)
+    database = open_database(f"{url}?mode=ro" if reads_only else url, _SETTINGS)
     await database.open()
     try:
         shape = TableShape(lambda: status, lambda: None)
