@@ -39,19 +39,24 @@ BROKER = [
     "__main__",
 ]
 ENVIRONMENTS_STORE = [
-    "canonical database.base database.statements defaults errors queries.base schema.messages schema.names",
+    "canonical commands.progress database.base database.statements defaults errors operations.checks queries.base"
+    " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
-    "config database.postgres_session database.sqlite_connection document queries schema.index schema.outcomes"
-    " schema.plan",
-    "database.postgres_pool database.sqlite listing records schema.blockers schema.inspect_postgres"
-    " schema.inspect_sqlite schema.journal",
-    "database.postgres schema.findings schema.postgres_steps schema.sqlite_steps store",
-    "database.connect schema.check schema.postgres_index schema.sqlite_migration",
-    "operations schema.postgres_migration",
-    "schema.migrator",
+    "config database.postgres_session database.sqlite_connection document queries queries.purging queries.transfer"
+    " schema.index schema.outcomes schema.plan",
+    "database.postgres_pool database.sqlite listing operations.lines operations.progress records schema.blockers"
+    " schema.inspect_postgres schema.inspect_sqlite schema.journal shape",
+    "database.postgres operations.backup_sqlite operations.exporting operations.presence operations.purge"
+    " operations.rollback_sqlite operations.spool schema.findings schema.postgres_steps schema.sqlite_steps store",
+    "database.connect operations.backup_postgres operations.importing operations.retention"
+    " operations.rollback_postgres operations.rows operations.surroundings schema.check schema.postgres_index"
+    " schema.sqlite_migration",
+    "operations.opening operations.planning schema.postgres_migration",
+    "operations.backup operations.doctor operations.rollback operations.verify schema.migrator",
     "service",
-    "demo",
+    "commands.options commands.showing commands.transfer demo",
+    "commands.data commands.migrate",
     "__main__",
 ]
 
@@ -69,13 +74,20 @@ LIBRARIES = {
     "sqlite3": {
         "services.environments_store.database.sqlite",
         "services.environments_store.database.sqlite_connection",
+        "services.environments_store.operations.rollback_sqlite",
         "services.environments_store.schema.sqlite_migration",
     },
     "cbor2": {"broker.codecs.cbor"},
     "cryptography": {"broker.transforms.encryption"},
-    "typer": {"broker.__main__", "services.environments_store.__main__"},
-    "rich": {"broker.cli.output"},
-    "subprocess": {"services.environments_store.embedded"},
+    "typer": {
+        "broker.__main__",
+        "services.environments_store.__main__",
+        "services.environments_store.commands.data",
+        "services.environments_store.commands.migrate",
+        "services.environments_store.commands.options",
+    },
+    "rich": {"broker.cli.output", "services.environments_store.commands.progress"},
+    "subprocess": {"services.environments_store.embedded", "services.environments_store.operations.backup_postgres"},
 }
 
 # Decisions without a loop, a clock or a socket: they are handed in.
@@ -110,7 +122,7 @@ PURE = (
 IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
 
 # What `services` may use of the broker: its public names, its errors, and what its command lines are made of.
-PUBLIC = ("broker", "broker.errors", "broker.cli.")
+PUBLIC = ("broker", "broker.errors", "broker.members", "broker.cli.")
 
 # Modules without a test file of their own name, by the suite that covers them.
 SUITES = {
@@ -134,9 +146,18 @@ SUITES = {
     " database.postgres_session database.sqlite database.sqlite_connection database.statements",
     "contract/test_store.py": "defaults errors queries queries.base queries.postgresql queries.sqlite records store",
     "contract/test_store_documents.py": "document",
+    "contract/test_store_degraded.py": "shape",
     "contract/test_store_lists.py": "listing",
     "contract/test_store_outcomes.py": "outcome",
-    "services/test_cli.py": "__main__ operations",
+    "contract/test_backup.py": "operations.backup operations.backup_postgres operations.backup_sqlite",
+    "contract/test_doctor.py": "operations.doctor operations.rows operations.surroundings",
+    "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
+    "contract/test_purge.py": "operations.purge operations.retention queries.purging",
+    "contract/test_transfer.py": "operations.exporting operations.importing operations.spool queries.transfer",
+    "faults/test_m43_rollback.py": "operations.presence operations.rollback operations.rollback_postgres"
+    " operations.rollback_sqlite",
+    "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",
+    "services/test_cli_operations.py": "commands.data commands.migrate commands.progress commands.transfer",
     "services/test_schema_check.py": "schema.findings schema.sql",
     "faults/test_m13_rights.py": "schema.journal schema.messages",
     "services/test_schema_rules.py": "schema.index schema.ladder schema.outcomes schema.plan",

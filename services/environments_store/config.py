@@ -14,6 +14,7 @@ __all__ = ["Config", "LogFormat", "LogLevel", "load_config", "masked_servers"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
+_LONGEST_RETENTION_DAYS = 36_500  # a hundred years: far enough, and every database can compute with it
 _SERVER = re.compile(
     r"(?:nats|tls|ws|wss)://(?:[^/@]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+)(?::(?P<port>\d{1,5}))?/?\Z"
 )
@@ -30,6 +31,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
+    retention_days: int | None = None
+    """How long the trash is kept before the service purges it by itself; None: for ever."""
 
     def __repr__(self) -> str:
         shown = {**msgspec.structs.asdict(self), "nats_url": masked_servers(self.nats_url)}
@@ -49,6 +52,8 @@ def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
     for name, choices in (("log_level", get_args(LogLevel)), ("log_format", get_args(LogFormat))):
         if name in given:
             given[name] = _one_of(name.upper(), given[name], choices)
+    if "retention_days" in given:
+        given["retention_days"] = _days("RETENTION_DAYS", given["retention_days"])
     config = Config(**given)
     _check_servers(config.nats_url)
     read_location(config.database_url)
@@ -66,6 +71,12 @@ def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
     if value.lower() not in choices:
         raise ConfigError(f"{setting} is '{value}'; it must be one of {', '.join(choices)}.")
     return value.lower()
+
+
+def _days(setting: str, value: Any) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", str(value)) or not 1 <= int(value) <= _LONGEST_RETENTION_DAYS:
+        raise ConfigError(f"{setting} is '{value}'; it must be a whole number of days, at least 1. Right: 90.")
+    return int(value)
 
 
 def _check_servers(urls: str) -> None:

@@ -2,12 +2,14 @@
 
 import msgspec
 
-__all__ = ["DatabaseSettings", "MigrationBudgets", "StoreLimits"]
+__all__ = ["DatabaseSettings", "MigrationBudgets", "OperationLimits", "StoreLimits"]
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The serving pool. Times in seconds."""
 
+    application_name: str = "environments-store"
+    """What PostgreSQL shows of its connections. By this name a rollback finds nodes behind a pooler."""
     pool_size: int = 10
     """PostgreSQL connections of one node; a default server accepts 100."""
     reader_count: int = 4
@@ -111,3 +113,49 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a server at NATS_URL may take to accept a connection before it counts as absent."""
     recent_days: int = 7
     """The guide's monitoring query."""
+
+
+class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How the operations of a DBA go about a table that is in use. Times in seconds."""
+
+    purge_days: int = 90
+    """The guide's age."""
+    purge_days_min: int = 1
+    """Younger ones are purged by force only: a day is the least in which a mistake is noticed."""
+    purge_batch: int = 500
+    """Rows of one DELETE: some 5 ms, so that nobody waits for it and a SQLite file is free again at once."""
+    purge_batch_max: int = 10_000
+    purge_pause_s: float = 0.01
+    """Between two batches, so that others come in between."""
+    purge_margin: float = 0.2
+    """Share of a caller's time that is kept for the answer: a purge that takes longer is continued by another call."""
+    events_between_pauses: int = 20
+    """News of purged and imported environments sent before other work of the node has its turn: some 1 ms."""
+    retention_first_s: float = 3_600.0
+    """The first automatic purge comes within this time after the start, at random, since nodes start together."""
+    retention_every_s: float = 86_400.0
+    """Then daily, 10 % more or less."""
+    export_batch: int = 50
+    """Rows fetched at once: with documents of NATS's usual 1 MB at most, 50 MB are held."""
+    export_chunk_bytes: int = 65_536
+    """Lines are handed on together, since each chunk of a stream costs a packet."""
+    import_rows: int = 500
+    """Rows of one INSERT."""
+    import_bytes: int = 4_194_304
+    """And their bytes, so that large documents are stored a few at a time."""
+    line_bytes: int = 134_217_728
+    """Longest line of an import: PostgreSQL refuses documents from 256 MB on, in whichever form."""
+    spool_bytes: int = 1_048_576
+    """An import from a pipe or a stream is kept in memory up to this size, then in a temporary file."""
+    serving_every_s: float = 30.0
+    """How often a node makes sure that it still counts as serving."""
+    serving_retry_s: float = 5.0
+    """How long it waits to say so again after its connection was lost."""
+    rollback_wait_s: float = 30.0
+    """How long a rollback tries to lock the table before it gives up and changes nothing."""
+    progress_every_s: float = 0.5
+    """How often the progress of an index build is looked at."""
+    examples: int = 5
+    """So many ids are named for each kind of damage."""
+    small_table_rows: int = 10_000
+    """Below this PostgreSQL rightly reads the whole table instead of an index."""

@@ -14,7 +14,15 @@ from services.environments_store.defaults import StoreLimits
 from services.environments_store.hash import ContentHashes, hash_of
 from services.environments_store.model import Environment, encode_record
 
-__all__ = ["AcceptedDocument", "accept_document", "check_reply", "check_uuid", "document_hash", "invalid"]
+__all__ = [
+    "AcceptedDocument",
+    "accept_document",
+    "check_document",
+    "check_reply",
+    "check_uuid",
+    "document_hash",
+    "invalid",
+]
 
 _DATE = "9999-12-31T23:59:59.999Z"
 _RECORD_BYTES = 4_096  # more than a record has beside its document
@@ -91,19 +99,25 @@ def _hash(text: bytes) -> str:
     return hash_of(document)
 
 
-def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> AcceptedDocument:
+def check_document(raw: bytes, limits: StoreLimits) -> tuple[str, Document]:
+    """The text of a document and what it says. Raises ValidationError (422) for what no database can store."""
     text, document = _parsed(raw)
     if not isinstance(document.value, dict):
         raise invalid("environment", "object", "The 'environment' must be an object.")
+    if _depth(text, limits.document_depth) > limits.document_depth:
+        raise invalid(
+            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
+        )
+    return text, document
+
+
+def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> AcceptedDocument:
+    text, document = check_document(raw, limits)
     if "uuid" not in document.value:
         text, document = _with_uuid(text, uuid or str(uuid4()))
     own = check_uuid(document.value["uuid"], "environment.uuid", limits)
     if uuid is not None and own != uuid:
         raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
-    if _depth(text, limits.document_depth) > limits.document_depth:
-        raise invalid(
-            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
-        )
     return AcceptedDocument(own, text, hash_of(document))
 
 

@@ -5,6 +5,7 @@
     ├── EnvironmentExistsError           409  ENVIRONMENT_EXISTS
     ├── EnvironmentDeletedError          409  ENVIRONMENT_DELETED        in the trash: restore it
     ├── EnvironmentChangedError          409  ENVIRONMENT_CHANGED        `data.hash` is the current one
+    ├── ImportRefusedError               422  IMPORT_REFUSED             `data.line` is the first bad line
     └── EnvironmentNotDeletedError       409  ENVIRONMENT_NOT_DELETED    live: use `force`
     MoleculerRetryableError
     ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
@@ -32,7 +33,9 @@ __all__ = [
     "EnvironmentExistsError",
     "EnvironmentNotDeletedError",
     "EnvironmentNotFoundError",
+    "ImportRefusedError",
     "MissingColumnError",
+    "OperationError",
     "OutcomeUnknownError",
     "SoftDeleteUnavailableError",
 ]
@@ -74,6 +77,20 @@ class EnvironmentChangedError(_ClientError):
 class EnvironmentNotDeletedError(_ClientError):
     default_type = "ENVIRONMENT_NOT_DELETED"
     text = "The environment '{uuid}' is live. Remove it first, or pass force: true."
+
+
+class ImportRefusedError(MoleculerClientError):
+    """A line of an import that cannot be stored. Nothing of the import is."""
+
+    default_code = 422
+    default_type = "IMPORT_REFUSED"
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"Line {line}: {reason}. Nothing was imported.", data={"line": line, "reason": reason})
+
+    @property
+    def name(self) -> str:
+        return "MoleculerClientError"
 
 
 class _RetryableError(MoleculerRetryableError):
@@ -125,6 +142,17 @@ class DatabaseError(MoleculerServerError):
 
 class MissingColumnError(DatabaseError):
     """A column, or the table, that a query names is not there (42703, 42P01): somebody changed the schema."""
+
+
+class OperationError(MoleculerServerError):
+    """An operation of the command line that was refused or failed: what happened, and what to do. Changed nothing
+    unless it says so."""
+
+    default_type = "OPERATION_FAILED"
+
+    @property
+    def name(self) -> str:
+        return "MoleculerServerError"
 
 
 class ConfigError(ValueError):

@@ -1,10 +1,12 @@
 """The `environments-store` service: its actions and events over the store."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, NoReturn
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from broker import Context, Service, action, event
@@ -12,12 +14,20 @@ from services.environments_store.config import load_config
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
 from services.environments_store.database.location import masked
-from services.environments_store.defaults import DatabaseSettings, MigrationBudgets, StoreLimits
+from services.environments_store.defaults import DatabaseSettings, MigrationBudgets, OperationLimits, StoreLimits
+from services.environments_store.document import invalid
 from services.environments_store.errors import DatabaseUnavailableError
 from services.environments_store.listing import ListRequest
-from services.environments_store.model import RECORD_FIELDS, RecordField
+from services.environments_store.model import RECORD_FIELDS, Change, RecordField
+from services.environments_store.operations.exporting import Export
+from services.environments_store.operations.importing import Import, OnConflict
+from services.environments_store.operations.presence import Presence
+from services.environments_store.operations.purge import Purge, check_age
+from services.environments_store.operations.retention import Retention
+from services.environments_store.operations.spool import spooled_lines
 from services.environments_store.records import Written
 from services.environments_store.schema.migrator import Migrator
+from services.environments_store.shape import TableShape
 from services.environments_store.store import Store
 
 __all__ = ["EnvironmentsStore"]
@@ -25,16 +35,19 @@ __all__ = ["EnvironmentsStore"]
 Limit = Annotated[int, msgspec.Meta(ge=1)]
 Fields = Annotated[list[RecordField], msgspec.Meta(min_length=1)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
+BatchSize = Annotated[int, msgspec.Meta(ge=1, le=OperationLimits().purge_batch_max)]
 
 _RECENT_DAYS = StoreLimits().recent_days
+_PURGE_DAYS = OperationLimits().purge_days
 _SUCCESS = {"success": True}
 
 
 class EnvironmentsStore(Service):
     """Soft-delete CRUD over PostgreSQL or SQLite. Before it is announced it connects, inspects the schema and migrates.
 
-    `database_url` is that of the environment (`DATABASE_URL`) when it is not given. The database may come up after the
-    service: it is waited for, `start_timeout_s` at most. Raises ConfigError for a URL that cannot work.
+    Without `database_url` the settings are those of the environment (`DATABASE_URL`, `RETENTION_DAYS`). The database
+    may come up after the service: it is waited for, `start_timeout_s` at most. With `retention_days`, what has been in
+    the trash for longer is purged daily. Raises ConfigError for a URL that cannot work.
     """
 
     name = "environments-store"
@@ -47,24 +60,34 @@ class EnvironmentsStore(Service):
         limits: StoreLimits | None = None,
         settings: DatabaseSettings | None = None,
         budgets: MigrationBudgets | None = None,
+        operations: OperationLimits | None = None,
+        retention_days: int | None = None,
     ) -> None:
-        self._url = database_url or load_config(os.environ).database_url
+        if not database_url:
+            config = load_config(os.environ)
+            database_url, retention_days = config.database_url, retention_days or config.retention_days
+        self._url = database_url
+        self._retention_days = retention_days
+        self._operations = operations or OperationLimits()
         self._limits = limits or StoreLimits()
         self._start_timeout_s = self._limits.start_timeout_s if start_timeout_s is None else start_timeout_s
         self._budgets = budgets
         self._database: Database = open_database(self._url, settings)
         self._migrator: Migrator
         self._store: Store
+        self._shape: TableShape
 
     async def started(self) -> None:
         """Raises DatabaseUnavailableError when the database could not be reached within the start timeout."""
         self._migrator = Migrator(
             self._url, self._database, node_id=self.broker.node_id, logger=self.logger, budgets=self._budgets
         )
+        report = self._migrator.report_missing_column
+        self._shape = TableShape(lambda: self._migrator.status, report)
         self._store = Store(
             self._database,
             lambda: self._migrator.status,
-            report_missing_column=self._migrator.report_missing_column,
+            report_missing_column=report,
             logger=self.logger,
             limits=self._limits,
         )
@@ -75,6 +98,10 @@ class EnvironmentsStore(Service):
                 await self._database.close()
             raise
         self.start_soon(self._migrator.run)
+        self.start_soon(Presence(self._url, self.broker.node_id, self.logger, self._operations).run)
+        if self._retention_days is not None:
+            purging = (self._retention_days, self._database, self._shape, self._tell, self.logger, self._operations)
+            self.start_soon(Retention(*purging).run)
 
     async def stopped(self) -> None:
         await self._database.close()
@@ -122,6 +149,59 @@ class EnvironmentsStore(Service):
         await self._write(ctx, lambda: self._store.permanent_delete(uuid, force))
         return _SUCCESS
 
+    @action(rename={"older_than_days": "olderThanDays", "dry_run": "dryRun", "batch_size": "batchSize"})
+    async def purge(
+        self,
+        ctx: Context,
+        older_than_days: Days = _PURGE_DAYS,
+        dry_run: bool = False,
+        batch_size: BatchSize | None = None,
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Answers before its caller gives up; `remaining` then says how many are left for another call."""
+        check_age(older_than_days, force, self._operations)
+        purge = await Purge.older_than(older_than_days, self._database, self._shape, self._operations)
+        if dry_run:
+            forecast = await purge.forecast()
+            facts = {"months": forecast.months, "oldest": forecast.oldest, "newest": forecast.newest}
+            return {"deleted": 0, "remaining": forecast.candidates, **facts}
+        deleted = 0
+        stop_at = self._stop_at(ctx)
+        async with aclosing(purge.batches(batch_size)) as batches:
+            async for changes in batches:
+                deleted += len(changes)
+                await self._tell(changes)
+                if anyio.current_time() >= stop_at:
+                    break
+        return {"deleted": deleted, "remaining": await purge.remaining()}
+
+    @action
+    async def export(self, ctx: Context, deleted: bool = False) -> AsyncGenerator[bytes]:
+        """The live records, or the deleted ones, as a stream of lines."""
+        export = Export(self._database, self._shape, self.logger, limits=self._operations, store_limits=self._limits)
+        async with aclosing(export.chunks("deleted" if deleted else "live")) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @action(name="import", rename={"on_conflict": "onConflict"})
+    async def import_(self, ctx: Context, on_conflict: OnConflict | None = None) -> dict[str, int]:
+        """The stream of the caller, stored whole or not at all. A caller whose stream leaves no room for params, as in
+        protocol 4, says `onConflict` in its meta."""
+        if ctx.stream is None:
+            raise invalid("", "stream", "The records are expected as a stream of lines, one record a line.")
+        choice = on_conflict or _choice(ctx.meta.get("onConflict"))
+        work = Import(
+            self._database, self._shape, on_conflict=choice, limits=self._operations, store_limits=self._limits
+        )
+        async with spooled_lines(ctx.stream, self._operations) as lines:
+            # Once begun it is finished, and told: its caller may be gone by then.
+            with anyio.CancelScope(shield=True):
+                imported = await work.run(lines)
+                async with aclosing(work.changes(lines)) as told:
+                    async for changes in told:
+                        await self._tell(changes)
+        return imported._asdict()
+
     @action(rename={"recent_days": "recentDays"})
     async def stats(self, ctx: Context, recent_days: Days = _RECENT_DAYS) -> dict[str, int]:
         return await self._store.stats(recent_days)
@@ -152,6 +232,21 @@ class EnvironmentsStore(Service):
                 await ctx.broadcast("environments.updated", msgspec.to_builtins(written.change))
         return msgspec.Raw(written.record)
 
+    async def _tell(self, changes: Sequence[Change]) -> None:
+        """Tell every node of many changes, each by an event of its own; other work of this node comes in between."""
+        with anyio.CancelScope(shield=True):
+            for number, change in enumerate(changes):
+                await self.broker.broadcast("environments.updated", msgspec.to_builtins(change))
+                if number % self._operations.events_between_pauses == 0:
+                    await anyio.lowlevel.checkpoint()
+
+    def _stop_at(self, ctx: Context) -> float:
+        """When a long work has to answer, so that its caller still hears it."""
+        if ctx.deadline is None:
+            return float("inf")
+        now = anyio.current_time()
+        return now + (ctx.deadline - now) * (1 - self._operations.purge_margin)
+
     async def _connect(self) -> None:
         deadline = anyio.current_time() + self._start_timeout_s
         while True:
@@ -173,3 +268,13 @@ class EnvironmentsStore(Service):
 
 def _request(ctx: Context, limit: int | None, after: str | None, fields: "list[RecordField] | None") -> ListRequest:
     return ListRequest(limit, after, tuple(fields) if fields else RECORD_FIELDS, ctx.reply_limit, ctx.reply_size)
+
+
+def _choice(value: Any) -> OnConflict:
+    if value is None:
+        return "skip"
+    try:
+        choice: OnConflict = msgspec.convert(value, OnConflict)
+        return choice
+    except msgspec.ValidationError as error:
+        raise invalid("onConflict", "enumValue", f"The 'onConflict' does not fit: {error}.") from None

@@ -20,22 +20,20 @@ from services.environments_store.document import (
 )
 from services.environments_store.errors import (
     DatabaseError,
-    DatabaseUnavailableError,
     EnvironmentChangedError,
     EnvironmentDeletedError,
     EnvironmentExistsError,
     EnvironmentNotDeletedError,
     EnvironmentNotFoundError,
-    MissingColumnError,
     OutcomeUnknownError,
-    SoftDeleteUnavailableError,
 )
 from services.environments_store.listing import ListRequest, read_list
 from services.environments_store.model import Change, read_row
 from services.environments_store.outcome import settle
-from services.environments_store.queries import Listing, Queries, SoftDelete, choose
+from services.environments_store.queries import Listing, Queries
 from services.environments_store.records import Records, Written
 from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.shape import TableShape
 
 __all__ = ["Store"]
 
@@ -58,8 +56,7 @@ class Store:
         limits: StoreLimits | None = None,
     ) -> None:
         self._database = database
-        self._status = status
-        self._report_missing_column = report_missing_column
+        self._shape = TableShape(status, report_missing_column)
         self._limits = limits or StoreLimits()
         self._records = Records(self._limits, logger)
 
@@ -80,7 +77,7 @@ class Store:
         """The record of a live environment. Raises EnvironmentNotFoundError."""
         check_uuid(uuid, "uuid", self._limits)
         with self._watched():
-            queries = self._queries()
+            queries = self._shape.queries()
             row = await self._database.fetch_one(queries.get, uuid)
             if row is None:
                 # Nothing in an adopted table makes sure that both columns hold the same.
@@ -96,13 +93,13 @@ class Store:
         """The live records as a JSON array, by `createdAt, id`. Raises PayloadTooLargeError (413), and
         EnvironmentNotFoundError when the environment to go on after is gone."""
         with self._watched():
-            queries = self._queries()
+            queries = self._shape.queries()
             return await self._list(queries, queries.listing, request, deleted=False)
 
     async def list_deleted(self, request: ListRequest) -> bytes:
         """The deleted records as a JSON array, by `deletedAt` newest first, `id`. Raises as `list` does."""
         with self._watched():
-            queries, soft_delete = self._soft_delete()
+            queries, soft_delete = self._shape.soft_delete()
             return await self._list(queries, soft_delete.listing, request, deleted=True)
 
     async def update(
@@ -120,7 +117,7 @@ class Store:
         with self._watched(document=True):
             try:
                 if if_hash is None:
-                    row = await self._database.fetch_one(self._queries().update, uuid, accepted.text)
+                    row = await self._database.fetch_one(self._shape.queries().update, uuid, accepted.text)
                 else:
                     row = await self._swap(accepted, if_hash)
             except OutcomeUnknownError as error:
@@ -142,7 +139,7 @@ class Store:
         `force`."""
         check_uuid(uuid, "uuid", self._limits)
         with self._watched():
-            queries, soft_delete = self._soft_delete()
+            queries, soft_delete = self._shape.soft_delete()
             try:
                 row = await self._database.fetch_one(queries.delete_any if force else soft_delete.delete, uuid)
             except OutcomeUnknownError as error:
@@ -156,7 +153,7 @@ class Store:
     async def stats(self, recent_days: int) -> dict[str, int]:
         """How many environments there are, live, in the trash, and put there within the last `recent_days`."""
         with self._watched():
-            row = await self._database.fetch_one(self._queries().stats, recent_days)
+            row = await self._database.fetch_one(self._shape.queries().stats, recent_days)
             if row is None:
                 raise DatabaseError("The database gave no counts.")
             return {
@@ -166,39 +163,12 @@ class Store:
                 "recentlyDeleted": row["recently_deleted"],
             }
 
-    def _queries(self) -> Queries:
-        return choose(self._readable())
-
-    def _readable(self) -> SchemaStatus:
-        status = self._status()
-        if not status.readable:
-            raise DatabaseUnavailableError(status.error or "The rows of the table cannot be read now.")
-        return status
-
-    def _soft_delete(self) -> tuple[Queries, SoftDelete]:
-        status = self._readable()
-        queries = choose(status)
-        if queries.soft_delete is None:
-            why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."
-            raise SoftDeleteUnavailableError(
-                f"Soft delete is not available now; nothing was deleted or restored. {why}",
-                state=status.state,
-                reason=status.reason or status.state,
-            )
-        return queries, queries.soft_delete
-
     @contextmanager
     def _watched(self, document: bool = False) -> Iterator[None]:
         """Errors of statements as callers get them; `document`: one was sent, which the database may refuse."""
         try:
-            yield
-        except MissingColumnError as error:
-            self._report_missing_column()
-            raise SoftDeleteUnavailableError(
-                f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
-                " stored: try again.",
-                reason="lost",
-            ) from error
+            with self._shape.watched():
+                yield
         except DatabaseError as error:
             if document and error.sqlstate in _DOCUMENT_REFUSED:
                 message = f"The database cannot hold this 'environment': {error}"
@@ -232,7 +202,7 @@ class Store:
 
     async def _insert(self, accepted: AcceptedDocument, again: bool = False) -> Row:
         """The row just made. `again`: a live one with the same content is the one that was sent before."""
-        queries = self._queries()
+        queries = self._shape.queries()
         while True:
             row = await self._database.fetch_one(queries.create, accepted.uuid, accepted.text)
             if row is not None:
@@ -248,7 +218,7 @@ class Store:
 
     async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
         """Compare and update under a lock of the row; None when there is no live one."""
-        queries = self._queries()
+        queries = self._shape.queries()
         async with self._database.transaction() as connection:
             row = await connection.fetch_one(queries.lock, accepted.uuid)
             if row is None:
@@ -261,7 +231,7 @@ class Store:
     async def _mark(self, uuid: str, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
         with self._watched():
-            queries, soft_delete = self._soft_delete()
+            queries, soft_delete = self._shape.soft_delete()
             try:
                 row = await self._database.fetch_one(soft_delete.remove if deleted else soft_delete.restore, uuid)
             except OutcomeUnknownError as error:
@@ -273,19 +243,19 @@ class Store:
             return _ALREADY_SO
 
     async def _look_updated(self, accepted: AcceptedDocument) -> Row | None:
-        row = await self._database.fetch_one(self._queries().get, accepted.uuid)
+        row = await self._database.fetch_one(self._shape.queries().get, accepted.uuid)
         if row is None:
             raise EnvironmentNotFoundError(accepted.uuid)
         return row if await self._records.hash(read_row(row)) == accepted.hash else None
 
     async def _look_marked(self, uuid: str, deleted: bool) -> Row | None:
-        row = await self._database.fetch_one(self._queries().look, uuid)
+        row = await self._database.fetch_one(self._shape.queries().look, uuid)
         if row is None:
             raise EnvironmentNotFoundError(uuid)
         return row if (row["deletedAt"] is not None) == deleted else None
 
     async def _look_gone(self, uuid: str) -> Written | None:
-        if await self._database.fetch_one(self._queries().look_light, uuid) is not None:
+        if await self._database.fetch_one(self._shape.queries().look_light, uuid) is not None:
             return None
         now = time.time_ns() // 1_000_000
         return Written(b"", Change(type="purged", uuid=uuid, hash=None, timestamp=now))

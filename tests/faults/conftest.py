@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import bench
 from tests.support.shapes import Lines
+
+__all__ = ["bench", "lines", "path"]
 
 
 @pytest.fixture

@@ -68,6 +68,11 @@ class PostgresServer:
         return self.url("postgres")
 
     @property
+    def programs(self) -> Path:
+        """The folder of pg_dump and its kin, of the server's version."""
+        return self._programs
+
+    @property
     def port(self) -> int:
         return self._port
 

@@ -20,13 +20,12 @@ Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 FIRST_CHECKING_VERSION = 140000
 """client_connection_check_interval exists from PostgreSQL 14 on."""
-APPLICATION_NAME = "environments-store"
 
 
 async def make_pool(url: str, settings: DatabaseSettings) -> Pool:
     """Look at the server once, then make a pool that suits it. Raises StatementFailure when it cannot be reached."""
     timeout_s = settings.connect_timeout_s
-    connection, attribute = await connect(url, application_name=APPLICATION_NAME, timeout_s=timeout_s)
+    connection, attribute = await connect(url, application_name=settings.application_name, timeout_s=timeout_s)
     try:
         pooled, version = await probe(connection, timeout_s)
         server_settings = await _server_settings(connection, settings, pooled=pooled, version=version)
@@ -54,7 +53,7 @@ async def _server_settings(
     connection: Connection, settings: DatabaseSettings, *, pooled: bool, version: int
 ) -> dict[str, str]:
     """What a connection asks for at start-up: a pooler refuses all but the first two."""
-    asked = {"TimeZone": "UTC", "application_name": APPLICATION_NAME}
+    asked = {"TimeZone": "UTC", "application_name": settings.application_name}
     if pooled:
         return asked
     asked["statement_timeout"] = _milliseconds(settings.statement_timeout_s)

@@ -1,6 +1,7 @@
 """Look at a database and change nothing: what `migrate check` shows."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +16,7 @@ from services.environments_store.schema.names import TABLE
 from services.environments_store.schema.plan import status_of
 from services.environments_store.schema.status import Step
 
-__all__ = ["Report", "check"]
+__all__ = ["Report", "Seen", "check", "look", "report_of"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,19 +35,32 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return any(step.state != "done" for step in self.steps) or any(one.level == "error" for one in self.findings)
 
 
+class Seen(NamedTuple):
+    """One look at a database: what is there, and who holds the table."""
+
+    location: Location
+    found: Inspection
+    blockers: tuple[Blocker, ...]
+
+
 async def check(url: str, *, table: str = TABLE) -> Report:
     """Inspect without a lock. Raises ConfigError, DatabaseUnavailableError, and DatabaseError for no database."""
+    return report_of(await look(url, table=table))
+
+
+async def look(url: str, *, table: str = TABLE) -> Seen:
+    """What `check` reports on, as data. Raises as it does."""
     location = read_location(url)
     try:
         if location.dialect == "sqlite":
-            return _report(location, await _look_at_file(location, table), ())
-        found, blockers = await _look_at_server(url, table)
-        return _report(location, found, blockers)
+            return Seen(location, await _look_at_file(location, table), ())
+        return Seen(location, *await _look_at_server(url, table))
     except StatementFailure as failure:
         raise service_error(failure, write=False) from failure
 
 
-def _report(location: Location, found: Inspection, blockers: tuple[Blocker, ...]) -> Report:
+def report_of(seen: Seen) -> Report:
+    location, found, blockers = seen
     return Report(
         dialect=found.dialect,
         database=location.label,

@@ -1,0 +1,176 @@
+"""`environments-store migrate …`: look at the schema, change it, take the change back."""
+
+import logging
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import anyio
+import typer
+
+from broker import MoleculerError
+from broker.cli.output import is_person, print_error, print_rows, print_value
+from services.environments_store.commands.options import (
+    AsJson,
+    DatabaseUrl,
+    Level,
+    Yes,
+    confirm,
+    read_config,
+    run_command,
+    typer_group,
+)
+from services.environments_store.commands.progress import Report as TellProgress
+from services.environments_store.commands.progress import progress
+from services.environments_store.commands.showing import show_checks, show_plan, show_report, show_status
+from services.environments_store.commands.transfer import export_to_file
+from services.environments_store.operations.checks import all_hold
+from services.environments_store.operations.opening import migration_script
+from services.environments_store.operations.planning import plan
+from services.environments_store.operations.progress import BuildProgress, watch_index_build
+from services.environments_store.operations.rollback import Outcome, Survey, refuse_unsafe, roll_back, survey, way_back
+from services.environments_store.operations.verify import verify
+from services.environments_store.schema.check import check
+from services.environments_store.schema.migrator import migrate_once
+from services.environments_store.schema.status import SchemaStatus
+
+__all__ = ["app"]
+
+app = typer_group("Look at the schema, bring it up to date, prove it, or take it back.")
+logger = logging.getLogger("environments-store")
+
+
+@app.command("check")
+def migrate_check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Look at the schema and change nothing. Exit code 1 when something is missing."""
+    config = read_config(database_url=database_url)
+
+    async def main() -> int:
+        report = await check(config.database_url)
+        show_report(report, as_json)
+        return 1 if report.pending else 0
+
+    run_command(main)
+
+
+@app.command("plan")
+def migrate_plan(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Show the steps, their locks and their time, and what is never done. Exit code 1 when there is work."""
+    config = read_config(database_url=database_url)
+
+    async def main() -> int:
+        planned = await plan(config.database_url)
+        show_plan(planned, as_json)
+        return 1 if planned.pending else 0
+
+    run_command(main)
+
+
+@app.command("run")
+def migrate_run(database_url: DatabaseUrl = None, log_level: Level = None, as_json: AsJson = False) -> None:
+    """Add the column and its index now. Exit code 1 when something is still missing then."""
+    config = read_config(database_url=database_url, log_level=log_level)
+
+    async def main() -> int:
+        with progress() as report:
+            status = await _migrate(config.database_url, report)
+        show_status(status, as_json)
+        return 0 if status.state == "ready" and all(step.state == "done" for step in status.steps) else 1
+
+    run_command(main)
+
+
+@app.command("verify")
+def migrate_verify(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Prove the column, the index, its speed, and the guide's six steps. Exit code 1 when something does not hold."""
+    config = read_config(database_url=database_url)
+
+    async def main() -> int:
+        checks = await verify(config.database_url, logger)
+        show_checks(checks, as_json)
+        return 0 if all_hold(checks) else 1
+
+    run_command(main)
+
+
+@app.command("sql")
+def migrate_sql(database_url: DatabaseUrl = None) -> None:
+    """Print the migration as SQL for a DBA, without connecting."""
+    print(migration_script(read_config(database_url=database_url).database_url), end="")
+
+
+@app.command("rollback")
+def migrate_rollback(
+    trash: Annotated[
+        Literal["keep", "remove"] | None,
+        typer.Option(help="What becomes of the deleted environments: live again, or taken out of the table."),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Where they are exported to first; a name with the time when not given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also while nodes serve.")] = False,
+    yes: Yes = False,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take the column away again; the trash is kept in a file and in a table of its own."""
+    config = read_config(database_url=database_url)
+
+    async def main() -> int:
+        seen = await survey(config.database_url, logger)
+        if not seen.column:
+            print_error(f"There is no column deletedAt in {seen.database}: nothing to roll back.")
+            return 0
+        refuse_unsafe(seen, trash, force)
+        assert trash is not None
+        confirm(_question(seen, trash), yes)
+        file = export or Path(f"environments-deleted-{datetime.now(UTC):%Y%m%d-%H%M%S}.ndjson")
+        exported = await export_to_file(config.database_url, file, "deleted", overwrite=False)
+        outcome = await roll_back(config.database_url, trash, force=force, logger=logger)
+        if outcome.rows != exported.exported:
+            print_error(f"The file has {exported.exported} records, the table {outcome.copy} {outcome.rows} rows.")
+        _show_outcome(outcome, file, as_json)
+        return 0
+
+    run_command(main)
+
+
+async def _migrate(url: str, report: TellProgress) -> SchemaStatus:
+    """Migrate, and tell how far the index is meanwhile."""
+    outcome: SchemaStatus | MoleculerError
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_index_build, url, partial(_tell_build, report))
+        try:
+            outcome = await migrate_once(url, logger=logger)
+        except MoleculerError as error:  # raised below: a task group would wrap it
+            outcome = error
+        tasks.cancel_scope.cancel()
+    if isinstance(outcome, MoleculerError):
+        raise outcome
+    return outcome
+
+
+def _tell_build(report: TellProgress, build: BuildProgress) -> None:
+    waits = f", waiting for the transaction of process {build.waits_for}" if build.waits_for else ""
+    report(f"index: {build.phase}{waits}", build.done, build.total or None)
+
+
+def _question(seen: Survey, trash: str) -> str:
+    becomes = "be live again" if trash == "keep" else "be taken out of the table (a copy stays)"
+    return (
+        f"Drop the column deletedAt of {seen.table} in {seen.database}? Of its {seen.total} environments the"
+        f" {seen.deleted} deleted ones will {becomes}."
+    )
+
+
+def _show_outcome(outcome: Outcome, file: Path, json: bool) -> None:
+    back = way_back(outcome, str(file))
+    row = {"table": outcome.table, "copy": outcome.copy, "rows": outcome.rows, "removed": outcome.removed}
+    if json or not is_person():
+        print_value({**row, "file": str(file), "wayBack": back}, json=True)
+        return
+    print_rows([{**row, "file": str(file)}], [*row, "file"])
+    print("The way back:")
+    for line in back:
+        print(f"  {line}")

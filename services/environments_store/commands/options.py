@@ -1,0 +1,72 @@
+"""What the commands share: their options, the settings, errors as one line, and questions before anything is lost."""
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from broker import BrokerOptionsError
+from broker.cli.logs import configure_logs
+from broker.cli.output import is_person, print_error
+from broker.cli.running import run
+from services.environments_store.config import Config, load_config
+from services.environments_store.errors import ConfigError, OperationError
+
+__all__ = [
+    "AsJson",
+    "DatabaseUrl",
+    "Level",
+    "Yes",
+    "confirm",
+    "read_config",
+    "run_command",
+    "typer_group",
+]
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database-url", help="postgresql://… or sqlite:///path  [env: DATABASE_URL]", show_default=False),
+]
+Level = Annotated[str | None, typer.Option(help="debug, info, warning or error.  [env: LOG_LEVEL]", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def typer_group(help: str) -> typer.Typer:
+    """A program or a group of commands, shown alike everywhere."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def read_config(**flags: Any) -> Config:
+    """The settings, with logs going to standard error from here on. A wrong one ends the command with one line."""
+    try:
+        config = load_config(os.environ, **flags)
+    except ConfigError as error:
+        print_error(str(error))
+        raise typer.Exit(2) from None
+    configure_logs(config.log_level, config.log_format)
+    return config
+
+
+def run_command(main: Callable[[], Awaitable[int]]) -> None:
+    """Run to the end; its result is the exit code, and an error of ours is one line on standard error."""
+
+    async def guarded() -> int:
+        try:
+            return await main()
+        except (ConfigError, BrokerOptionsError) as error:
+            print_error(str(error))
+            return 2 if isinstance(error, ConfigError) else 1
+
+    raise typer.Exit(run(guarded))
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask a person; where there is none, `--yes` must have said it. Raises OperationError when the answer is no."""
+    if yes:
+        return
+    if not is_person() or not os.isatty(0):
+        raise OperationError(f"{question} Nobody is there to ask: pass --yes. Nothing was done.")
+    if not typer.confirm(question, err=True):
+        raise OperationError("Nothing was done.")

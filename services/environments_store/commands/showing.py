@@ -1,0 +1,89 @@
+"""What the commands found, for a person; JSON when piped or asked for."""
+
+from collections.abc import Sequence
+
+from broker.cli.output import is_person, print_rows, print_value
+from services.environments_store.operations.checks import Check
+from services.environments_store.operations.doctor import Diagnosis
+from services.environments_store.operations.planning import Plan
+from services.environments_store.operations.purge import Forecast
+from services.environments_store.schema.check import Report
+from services.environments_store.schema.findings import Finding
+from services.environments_store.schema.status import SchemaStatus, Step
+
+__all__ = ["show_checks", "show_diagnosis", "show_forecast", "show_plan", "show_report", "show_status"]
+
+
+def show_report(report: Report, json: bool) -> None:
+    if json or not is_person():
+        print_value(report, json=True)
+        return
+    print(f"{report.table} in {report.database}")
+    _show_steps(report.steps)
+    _show_findings(report.findings)
+
+
+def show_status(status: SchemaStatus, json: bool) -> None:
+    if json or not is_person():
+        print_value(status, json=True)
+        return
+    print(f"{status.dialect}: {status.state}{f' ({status.error})' if status.error else ''}")
+    _show_steps(status.steps)
+
+
+def show_plan(plan: Plan, json: bool) -> None:
+    if json or not is_person():
+        print_value(plan, json=True)
+        return
+    rows = "" if plan.rows_estimate < 0 else f", about {plan.rows_estimate:,} rows"
+    print(f"{plan.table} in {plan.database}{rows}")
+    for number, step in enumerate(plan.steps, start=1):
+        print(f"{number}. {step.name}: {step.state}")
+        if step.statement:
+            print(f"   {step.statement}\n   lock: {step.lock}\n   time: {step.duration}")
+    for blocker in plan.blockers:
+        print(f"now: {blocker}")
+    _show_findings(plan.findings)
+    print("It will not:")
+    for line in plan.will_not:
+        print(f"- {line}")
+
+
+def show_checks(checks: Sequence[Check], json: bool) -> None:
+    rows = [{"check": check.name, "state": check.state, "detail": check.detail} for check in checks]
+    print_rows(rows, ["check", "state", "detail"], json=json)
+
+
+def show_diagnosis(diagnosis: Diagnosis, json: bool) -> None:
+    if json or not is_person():
+        print_value(diagnosis, json=True)
+        return
+    print(f"{diagnosis.table} in {diagnosis.database}")
+    _show_findings(diagnosis.findings)
+    if not diagnosis.findings:
+        print("Nothing was found.")
+
+
+def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
+    facts = {"oldest": forecast.oldest, "newest": forecast.newest}
+    if json or not is_person():
+        print_value(
+            {"cutoff": cutoff, "wouldDelete": forecast.candidates, "months": forecast.months, **facts}, json=True
+        )
+        return
+    print(f"{forecast.candidates} environments were deleted before {cutoff}")
+    if forecast.candidates:
+        print_rows([{"month": month, "count": count} for month, count in forecast.months.items()], ["month", "count"])
+        print(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")
+
+
+def _show_steps(steps: Sequence[Step]) -> None:
+    rows = [{"step": step.name, "state": step.state, "detail": step.detail} for step in steps]
+    print_rows(rows, ["step", "state", "detail"])
+
+
+def _show_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        print(f"{finding.level}: {finding.message}")
+        if finding.remedy:
+            print(f"    {finding.remedy}")

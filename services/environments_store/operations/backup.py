@@ -1,0 +1,72 @@
+"""A backup that was read back before it counts as one."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from services.environments_store.errors import OperationError
+from services.environments_store.operations.opening import require_table
+from services.environments_store.schema.check import look
+
+__all__ = ["Backup", "back_up", "new_file"]
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """`tables` holds the rows of each, as counted in the backup itself; `restore` says how it is brought back."""
+
+    file: str
+    bytes: int
+    tables: dict[str, int]
+    restore: str
+
+
+async def back_up(
+    url: str, file: Path, *, overwrite: bool = False, programs: Path | None = None, label: str = "DATABASE_URL"
+) -> Backup:
+    """Write a backup beside `file`, check it, and only then give it its name.
+
+    PostgreSQL: `pg_dump` in its custom format of both tables, with the schema; SQLite: `VACUUM INTO`. `programs` is the
+    folder of pg_dump and pg_restore, when they are not on PATH. Raises OperationError, which says what went wrong; then
+    there is no file, and an older one of that name is as it was.
+    """
+    seen = await look(url)
+    require_table(seen)
+    with new_file(file, overwrite=overwrite) as partial:
+        if seen.location.path is not None:
+            from services.environments_store.operations.backup_sqlite import vacuum_into
+
+            tables = await vacuum_into(seen.location.path, partial)
+            restore = f"stop every node, then: cp '{file}' '{seen.location.path}' (and remove its -wal and -shm files)"
+        else:
+            from services.environments_store.operations.backup_postgres import dump
+
+            tables = await dump(url, seen.found, partial, programs)
+            restore = f"pg_restore --clean --if-exists --single-transaction -d \"${label}\" '{file}'"
+        size = partial.stat().st_size
+    return Backup(file=str(file), bytes=size, tables=tables, restore=restore)
+
+
+@contextlib.contextmanager
+def new_file(file: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A name beside `file` to write to; it becomes `file` at the end of the block, and is removed when that raises.
+
+    Raises OperationError for a file that is there already, or a folder that cannot be written to.
+    """
+    if file.exists() and not overwrite:
+        raise OperationError(f"'{file}' exists already. Choose another name, or pass --force to replace it.")
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise OperationError(f"'{file}' cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""The backup of a PostgreSQL database: pg_dump, its exit code, its list of contents, and its rows, counted."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import anyio
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.errors import OperationError
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import METADATA_TABLE, qualified
+from services.environments_store.schema.postgres_steps import open_session
+
+__all__ = ["dump"]
+
+_COMPRESSION = "6"  # gzip's own choice between time and size
+_COUNT_TIMEOUT_S = 3_600.0  # counting a table of any size; nobody waits for it
+_LONGEST_LINE = 1 << 30  # a row of a dump may be as long as PostgreSQL's largest value
+_ERROR_LINES = 5
+
+
+async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -> dict[str, int]:
+    """Dump both tables and compare their rows with those of the very snapshot that was dumped.
+
+    Raises OperationError. While it runs it holds a lock that adding the column would have to wait for.
+    """
+    pg_dump, pg_restore = _program("pg_dump", programs), _program("pg_restore", programs)
+    address, environment = _address(url)
+    try:
+        async with _snapshot(url, found) as (snapshot, counts):
+            tables = [argument for table in counts for argument in ("-t", qualified(found.schema, table))]
+            command = [pg_dump, "-Fc", "-Z", _COMPRESSION, "-f", str(file), f"--snapshot={snapshot}", *tables]
+            await _run([*command, "-d", address], environment)
+    except StatementFailure as failure:
+        raise OperationError(f"The backup failed: {failure}.") from failure
+    listed = await _run([pg_restore, "--list", str(file)], environment)
+    for table, count in counts.items():
+        if f" TABLE DATA {found.schema} {table} " not in listed:
+            raise OperationError(f"The backup holds no rows of {found.schema}.{table}.")
+        dumped = await _count(pg_restore, file, found.schema, table, environment)
+        if dumped != count:
+            raise OperationError(f"The backup holds {dumped} rows of {found.schema}.{table}, the table {count}.")
+    return counts
+
+
+@asynccontextmanager
+async def _snapshot(url: str, found: Inspection) -> AsyncGenerator[tuple[str, dict[str, int]]]:
+    """A snapshot that pg_dump takes over, and the rows that are in it."""
+    session = await open_session(url, "backup", MigrationBudgets(statement_timeout_s=_COUNT_TIMEOUT_S))
+    try:
+        await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await session.run("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
+        snapshot = await session.fetch_value("SELECT pg_export_snapshot()")
+        counts = {found.table: await _rows(session, found, found.table)}
+        if await session.fetch_value("SELECT to_regclass($1)", qualified(found.schema, METADATA_TABLE)) is not None:
+            counts[METADATA_TABLE] = await _rows(session, found, METADATA_TABLE)
+        yield str(snapshot), counts
+    finally:
+        await session.close()
+
+
+async def _rows(session: PostgresSession, found: Inspection, table: str) -> int:
+    return int(await session.fetch_value(f"SELECT count(*) FROM {qualified(found.schema, table)}"))
+
+
+async def _count(program: str, file: Path, schema: str, table: str, environment: dict[str, str]) -> int:
+    """The rows of one table in the dump: the lines between COPY and its end, read as they come."""
+    command = [program, "--data-only", "-n", schema, "-t", table, "-f", "-", str(file)]
+    count, copying = 0, False
+    async with _started(command, environment) as process:
+        assert process.stdout is not None
+        lines = BufferedByteReceiveStream(process.stdout)
+        while True:
+            try:
+                line = await lines.receive_until(b"\n", _LONGEST_LINE)
+            except anyio.IncompleteRead:
+                break
+            if not copying:
+                copying = line.startswith(b"COPY ") and line.endswith(b"FROM stdin;")
+            elif line == rb"\.":
+                copying = False
+            else:
+                count += 1
+    return count
+
+
+async def _run(command: Sequence[str], environment: dict[str, str]) -> str:
+    async with _started(command, environment) as process:
+        assert process.stdout is not None
+        output = [chunk async for chunk in process.stdout]
+    return b"".join(output).decode(errors="replace")
+
+
+@asynccontextmanager
+async def _started(command: Sequence[str], environment: dict[str, str]) -> AsyncGenerator[Process]:
+    """A program that has to end well: OperationError with what it said when it does not."""
+    name = Path(command[0]).name
+    try:
+        process = await anyio.open_process(command, stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+    except OSError as error:
+        raise OperationError(f"{command[0]} cannot be run: {error.strerror or error}.") from error
+    errors: list[bytes] = []
+
+    async def listen() -> None:
+        assert process.stderr is not None
+        errors.extend([chunk async for chunk in process.stderr])
+
+    async with process, anyio.create_task_group() as listener:
+        listener.start_soon(listen)
+        yield process
+        code = await process.wait()
+    if code != 0:
+        said = b"".join(errors).decode(errors="replace").strip().splitlines()[-_ERROR_LINES:]
+        raise OperationError(f"{name} failed with exit code {code}: {' / '.join(said) or 'it said nothing'}")
+
+
+def _program(name: str, programs: Path | None) -> str:
+    found = shutil.which(name, path=None if programs is None else str(programs))
+    if found is None:
+        where = "on PATH" if programs is None else f"in '{programs}'"
+        raise OperationError(
+            f"There is no {name} {where}. Install PostgreSQL's client programs, of the server's version or newer, or "
+            "say where they are with --pg-bin."
+        )
+    return found
+
+
+def _address(url: str) -> tuple[str, dict[str, str]]:
+    """The URL without its password, which goes into the environment: everybody sees the arguments of a process."""
+    parts = urlsplit(url)
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    parameters = parse_qsl(parts.query)
+    secret = dict(parameters).get("password", unquote(password))
+    query = urlencode([(name, value) for name, value in parameters if name != "password"])
+    address = urlunsplit(parts._replace(netloc=f"{user}{at}{hosts}", query=query))
+    return address, {"PGPASSWORD": secret} if secret else {}

@@ -1,0 +1,19 @@
+"""One thing that was looked at, and how it stands: what `verify` and `backup` show."""
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Check", "all_hold"]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """`warning`: it holds, and something about it should be known."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    detail: str
+
+
+def all_hold(checks: tuple[Check, ...]) -> bool:
+    return all(check.state != "failed" for check in checks)

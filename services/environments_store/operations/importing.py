@@ -1,0 +1,141 @@
+"""Records from NDJSON into the table: every line is checked before the first is stored, and all are stored at once."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import IO, Literal, NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from services.environments_store.database.base import Database, Queries
+from services.environments_store.defaults import OperationLimits, StoreLimits
+from services.environments_store.errors import DatabaseError, ImportRefusedError
+from services.environments_store.hash import content_hash
+from services.environments_store.model import Change
+from services.environments_store.operations.spool import Batch, batches_of
+from services.environments_store.queries.transfer import StoredRow, Transfer, choose_transfer
+from services.environments_store.shape import TableShape
+
+__all__ = ["Import", "Imported", "OnConflict"]
+
+OnConflict = Literal["skip", "fail", "replace"]
+
+_SKIPPED, _CREATED, _REPLACED = range(3)
+
+
+class Imported(NamedTuple):
+    created: int
+    skipped: int
+    replaced: int
+
+
+class Import:
+    """One import of lines that can be read again from their start.
+
+    All of it is one transaction, so it is stored whole or not at all, and can be repeated as it is after any failure.
+    The lines are read and checked before the transaction begins, so it lasts no longer than storing them takes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        shape: TableShape,
+        *,
+        on_conflict: OnConflict = "skip",
+        limits: OperationLimits | None = None,
+        store_limits: StoreLimits | None = None,
+    ) -> None:
+        self._database = database
+        self._shape = shape
+        self._on_conflict = on_conflict
+        self._limits = limits or OperationLimits()
+        self._store_limits = store_limits or StoreLimits()
+        self._outcomes = bytearray()
+        """What became of each line, in their order: a byte a line is all that is remembered."""
+
+    async def run(self, lines: IO[bytes], on_progress: Callable[[str, int], None] | None = None) -> Imported:
+        """Check, then store. `on_progress` is told the phase, `check` or `store`, and how many lines it has done.
+
+        Raises ImportRefusedError, with the first bad line, and with `fail` the first whose id is there already;
+        SoftDeleteUnavailableError for deleted records without the column.
+        """
+        tell = on_progress or (lambda phase, lines: None)
+        self._shape.queries()  # raises for a table whose rows nobody can reach
+        await self._check(lines, tell)
+        statements = choose_transfer(self._shape.status)
+        self._outcomes.clear()
+        done = 0
+        batch: Batch | None = None
+        try:
+            with self._shape.watched():
+                async with self._database.transaction() as connection, aclosing(self._batches(lines)) as batches:
+                    async for batch in batches:
+                        await self._store(connection, statements, batch)
+                        done += len(batch.rows)
+                        tell("store", done)
+        except DatabaseError as error:
+            raise await self._name_line(error, statements, batch) from error
+        return Imported(*(self._outcomes.count(outcome) for outcome in (_CREATED, _SKIPPED, _REPLACED)))
+
+    async def changes(self, lines: IO[bytes]) -> AsyncGenerator[list[Change]]:
+        """What to tell others after `run`; a record that came deleted is a removed one."""
+        position = 0
+        async with aclosing(self._batches(lines)) as batches:
+            async for batch in batches:
+                outcomes = self._outcomes[position : position + len(batch.rows)]
+                position += len(batch.rows)
+                yield await anyio.to_thread.run_sync(_changes, batch.rows, outcomes)
+
+    async def _check(self, lines: IO[bytes], tell: Callable[[str, int], None]) -> None:
+        done = 0
+        async with aclosing(self._batches(lines, checked=False)) as batches:
+            async for batch in batches:
+                if not self._shape.status.soft_delete and any(row.deleted_at for row in batch.rows):
+                    raise self._shape.unavailable()
+                done += len(batch.rows)
+                tell("check", done)
+
+    def _batches(self, lines: IO[bytes], *, checked: bool = True) -> AsyncGenerator[Batch]:
+        return batches_of(lines, checked=checked, limits=self._limits, store_limits=self._store_limits)
+
+    async def _store(self, connection: Queries, statements: Transfer, batch: Batch) -> None:
+        ids = [row.id for row in batch.rows]
+        if self._on_conflict == "replace":
+            there = {row["id"] for row in await connection.fetch(statements.existing, *statements.pack_ids(ids))}
+            await connection.fetch(statements.replace, *statements.pack(batch.rows))
+            self._outcomes += bytes(_REPLACED if id in there else _CREATED for id in ids)
+            return
+        stored = {row["id"] for row in await connection.fetch(statements.insert, *statements.pack(batch.rows))}
+        if self._on_conflict == "fail":
+            for id, number in zip(ids, batch.numbers, strict=True):
+                if id not in stored:
+                    raise ImportRefusedError(number, f"an environment '{id}' exists already, live or in the trash")
+        self._outcomes += bytes(_CREATED if id in stored else _SKIPPED for id in ids)
+
+    async def _name_line(self, error: DatabaseError, statements: Transfer, batch: Batch | None) -> Exception:
+        """The line of a batch that the database refuses, found by storing them one by one, and none in the end."""
+        for row, number in zip(*batch, strict=True) if batch else ():
+            try:
+                with anyio.CancelScope(shield=True):
+                    async with self._database.transaction() as connection:
+                        await connection.fetch(statements.replace, *statements.pack([row]))
+                        raise _RollBack
+            except _RollBack:
+                continue
+            except DatabaseError as refusal:
+                return ImportRefusedError(number, f"the database cannot hold it: {refusal}")
+        return error
+
+
+class _RollBack(Exception):
+    """Ends a transaction that was only a trial."""
+
+
+def _changes(rows: Sequence[StoredRow], outcomes: bytearray) -> list[Change]:
+    return [_change(row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if outcome != _SKIPPED]
+
+
+def _change(row: StoredRow, outcome: int) -> Change:
+    kind: Literal["created", "updated"] = "created" if outcome == _CREATED else "updated"
+    hash = content_hash(row.document.encode())
+    return Change(type="removed" if row.deleted_at else kind, uuid=row.id, hash=hash, timestamp=row.timestamp)

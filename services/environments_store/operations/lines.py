@@ -1,0 +1,149 @@
+"""One line of NDJSON and the row it means, both ways, without a change to the document's own bytes.
+
+A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
+cannot stand in a line as it is: such a record has its exact text in `environmentText` besides. An import needs the
+`environment` alone; what is missing is made up as `create` would, and `hash` is not looked at.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from broker.errors import MoleculerError
+from broker.members import load, split_object
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.document import check_document, check_uuid
+from services.environments_store.model import Environment, encode_record, iso_date
+from services.environments_store.queries.transfer import StoredRow
+
+__all__ = ["export_line", "import_line"]
+
+_EXACT = b',"environmentText":'
+_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
+class _Line(msgspec.Struct, rename="camel"):
+    """The members that an import reads; others are passed over."""
+
+    environment: msgspec.Raw = msgspec.Raw(b"")
+    environment_text: Any = None
+    id: Any = None
+    environment_uuid: Any = None
+    timestamp: Any = None
+    created_at: Any = None
+    updated_at: Any = None
+    deleted_at: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Line)
+_NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Line)}
+
+
+def export_line(environment: Environment, hash: str) -> bytes:
+    """The record as a line, its end included."""
+    document = environment.document or b"null"
+    if b"\n" not in document and b"\r" not in document and document == document.strip():
+        return encode_record(environment, hash) + b"\n"
+    # Outside of strings JSON takes a space for a line break, and inside of them there are none.
+    record = encode_record(environment._replace(document=document.translate(_BREAKS)), hash)
+    return b"%s%s%s}\n" % (record[:-1], _EXACT, msgspec.json.encode(document.decode()))
+
+
+def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> StoredRow:
+    """The row that a line means. `checked`: it was read before, so its document needs no second look.
+
+    Raises ValueError, with the reason in words, for what is no record.
+    """
+    members = _members(line)
+    raw = bytes(members.environment)
+    if members.environment_text is not None:
+        if not isinstance(members.environment_text, str):
+            raise ValueError("its 'environmentText' is no text")
+        raw = members.environment_text.encode()
+    if not raw:
+        raise ValueError("it has no 'environment'")
+    uuid = members.id
+    if not checked or uuid is None:
+        own = _document_uuid(raw, limits)
+        uuid = own if uuid is None else uuid
+    text = raw.decode()
+    created = _date("createdAt", members.created_at) or _now()
+    updated = _date("updatedAt", members.updated_at) or created
+    id = _uuid("id", uuid, limits)
+    other = members.environment_uuid
+    return StoredRow(
+        id=id,
+        document=text,
+        environment_uuid=id if other is None else _uuid("environmentUuid", other, limits),
+        timestamp=_timestamp(members.timestamp, updated),
+        created_at=created,
+        updated_at=updated,
+        deleted_at=_date("deletedAt", members.deleted_at),
+    )
+
+
+def _members(line: bytes) -> _Line:
+    try:
+        return _DECODER.decode(line)
+    except msgspec.ValidationError:
+        raise ValueError("it is no JSON object") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        # Half of a surrogate pair, or deep nesting: both are documents that a database may hold.
+        members = split_object(line)
+    values: dict[str, Any] = {}
+    for name, wire in _NAMES.items():
+        if wire in members:
+            values[name] = msgspec.Raw(members[wire]) if name == "environment" else load(members[wire])
+    return _Line(**values)
+
+
+def _document_uuid(raw: bytes, limits: StoreLimits) -> Any:
+    try:
+        _, document = check_document(raw, limits)
+    except MoleculerError as error:
+        raise ValueError(_reason(error)) from None
+    return document.value.get("uuid")
+
+
+def _uuid(field: str, value: Any, limits: StoreLimits) -> str:
+    if value is None:
+        raise ValueError("it has no 'id', and its document no 'uuid'")
+    try:
+        return check_uuid(value, field, limits)
+    except MoleculerError as error:
+        raise ValueError(_reason(error)) from None
+
+
+def _reason(error: MoleculerError) -> str:
+    text: str = error.data[0]["message"]
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def _date(field: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    date = iso_date(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    try:
+        # Text in the original's own form is taken over as it stands, so its numbers may still be impossible.
+        return date if date is not None and datetime.fromisoformat(date) else _refuse(field, value)
+    except ValueError:
+        return _refuse(field, value)
+
+
+def _refuse(field: str, value: Any) -> str:
+    raise ValueError(f"its '{field}' is no date: {value!r}")
+
+
+def _timestamp(value: Any, updated: str) -> int:
+    if value is None:
+        return round(datetime.fromisoformat(updated).timestamp() * 1000)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 2**53:
+        raise ValueError(f"its 'timestamp' is no number of milliseconds: {value!r}")
+    return int(value)
+
+
+def _now() -> str:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,73 @@
+"""A node that serves says so in PostgreSQL, so that nobody takes the column away under it.
+
+A shared advisory lock, held by a connection of its own, is gone with the node however it ends. A pool has no connection
+while nobody calls, and behind a transaction pooler no session is anybody's own: there nothing is said. A SQLite file
+needs none of it: a node in WAL mode holds a lock on the file itself for as long as it has it open.
+"""
+
+import logging
+from typing import NoReturn
+
+import anyio
+
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.location import read_location
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets, OperationLimits
+from services.environments_store.schema.inspect_postgres import inspect
+from services.environments_store.schema.inspection import Inspection
+
+__all__ = ["APPLICATION", "Presence", "serving_key"]
+
+APPLICATION = "environments-store serving"
+HOLD = "SELECT pg_try_advisory_lock_shared(hashtextextended($1, 0))"
+
+
+def serving_key(found: Inspection) -> str:
+    """One key for each table, held in shared mode by its nodes and exclusively by a rollback."""
+    return f"environments-store/serving/{found.schema}.{found.table}"
+
+
+class Presence:
+    """Says that this node serves, for as long as `run` runs."""
+
+    def __init__(self, url: str, node_id: str, logger: logging.Logger, limits: OperationLimits | None = None) -> None:
+        self._url = url
+        self._node_id = node_id
+        self._logger = logger
+        self._limits = limits or OperationLimits()
+
+    async def run(self) -> None:
+        """Returns at once where nothing can be said. To be run in the node's task group."""
+        if read_location(self._url).dialect == "sqlite":
+            return
+        while True:
+            try:
+                session = await self._connect()
+                try:
+                    if session.pooled:
+                        return
+                    await self._hold(session)
+                finally:
+                    await session.close()
+            except StatementFailure as failure:
+                self._logger.debug("The connection that says that this node serves was lost: %s", failure)
+            await anyio.sleep(self._limits.serving_retry_s)
+
+    async def _connect(self) -> PostgresSession:
+        budgets = MigrationBudgets()
+        return await PostgresSession.connect(
+            self._url,
+            application_name=f"{APPLICATION} {self._node_id}"[:63],  # all that PostgreSQL keeps of it
+            connect_timeout_s=budgets.connect_timeout_s,
+            answer_timeout_s=budgets.statement_timeout_s,
+        )
+
+    async def _hold(self, session: PostgresSession) -> NoReturn:
+        """Until the connection is lost. While a rollback runs the lock is not to be had, and is tried again."""
+        held = False
+        while True:
+            if not held:
+                held = bool(await session.fetch_value(HOLD, serving_key(await inspect(session))))
+            await anyio.sleep(self._limits.serving_every_s if held else self._limits.serving_retry_s)
+            await session.run("SELECT 1")

@@ -1,0 +1,62 @@
+"""The automatic purge: daily, at a time of the node's own, and only where a retention is set."""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from broker.errors import MoleculerError
+from services.environments_store.database.base import Database
+from services.environments_store.defaults import OperationLimits
+from services.environments_store.model import Change
+from services.environments_store.operations.purge import Purge
+from services.environments_store.shape import TableShape
+
+__all__ = ["Retention"]
+
+
+class Retention:
+    """Purges what has been in the trash for more than `days`. Nodes that do so at once share the work."""
+
+    def __init__(
+        self,
+        days: int,
+        database: Database,
+        shape: TableShape,
+        tell: Callable[[list[Change]], Awaitable[None]],
+        logger: logging.Logger,
+        limits: OperationLimits | None = None,
+    ) -> None:
+        self._days = days
+        self._database = database
+        self._shape = shape
+        self._tell = tell
+        self._logger = logger
+        self._limits = limits or OperationLimits()
+        self._random = random.Random()  # jitter between nodes, no secret
+
+    async def run(self) -> None:
+        """For ever. To be run in the node's task group."""
+        await anyio.sleep(self._random.uniform(0, self._limits.retention_first_s))
+        while True:
+            await self._purge()
+            await anyio.sleep(self._random.uniform(0.9, 1.1) * self._limits.retention_every_s)
+
+    async def _purge(self) -> None:
+        """Once. What fails today is purged tomorrow: nothing that anybody waits for."""
+        if not self._shape.status.soft_delete or not self._shape.status.writable:
+            return
+        purged = 0
+        try:
+            purge = await Purge.older_than(self._days, self._database, self._shape, self._limits)
+            async for changes in purge.batches():
+                purged += len(changes)
+                await self._tell(changes)
+        except MoleculerError as error:
+            self._logger.warning("The automatic purge stopped after %d environments: %s", purged, error)
+            return
+        if purged:
+            self._logger.info(
+                "Purged %d environments that were deleted more than %d days ago (RETENTION_DAYS)", purged, self._days
+            )

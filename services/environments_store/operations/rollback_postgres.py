@@ -1,0 +1,163 @@
+"""The rollback on PostgreSQL: one transaction that writers wait for, and readers for 250 ms at most.
+
+First a lock that stops writes alone; under it the trash is copied, counted and, if wanted, deleted. Then the column is
+dropped, and its indexes with it, at the first of several short waits for everybody to be gone.
+"""
+
+import logging
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets, OperationLimits
+from services.environments_store.errors import OperationError
+from services.environments_store.operations.presence import APPLICATION, serving_key
+from services.environments_store.schema.blockers import describe, who_blocks
+from services.environments_store.schema.inspect_postgres import inspect
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.ladder import Ladder
+from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.postgres_steps import lock_key, open_session
+
+__all__ = ["drop_column", "nodes_of"]
+
+TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
+# The connections of a node: the one that says that it serves, and those of its pool. Everybody may see their names.
+NODES = """
+SELECT DISTINCT application_name AS application, client_addr::text AS address FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+  AND (application_name = 'environments-store' OR starts_with(application_name, $1)) ORDER BY 1, 2
+"""
+_COPY_TIMEOUT_S = 3_600.0  # a trash of any size; readers do not wait for it
+
+
+async def nodes_of(url: str) -> tuple[str, ...]:
+    """The nodes that serve this table now."""
+    try:
+        session = await open_session(url, "rollback", MigrationBudgets())
+        try:
+            return await _nodes(session, await inspect(session))
+        finally:
+            await session.close()
+    except StatementFailure as failure:
+        raise service_error(failure, write=False) from failure
+
+
+async def _nodes(session: PostgresSession, found: Inspection) -> tuple[str, ...]:
+    rows = await session.fetch(NODES, APPLICATION)
+    named = [row for row in rows if row["application"].startswith(APPLICATION)]
+    serving = tuple(
+        f"'{row['application'].removeprefix(APPLICATION).strip() or 'a node'}' serves from {row['address'] or 'here'}"
+        for row in named or rows
+    )
+    if serving or session.pooled:
+        return serving
+    # Somebody whose name this role may not see.
+    alone = await session.fetch_value(TRY_LOCK, serving_key(found))
+    if alone:
+        await session.fetch_value(UNLOCK, serving_key(found))
+    return () if alone else ("A node serves",)
+
+
+async def drop_column(
+    url: str,
+    found: Inspection,
+    copy: str,
+    remove: bool,
+    *,
+    force: bool,
+    logger: logging.Logger,
+    limits: OperationLimits | None = None,
+) -> int:
+    """Returns how many rows the copy has. Raises OperationError; then nothing was changed."""
+    limits = limits or OperationLimits()
+    budgets = MigrationBudgets(statement_timeout_s=_COPY_TIMEOUT_S)
+    if not found.can_alter or not found.can_index:
+        raise OperationError(
+            f"Role {quoted(found.role)} must own {qualified(found.schema, found.table)}, and may have to CREATE in the "
+            f"schema for the copy: GRANT CREATE ON SCHEMA {quoted(found.schema)} TO {quoted(found.role)};"
+        )
+    try:
+        session = await open_session(url, "rollback", budgets)
+        try:
+            async with _alone(session, found, force):
+                return await _in_transaction(session, found, copy, remove, limits, logger)
+        finally:
+            await session.close()
+    except StatementFailure as failure:
+        hint = f" {failure.hint}" if failure.hint else ""
+        raise OperationError(f"The rollback failed, and nothing was changed: {failure}.{hint}") from failure
+
+
+@asynccontextmanager
+async def _alone(session: PostgresSession, found: Inspection, force: bool) -> AsyncGenerator[None]:
+    """No node may begin to serve, and none may migrate, until this is done. The locks go with the session."""
+    if session.pooled:
+        if not force:
+            raise OperationError("Behind a transaction pooler nobody can tell who serves: give the direct address.")
+    else:
+        for key, who in ((lock_key(found), "migrates"), (serving_key(found), "serves")):
+            if not await session.fetch_value(TRY_LOCK, key) and not force:
+                raise OperationError(f"A node {who} now: nothing was changed.")
+    yield
+
+
+async def _in_transaction(
+    session: PostgresSession,
+    found: Inspection,
+    copy: str,
+    remove: bool,
+    limits: OperationLimits,
+    logger: logging.Logger,
+) -> int:
+    table, target = qualified(found.schema, found.table), qualified(found.schema, copy)
+    trash = f"FROM {table} WHERE {quoted(COLUMN)} IS NOT NULL"
+    deadline = anyio.current_time() + limits.rollback_wait_s
+    await session.run("BEGIN")
+    await session.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+    await _patiently(session, found, f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", deadline, logger)
+    count = int(await session.fetch_value(f"SELECT count(*) {trash}"))
+    await session.run(f"CREATE TABLE {target} AS SELECT * {trash}")
+    copied = int(await session.fetch_value(f"SELECT count(*) FROM {target}"))
+    if copied != count:
+        raise OperationError(f"The copy has {copied} rows, the trash {count}: nothing was changed.")
+    if remove:
+        await session.run(f"DELETE {trash}")
+    deadline = anyio.current_time() + limits.rollback_wait_s
+    await _patiently(session, found, f"ALTER TABLE {table} DROP COLUMN {quoted(COLUMN)}", deadline, logger)
+    await session.run("COMMIT")
+    return copied
+
+
+async def _patiently(
+    session: PostgresSession, found: Inspection, statement: str, deadline: float, logger: logging.Logger
+) -> None:
+    """Run a statement that needs a lock: short waits, so that nobody queues behind it for long, until the deadline."""
+    ladder = Ladder(MigrationBudgets(), anyio.current_time, random.Random())
+    told = False
+    while True:
+        await session.run("SAVEPOINT attempt")
+        await session.run(f"SET LOCAL lock_timeout = {ladder.next_lock_timeout_ms()}")
+        try:
+            await session.run(statement)
+        except StatementFailure as failure:
+            if outcome_of(failure) != "blocked":
+                raise
+            await session.run("ROLLBACK TO SAVEPOINT attempt")
+            who = describe(await who_blocks(session, found.oid))
+            pause_s = ladder.pause_s()
+            if anyio.current_time() + pause_s >= deadline:
+                raise OperationError(f"The table could not be locked, and nothing was changed. {who}") from failure
+            if not told:
+                told = True
+                logger.warning("The rollback has to wait: %s", who)
+            await anyio.sleep(pause_s)
+        else:
+            await session.run("SET LOCAL lock_timeout = 0")
+            return

@@ -1,0 +1,124 @@
+"""The lines of an import, kept so that they can be read twice: once to check them all, once to store them."""
+
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import anyio.to_thread
+import msgspec
+
+from services.environments_store.defaults import OperationLimits, StoreLimits
+from services.environments_store.errors import ImportRefusedError
+from services.environments_store.operations.lines import import_line
+from services.environments_store.queries.transfer import StoredRow
+
+__all__ = ["Batch", "batches_of", "file_lines", "spooled_lines"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Batch(NamedTuple):
+    """Rows with different ids, and the number of the line that each came from."""
+
+    rows: list[StoredRow]
+    numbers: list[int]
+
+
+@asynccontextmanager
+async def file_lines(path: Path) -> AsyncGenerator[IO[bytes]]:
+    """A file that can be read again from its start. Raises OSError."""
+    file = await anyio.to_thread.run_sync(lambda: path.open("rb"))
+    try:
+        if not file.seekable():  # a named pipe
+            async with spooled_lines(_chunks(file)) as spool:
+                yield spool
+        else:
+            yield file
+    finally:
+        file.close()
+
+
+@asynccontextmanager
+async def spooled_lines(chunks: AsyncIterator[Any], limits: OperationLimits | None = None) -> AsyncGenerator[IO[bytes]]:
+    """A stream written down: of bytes, of text, or of records, each of which is a line. Raises what reading raises."""
+    limits = limits or OperationLimits()
+    with tempfile.SpooledTemporaryFile(max_size=limits.spool_bytes) as spool:
+        async for chunk in chunks:
+            data = _bytes(chunk)
+            if spool.tell() + len(data) < limits.spool_bytes:
+                spool.write(data)
+            else:
+                await anyio.to_thread.run_sync(spool.write, data)
+        yield spool
+
+
+async def batches_of(
+    file: IO[bytes], *, checked: bool, limits: OperationLimits, store_limits: StoreLimits
+) -> AsyncGenerator[Batch]:
+    """The rows of all lines from the start, in batches that fit one statement.
+
+    Raises ImportRefusedError, with the number of the line and the reason, for one that is no record.
+    """
+    await anyio.to_thread.run_sync(file.seek, 0)
+    reader = _Reader(file, checked, limits, store_limits)
+    # On a thread: reading and checking documents must not hold up the heartbeats of the node.
+    while batch := await anyio.to_thread.run_sync(reader.next):
+        yield batch
+
+
+async def _chunks(file: IO[bytes]) -> AsyncGenerator[bytes]:
+    while data := await anyio.to_thread.run_sync(file.read, OperationLimits().spool_bytes, abandon_on_cancel=True):
+        yield data
+
+
+class _Reader:
+    def __init__(self, file: IO[bytes], checked: bool, limits: OperationLimits, store_limits: StoreLimits) -> None:
+        self._file = file
+        self._checked = checked
+        self._limits = limits
+        self._store_limits = store_limits
+        self._number = 0
+        self._kept: tuple[StoredRow, int] | None = None
+
+    def next(self) -> Batch | None:
+        rows: dict[str, StoredRow] = {}
+        numbers: list[int] = []
+        size = 0
+        while len(rows) < self._limits.import_rows and size < self._limits.import_bytes:
+            found, self._kept = self._kept or self._row(), None
+            if found is None:
+                break
+            row, number = found
+            if row.id in rows:
+                # One statement cannot store an id twice: the second line comes with the next batch.
+                self._kept = found
+                break
+            rows[row.id] = row
+            numbers.append(number)
+            size += len(row.document)
+        return Batch(list(rows.values()), numbers) if rows else None
+
+    def _row(self) -> tuple[StoredRow, int] | None:
+        while line := self._file.readline(self._limits.line_bytes + 1):
+            self._number += 1
+            if self._number == 1:
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+            if len(line) > self._limits.line_bytes:
+                raise ImportRefusedError(self._number, f"it has more than {self._limits.line_bytes} bytes")
+            if line.isspace() or not line:
+                continue
+            try:
+                return import_line(line, self._store_limits, checked=self._checked), self._number
+            except ValueError as error:
+                raise ImportRefusedError(self._number, str(error)) from None
+        return None
+
+
+def _bytes(chunk: Any) -> bytes:
+    if isinstance(chunk, bytes):
+        return chunk
+    if isinstance(chunk, str):
+        return chunk.encode("utf-8", "surrogatepass")
+    return msgspec.json.encode(chunk) + b"\n"

@@ -1,0 +1,60 @@
+"""The table as it was last seen: which statements fit it, and what happens when it turns out to be another one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.environments_store.errors import DatabaseUnavailableError, MissingColumnError, SoftDeleteUnavailableError
+from services.environments_store.queries import Queries, SoftDelete, choose
+from services.environments_store.schema.status import SchemaStatus
+
+__all__ = ["TableShape"]
+
+
+class TableShape:
+    """`status` tells how the schema was last seen; `report_missing_column` is called when a statement met another."""
+
+    def __init__(self, status: Callable[[], SchemaStatus], report_missing_column: Callable[[], None]) -> None:
+        self._status = status
+        self._report_missing_column = report_missing_column
+
+    @property
+    def status(self) -> SchemaStatus:
+        return self._status()
+
+    def queries(self) -> Queries:
+        """The statements for the table with or without the column. Raises DatabaseUnavailableError when the rows of
+        the table cannot be read now."""
+        status = self.status
+        if not status.readable:
+            raise DatabaseUnavailableError(status.error or "The rows of the table cannot be read now.")
+        return choose(status)
+
+    def soft_delete(self) -> tuple[Queries, SoftDelete]:
+        """Those that need the column too. Raises SoftDeleteUnavailableError when it is not there."""
+        queries = self.queries()
+        if queries.soft_delete is None:
+            raise self.unavailable()
+        return queries, queries.soft_delete
+
+    def unavailable(self) -> SoftDeleteUnavailableError:
+        """Why nothing can be deleted or restored now."""
+        status = self.status
+        why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."
+        return SoftDeleteUnavailableError(
+            f"Soft delete is not available now; nothing was deleted or restored. {why}",
+            state=status.state,
+            reason=status.reason or status.state,
+        )
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Statements in this block may meet a table that somebody has changed: callers then get a retryable error."""
+        try:
+            yield
+        except MissingColumnError as error:
+            self._report_missing_column()
+            raise SoftDeleteUnavailableError(
+                f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
+                " stored: try again.",
+                reason="lost",
+            ) from error

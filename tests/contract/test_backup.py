@@ -1,0 +1,93 @@
+"""A backup holds every row, and can be restored."""
+
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from services.environments_store.errors import DatabaseError, OperationError
+from services.environments_store.operations.backup import back_up
+from tests.support.operations import exported, fill
+from tests.support.postgres import PostgresDatabase, PostgresServer
+from tests.support.shapes import make_sqlite, postgres_sql
+from tests.support.store import Bench
+
+pytestmark = pytest.mark.anyio
+
+
+def restore(server: PostgresServer, database: PostgresDatabase, file: Path) -> None:
+    command = [str(server.programs / "pg_restore"), "-d", database.url, str(file)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_dump_can_be_restored_elsewhere(
+    bench: Bench, postgres_database: PostgresDatabase, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    await fill(bench, 1_000)
+    await fill(bench, 10, deleted_days=3, prefix="gone-")
+    await bench.create("multi", text="a\\.\nCOPY x FROM stdin;\n\\.")
+    file = tmp_path / "backups" / "one.dump"
+    backup = await back_up(postgres_database.url, file, programs=postgres_server.programs)
+    assert backup.tables == {"environments": 1_011}
+    assert backup.bytes == file.stat().st_size
+    assert files(file.parent) == [file]
+    other = PostgresDatabase(postgres_server)
+    try:
+        restore(postgres_server, other, file)
+        sums = "SELECT md5(string_agg(e::text, ' ' ORDER BY id)) FROM environments AS e"
+        assert other.run_sql(sums) == postgres_database.run_sql(sums)
+    finally:
+        other.drop()
+
+
+@pytest.mark.parametrize("shape", ["p_c", "p_dmig", "p_odd_search_path"])
+async def test_both_tables_of_the_right_schema_are_dumped(
+    shape: str, postgres_database: PostgresDatabase, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    postgres_database.run_sql(postgres_sql(shape))
+    counts = {"environments": int(postgres_database.run_sql("SELECT count(*) FROM environments").splitlines()[-1])}
+    if postgres_database.run_sql("SELECT to_regclass('metadata') IS NOT NULL") == "t":
+        counts["metadata"] = int(postgres_database.run_sql("SELECT count(*) FROM metadata"))
+    backup = await back_up(postgres_database.url, tmp_path / "a.dump", programs=postgres_server.programs)
+    assert backup.tables == counts
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_a_copy_of_a_file_that_is_in_use_is_whole(bench: Bench, tmp_path: Path) -> None:
+    await fill(bench, 1_000)
+    await bench.store.remove("row-7")
+    file = tmp_path / "backups" / "copy.sqlite"
+    async with bench.database.transaction() as connection:
+        await connection.execute("DELETE FROM environments WHERE id = 'row-1'")  # not committed: not in the copy
+        backup = await back_up(f"sqlite:///{tmp_path / 'environments.sqlite'}", file)
+    assert backup.tables == {"environments": 1_000}
+    assert files(file.parent) == [file]
+    copy = sqlite3.connect(file)
+    assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert copy.execute("SELECT count(*), count(deletedAt) FROM environments").fetchone() == (1_000, 1)
+    copy.close()
+    assert len(await exported(bench)) == 999
+
+
+async def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
+    make_sqlite("s_d1", tmp_path / "environments.sqlite")
+    url, file = f"sqlite:///{tmp_path / 'environments.sqlite'}", tmp_path / "copy.sqlite"
+    file.write_text("precious")
+    with pytest.raises(OperationError, match="exists already"):
+        await back_up(url, file)
+    assert file.read_text() == "precious"
+    await back_up(url, file, overwrite=True)
+    assert file.read_bytes().startswith(b"SQLite format 3")
+
+
+async def test_without_a_table_there_is_nothing_to_back_up(tmp_path: Path, postgres_url: str) -> None:
+    for url in (f"sqlite:///{tmp_path / 'none.sqlite'}", postgres_url):
+        with pytest.raises(DatabaseError, match=r"There is no table '(public\.)?environments'"):
+            await back_up(url, tmp_path / "x")
+    assert files(tmp_path) == []

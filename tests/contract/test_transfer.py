@@ -1,0 +1,247 @@
+"""Export and import: what goes out comes in again as it was, byte for byte, or nothing does."""
+
+import hashlib
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.environments_store.errors import ImportRefusedError, SoftDeleteUnavailableError
+from services.environments_store.operations.importing import Import, OnConflict
+from services.environments_store.operations.spool import file_lines, spooled_lines
+from tests.support.operations import TRASHABLE, exported, fill, imported, ndjson, shape_of
+from tests.support.store import Bench
+
+pytestmark = pytest.mark.anyio
+with_column = pytest.mark.parametrize("bench", TRASHABLE, indirect=True)
+both = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
+DOCUMENTS = {
+    "plain": b'{"uuid":"plain","name":"Env \xc3\xa9 \xf0\x9f\x98\x80"}',
+    "spaces": b' { "uuid" : "spaces" ,  "b":1, "a":2 } ',
+    "numbers": b'{"uuid":"numbers","a":1e21,"b":1.0,"c":-0,"d":12345678901234567890}',
+    "breaks": b'{\n  "uuid": "breaks",\r\n  "text": "a \\n break"\n}\n',
+    "twice": b'{"uuid":"twice","a":1,"a":2}',
+    "surrogate": b'{"uuid":"surrogate","a":"\\ud800"}',
+    "nul": b'{"uuid":"nul","a":"\\u0000"}',
+    "huge": b'{"uuid":"huge","a":1e400}',
+    "deep": b'{"uuid":"deep","a":' + b"[" * 1_000 + b"]" * 1_000 + b"}",
+}
+
+
+@both
+async def test_everything_comes_back_byte_for_byte(bench: Bench) -> None:
+    for document in DOCUMENTS.values():
+        await bench.store.create(document)
+    for uuid in ("plain", "breaks", "deep"):
+        await bench.store.remove(uuid)
+    before = await exported(bench)
+    texts = {uuid: await bench.stored_text(uuid) for uuid in DOCUMENTS}
+    assert {uuid: text.encode() for uuid, text in texts.items()} == DOCUMENTS
+    assert len(before) == len(DOCUMENTS)
+    await bench.run("DELETE FROM environments")
+    assert await imported(bench, io.BytesIO(b"\n".join(before))) == (len(DOCUMENTS), 0, 0)
+    assert await exported(bench) == before
+    assert {uuid: await bench.stored_text(uuid) for uuid in DOCUMENTS} == texts
+    trash = {record["id"] for record in await bench.list_deleted(fields=("id",))}
+    assert trash == {"plain", "breaks", "deep"}
+
+
+@with_column
+async def test_a_line_is_the_record_that_the_actions_answer_with(bench: Bench) -> None:
+    record = await bench.create("one", name="first")
+    await bench.create("two")
+    await bench.store.remove("two")
+    assert [json.loads(line) for line in await exported(bench, "live")] == [record]
+    assert [json.loads(line) for line in await exported(bench, "deleted")] == await bench.list_deleted()
+    assert {json.loads(line)["id"] for line in await exported(bench, "all")} == {"one", "two"}
+
+
+@with_column
+async def test_dates_and_the_timestamp_come_in_as_they_are(bench: Bench) -> None:
+    line = {
+        "id": "U",
+        "environment": {"uuid": "U"},
+        "timestamp": 1748340000124,
+        "createdAt": "2025-05-27T10:00:00.124Z",
+        "updatedAt": "2025-05-28T10:00:00.125Z",
+        "deletedAt": "2025-05-29T10:00:00.126Z",
+    }
+    await imported(bench, ndjson(line))
+    [record] = await bench.list_deleted()
+    assert {key: record[key] for key in line} == line
+    await bench.store.restore("U")
+    assert [record["id"] for record in await bench.list()] == ["U"]
+
+
+@with_column
+async def test_a_document_alone_is_enough(bench: Bench) -> None:
+    assert await imported(bench, ndjson({"environment": {"uuid": "U", "name": "by hand"}})) == (1, 0, 0)
+    [record] = await bench.list()
+    assert record["id"] == record["environmentUuid"] == "U"
+    assert record["environment"] == {"uuid": "U", "name": "by hand"}
+    assert record["createdAt"] == record["updatedAt"]
+    assert record["deletedAt"] is None
+    assert record["timestamp"] > 1_700_000_000_000
+
+
+@with_column
+@pytest.mark.parametrize(
+    ("on_conflict", "outcome", "name"), [("skip", (1, 2, 0), "mine"), ("replace", (1, 0, 2), "theirs")]
+)
+async def test_what_is_there_is_kept_or_replaced_as_asked(
+    bench: Bench, on_conflict: OnConflict, outcome: tuple[int, int, int], name: str
+) -> None:
+    await bench.create("live", name="mine")
+    await bench.create("trash", name="mine")
+    await bench.store.remove("trash")
+    lines = ndjson(*({"environment": {"uuid": uuid, "name": "theirs"}} for uuid in ("live", "trash", "new")))
+    assert await imported(bench, lines, on_conflict) == outcome
+    documents = {record["id"]: record["environment"]["name"] for record in map(json.loads, await exported(bench))}
+    assert documents == {"live": name, "trash": name, "new": "theirs"}
+    assert len(await bench.list_deleted()) == (1 if on_conflict == "skip" else 0)
+
+
+@with_column
+@pytest.mark.parametrize("taken", ["live", "trash"])
+async def test_fail_names_the_first_line_that_is_there_and_stores_nothing(bench: Bench, taken: str) -> None:
+    await bench.create(taken)
+    if taken == "trash":
+        await bench.store.remove(taken)
+    before = await exported(bench)
+    lines = ndjson(*({"environment": {"uuid": uuid}} for uuid in ("a", "b", taken, "c")))
+    with pytest.raises(ImportRefusedError) as caught:
+        await imported(bench, lines, "fail")
+    assert caught.value.data["line"] == 3
+    assert f"'{taken}' exists already" in str(caught.value)
+    assert await exported(bench) == before
+
+
+@with_column
+async def test_an_id_twice_in_one_import_is_a_conflict_with_itself(bench: Bench) -> None:
+    lines = [{"environment": {"uuid": "U", "number": number}} for number in range(3)]
+    assert await imported(bench, ndjson(*lines), "replace") == (1, 0, 2)
+    assert (await bench.list())[0]["environment"]["number"] == 2
+    assert await imported(bench, ndjson(*lines), "skip") == (0, 3, 0)
+    await bench.run("DELETE FROM environments")
+    with pytest.raises(ImportRefusedError) as caught:
+        await imported(bench, ndjson(*lines), "fail")
+    assert caught.value.data["line"] == 2
+
+
+BAD = {
+    "no JSON": (b"{nonsense\n", "no key"),
+    "no object": (b"[1]\n", "no JSON object"),
+    "cut off": (b'{"environment":{"uuid":"x"', "does not end"),
+    "no environment": (b'{"id":"x"}\n', "no 'environment'"),
+    "an array": (b'{"id":"x","environment":[1]}\n', "must be an object"),
+    "null": (b'{"id":"x","environment":null}\n', "must be an object"),
+    "not UTF-8": (b'{"environment":{"uuid":"x","a":"\xff"}}\n', "UTF-8"),
+    "no id": (b'{"environment":{"name":"x"}}\n', "no 'id'"),
+    "an id that is none": (b'{"id":7,"environment":{}}\n', "'id' must be a string"),
+    "an empty id": (b'{"id":"","environment":{}}\n', "must not be empty"),
+    "a long id": (b'{"id":"%s","environment":{}}\n' % (b"x" * 256), "longer than 255"),
+    "a bad date": (b'{"environment":{"uuid":"x"},"deletedAt":"yesterday"}\n', "'deletedAt' is no date: 'yesterday'"),
+    "an impossible date": (b'{"environment":{"uuid":"x"},"createdAt":"2025-02-30 00:00:00.000 +00:00"}\n', "no date"),
+    "a date that is true": (b'{"environment":{"uuid":"x"},"deletedAt":true}\n', "no date"),
+    "a bad timestamp": (b'{"environment":{"uuid":"x"},"timestamp":"now"}\n', "'timestamp' is no number"),
+    "a bad text": (b'{"environment":{"uuid":"x"},"environmentText":7}\n', "'environmentText' is no text"),
+    "too deep": (b'{"environment":{"uuid":"x","a":%s%s}}\n' % (b"[" * 6_000, b"]" * 6_000), "nested deeper"),
+}
+
+
+@both
+@pytest.mark.parametrize("bad", BAD)
+async def test_a_bad_line_is_named_with_the_reason_and_nothing_is_stored(bench: Bench, bad: str) -> None:
+    line, reason = BAD[bad]
+    good = [{"environment": {"uuid": f"good-{number}"}} for number in range(600)]  # more than one statement takes
+    with pytest.raises(ImportRefusedError) as caught:
+        await imported(bench, ndjson(*good, b"\n", line))
+    assert caught.value.data["line"] == 602
+    assert reason in caught.value.data["reason"]
+    assert str(caught.value).startswith("Line 602: ")
+    assert str(caught.value).endswith("Nothing was imported.")
+    assert await exported(bench) == []
+    assert await imported(bench, ndjson(*good)) == (600, 0, 0)
+
+
+@pytest.mark.parametrize("bench", ["postgresql with jsonb"], indirect=True)
+async def test_a_line_that_only_the_database_refuses_is_named_too(bench: Bench) -> None:
+    lines = ndjson({"environment": {"uuid": "a"}}, b'{"environment":{"uuid":"b","x":"\\u0000"}}\n')
+    with pytest.raises(ImportRefusedError) as caught:
+        await imported(bench, lines)
+    assert caught.value.data["line"] == 2
+    assert await exported(bench) == []
+
+
+@both
+async def test_empty_lines_and_a_byte_order_mark_are_passed_over(bench: Bench) -> None:
+    lines = io.BytesIO(b'\xef\xbb\xbf{"environment":{"uuid":"a"}}\r\n\n  \n{"environment":{"uuid":"b"}}')
+    assert await imported(bench, lines) == (2, 0, 0)
+    assert await imported(bench, io.BytesIO(b"")) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("bench", ["sqlite without deletedAt", "postgresql without deletedAt"], indirect=True)
+async def test_without_the_column_live_records_come_in_and_deleted_ones_do_not(bench: Bench) -> None:
+    live, deleted = {"environment": {"uuid": "a"}}, {"environment": {"uuid": "b"}, "deletedAt": "2025-05-29"}
+    with pytest.raises(SoftDeleteUnavailableError):
+        await imported(bench, ndjson(live, deleted))
+    assert await exported(bench, "live") == []
+    assert await imported(bench, ndjson(live)) == (1, 0, 0)
+    assert len(await exported(bench, "live")) == len(await exported(bench, "all")) == 1
+    with pytest.raises(SoftDeleteUnavailableError):
+        await exported(bench, "deleted")
+
+
+@both
+async def test_a_damaged_row_is_left_out_and_counted(bench: Bench) -> None:
+    await bench.create("good")
+    await bench.create("bad")
+    await bench.run("UPDATE environments SET environment = NULL WHERE id = 'bad'")
+    assert [json.loads(line)["id"] for line in await exported(bench)] == ["good"]
+
+
+@both
+async def test_changes_tell_what_became_of_each_line(bench: Bench) -> None:
+    await bench.create("there")
+    lines = ndjson(
+        {"environment": {"uuid": "there"}},
+        {"environment": {"uuid": "new", "a": 1}},
+        {"environment": {"uuid": "gone"}, "deletedAt": "2025-05-29T10:00:00.126Z"},
+    )
+    for on_conflict, expected in {
+        "skip": [("created", "new"), ("removed", "gone")],
+        "replace": [("updated", "there"), ("updated", "new"), ("removed", "gone")],
+    }.items():
+        work = Import(bench.database, shape_of(bench), on_conflict="skip" if on_conflict == "skip" else "replace")
+        await work.run(lines)
+        changes = [change async for changes in work.changes(lines) for change in changes]
+        assert [(change.type, change.uuid) for change in changes] == expected
+        records = {record["id"]: record["hash"] for record in map(json.loads, await exported(bench))}
+        assert all(records[change.uuid] == change.hash for change in changes)
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_a_large_stream_goes_through_a_file_and_a_small_one_through_memory(bench: Bench, tmp_path: Path) -> None:
+    await fill(bench, 3_000)
+    whole = b"\n".join(await exported(bench))
+    (tmp_path / "lines.ndjson").write_bytes(whole)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(whole), 70_001):  # lines are cut anywhere
+            yield whole[start : start + 70_001]
+
+    async with spooled_lines(pieces()) as spool, file_lines(tmp_path / "lines.ndjson") as file:
+        spool.seek(0)
+        assert hashlib.sha256(spool.read()).digest() == hashlib.sha256(whole).digest()
+        assert await imported(bench, spool) == (0, 3_000, 0)
+        assert await imported(bench, file) == (0, 3_000, 0)
+
+    async def records() -> AsyncIterator[Any]:
+        yield {"environment": {"uuid": "as a value"}}
+        yield '{"environment":{"uuid":"as text"}}\n'
+
+    async with spooled_lines(records()) as spool:
+        assert await imported(bench, spool) == (2, 0, 0)
