@@ -153,7 +153,8 @@ SUITES = {
     "contract/test_doctor.py": "operations.doctor operations.rows operations.surroundings",
     "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
     "contract/test_purge.py": "operations.purge operations.retention queries.purging",
-    "contract/test_transfer.py": "operations.exporting operations.importing operations.spool queries.transfer",
+    "contract/test_transfer.py": "operations.exporting operations.importing operations.lines operations.spool"
+    " queries.transfer",
     "faults/test_m43_rollback.py": "operations.presence operations.rollback operations.rollback_postgres"
     " operations.rollback_sqlite",
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",

@@ -543,7 +543,8 @@ async def test_a_middleware_hears_of_everything_in_order(cluster: Cluster) -> No
     hears = Hears()
     other = cluster.make("other", [Flaky()])
     await other.start()
-    broker = cluster.make("one", [hears], middlewares=[Everything("outer", notes), Everything("inner", notes)])
+    everything = [Everything("outer", notes), Everything("inner", notes)]
+    broker = cluster.make("one", [hears], middlewares=everything, internal_services=False)
     await broker.start()
     await cluster.acquaint()
     assert notes == [
@@ -647,7 +648,7 @@ async def test_debounce_takes_the_last_event_of_a_burst_and_throttle_the_first(c
         await sender.emit("burst", number)
     await eventually(lambda: bursts.late)
     assert (bursts.late, bursts.early, bursts.all) == ([4], [0], [0, 1, 2, 3, 4])
-    handlers = sender.registry.nodes["owner"].services[0]["events"]
+    (handlers,) = [info["events"] for info in sender.registry.nodes["owner"].services if info["name"] == bursts.name]
     assert (handlers["burst"]["debounce"], handlers["bur*"]["throttle"]) == (50, 60_000)
 
 

@@ -99,7 +99,7 @@ class Visible(Service):
     async def inside(self, ctx: Context) -> bool:
         return True
 
-    @action(timeout=1.5, rest="GET /slow", cache={"ttl": 5}, fallback="never sent")
+    @action(timeout=1.5, rest="GET /slow", cache={"ttl": 5}, fallback=lambda ctx, error: "never sent")
     async def slow(self, ctx: Context) -> bool:
         return True
 
