@@ -29,7 +29,9 @@ from broker.defaults import (
 )
 from broker.effects import RunEvent
 from broker.emitting import Emitting
+from broker.endpoints import Endpoint
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError, MoleculerServerError
+from broker.farewell import Farewell
 from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
 from broker.internals.service import NAME as NODE_SERVICE
@@ -146,12 +148,16 @@ class ServiceBroker:
             return
         self._state = "stopping"
         with anyio.CancelScope(shield=True):
+            farewell = Farewell(self.registry)
             await self._lifecycle.tell("stopping", self)
             await self._node.leave()
             for name in reversed(self._catalog.names()):
                 await self._catalog.stop(name)
             self._chains.breaker.stop()
+            if self._node.transport is not None:
+                await self._tell_last(farewell, "$transporter.disconnected", {"graceFul": True})
             await self._node.close()
+            await self._tell_last(farewell, "$broker.stopped", {})
             await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
 
@@ -333,6 +339,13 @@ class ServiceBroker:
         """See `Context.reply_size`."""
         return self._serving.reply_size(ctx, text)
 
+    async def call_own(self, service: Service, name: str, params: Any = ABSENT, **options: Any) -> Any:
+        """See `Service.actions`."""
+        self._require_running()
+        action = self._catalog.own_action(service, name)
+        endpoint = Endpoint(self.node_id, action.name, action.service, {}, action)
+        return await self._call(action.name, params, CallOptions(endpoint=endpoint, **options))
+
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """See `Service.start_soon`."""
         self._catalog.start_in_background(service, function, *arguments)
@@ -355,9 +368,9 @@ class ServiceBroker:
 
     async def _start_services(self, names: Sequence[str]) -> None:
         async def start(name: str) -> None:
-            service = self._catalog.service(name)
-            if service is not None and service.dependencies:
-                await self.wait_for_services(*service.dependencies)
+            dependencies = self._catalog.dependencies(name)
+            if dependencies:
+                await self.wait_for_services(*dependencies)
             await self._catalog.start(name)
 
         try:
@@ -420,6 +433,12 @@ class ServiceBroker:
                 if listener.local:
                     ctx = Context(self, event=event, params=payload, node_id=self.node_id)
                     self._serving.start_listener(listener, ctx)
+
+    async def _tell_last(self, farewell: Farewell, event: str, payload: dict[str, Any]) -> None:
+        def make_context() -> Context:
+            return Context(self, event=event, params=payload, node_id=self.node_id)
+
+        await farewell.tell(event, make_context, self.options.shutdown_timeout)
 
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):

@@ -78,9 +78,9 @@ class Calls:
 
     async def _attempt(self, ctx: Context, options: CallOptions) -> Any:
         node_id = None if ctx.attempt else options.node_id
-        endpoint = self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
+        endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
         ctx.deadline = self._deadline(endpoint, options)
-        if endpoint.local and not self._is_balanced(ctx):
+        if endpoint.local and (options.endpoint or not self._is_balanced(ctx)):
             return await self._run_here(endpoint, ctx)
         ctx.node_id = endpoint.node_id
         if options.plain:

@@ -19,6 +19,7 @@ from broker.errors import (
 )
 from broker.middleware import Next
 from broker.node import Node
+from broker.notices import service_not_stopped
 from broker.registry import Registry
 from broker.schema import ActionDefinition, EventDefinition, ServiceDefinition
 from broker.service import Service, define
@@ -104,6 +105,20 @@ class Catalog:
         entry = self._entries.get(full_name)
         return entry.service if entry else None
 
+    def dependencies(self, full_name: str) -> tuple[str, ...]:
+        """Full names of the services that a service waits for."""
+        entry = self._entries.get(full_name)
+        return entry.definition.dependencies if entry else ()
+
+    def own_action(self, service: Service, name: str) -> ActionDefinition:
+        """An action of a service, by its name within it or by its method's. Raises ServiceNotFoundError."""
+        entry = self._entries.get(service.full_name)
+        actions = entry.definition.actions.values() if entry else ()
+        for action in actions:
+            if name in (action.raw_name, getattr(action.handler, "__name__", None)):
+                return action
+        raise ServiceNotFoundError({"action": f"{service.full_name}.{name}", "nodeID": self._node.options.node_id})
+
     async def start(self, full_name: str) -> None:
         """Run a service's `started`, then offer it. An exception of `started` passes."""
         entry = self._entries[full_name]
@@ -113,7 +128,7 @@ class Catalog:
         self._node.performing.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
         await self.tell("service_started", entry.service)
-        logger.info("Service '%s' started", full_name)
+        logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
 
     async def stop(self, full_name: str) -> None:
         """Withdraw a service, finish what it does, end its background work, run its `stopped`. A failure is logged."""
@@ -128,8 +143,9 @@ class Catalog:
         await self._end_background(entry)
         try:
             await entry.service.stopped()
-        except Exception:
+        except Exception as error:
             logger.exception("Service '%s' did not stop cleanly", full_name)
+            self._node.performing.notify(*service_not_stopped(error))
         for action in entry.definition.actions.values():
             del self._actions[action.name]
         for event in entry.definition.events:

@@ -32,6 +32,8 @@ class CallOptions(Struct, frozen=True, kw_only=True):
     parent: Any = None
     request_id: str | None = None
     caller: str | None = None
+    endpoint: Any = None
+    """The endpoint to use: a service's own action, which may be private."""
 
     @property
     def plain(self) -> bool:

@@ -2,10 +2,13 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from broker.errors import BrokerOptionsError, ServiceSchemaError
+from broker.inheritance import merge_declared
 from broker.parameters import Parameters
 from broker.schema import (
     ActionDefinition,
@@ -129,29 +132,64 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 class Service:
-    """Base of all services. `name` and `version` make the name on the wire: `version = 2` gives `v2.greeter`.
+    """Base of all services. `name` and `version` make the name on the wire: `version = 2` gives `v2.greeter`, and
+    `version = "staging"` gives `staging.greeter`.
 
-    `settings` and `metadata` are published in INFO, except what `$secureSettings` lists. `dependencies` are full names
-    of services that must be there before `started` runs.
+    `settings` and `metadata` are published in INFO, except what `settings["$secureSettings"]` lists, a path such as
+    `"database.password"` each. With `$noVersionPrefix` in the settings the version is not part of the name; with
+    `$noServiceNamePrefix` the names of the actions are used alone. `dependencies` must be there before `started` runs:
+    full names, or `{"name": …, "version": …}`. `hooks` are functions around the actions: see
+    `broker.middlewares.hooks`.
+
+    A mixin is a base class, a service itself or not. Actions and events are inherited and overridden as methods are;
+    `settings` and `metadata` are merged to any depth, the class itself winning over its bases in their order;
+    `dependencies` and `$secureSettings` are joined; the hooks of all run. `started` and `stopped` of a mixin run when
+    they are called by `await super().started()`.
+
+    Write `settings = {"a": 1}`. Where Ruff's RUF012 is on, write `settings: ClassVar[dict[str, Any]] = {"a": 1}` or
+    `settings: Mapping[str, Any] = {"a": 1}`; mypy takes all three.
     """
 
     name: ClassVar[str]
     version: ClassVar[str | int | None] = None
-    settings: Mapping[str, Any] = {}
-    metadata: Mapping[str, Any] = {}
-    dependencies: ClassVar[tuple[str, ...]] = ()
-    hooks: Mapping[str, Any] = {}
-    """Functions around the actions: see `broker.middlewares.hooks`."""
+    dependencies: ClassVar[str | Sequence[str | Mapping[str, Any]]] = ()
+    if TYPE_CHECKING:
+        # Declared as properties, as only those may be overridden by class and instance variables alike.
+        @property
+        def settings(self) -> Mapping[str, Any]: ...
+        @settings.setter
+        def settings(self, value: Mapping[str, Any]) -> None: ...
+        @property
+        def metadata(self) -> Mapping[str, Any]: ...
+        @metadata.setter
+        def metadata(self, value: Mapping[str, Any]) -> None: ...
+        @property
+        def hooks(self) -> Mapping[str, Any]: ...
+        @hooks.setter
+        def hooks(self, value: Mapping[str, Any]) -> None: ...
+    else:
+        settings = MappingProxyType({})
+        metadata = MappingProxyType({})
+        hooks = MappingProxyType({})
 
     broker: "ServiceBroker"
     """The broker this service runs on; set before `started`."""
     logger: logging.Logger = logging.getLogger("broker.service")
     """A logger with the service's name."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        merge_declared(cls)
+
     @property
     def full_name(self) -> str:
         """The name on the wire, version included."""
         return full_service_name(self.name, self.version, dict(self.settings))
+
+    @property
+    def actions(self) -> "OwnActions":
+        """The actions of this service, private ones too: `await self.actions.hello({"name": "Ada"}, parent=ctx)`."""
+        return OwnActions(self)
 
     async def started(self) -> None:
         """Prepare. Done before the service is announced; an exception fails the start of the node."""
@@ -165,6 +203,25 @@ class Service:
         It is cancelled before `stopped`. An exception in it is logged and ends nothing else.
         """
         self.broker.start_in_background(self, function, *arguments)
+
+
+class OwnActions:
+    """Calls of a service's own actions, by their names within the service or by those of their methods.
+
+    They run here, with everything that goes on around an action, and never on another node of the same service.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return partial(self._service.broker.call_own, self._service, name)
+
+    def __getitem__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """For a name that is none in Python."""
+        return partial(self._service.broker.call_own, self._service, name)
 
 
 def define(service: Service) -> ServiceDefinition:
@@ -191,10 +248,24 @@ def define(service: Service) -> ServiceDefinition:
         version=service.version,
         settings=settings,
         metadata=dict(service.metadata),
-        dependencies=tuple(service.dependencies),
+        dependencies=_full_names(full_name, service.dependencies),
         actions=actions,
         events=tuple(events),
     )
+
+
+def _full_names(service: str, dependencies: str | Sequence[str | Mapping[str, Any]]) -> tuple[str, ...]:
+    names = []
+    for dependency in (dependencies,) if isinstance(dependencies, str | Mapping) else dependencies:
+        name = dependency.get("name") if isinstance(dependency, Mapping) else dependency
+        if not isinstance(name, str) or not name:
+            raise ServiceSchemaError(
+                f"The service '{service}' depends on {dependency!r}, which is neither a name nor "
+                '{"name": …, "version": …}.'
+            )
+        version = dependency.get("version") if isinstance(dependency, Mapping) else None
+        names.append(full_service_name(name, version))
+    return tuple(names)
 
 
 def _define_action(method: Any, service: str, settings: dict[str, Any], options: dict[str, Any]) -> ActionDefinition:

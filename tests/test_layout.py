@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids javascript masking members network packets"
-    " patterns strategies.base strategies.latencies strategies.lowest strategies.round_robin strategies.uniform streams"
-    " tracking transforms.base transports.base uptime values",
+    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids inheritance javascript masking members"
+    " network packets patterns strategies.base strategies.latencies strategies.lowest strategies.round_robin"
+    " strategies.uniform streams tracking transforms.base transports.base uptime values",
     "context defaults encoding parameters reader strategies.shard topics transports.memory",
     "balanced cache_keys cacher codec flow middleware notices policies transforms.compression"
     " transforms.encryption transports.nats",
@@ -27,7 +27,7 @@ BROKER = [
     "middlewares.debounce schema",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
-    "chains internals.listing outgoing receiving",
+    "chains farewell internals.listing outgoing receiving",
     "internals.service",
     "transit",
     "performing",
@@ -137,6 +137,7 @@ SUITES = {
     "contract/test_fault_tolerance.py": "broker.chains",
     "contract/test_strategies.py": "broker.pinging broker.strategies broker.strategies.base",
     "contract/test_streams.py": "broker.performing broker.sending",
+    "contract/test_broker_notices.py": "broker.farewell",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
     "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"
     " broker.sending broker.streams",

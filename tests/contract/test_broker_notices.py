@@ -1,0 +1,193 @@
+"""Internal events reach the services of their own node, with the payloads that JS nodes give (protocol §7.4)."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from broker import Context, PayloadTooLargeError, Service, action, event
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.example_services import Echo
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+# The documented fields of a node in these payloads.
+NODE = {
+    *("id", "instanceID", "available", "local", "lastHeartbeatTime", "config", "client", "metadata", "ipList"),
+    *("hostname", "cpu", "cpuSeq", "seq", "offlineSince", "services", "rawInfo"),
+}
+
+
+class Watching(Service):
+    name = "watching"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Any]] = []
+
+    @event("$**")
+    async def on_internal(self, ctx: Context) -> None:
+        self.seen.append((ctx.event or "", ctx.params))
+
+    def payloads(self, name: str) -> list[Any]:
+        return [payload for seen, payload in self.seen if seen == name]
+
+    async def payload(self, name: str, number: int = 0) -> Any:
+        await eventually(lambda: len(self.payloads(name)) > number, name)
+        return self.payloads(name)[number]
+
+
+async def test_c23_nodes_that_come_change_and_go_are_told_with_all_that_is_known(cluster: Cluster) -> None:
+    watching = Watching()
+    one = await cluster.start_one("one", [watching], metadata={"zone": "z1"})
+    two = await cluster.start_one("two", [Echo()], metadata={"zone": "z2"})
+    connected = await watching.payload("$node.connected")
+    assert connected["reconnected"] is False
+    node = connected["node"]
+    assert node.keys() >= NODE
+    assert (node["id"], node["available"], node["local"], node["metadata"]) == ("two", True, False, {"zone": "z2"})
+    assert node["rawInfo"]["sender"] == "two"
+    assert isinstance(node["lastHeartbeatTime"], int)
+
+    await two.remove_service("echo")
+    await eventually(
+        lambda: [s["name"] for p in watching.payloads("$node.updated")[-1:] for s in p["node"]["services"]] == ["$node"]
+    )
+    await eventually(lambda: {"localService": False} in watching.payloads("$services.changed"))
+
+    await two.stop()
+    disconnected = await watching.payload("$node.disconnected")
+    assert disconnected["unexpected"] is False
+    assert disconnected["node"]["available"] is False
+    assert isinstance(disconnected["node"]["offlineSince"], int)
+
+    await cluster.start_one("two", [Echo()])
+    assert (await watching.payload("$node.connected", 1))["reconnected"] is True
+    assert one.registry.nodes["two"].available
+
+
+async def test_c23_own_services_are_told_as_local_ones(cluster: Cluster) -> None:
+    watching = Watching()
+    one = await cluster.start_one("one", [watching])
+    before = watching.payloads("$services.changed").count({"localService": True})
+    await one.add_service(Echo())
+    await one.remove_service("echo")
+    await eventually(lambda: watching.payloads("$services.changed").count({"localService": True}) == before + 2)
+
+
+async def test_a_pong_is_told(cluster: Cluster) -> None:
+    watching = Watching()
+    one, _ = await cluster.start(("one", [watching]), ("two", []))
+    await one.ping("two", 10)
+    pong = await watching.payload("$node.pong")
+    assert pong.keys() == {"nodeID", "elapsedTime", "timeDiff", "id"}
+    assert pong["nodeID"] == "two"
+
+
+async def test_the_life_of_the_broker_is_told_to_the_very_end(cluster: Cluster) -> None:
+    class Failing(Service):
+        name = "failing"
+
+        @event("$broker.stopped")
+        async def on_stopped(self, ctx: Context) -> None:
+            raise ValueError("a handler at the very end")
+
+    watching = Watching()
+    one = await cluster.start_one("one", [Failing(), watching])
+    await watching.payload("$broker.started")
+    await one.stop()
+    assert [seen for seen in watching.seen if seen[0] in ("$transporter.disconnected", "$broker.stopped")] == [
+        ("$transporter.disconnected", {"graceFul": True}),
+        ("$broker.stopped", {}),
+    ]
+
+
+async def test_a_broker_without_a_cluster_tells_of_no_transporter() -> None:
+    watching = Watching()
+    async with open_cluster("", "") as cluster:
+        await cluster.start_one("one", [watching], transporter=None)
+    assert "$broker.stopped" in [name for name, _ in watching.seen]
+    assert "$transporter.disconnected" not in [name for name, _ in watching.seen]
+
+
+async def test_c66_internal_events_stay_here_but_those_of_circuit_breakers_travel(cluster: Cluster) -> None:
+    here, there = Watching(), Watching()
+    one, two = await cluster.start(("one", [here]), ("two", [there]))
+    await one.broadcast("$own.broadcast", 1)
+    await one.emit("$own.emitted", 2)
+    await one.broadcast("$circuit-breaker.opened", {"nodeID": "x"})
+    await there.payload("$circuit-breaker.opened")
+    await here.payload("$circuit-breaker.opened")
+    assert await two.ping("one", 10) is not None
+    assert here.payloads("$own.broadcast") == [1]
+    assert here.payloads("$own.emitted") == [2]
+    assert [name for name, _ in there.seen if name.startswith("$own")] == []
+
+
+async def test_a_packet_that_cannot_be_used_is_told(cluster: Cluster) -> None:
+    watching = Watching()
+    await cluster.start_one("one", [watching])
+    stranger = await cluster.stranger("stranger", "RES")
+    await stranger.say(cluster.topics.to_node("REQ", "one"), b"no packet")
+    await stranger.say(cluster.topics.to_node("EVENT", "one"), {"ver": "3", "sender": "stranger", "event": "x"})
+    first, second = await watching.payload("$transit.error"), await watching.payload("$transit.error", 1)
+    assert {(p["module"], p["type"]) for p in (first, second)} == {("transit", "failedProcessingPacket")}
+    assert {type(p["error"]).__name__ for p in (first, second)} == {
+        "InvalidPacketDataError",
+        "ProtocolVersionMismatchError",
+    }
+
+
+async def test_a_service_that_does_not_stop_is_told(cluster: Cluster) -> None:
+    class Clinging(Service):
+        name = "clinging"
+
+        async def stopped(self) -> None:
+            raise ValueError("no")
+
+    watching = Watching()
+    one = await cluster.start_one("one", [watching, Clinging()])
+    await one.remove_service("clinging")
+    payload = await watching.payload("$broker.error")
+    assert (payload["module"], payload["type"], str(payload["error"])) == ("broker", "failedServiceDestruction", "no")
+
+
+class Large(Service):
+    """More settings than a message of the server can hold."""
+
+    name = "large"
+    settings: Mapping[str, Any] = {"text": "x" * 1_500_000}
+
+    @action
+    async def ping(self, ctx: Context) -> str:
+        return "pong"
+
+
+async def test_a_node_too_large_to_announce_says_so_once_and_runs_and_tries_again(
+    nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shorten_waits(monkeypatch)
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+    async with open_cluster(nats_url, namespace) as cluster:
+        watching = Watching()
+        one = cluster.make("one", [Large(), Echo(), watching])
+        await one.start()
+        await eventually(lines)
+        stranger = await cluster.stranger("stranger", "RES", "INFO")
+        for _ in range(3):
+            await stranger.say(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "stranger"})
+        assert (await stranger.ask("one", "large.ping"))["data"] == "pong"
+        [line] = lines()
+        assert "max_payload" in line
+        assert "1048576" in line
+        error = await watching.payload("$transit.error")
+        assert error["type"] == "failedSendInfoPacket"
+        assert isinstance(error["error"], PayloadTooLargeError)
+
+        await one.remove_service("large")
+        info = await stranger.hears("INFO")
+        assert [service["name"] for service in info["services"]] == ["$node", "echo", "watching"]
