@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from msgspec import inspect as types
 
 from broker.errors import ServiceSchemaError, ValidationError
+from broker.rules import rule_of
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
@@ -67,7 +68,7 @@ class Parameters:
         """The parameters as a fastest-validator schema, which JS tools show (moleculer protocol §3.2)."""
         described: dict[str, Any] = {}
         for item in self.fields:
-            rule = _rule(types.type_info(item.type))
+            rule = rule_of(types.type_info(item.type))
             if not item.required:
                 rule["optional"] = True
                 if isinstance(item.default, str | int | float | bool):
@@ -111,7 +112,7 @@ def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         at = _AT.search(text)
         path = name + (at["path"] if at else "")
         reason = _AT.sub("", text)
-        rule = _rule(types.type_info(item.type))["type"]
+        rule = rule_of(types.type_info(item.type))["type"]
         violation = {"type": rule, "field": path, "message": f"The '{path}' field does not fit: {_lower(reason)}."}
         if isinstance(value, str | int | float | bool | None):
             violation["actual"] = value
@@ -121,43 +122,3 @@ def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _rule(info: types.Type) -> dict[str, Any]:
-    """One type in fastest-validator's words; `any` for what it has no word for."""
-    match info:
-        case types.BoolType():
-            return {"type": "boolean"}
-        case types.IntType():
-            return _limits({"type": "number", "integer": True}, min=info.ge, max=info.le)
-        case types.FloatType():
-            return _limits({"type": "number"}, min=info.ge, max=info.le)
-        case types.StrType():
-            return _limits({"type": "string"}, min=info.min_length, max=info.max_length, pattern=info.pattern)
-        case types.ListType() | types.SetType() | types.VarTupleType():
-            return _limits({"type": "array", "items": _rule(info.item_type)}, min=info.min_length, max=info.max_length)
-        case types.LiteralType():
-            return {"type": "enum", "values": list(info.values)}
-        case types.EnumType():
-            return {"type": "enum", "values": [member.value for member in info.cls]}
-        case types.StructType():
-            properties = {field.encode_name: _property(field) for field in info.fields}
-            return {"type": "object", "props": properties}
-        case types.DictType():
-            return {"type": "object"}
-        case types.UnionType():
-            rules = [_rule(member) for member in info.types if not isinstance(member, types.NoneType)]
-            nullable = {"nullable": True} if len(rules) < len(info.types) else {}
-            return {**rules[0], **nullable} if len(rules) == 1 else {"type": "multi", "rules": rules, **nullable}
-        case types.Metadata():
-            return _rule(info.type)
-        case _:
-            return {"type": "any"}
-
-
-def _property(field: types.Field) -> dict[str, Any]:
-    return _rule(field.type) if field.required else {**_rule(field.type), "optional": True}
-
-
-def _limits(rule: dict[str, Any], **limits: Any) -> dict[str, Any]:
-    return rule | {name: limit for name, limit in limits.items() if limit is not None}

@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output codecs.marks codecs.typed cpu errors ids inheritance javascript masking members"
-    " network packets patterns strategies.base strategies.latencies strategies.lowest strategies.round_robin"
-    " strategies.uniform streams tracking transforms.base transports.base uptime values",
-    "context defaults encoding parameters reader strategies.shard topics transports.memory",
-    "balanced cache_keys cacher codec flow middleware notices policies transforms.compression"
+    "buffers cli.logs cli.output cli.progress codecs.marks codecs.typed cpu errors ids inheritance javascript"
+    " masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
+    " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
+    "cli.options context defaults encoding parameters reader strategies.shard topics transports.memory",
+    "balanced cli.files cli.values cache_keys cacher codec flow middleware notices policies transforms.compression"
     " transforms.encryption transports.nats",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
@@ -36,6 +36,8 @@ BROKER = [
     "calls serving",
     "broker",
     "cli.running __init__",
+    "cli.client",
+    "cli.commands.calling cli.commands.events cli.commands.lists cli.commands.nodes",
     "__main__",
 ]
 ENVIRONMENTS_STORE = [
@@ -81,12 +83,14 @@ LIBRARIES = {
     "cryptography": {"broker.transforms.encryption"},
     "typer": {
         "broker.__main__",
+        *(f"broker.cli.{name}" for name in ("client", "options", "values")),
+        *(f"broker.cli.commands.{name}" for name in ("calling", "events", "lists", "nodes")),
         "services.environments_store.__main__",
         "services.environments_store.commands.data",
         "services.environments_store.commands.migrate",
         "services.environments_store.commands.options",
     },
-    "rich": {"broker.cli.output", "services.environments_store.commands.progress"},
+    "rich": {"broker.cli.output", "broker.cli.progress", "services.environments_store.commands.progress"},
     "subprocess": {"services.environments_store.embedded", "services.environments_store.operations.backup_postgres"},
 }
 

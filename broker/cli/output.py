@@ -1,12 +1,14 @@
 """Results on standard output: a table for a person, JSON when piped or asked for."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.json import JSON
+from rich.live import Live
 from rich.table import Table
 
 _DASH = "–"
@@ -22,12 +24,17 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, jso
     if json or not is_person():
         print_json(rows)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    Console().print(_table(rows, columns))
+
+
+@contextmanager
+def live_rows(columns: Sequence[str], *, show: bool) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A function that draws rows as a table, in the place of what it drew before; nothing unless `show`."""
+    if not show:
+        yield lambda _rows: None
+        return
+    with Live(console=Console(), auto_refresh=False) as live:
+        yield lambda rows: live.update(_table(rows, columns), refresh=True)
 
 
 def print_value(value: Any, *, json: bool = False) -> None:
@@ -38,9 +45,19 @@ def print_value(value: Any, *, json: bool = False) -> None:
         Console().print(JSON(encode(value).decode(), ensure_ascii=False))
 
 
-def print_json(value: Any) -> None:
-    """A value as one line of JSON."""
-    print(encode(value).decode())
+def print_json(value: Any, *, flush: bool = False) -> None:
+    """A value as one line of JSON. `flush`: at once, for a program that reads while this one goes on."""
+    print(encode(value).decode(), flush=flush)
+
+
+def print_text(text: str) -> None:
+    """One line for a person, at once."""
+    print(text, flush=True)
+
+
+def print_note(text: str) -> None:
+    """One line that is no result, on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def encode(value: Any) -> bytes:
@@ -65,3 +82,12 @@ def _cell(value: Any) -> str:
             return encode(value).decode()
         case _:
             return str(value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    return table

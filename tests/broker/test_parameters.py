@@ -165,7 +165,7 @@ def test_every_kind_of_type_is_described() -> None:
         "short": {"type": "string", "min": 1, "max": 3, "pattern": "^a"},
         "choice": {"type": "enum", "values": ["a", "b"]},
         "colour": {"type": "enum", "values": ["red", "blue"]},
-        "mapping": {"type": "object"},
+        "mapping": {"type": "record", "value": {"type": "number", "integer": True}},
         "either": {"type": "multi", "rules": [{"type": "number", "integer": True}, {"type": "string"}]},
         "anything": {"type": "any"},
         "few": {"type": "array", "items": {"type": "number", "integer": True}, "max": 2},

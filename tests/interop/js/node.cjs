@@ -113,6 +113,13 @@ const commands = {
 		await broker.destroyService(name);
 		return true;
 	},
+	/** A line typed into moleculer-repl. */
+	repl: ({ line }) => require("./repl.cjs")(broker, line),
+	/** What the validator of Moleculer finds wrong with each of some params: true for nothing. */
+	validate: ({ schema, all }) => {
+		const check = broker.validator.validator.compile(schema);
+		return all.map(params => check(params));
+	},
 	callForStream: ({ action, params }) => streams.call(broker, action, params),
 	sendStream: ({ action, order, meta }) => streams.send(Moleculer, broker, action, order, meta),
 	/** Code as a user writes it into a service of this node, with `broker` in reach. */

@@ -1,0 +1,1 @@
+"""The commands of `broker`, each a function of its options."""

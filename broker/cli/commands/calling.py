@@ -1,0 +1,66 @@
+"""Call an action, with a stream in and out where there is one."""
+
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from broker.broker import ServiceBroker
+from broker.cli import options
+from broker.cli.client import wait_for_action, with_broker
+from broker.cli.files import STANDARD, holds_values, read_bytes, read_values, size_of, write
+from broker.cli.output import print_value
+from broker.cli.progress import transfer
+from broker.cli.values import read_object, read_params
+from broker.defaults import CLI_WAIT_S
+from broker.errors import MoleculerClientError
+
+
+def call(
+    action: Annotated[str, typer.Argument(help="The full name, as in environments-store.list.")],
+    params: Annotated[str | None, typer.Argument(help="The parameters as JSON.")] = None,
+    pairs: options.Pairs = None,
+    meta: options.Meta = None,
+    node: Annotated[str | None, typer.Option(help="Ask exactly this node.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer; 0 for ever.")] = CLI_WAIT_S,
+    stream_in: Annotated[
+        str | None,
+        typer.Option("--stream-in", metavar="FILE", help="Send a file along, - for standard input."),
+    ] = None,
+    stream_out: Annotated[
+        str, typer.Option("--stream-out", metavar="FILE", help="Where a stream goes that is the answer.")
+    ] = STANDARD,
+    values: Annotated[
+        bool, typer.Option("--values", help="The file to send holds JSON values, one a line, as .ndjson files do.")
+    ] = False,
+    nats: options.NatsUrl = options.DEFAULT_NATS,
+    namespace: options.Namespace = "",
+    protocol: options.ProtocolVersion = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Call an action and print its result. A stream of values is printed as JSON, one a line."""
+    given, given_meta = read_params(params, pairs), read_object(meta, "--meta")
+
+    async def work(broker: ServiceBroker) -> None:
+        await wait_for_action(broker, action)
+        with ExitStack() as shown:
+            stream = None
+            if stream_in is not None:
+                sent = shown.enter_context(transfer("Sending", size_of(stream_in)))
+                read = read_values if values or holds_values(stream_in) else read_bytes
+                stream = read(stream_in, sent)
+            result = await broker.call(action, given, meta=given_meta, node_id=node, timeout=timeout, stream=stream)
+            await _show(result, stream_out, as_json=as_json)
+
+    with_broker(work, nats, namespace, protocol)
+
+
+async def _show(result: Any, place: str, *, as_json: bool) -> None:
+    if hasattr(result, "__aiter__"):
+        async with result:
+            with transfer("Receiving") as received:
+                await write(result, place, received)
+        return
+    print_value(result, json=as_json)
+    if place != STANDARD:
+        raise MoleculerClientError("The action did not answer with a stream, so there is no file.", 400, "NO_STREAM")

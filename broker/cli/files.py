@@ -1,0 +1,90 @@
+"""Streams from and to files, standard input and standard output; `-` stands for the latter two."""
+
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from anyio import to_thread
+
+from broker.cli.output import encode
+from broker.defaults import STREAM_CHUNK_BYTES
+from broker.errors import MoleculerClientError
+
+STANDARD = "-"
+
+Moved = Callable[[int], None]
+"""Told how many bytes more went by."""
+
+
+def holds_values(name: str) -> bool:
+    """Whether a file by its name holds JSON values, one a line."""
+    return Path(name).suffix in (".ndjson", ".jsonl")
+
+
+def size_of(name: str) -> int | None:
+    """How much there is to read, when it is known."""
+    path = Path(name)
+    return path.stat().st_size if name != STANDARD and path.is_file() else None
+
+
+async def read_bytes(name: str, moved: Moved) -> AsyncIterator[bytes]:
+    """A file in chunks. Raises MoleculerClientError when it cannot be read."""
+    with _opened(name, "rb") as file:
+        while chunk := await to_thread.run_sync(_read, file, abandon_on_cancel=True):
+            moved(len(chunk))
+            yield chunk
+
+
+async def read_values(name: str, moved: Moved) -> AsyncIterator[Any]:
+    """The JSON value of each line that is not empty. Raises MoleculerClientError naming a line that is no JSON."""
+    with _opened(name, "rb") as file:
+        number = 0
+        while line := await to_thread.run_sync(file.readline, abandon_on_cancel=True):
+            number += 1
+            moved(len(line))
+            if not line.strip():
+                continue
+            try:
+                yield msgspec.json.decode(line)
+            except msgspec.DecodeError as error:
+                raise MoleculerClientError(f"Line {number} of {name} is no JSON: {error}", 400, "NO_JSON") from None
+
+
+async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:
+    """Bytes as they come, other values as JSON, one a line. Raises MoleculerClientError when that is not possible."""
+    with _opened(name, "wb") as file:
+        async for chunk in stream:
+            data = bytes(chunk) if isinstance(chunk, bytes | bytearray) else encode(chunk) + b"\n"
+            with _explained(name):
+                await to_thread.run_sync(file.write, data)
+                if name == STANDARD:
+                    file.flush()
+            moved(len(data))
+
+
+def _read(file: BinaryIO) -> bytes:
+    """What is there, and at most a chunk: a pipe is not waited for until it has more."""
+    read1 = getattr(file, "read1", file.read)
+    return bytes(read1(STREAM_CHUNK_BYTES))
+
+
+@contextmanager
+def _opened(name: str, mode: str) -> Iterator[Any]:
+    if name == STANDARD:
+        yield sys.stdin.buffer if mode == "rb" else sys.stdout.buffer
+        return
+    with _explained(name):
+        file = Path(name).open(mode)  # noqa: SIM115  # closed below: only opening it is explained
+    with file:
+        yield file
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MoleculerClientError(f"{name}: {error.strerror or error}", 400, "FILE") from None
