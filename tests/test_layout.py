@@ -130,6 +130,8 @@ PUBLIC = ("broker", "broker.errors", "broker.members", "broker.cli.")
 
 # Modules without a test file of their own name, by the suite that covers them.
 SUITES = {
+    "broker/cli/test_commands.py": "broker.cli.client broker.cli.commands.calling broker.cli.commands.events"
+    " broker.cli.commands.lists broker.cli.commands.nodes broker.cli.options broker.cli.progress",
     "interop/test_calls.py": "broker broker.actions broker.broker broker.calls broker.catalog broker.context"
     " broker.endpoints broker.node broker.service broker.serving",
     "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",

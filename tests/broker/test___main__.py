@@ -138,6 +138,6 @@ def test_misuse_is_exit_code_2(arguments: list[str]) -> None:
 def test_every_command_has_help() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("run", "call", "nodes", "services", "actions", "ping"):
+    for name in ("run", "call", "emit", "broadcast", "listen", "nodes", "services", "actions", "ping"):
         assert name in shown.output
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0

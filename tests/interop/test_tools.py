@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from broker import Context, Service, ServiceBroker, ValidationError, action, event
 from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +29,9 @@ class Shop(Service):
 
     name = "shop"
     version = 2
+
+    def __init__(self) -> None:
+        self.orders: list[Any] = []
 
     @action
     async def order(
@@ -54,7 +58,8 @@ class Shop(Service):
     async def audit(self, ctx: Context) -> None: ...
 
     @event("order.placed", group="mail")
-    async def on_order(self, ctx: Context) -> None: ...
+    async def on_order(self, ctx: Context) -> None:
+        self.orders.append(ctx.params)
 
 
 # What both sides must say of the same params, with `item` added.
@@ -111,17 +116,19 @@ ALIKE: list[tuple[dict[str, Any], bool]] = [
 class Nodes:
     js: JsNode
     python: ServiceBroker
+    shop: Shop
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 async def nodes(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[Nodes]:
+    shop = Shop()
     namespace = f"tools-{uuid.uuid4().hex[:12]}"
     async with (
         js_node(request.param, nats_url, namespace, "js") as js,
-        ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[Shop()]) as python,
+        ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[shop]) as python,
     ):
         await js.wait_for_services("v2.shop")
-        yield Nodes(js, python)
+        yield Nodes(js, python, shop)
 
 
 async def test_published_parameters_are_taken_and_refused_alike_in_js(nodes: Nodes) -> None:
@@ -148,32 +155,33 @@ async def test_every_published_schema_compiles_in_js(nodes: Nodes) -> None:
 
 async def test_repl_lists_our_node_services_actions_and_events(nodes: Nodes) -> None:
     listed = await nodes.js.command("repl", line="nodes")
-    assert re.search(r"│ py +│ +2 │ +\S+ │ python +│ +[\d.]+ │ +ONLINE", _plain(listed)), listed
+    assert re.search(r"│ py │ 2 │ \S+ │ python │ [\d.]+ │ ONLINE", _plain(listed)), listed
     details = await nodes.js.command("repl", line="nodes -d")
-    assert re.search(r"│ shop +│ +2 │", _plain(details)), details
+    assert re.search(r"│ shop │ 2 │", _plain(details)), details
     services = await nodes.js.command("repl", line="services -d")
-    assert re.search(r"│ shop +│ +2 │ +OK +│ +2 │ +1 │ +1 │", _plain(services)), services
+    assert re.search(r"│ shop │ 2 │ OK │ 1 │ 1 │ 1 │", _plain(services)), services
     actions = await nodes.js.command("repl", line="actions -d")
     row = next(line for line in _plain(actions).splitlines() if "v2.shop.order" in line)
     assert "OK" in row
     assert "item" in row
     assert "v2.shop.audit" not in actions
-    events = await nodes.js.command("repl", line="events -d")
-    assert re.search(r"│ order.placed +│ mail +│", _plain(events)), events
-    assert "py" in events
+    events = await nodes.js.command("repl", line="events")  # its `-d` fails on any node: its rows differ in length
+    assert re.search(r"│ order\.placed │ mail │ OK │", _plain(events)), events
 
 
 async def test_repl_calls_our_actions_and_shows_their_errors(nodes: Nodes) -> None:
     answer = await nodes.js.command("repl", line="call v2.shop.order --item book --count 3")
     assert "'3 book'" in answer
     answer = await nodes.js.command("repl", line="call v2.shop.order --item book --count 30")
-    assert "VALIDATION_ERROR" in answer
+    assert "expected `int` <= 9" in answer
     answer = await nodes.js.command("repl", line="call '$node.health' --$local")
     assert "hostname" in answer
 
 
 async def test_repl_emits_and_shows_its_own_node(nodes: Nodes) -> None:
-    assert "emitted" in (await nodes.js.command("repl", line="emit order.placed --id 5")).lower()
+    await nodes.js.command("repl", line="emit order.placed --id 5")
+    await nodes.js.command("repl", line="broadcast order.placed --id 6")
+    await eventually(lambda: nodes.shop.orders == [{"id": 5}, {"id": 6}], "both events")
     assert "js" in await nodes.js.command("repl", line="info")
 
 
@@ -184,7 +192,7 @@ async def test_js_reads_our_node_service_as_its_own(nodes: Nodes) -> None:
         assert _shape(ours) == _shape(theirs), name
     options = await nodes.js.call("$node.options", nodeID="py")
     theirs = await nodes.python.call("$node.options", node_id="js")
-    same = {"namespace", "nodeID", "transporter", "requestTimeout", "maxCallLevel", "heartbeatInterval", "metadata"}
+    same = {"namespace", "nodeID", "transporter", "requestTimeout", "maxCallLevel", "heartbeatInterval", "registry"}
     assert same <= options.keys() & theirs.keys()
     assert options["namespace"] == theirs["namespace"]
     with pytest.raises(JsError) as caught:
@@ -198,8 +206,9 @@ async def test_c51_js_and_python_each_ask_their_own_node(nodes: Nodes) -> None:
 
 
 def _plain(text: str) -> str:
-    """Tables with the same lines whatever characters they are drawn with."""
-    return re.sub(r"[│┃║|]", "│", text)
+    """Tables drawn with the same lines, without what aligns their cells."""
+    lines = re.sub(r"[│┃║|]", "│", text).splitlines()
+    return "\n".join(" ".join(line.split()) for line in lines)
 
 
 def _shape(value: Any) -> Any:

@@ -2,6 +2,7 @@
 // The commands of moleculer-repl, as a person types them; what they print is the result.
 
 const { Command } = require("commander");
+const { format } = require("util");
 const { parseArgsStringToArgv } = require("string-argv");
 const register = require("moleculer-repl/src/commands");
 
@@ -14,12 +15,12 @@ module.exports = async function repl(broker, line) {
 		register(program, broker);
 	}
 	const printed = [];
-	const { log } = console;
-	console.log = (...parts) => printed.push(parts.join(" ")); // stdout belongs to the answers
+	const { log, error } = console;
+	console.log = console.error = (...parts) => printed.push(format(...parts)); // stdout belongs to the answers
 	try {
 		await program.parseAsync(parseArgsStringToArgv(line, "node", "repl"));
 	} finally {
-		console.log = log;
+		Object.assign(console, { log, error });
 	}
 	return printed.join("\n").replace(/\u001b\[[0-9;]*m/g, "");
 };
