@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
+from tests.support.numbered import numbered_tests
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import REPOSITORY, ProcessFailedError, start_python
 from tests.support.servers import ServerFailedError, child_command
@@ -127,6 +128,7 @@ async def test_no_process_outlives_its_block() -> None:
 def test_the_folder_of_a_killed_run_is_taken_away_by_the_next_one() -> None:
     code = """
 import sys
+from tests.support.numbered import numbered_tests
 from tests.support.postgres import PostgresServer
 server = PostgresServer()
 print(server._folder, flush=True)
@@ -141,3 +143,25 @@ input()
         killed.kill()
     PostgresServer().close()
     assert not folder.exists()
+
+
+def test_numbered_tests_are_found_by_reading(tmp_path: Path) -> None:
+    (tmp_path / "interop").mkdir()
+    (tmp_path / "interop" / "test_calls.py").write_text(
+        "import a_module_that_is_not_there\n"
+        "async def test_c41_c42_no_such_action() -> None: ...\n"
+        "def test_c7_starts_later() -> None: ...\n"
+        "def test_c7() -> None: ...\n"
+        "def test_calls_m9_times() -> None: ...\n"
+        "def helper_c8_of_tests() -> None: ...\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "test_m05_kills.py").write_text("def test_m05_kill() -> None: ...\n", encoding="utf-8")
+    statements, scenarios = numbered_tests("c", tmp_path), numbered_tests("m", tmp_path)
+    assert {number: [(test.file, test.name) for test in tests] for number, tests in statements.items()} == {
+        7: [("interop/test_calls.py", "test_c7_starts_later")],
+        41: [("interop/test_calls.py", "test_c41_c42_no_such_action")],
+        42: [("interop/test_calls.py", "test_c41_c42_no_such_action")],
+    }
+    assert [test.name for test in scenarios.pop(5)] == ["test_m05_kill"]
+    assert scenarios == {}
