@@ -58,10 +58,10 @@ async def test_rows_that_need_a_person_are_counted_and_named(
     messages = [finding.message for finding in diagnosis.findings]
     assert "2 environments have no document: they are left out of lists and exports: row-1, row-2." in messages
     assert any(message.startswith("2 environments have another environmentUuid than id") for message in messages)
-    assert any(message.startswith("1 uuids stand in several rows") and "another" in message for message in messages)
-    assert "1 environments have another uuid in their document than their id: row-5." in messages
-    assert any(message.startswith("1 environments have no timestamp") for message in messages)
-    assert any(message.startswith("1 environments were deleted in the future") for message in messages)
+    assert any(message.startswith("1 uuid stands in several rows") and "another" in message for message in messages)
+    assert "1 environment has another uuid in its document than its id: row-5." in messages
+    assert any(message.startswith("1 environment has no timestamp") for message in messages)
+    assert any(message.startswith("1 environment was deleted in the future") for message in messages)
     assert all(finding.remedy for finding in diagnosis.findings if finding.level != "info")
     assert not diagnosis.healthy
     quick = await examine(url_of(bench, request, tmp_path), LOGGER, documents=False)
@@ -80,7 +80,7 @@ async def test_what_only_a_file_can_hold_is_found(bench: Bench, request: pytest.
         await bench.run(f"UPDATE environments SET environment = {document} WHERE id = $1", uuid)
     await bench.run("UPDATE environments SET deletedAt = 1748336087123 WHERE id = 'dated'")
     by_subject = await found(url_of(bench, request, tmp_path))
-    assert by_subject["null-id"].message == "1 environments have no id: nobody can reach them."
+    assert by_subject["null-id"].message == "1 environment has no id: nobody can reach them."
     assert by_subject["damaged"].message.startswith("3 environments have a document that cannot be read")
     for uuid in ("broken", "list", "bytes"):
         assert f"{uuid} (" in by_subject["damaged"].message

@@ -93,7 +93,7 @@ def export(
             done = await export_to_file(config.database_url, file, selection, overwrite=force)
             print_value(done)
         if done.damaged:
-            print_error(f"{done.damaged} damaged environments were left out; `environments-store doctor` names them.")
+            print_error(f"Damaged environments left out: {done.damaged}. `environments-store doctor` names them.")
         return 1 if done.damaged else 0
 
     run_command(main)
@@ -146,8 +146,8 @@ def purge(
                 show_forecast(work.cutoff, forecast, as_json)
                 return 0
             if forecast.candidates:
-                what = f"{forecast.candidates} environments that were deleted before {work.cutoff}"
-                confirm(f"Delete {what} from {opened.location.label} for ever?", yes)
+                place = f"before {work.cutoff} from {opened.location.label}"
+                confirm(f"Delete for ever what was deleted {place}, {forecast.candidates} environments?", yes)
             deleted = 0
             with progress() as report:
                 async with aclosing(work.batches(batch_size)) as batches:

@@ -1,7 +1,7 @@
 """How far a long command is, on a terminal: on standard error, and gone at its end."""
 
+import io
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,13 +16,14 @@ Report = Callable[[str, int, int | None], None]
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Shows what it is told; where nobody looks, nothing. Log lines stand above it."""
+    """Shows what it is told; where nobody looks, nothing. Log lines stand above it, as they are."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield lambda what, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as shown, _logs_above():
+    shown = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    with shown, _logs_above(console):
         task = shown.add_task("", total=None, visible=False)
 
         def report(what: str, done: int, total: int | None) -> None:
@@ -31,11 +32,21 @@ def progress() -> Iterator[Report]:
         yield report
 
 
+class _Above(io.TextIOBase):
+    """Writes to the terminal so that the display moves out of the way, and nothing is wrapped or coloured."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def write(self, text: str, /) -> int:
+        self._console.print(text, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
+        return len(text)
+
+
 @contextmanager
-def _logs_above() -> Iterator[None]:
-    """Log lines go through the progress display, which moves out of their way."""
+def _logs_above(console: Console) -> Iterator[None]:
     handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
-    before = [handler.setStream(sys.stderr) for handler in handlers]
+    before = [handler.setStream(_Above(console)) for handler in handlers]
     try:
         yield
     finally:

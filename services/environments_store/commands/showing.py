@@ -71,7 +71,7 @@ def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
             {"cutoff": cutoff, "wouldDelete": forecast.candidates, "months": forecast.months, **facts}, json=True
         )
         return
-    print(f"{forecast.candidates} environments were deleted before {cutoff}")
+    print(f"Deleted before {cutoff}: {forecast.candidates} environments")
     if forecast.candidates:
         print_rows([{"month": month, "count": count} for month, count in forecast.months.items()], ["month", "count"])
         print(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")

@@ -128,7 +128,7 @@ def _will_not(found: Inspection) -> tuple[str, ...]:
     common = (
         "change a row, or any other column or table",
         "drop anything, but an INVALID index of its own name that nobody is building",
-        "add an INDEX for lists, or a version table",
+        "add an index for lists of live rows, or a table of versions",
     )
     if found.dialect == "sqlite":
         return (*common, "drop a copy of the table that an interrupted start of the original left behind")

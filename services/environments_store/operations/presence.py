@@ -68,6 +68,8 @@ class Presence:
         held = False
         while True:
             if not held:
-                held = bool(await session.fetch_value(HOLD, serving_key(await inspect(session))))
+                found = await inspect(session)
+                # A standby's locks are its own: they would tell a primary nothing.
+                held = not found.standby and bool(await session.fetch_value(HOLD, serving_key(found)))
             await anyio.sleep(self._limits.serving_every_s if held else self._limits.serving_retry_s)
             await session.run("SELECT 1")

@@ -30,7 +30,7 @@ TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
 # The connections of a node: the one that says that it serves, and those of its pool. Everybody may see their names.
 NODES = """
-SELECT DISTINCT application_name AS application, client_addr::text AS address FROM pg_stat_activity
+SELECT DISTINCT application_name AS application, host(client_addr) AS address FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND (application_name = 'environments-store' OR starts_with(application_name, $1)) ORDER BY 1, 2
 """

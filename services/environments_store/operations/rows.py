@@ -182,6 +182,19 @@ def _finding(question: _Question, count: int, examples: list[str], what: str = "
     return Finding(
         level=question.level,
         subject=question.subject,
-        message=f"{count} {what} {question.message}{named}.",
+        message=f"{_counted(count, what, question.message)}{named}.",
         remedy=question.remedy,
     )
+
+
+def _counted(count: int, what: str, message: str) -> str:
+    """`2 environments have …`, `1 environment has …`."""
+    if count != 1:
+        return f"{count} {what} {message}"
+    verb, _, rest = message.partition(" ")
+    for many, one in (("they are", "it is"), ("They are", "It is"), ("their", "its")):
+        rest = rest.replace(many, one)
+    return f"1 {what.removesuffix('s')} {_SINGULAR[verb]} {rest}"
+
+
+_SINGULAR = {"have": "has", "were": "was", "stand": "stands"}

@@ -15,7 +15,7 @@ __all__ = ["look_around"]
 
 # An ordinary role sees the name and the address of others' sessions, but not since when they are in a transaction.
 SESSIONS = """
-SELECT coalesce(nullif(application_name, ''), 'without a name') AS application, client_addr::text AS address,
+SELECT coalesce(nullif(application_name, ''), 'without a name') AS application, host(client_addr) AS address,
        count(*) AS sessions, max(extract(epoch FROM clock_timestamp() - xact_start))::float8 AS oldest_s
 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
   AND pid <> pg_backend_pid() AND application_name NOT LIKE 'environments-store%'
