@@ -48,6 +48,7 @@ class _Runner:
             "NATS_URL": nats_url,
             "TERM": "dumb",
             "COLUMNS": "120",
+            "LINES": "40",  # without it the width does not count on a dumb terminal
         }
 
     def run(self, part: str) -> str:
