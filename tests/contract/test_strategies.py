@@ -120,7 +120,7 @@ async def test_c75_latency_pings_all_nodes_once_and_then_one_of_each_host(cluste
     await near.start()
     await caller.start()
     await cluster.acquaint()
-    service = near.registry.local.services[0]
+    service = next(one for one in near.registry.local.services if one["name"] == "places")
     await stranger.introduce(service, hostname="far away")
     first = await stranger.hears("PING", lambda ping: ping["sender"] == "caller")
 
