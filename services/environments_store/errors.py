@@ -10,7 +10,8 @@
     MoleculerRetryableError
     ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
     ├── DatabaseUnavailableError         503  DATABASE_UNAVAILABLE       connection lost or refused
-    │   └── OutcomeUnknownError          503  the same: the connection died during a write; read the row back
+    │   ├── OutcomeUnknownError          503  the same: the connection died during a write; read the row back
+    │   └── StalePlanError               503  the same: the table was changed during a transaction
     └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
     MoleculerServerError
     └── DatabaseError                    500  DATABASE_ERROR             a query the database refused
@@ -38,6 +39,7 @@ __all__ = [
     "OperationError",
     "OutcomeUnknownError",
     "SoftDeleteUnavailableError",
+    "StalePlanError",
 ]
 
 
@@ -118,6 +120,10 @@ class DatabaseUnavailableError(_RetryableError):
 
 class OutcomeUnknownError(DatabaseUnavailableError):
     """The connection died while a write was under way: it may or may not be stored. Read the row back."""
+
+
+class StalePlanError(DatabaseUnavailableError):
+    """A transaction met a plan that a change of the table had made stale. Nothing was stored; once more, it works."""
 
 
 class DatabaseReadOnlyError(_RetryableError):

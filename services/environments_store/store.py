@@ -26,6 +26,7 @@ from services.environments_store.errors import (
     EnvironmentNotDeletedError,
     EnvironmentNotFoundError,
     OutcomeUnknownError,
+    StalePlanError,
 )
 from services.environments_store.listing import ListRequest, read_list
 from services.environments_store.model import Change, read_row
@@ -119,7 +120,7 @@ class Store:
                 if if_hash is None:
                     row = await self._database.fetch_one(self._shape.queries().update, uuid, accepted.text)
                 else:
-                    row = await self._swap(accepted, if_hash)
+                    row = await self._swap_across_changes(accepted, if_hash)
             except OutcomeUnknownError as error:
                 row = await settle(error, lambda: self._look_updated(accepted), self._limits)
             if row is None:
@@ -215,6 +216,13 @@ class Store:
             if again and await self._records.hash(read_row(row)) == accepted.hash:
                 return row
             raise EnvironmentExistsError(accepted.uuid)
+
+    async def _swap_across_changes(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
+        try:
+            return await self._swap(accepted, if_hash)
+        except StalePlanError:
+            # A transaction, unlike a statement by itself, is not repeated by the driver.
+            return await self._swap(accepted, if_hash)
 
     async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
         """Compare and update under a lock of the row; None when there is no live one."""

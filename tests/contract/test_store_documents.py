@@ -42,7 +42,7 @@ REFUSED_BY_JSONB = ("escaped NUL", "half of a surrogate pair")
 
 @on_text
 @pytest.mark.parametrize("name", KEPT)
-async def test_a_document_is_kept_byte_for_byte(bench: Bench, name: str) -> None:
+async def test_m42_a_document_is_kept_byte_for_byte(bench: Bench, name: str) -> None:
     document = KEPT[name]
     written = await bench.store.create(document)
     assert b'"environment":' + document + b',"timestamp"' in written.record
@@ -65,7 +65,7 @@ async def test_update_keeps_it_byte_for_byte_too(bench: Bench) -> None:
 
 @pytest.mark.parametrize("bench", ["postgresql with jsonb"], indirect=True)
 @pytest.mark.parametrize("name", KEPT)
-async def test_on_jsonb_an_equal_document_is_kept_or_it_is_refused(bench: Bench, name: str) -> None:
+async def test_m42_on_jsonb_an_equal_document_is_kept_or_it_is_refused(bench: Bench, name: str) -> None:
     document = KEPT[name]
     document = document.replace(b",1e400,5e-324", b"")  # jsonb keeps such numbers with all their digits
     if name in REFUSED_BY_JSONB:
@@ -79,7 +79,7 @@ async def test_on_jsonb_an_equal_document_is_kept_or_it_is_refused(bench: Bench,
 
 
 @on_all
-async def test_a_document_of_20_mb_is_kept(bench: Bench) -> None:
+async def test_m42_a_document_of_20_mb_is_kept(bench: Bench) -> None:
     document = b'{"uuid":"U","rows":[' + b",".join([b'{"name":"%s"}' % (b"x" * 80)] * 220_000) + b"]}"
     assert len(document) > 20_000_000
     written = await bench.store.create(document)
@@ -144,7 +144,7 @@ async def test_an_update_to_another_uuid_is_refused(bench: Bench) -> None:
         (b'\xef\xbb\xbf{"uuid":"V"}', "environment"),
     ],
 )
-async def test_what_cannot_be_stored_is_refused_before_anything_is_written(
+async def test_m42_what_cannot_be_stored_is_refused_before_anything_is_written(
     bench: Bench, document: bytes, field: str
 ) -> None:
     await assert_refused(bench, document, field)

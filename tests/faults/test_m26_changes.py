@@ -1,9 +1,15 @@
 """Somebody changes the table under a running service."""
 
+import itertools
+from typing import Any
+
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from anyio.abc import TaskGroup
 
+from broker import MoleculerError
 from services.environments_store.database.connect import open_database
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
 from services.environments_store.schema.messages import EXISTS
@@ -11,6 +17,7 @@ from services.environments_store.schema.migrator import Migrator
 from services.environments_store.schema.status import SchemaStatus
 from tests.support.migrations import BUDGETS, alters, migrator
 from tests.support.postgres import PostgresDatabase
+from tests.support.served import Serving, serving
 from tests.support.shapes import Lines, count_inspections, postgres_sql, until
 
 pytestmark = pytest.mark.anyio
@@ -67,3 +74,124 @@ async def test_m27_a_pool_learns_of_a_column_whose_type_a_person_changes(
     async with database.transaction() as transaction:
         assert [str(row["deletedAt"].tzinfo) for row in await transaction.fetch(trash)] == ["UTC"]
     await database.close()
+
+
+async def test_m26_requests_meet_503_while_the_column_is_away_and_nothing_else(
+    postgres_database: PostgresDatabase,
+) -> None:
+    """A person drops it and adds it again while callers write and read all the time."""
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    async with serving(postgres_database.url) as service:
+        await service.until_state("ready", steps=True)
+        load = Load(service)
+        async with anyio.create_task_group() as group:
+            load.start(group)
+            await load.more_answers()
+            await change(postgres_database, 'ALTER TABLE environments DROP COLUMN "deletedAt"')
+            await service.until_state("degraded", "lost")
+            await load.more_answers()
+            assert sum("is gone" in line for line in service.lines) == 1
+            await change(postgres_database, 'ALTER TABLE environments ADD COLUMN "deletedAt" TIMESTAMPTZ')
+            await service.until_state("ready")
+            before = len(load.errors)
+            await load.more_answers()
+            assert len(load.errors) == before
+            group.cancel_scope.cancel()
+        await service.until_state("ready", steps=True)
+    assert load.errors
+    assert {(error.code, error.type, error.retryable) for error in load.errors} == {
+        (503, "SOFT_DELETE_UNAVAILABLE", True)
+    }
+    assert alters(postgres_database) == 0
+
+
+async def test_m27_a_timestamp_becomes_a_timestamptz_under_a_running_service_and_no_caller_notices(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_man"))
+    async with serving(postgres_database.url) as service:
+        await service.until_state("ready", steps=True)
+        [before] = await service.ask("listDeleted")
+        load = Load(service)
+        async with anyio.create_task_group() as group:
+            load.start(group)
+            await load.more_answers()
+            for kind in ("TIMESTAMPTZ", "TIMESTAMP", "TIMESTAMPTZ"):
+                await change(
+                    postgres_database,
+                    f"SET TimeZone = 'UTC'; ALTER TABLE environments ALTER COLUMN \"deletedAt\" TYPE {kind}",
+                )
+                await load.more_answers()
+            group.cancel_scope.cancel()
+        deleted = {record["id"]: record["deletedAt"] for record in await service.ask("listDeleted")}
+        assert deleted[before["id"]] == before["deletedAt"]
+        ages = """SELECT count(*) FROM environments WHERE "deletedAt" > now() + interval '1 minute'"""
+        assert postgres_database.run_sql(ages) == "0"
+    assert load.errors == []
+
+
+async def test_m29_after_every_action_no_idle_connection_holds_a_lock_of_the_table(
+    postgres_database: PostgresDatabase,
+) -> None:
+    """Such a lock, as a kept prepared statement has it, would stop everybody's migrations for ever."""
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    async with serving(postgres_database.url) as service:
+        await service.until_state("ready", steps=True)
+        load = Load(service)
+        async with anyio.create_task_group() as group:
+            load.start(group)
+            await load.more_answers()
+            group.cancel_scope.cancel()
+        locks = """SELECT count(*) FROM pg_locks WHERE relation IN (SELECT oid FROM pg_class WHERE relname LIKE 'env%')
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+        assert postgres_database.run_sql("SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle'") == "1"
+        assert postgres_database.run_sql(locks) == "0"
+        # Whoever needs the whole table gets it at once.
+        postgres_database.run_sql("SET lock_timeout = '2s'; ALTER TABLE environments ALTER COLUMN id SET NOT NULL")
+
+
+async def change(database: PostgresDatabase, statement: str) -> None:
+    """In a thread, since the callers have transactions that must go on for the statement to get its lock."""
+    await anyio.to_thread.run_sync(database.run_sql, statement)
+
+
+class Load:
+    """Callers of every action, each with environments of its own, who go on whatever they are told."""
+
+    def __init__(self, service: Serving) -> None:
+        self._service = service
+        self._answers = [0] * 6
+        self.errors: list[MoleculerError] = []
+
+    def start(self, group: TaskGroup) -> None:
+        for number in range(len(self._answers)):
+            group.start_soon(self._call, number)
+
+    async def more_answers(self) -> None:
+        """Return when each caller has had some more."""
+        before = list(self._answers)
+        await until(lambda: all(now > b + 20 for now, b in zip(self._answers, before, strict=True)))
+
+    async def _call(self, number: int) -> None:
+        for round_number in itertools.count():
+            uuid = f"{number}-{round_number}"
+            document = {"uuid": uuid, "changed": True}
+            record = await self._ask(number, "create", environment={"uuid": uuid}) or {"hash": None}
+            await self._ask(number, "update", uuid=uuid, environment=document, ifHash=record["hash"])
+            for action in ("remove", "restore", "remove"):
+                await self._ask(number, action, uuid=uuid)
+            await self._ask(number, "listDeleted", limit=5)
+            await self._ask(number, "list", limit=5)
+            await self._ask(number, "stats")
+
+    async def _ask(self, number: int, action: str, **params: Any) -> Any:
+        await anyio.lowlevel.checkpoint()  # the one place where it may be cancelled
+        try:
+            # Cut off, a statement would be cancelled, and leave its lock for a moment.
+            with anyio.CancelScope(shield=True):
+                return await self._service.ask(action, **params)
+        except MoleculerError as error:
+            if error.code != 404:  # of an environment whose create was refused
+                self.errors.append(error)
+        finally:
+            self._answers[number] += 1

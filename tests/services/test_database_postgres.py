@@ -227,7 +227,7 @@ async def test_works_through_a_transaction_pooler(postgres_database: ServerDatab
         await database.close()
 
 
-async def test_idle_connections_hold_no_lock_that_a_migration_would_wait_for(
+async def test_m29_idle_connections_hold_no_lock_that_a_migration_would_wait_for(
     database: PostgresDatabase, postgres_database: ServerDatabase
 ) -> None:
     for query in ("SELECT id FROM items", "SELECT id FROM items WHERE id = $1"):
@@ -257,7 +257,7 @@ async def test_a_changed_type_reaches_the_pool_by_refresh(
     assert row["moment"].tzinfo is None
 
 
-async def test_a_transaction_on_a_plan_that_a_migration_made_stale_may_be_repeated(
+async def test_m27_a_transaction_on_a_plan_that_a_migration_made_stale_may_be_repeated(
     database: PostgresDatabase, postgres_database: ServerDatabase
 ) -> None:
     await database.execute(INSERT, "one")

@@ -78,7 +78,7 @@ async def test_a_file_that_somebody_else_writes_is_a_retryable_error_and_nothing
     await write()
 
 
-async def test_a_full_disk_is_a_retryable_error_and_nothing_is_stored(database: SqliteDatabase) -> None:
+async def test_m34_a_full_disk_is_a_retryable_error_and_nothing_is_stored(database: SqliteDatabase) -> None:
     # The limit on pages fails as a full disk does.
     await database.fetch("PRAGMA max_page_count = 5")
 

@@ -10,6 +10,7 @@ from services.environments_store.errors import (
     DatabaseUnavailableError,
     MissingColumnError,
     OutcomeUnknownError,
+    StalePlanError,
 )
 
 __all__ = ["LOST_STATES", "ServiceError", "StatementFailure", "service_error"]
@@ -78,15 +79,12 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
         return MissingColumnError(f"The database misses what a query names: {failure.message}", state)
     if state in READ_ONLY or state.startswith(SQLITE_READ_ONLY):
         return DatabaseReadOnlyError(f"The database only reads now: {failure.message}", sqlstate=state)
-    if _is_passing(state, failure.message):
+    if state == "0A000" and failure.message.startswith(STALE_PLANS):
+        return StalePlanError(f"The table was changed in the middle of a transaction: {failure.message}")
+    if _is_passing(state):
         return DatabaseUnavailableError(f"The database could not do it now: {failure.message}", sqlstate=state)
     return DatabaseError(f"The database refused the query: {failure.message}", state or None)
 
 
-def _is_passing(state: str, message: str) -> bool:
-    return (
-        state in UNAVAILABLE
-        or state.startswith(("08", "28"))
-        or (state == "0A000" and message.startswith(STALE_PLANS))
-        or state.startswith(SQLITE_UNAVAILABLE)
-    )
+def _is_passing(state: str) -> bool:
+    return state in UNAVAILABLE or state.startswith(("08", "28")) or state.startswith(SQLITE_UNAVAILABLE)
