@@ -116,7 +116,8 @@ class IndexBuilder:
                 self._journal.note(messages.INDEX_FAILED, failure.message)
             self._journal.detail("index", failure.message)
             return self._budgets.poll_min_s
-        self._built = True
+        # A new index is one of a new column, or of one that was away: what was analysed before is gone.
+        self._built, self._analysed = True, False
         self._journal.note(messages.INDEX_ADDED)
         self._journal.note('The index "%s" was built in %.1f s', action.name, anyio.current_time() - now)
         return 0
@@ -130,7 +131,7 @@ class IndexBuilder:
                 if outcome_of(failure) == "lost":
                     raise
                 self._journal.warn("statistics", f"ANALYZE of deletedAt failed: {failure.message}")
-            self._analysed = True
+            self._built, self._analysed = False, True
             found = await self._look(session)
         self._journal.step(None)
         return self._budgets.reinspect_s
