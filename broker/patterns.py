@@ -6,6 +6,10 @@ from functools import lru_cache
 
 CACHED_PATTERNS = 4096
 """Compiled patterns kept, an entry each; a cluster's services hold far fewer."""
+REGULAR = frozenset("\\^$()[]{}+|")
+"""What means something in the regular expression that JS makes of a pattern, beyond wildcards."""
+REPETITIONS = 3
+"""Open-ended parts of such an expression that are tried: matching takes up to this power of the name's length."""
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -24,17 +28,53 @@ def matches(name: str, pattern: str) -> bool:
             # Rule 1c looks for a dot one place late, so `user*` also takes `user.created`; JS nodes do the same.
             prefix = pattern[:-1]
             return name.startswith(prefix) and "." not in name[len(prefix) + 1 :]
+    if REGULAR.isdisjoint(pattern.removeprefix("$")):
+        return _walk(_parse(pattern), name)
     return _compile(pattern).fullmatch(name) is not None
 
 
 @lru_cache(maxsize=CACHED_PATTERNS)
+def _parse(pattern: str) -> tuple[str, ...]:
+    """Rule 2: a literal dot stays a wildcard, as it does in JS."""
+    return tuple(re.findall(r"\*\*|.", pattern.replace(".", "?"), re.DOTALL))
+
+
+def _walk(parts: tuple[str, ...], name: str) -> bool:
+    """Match without going back, at all places of the pattern at once: whatever a peer listens to costs no more than
+    the length of the name times that of its pattern."""
+    places = _skip_stars(parts, {0})
+    for character in name:
+        reached = set()
+        for place in places:
+            part = parts[place] if place < len(parts) else ""
+            if part == "**" or (part == "*" and character != "."):
+                reached.add(place)
+            elif part == "?" or part == character != "*":
+                reached.add(place + 1)
+        places = _skip_stars(parts, reached)
+    return len(parts) in places
+
+
+def _skip_stars(parts: tuple[str, ...], places: set[int]) -> set[int]:
+    """The places, and those behind stars there, as a star may stand for nothing."""
+    for place in tuple(places):
+        while place < len(parts) and parts[place] in ("*", "**"):
+            place += 1
+            places.add(place)
+    return places
+
+
+@lru_cache(maxsize=CACHED_PATTERNS)
 def _compile(pattern: str) -> re.Pattern[str]:
-    """Rule 2: a regular expression in which a literal dot stays a wildcard, as it does in JS."""
+    """A pattern with other characters that mean something in a regular expression. One that could take for ever, or
+    is none, matches only itself."""
     text = "\\" + pattern if pattern.startswith("$") else pattern
     text = text.replace("?", ".").replace("**", "\0").replace("*", "[^.]*").replace("\0", ".*")
     try:
+        if len(re.findall(r"\*|\+|\{", text)) > REPETITIONS or re.search(r"\)[+{]", text):
+            return re.compile(re.escape(pattern))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what a peer wrote: nobody here can change it
             return re.compile(text, re.DOTALL)
-    except (re.error, OverflowError, RecursionError):  # characters that mean something else there: then only itself
+    except (re.error, OverflowError, RecursionError):
         return re.compile(re.escape(pattern))

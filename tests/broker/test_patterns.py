@@ -1,5 +1,7 @@
 """Event patterns match what they match in JS, oddities included: the whole table of protocol §7.3."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +66,19 @@ def test_two_stars_match_every_name(name: str) -> None:
 def test_a_name_without_wildcards_matches_itself_alone(name: str) -> None:
     assert matches(name, name)
     assert not matches(f"{name}x", name)
+
+
+@given(st.text(alphabet="ab.$", max_size=12), st.text(alphabet="ab.*?$", max_size=12))
+def test_c63_wildcards_match_what_the_regular_expression_of_js_matches(name: str, pattern: str) -> None:
+    text = "\\" + pattern if pattern.startswith("$") else pattern
+    text = text.replace("?", ".").replace("**", "\0").replace("*", "[^.]*").replace("\0", ".*")
+    by_rule_2 = "?" in pattern or pattern.find("*") not in (-1, len(pattern) - 1, len(pattern) - 2)
+    if by_rule_2 and "$" not in pattern[1:]:
+        assert matches(name, pattern) == bool(re.fullmatch(text, name))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b?", "*a" * 30 + "?b", "a+" * 30 + "?", "(a|aa)+?b", "(a{1,}){1,}?b", "**?" * 30 + "b"]
+)
+def test_a_pattern_that_would_be_tried_for_ever_is_answered_at_once(pattern: str) -> None:
+    assert not matches("a" * 200, pattern)
