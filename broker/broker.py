@@ -143,22 +143,32 @@ class ServiceBroker:
             raise
 
     async def stop(self) -> None:
-        """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet."""
-        if self._state in ("new", "stopping", "stopped"):
+        """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet.
+
+        Returns when the node has stopped. Work of this node itself (a handler, what `start_soon` runs) would wait for
+        its own end: called from there it returns at once, and the node stops when that work is done.
+        """
+        if self._state in ("new", "stopped"):
             return
-        self._state = "stopping"
-        with anyio.CancelScope(shield=True):
-            farewell = Farewell(self.registry)
-            await self._lifecycle.tell("stopping", self)
-            await self._node.leave()
-            for name in reversed(self._catalog.names()):
-                await self._catalog.stop(name)
-            self._chains.breaker.stop()
-            if self._node.transport is not None:
-                await self._tell_last(farewell, "$transporter.disconnected", {"graceFul": True})
-            await self._node.close()
-            await self._tell_last(farewell, "$broker.stopped", {})
-            await self._lifecycle.tell("stopped", self)
+        if self._state != "stopping":
+            self._state = "stopping"
+            self._node.run_to_the_end(self._stop())
+        if not self._node.is_own_work():
+            with anyio.CancelScope(shield=True):
+                await self._node.ended()
+
+    async def _stop(self) -> None:
+        farewell = Farewell(self.registry)
+        await self._lifecycle.tell("stopping", self)
+        await self._node.leave()
+        for name in reversed(self._catalog.names()):
+            await self._catalog.stop(name)
+        self._chains.breaker.stop()
+        if self._node.transport is not None:
+            await self._tell_last(farewell, "$transporter.disconnected", {"graceFul": True})
+        await self._node.close()
+        await self._tell_last(farewell, "$broker.stopped", {})
+        await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
 
     async def wait_stopped(self) -> None:
@@ -191,8 +201,16 @@ class ServiceBroker:
                 raise
 
     async def remove_service(self, service: Service | str) -> None:
-        """Withdraw a service, by itself or by its full name. Raises ServiceNotFoundError."""
-        await self._catalog.stop(service if isinstance(service, str) else service.full_name)
+        """Withdraw a service, by itself or by its full name: what it does is finished first. Raises
+        ServiceNotFoundError."""
+        name = service if isinstance(service, str) else service.full_name
+        if self._state == "new" or self._catalog.service(name) is None:
+            await self._catalog.stop(name)
+            return
+        gone = anyio.Event()
+        # In a task of its own: a service that withdraws itself ends the task that asks for it.
+        self._node.background.start_soon(self._withdraw, name, gone)
+        await gone.wait()
 
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.
@@ -379,6 +397,12 @@ class ServiceBroker:
                     tasks.start_soon(start, name)
         except* Exception as group:
             raise _first(group) from None
+
+    async def _withdraw(self, name: str, gone: anyio.Event) -> None:
+        try:
+            await self._catalog.stop(name)
+        finally:
+            gone.set()
 
     def _run_event(self, effect: RunEvent) -> None:
         self._serving.start_event(effect)

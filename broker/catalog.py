@@ -193,6 +193,7 @@ class Catalog:
         entry.background.append(job)
 
         async def run() -> None:
+            self._node.begin_own_work()
             try:
                 with job.scope:
                     await function(*arguments)

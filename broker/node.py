@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import anyio
@@ -35,6 +36,9 @@ from broker.transports.base import Observer, OnMessage, Subscription, Transport
 logger = logging.getLogger("broker")
 
 
+_WORK_OF: ContextVar["Node | None"] = ContextVar("work_of", default=None)
+
+
 class Node:
     """Connects a transit to a transport and runs everything that goes on in the background."""
 
@@ -56,6 +60,7 @@ class Node:
         self.background: TaskGroup
         self._handlers: asyncio.TaskGroup  # one task a request: asyncio starts one five times faster than anyio
         self._main: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._running = anyio.Event()
         self._drain = anyio.Event()
         self._drain_until = 0.0
@@ -192,14 +197,34 @@ class Node:
         connected = self.transport is not None and self.transport.connected
         return connected and self._joined and self.failure is None
 
+    def run_to_the_end(self, stop: Coroutine[Any, Any, None]) -> None:
+        """Run the stop of this node outside its own groups, which end with it, and whoever asked for it."""
+        self._ending = asyncio.get_running_loop().create_task(stop, name="moleculer node stops")
+
+    async def ended(self) -> None:
+        """Return when the stop is done; raises what it raised."""
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+            self._ending.result()
+
+    def is_own_work(self) -> bool:
+        """Whether a handler or background work of this node is asking."""
+        return _WORK_OF.get() is self
+
+    def begin_own_work(self) -> None:
+        """Mark the current task, and those it starts, as work of this node."""
+        _WORK_OF.set(self)
+
     def work_done(self) -> None:
         """A request was answered."""
         self.transit.in_work -= 1
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the work for one request or one event. It must not raise; when the node stops it may be cancelled."""
+        context = copy_context()
+        context.run(self.begin_own_work)
         try:
-            self._handlers.create_task(work)
+            self._handlers.create_task(work, context=context)
         except RuntimeError:  # the group is closed: everything that ran has been waited for
             work.close()
 

@@ -401,6 +401,80 @@ async def test_services_stop_in_the_reverse_order_with_their_background_work_end
     assert order == ["third", "second", "first"]
 
 
+class Leaving(Service):
+    """Ends its node, or itself, from its own work."""
+
+    name = "leaving"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @action
+    async def stop_node(self, ctx: Context) -> str:
+        await self.broker.stop()
+        return "stopping"
+
+    @action
+    async def stop_node_soon(self, ctx: Context) -> None:
+        self.start_soon(self.broker.stop)
+
+    @action
+    async def withdraw_soon(self, ctx: Context) -> None:
+        self.start_soon(self.broker.remove_service, self)
+
+    async def stopped(self) -> None:
+        self.notes.append("stopped")
+
+
+async def test_a_handler_may_stop_its_node_and_still_be_answered(cluster: Cluster) -> None:
+    leaving = Leaving()
+    one, two = await cluster.start(("one", [leaving]), ("two", []))
+    with anyio.fail_after(30):
+        assert await two.call("leaving.stop_node") == "stopping"
+        await one.wait_stopped()
+        await one.stop()
+    assert leaving.notes == ["stopped"]
+
+
+async def test_background_work_may_stop_its_node(cluster: Cluster) -> None:
+    leaving = Leaving()
+    one, two = await cluster.start(("one", [leaving]), ("two", []))
+    with anyio.fail_after(30):
+        await two.call("leaving.stop_node_soon")
+        await one.wait_stopped()
+        await one.stop()
+    assert leaving.notes == ["stopped"]
+
+
+async def test_background_work_may_withdraw_its_service(cluster: Cluster) -> None:
+    leaving = Leaving()
+    one = await cluster.start_one("one", [leaving])
+    await one.call("leaving.withdraw_soon")
+    await eventually(lambda: leaving.notes == ["stopped"])
+    with pytest.raises(ServiceNotAvailableError):
+        await one.call("leaving.withdraw_soon")
+
+
+async def test_whoever_stops_a_node_second_waits_for_the_first(cluster: Cluster) -> None:
+    gate = Gate()
+    one, two = await cluster.start(("one", [gate]), ("two", []))
+    ended: list[str] = []
+
+    async def stop(name: str) -> None:
+        await one.stop()
+        ended.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(two.call, "gate.wait")
+        await eventually(lambda: gate.inside == 1)
+        tasks.start_soon(stop, "first")
+        tasks.start_soon(stop, "second")
+        await eventually(lambda: one._node.transit.stopping)
+        assert ended == []
+        gate.opened.set()
+    assert sorted(ended) == ["first", "second"]
+
+
 async def test_a_service_that_does_not_stop_cleanly_is_logged(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
