@@ -1,8 +1,7 @@
 """NATS, by nats-py (moleculer protocol §14). The only module that imports it; none of its exceptions leaves here."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,7 +72,7 @@ class NATSTransport:
                 )
 
         try:
-            with _translated(), anyio.fail_after(NATS_CONNECT_TIMEOUT_S * len(self._servers)):
+            with _TRANSLATED, anyio.fail_after(NATS_CONNECT_TIMEOUT_S * len(self._servers)):
                 await client.connect(
                     servers=self._servers,
                     name=name,
@@ -98,18 +97,18 @@ class NATSTransport:
         async def on_nats_message(message: Msg) -> None:
             await on_message(message.data, message.reply)
 
-        with _translated():
+        with _TRANSLATED:
             return NATSSubscription(await self._use().subscribe(subject, queue=queue, cb=on_nats_message))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         client = self._use_for(data)
-        with _translated():
+        with _TRANSLATED:
             await client.publish(subject, data, f"{self._inbox}.{reply_id}" if reply_id else "")
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
         client = self._use_for(data)
         inbox = client.new_inbox()
-        with _translated():
+        with _TRANSLATED:
             answers = await client.subscribe(inbox)
             await client.publish(subject, data, inbox)
             await _flush(client)  # the server answers in order: a 503 is here before the last PONG
@@ -118,7 +117,7 @@ class NATSTransport:
         return heard
 
     async def flush(self) -> None:
-        with _translated():
+        with _TRANSLATED:
             await _flush(self._use())
 
     async def close(self) -> None:
@@ -129,7 +128,7 @@ class NATSTransport:
         with anyio.CancelScope(shield=True):  # a half-closed socket would stay open
             if client.is_connected:
                 try:
-                    with _translated():
+                    with _TRANSLATED:
                         await client.flush(NATS_CLOSE_TIMEOUT_S)
                 except MoleculerError:
                     pass  # a connection that is going down anyway
@@ -175,7 +174,7 @@ class NATSSubscription:
 
     async def cancel(self) -> None:
         try:
-            with _translated():
+            with _TRANSLATED:
                 await self._subscription.unsubscribe()
         except MoleculerError:
             pass  # gone already, or gone with the connection
@@ -236,14 +235,24 @@ def _words(error: BaseException) -> str:
     return text.removeprefix("nats: ")
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Exceptions of nats-py and of sockets as ours, chained to their cause."""
-    try:
-        yield
-    except nats.errors.MaxPayloadError as error:
-        raise MoleculerError("The message is above max_payload.", 413, "PAYLOAD_TOO_LARGE") from error
-    except nats.errors.BadSubjectError as error:
-        raise MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT") from error
-    except (nats.errors.Error, OSError) as error:
-        raise BrokerDisconnectedError(f"NATS: {_words(error)}") from error
+class _Translation:
+    """Exceptions of nats-py and of sockets as ours, chained to their cause. Holds nothing, so one is enough."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        match error:
+            case None:
+                return
+            case nats.errors.MaxPayloadError():
+                raise MoleculerError("The message is above max_payload.", 413, "PAYLOAD_TOO_LARGE") from error
+            case nats.errors.BadSubjectError():
+                raise MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT") from error
+            case nats.errors.Error() | OSError():
+                raise BrokerDisconnectedError(f"NATS: {_words(error)}") from error
+
+
+_TRANSLATED = _Translation()
