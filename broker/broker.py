@@ -25,7 +25,6 @@ from broker.defaults import (
     PING_TIMEOUT_S,
     REQUESTS_IN_WORK,
     REQUESTS_PENDING,
-    make_options,
 )
 from broker.effects import RunEvent
 from broker.emitting import Emitting
@@ -40,6 +39,7 @@ from broker.lifecycle import Lifecycle
 from broker.middleware import check_middlewares, compose, hooks
 from broker.network import ip_addresses
 from broker.node import Node
+from broker.options import make_options
 from broker.performing import epoch_ms
 from broker.pinging import Pinging
 from broker.registry import Registry

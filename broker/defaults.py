@@ -3,14 +3,12 @@
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta, Struct
 
-from broker.errors import BrokerOptionsError
-from broker.packets import PROTOCOLS, Protocol
+from broker.packets import Protocol
 
 # Life of a node: the values of Moleculer JS (protocol §4, appendix A) unless said otherwise.
 HEARTBEAT_INTERVAL_S = 10.0
@@ -148,71 +146,3 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     middlewares: Sequence[Any] = ()
     """Functions `async (call_next, ctx)` around every action of this node, or objects such as `broker.Middleware`; the
     first is outermost."""
-
-
-def _yes_or_no(text: str) -> bool:
-    if text.lower() not in _SWITCH:
-        raise ValueError
-    return _SWITCH[text.lower()]
-
-
-_SWITCH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-
-_MUST_BE = {float: "a number", int: "a whole number", _yes_or_no: "true or false"}
-
-_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
-    "node_id": str,
-    "namespace": str,
-    "transporter": str,
-    "serializer": str,
-    "protocol": str,
-    "request_timeout": float,
-    "wait_for_connection": _yes_or_no,
-    "prefer_local": _yes_or_no,
-    "internal_services": _yes_or_no,
-    "max_call_level": int,
-    "disable_balancer": lambda text: text.lower() in ("1", "true", "yes"),
-    "strategy": str,
-    "heartbeat_interval": float,
-    "heartbeat_timeout": float,
-    "shutdown_timeout": float,
-}
-
-
-def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> BrokerOptions:
-    """Options from what was passed, else from the environment (`BROKER_NAMESPACE`, …), else the defaults.
-
-    Raises BrokerOptionsError for a value that does not fit.
-    """
-    values = {name: value for name, value in given.items() if value is not None}
-    for name, convert in _FROM_ENVIRONMENT.items():
-        text = environment.get(f"BROKER_{name.upper()}")
-        if text and name not in values:
-            try:
-                values[name] = convert(text)
-            except ValueError:
-                wanted = _MUST_BE[convert]
-                raise BrokerOptionsError(f"BROKER_{name.upper()} must be {wanted}, not {text!r}.") from None
-    values.setdefault("node_id", default_node_id())
-    try:
-        options = BrokerOptions(**values)
-    except TypeError as error:
-        raise BrokerOptionsError(f"An option of the broker is not known: {error}.") from None
-    if options.protocol not in (None, *PROTOCOLS):
-        raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
-    if not isinstance(options.middlewares, list | tuple):
-        raise BrokerOptionsError("middlewares must be a list.")
-    if not all(hasattr(transform, "encode") and hasattr(transform, "decode") for transform in options.transforms):
-        raise BrokerOptionsError("transforms must be a list of objects such as Compression() and Encryption(…).")
-    for field in msgspec.structs.fields(options):
-        if field.name not in ("protocol", "middlewares", "transforms"):
-            _check(field.name, getattr(options, field.name), field.type)
-    return options
-
-
-def _check(name: str, value: object, kind: Any) -> None:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        given = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
-        raise BrokerOptionsError(f"The option {name} cannot be {given}: {error}.") from None

@@ -23,7 +23,7 @@ BROKER = [
     " transforms.encryption transports.nats",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
-    " middlewares.validation",
+    " middlewares.validation options",
     "middlewares.debounce schema",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.defaults import make_options
 from broker.internals.options import show_options
+from broker.options import make_options
 
 
 def shown(**given: Any) -> dict[str, Any]:

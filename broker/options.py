@@ -1,0 +1,103 @@
+"""The options of a broker: from what was passed, else from the environment, else the defaults."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from broker.defaults import BrokerOptions, default_node_id
+from broker.errors import BrokerOptionsError
+from broker.packets import PROTOCOLS
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in _SWITCH:
+        raise ValueError
+    return _SWITCH[text.lower()]
+
+
+_SWITCH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    return msgspec.json.decode(text, type=dict[str, Any])
+
+
+def _cacher(text: str) -> Any:
+    return _SWITCH[text.lower()] if text.lower() in _SWITCH else _json_object(text)
+
+
+_MUST_BE = {
+    float: "a number",
+    int: "a whole number",
+    _yes_or_no: "true or false",
+    _json_object: 'a JSON object, such as {"enabled": true}',
+    _cacher: 'true, false, or a JSON object such as {"ttl": 30}',
+}
+
+_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
+    "node_id": str,
+    "namespace": str,
+    "transporter": str,
+    "transporter_options": _json_object,
+    "serializer": str,
+    "protocol": str,
+    "request_timeout": float,
+    "wait_for_connection": _yes_or_no,
+    "max_call_level": int,
+    "strategy": str,
+    "strategy_options": _json_object,
+    "retry_policy": _json_object,
+    "circuit_breaker": _json_object,
+    "bulkhead": _json_object,
+    "cacher": _cacher,
+    "disable_balancer": _yes_or_no,
+    "prefer_local": _yes_or_no,
+    "internal_services": _yes_or_no,
+    "metadata": _json_object,
+    "heartbeat_interval": float,
+    "heartbeat_timeout": float,
+    "shutdown_timeout": float,
+}
+"""How each option is read. Those that hold Python objects (`middlewares`, `transforms`, `error_handler`) cannot be."""
+
+
+def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> BrokerOptions:
+    """Options from what was passed, else from the environment (`BROKER_NAMESPACE`, …), else the defaults.
+
+    Raises BrokerOptionsError for a value that does not fit.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    for name, convert in _FROM_ENVIRONMENT.items():
+        text = environment.get(f"BROKER_{name.upper()}")
+        if text and name not in values:
+            try:
+                values[name] = convert(text)
+            except ValueError:  # msgspec's are, too
+                given_text = "what it is" if name == "transporter_options" else repr(text)  # which may hold a secret
+                raise BrokerOptionsError(
+                    f"BROKER_{name.upper()} must be {_MUST_BE[convert]}, not {given_text}."
+                ) from None
+    values.setdefault("node_id", default_node_id())
+    try:
+        options = BrokerOptions(**values)
+    except TypeError as error:
+        raise BrokerOptionsError(f"An option of the broker is not known: {error}.") from None
+    if options.protocol not in (None, *PROTOCOLS):
+        raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
+    if not isinstance(options.middlewares, list | tuple):
+        raise BrokerOptionsError("middlewares must be a list.")
+    if not all(hasattr(transform, "encode") and hasattr(transform, "decode") for transform in options.transforms):
+        raise BrokerOptionsError("transforms must be a list of objects such as Compression() and Encryption(…).")
+    for field in msgspec.structs.fields(options):
+        if field.name not in ("protocol", "middlewares", "transforms"):
+            _check(field.name, getattr(options, field.name), field.type)
+    return options
+
+
+def _check(name: str, value: object, kind: Any) -> None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        given = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        raise BrokerOptionsError(f"The option {name} cannot be {given}: {error}.") from None

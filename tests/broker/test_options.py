@@ -1,0 +1,81 @@
+"""Options come from the call, else from the environment, else from the defaults; what does not fit is refused."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from broker.defaults import BrokerOptions
+from broker.errors import BrokerOptionsError
+from broker.options import _FROM_ENVIRONMENT, make_options
+
+
+def test_what_is_passed_wins_over_the_environment_and_that_over_the_default() -> None:
+    environment = {"BROKER_NAMESPACE": "from the environment", "BROKER_REQUEST_TIMEOUT": "2.5"}
+    options = make_options({"namespace": "passed", "request_timeout": None}, environment)
+    assert (options.namespace, options.request_timeout, options.strategy) == ("passed", 2.5, "RoundRobin")
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "wanted"),
+    [
+        ({"colour": "green"}, {}, "colour"),
+        ({"protocol": "6"}, {}, r"protocol must be '4'.*'6'"),
+        ({"protocol": 5}, {}, "not 5"),
+        ({}, {"BROKER_REQUEST_TIMEOUT": "soon"}, r"BROKER_REQUEST_TIMEOUT must be a number, not 'soon'"),
+        ({}, {"BROKER_PROTOCOL": "3"}, "protocol must be"),
+        ({"request_timeout": "5"}, {}, "request_timeout.*'5'"),
+        ({"heartbeat_interval": object()}, {}, "heartbeat_interval"),
+        ({"max_call_level": 1.5}, {}, "max_call_level"),
+        ({"prefer_local": "no"}, {}, "prefer_local"),
+        ({"namespace": 5}, {}, "namespace"),
+        ({"node_id": 5}, {}, "node_id"),
+        ({"metadata": ["a"]}, {}, "metadata"),
+        ({"request_timeout": -1}, {}, "request_timeout"),
+        ({"middlewares": 5}, {}, "middlewares"),
+        ({"retry_policy": 5}, {}, "retry_policy"),
+        ({}, {"BROKER_PREFER_LOCAL": "perhaps"}, "BROKER_PREFER_LOCAL"),
+        ({}, {"BROKER_RETRY_POLICY": "3"}, "BROKER_RETRY_POLICY must be a JSON object"),
+        ({}, {"BROKER_CACHER": "5 s"}, "BROKER_CACHER must be true, false, or a JSON object"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(given: dict[str, Any], environment: dict[str, str], wanted: str) -> None:
+    with pytest.raises(BrokerOptionsError, match=wanted):
+        make_options(given, environment)
+
+
+def test_every_option_that_is_no_python_object_can_come_from_the_environment() -> None:
+    objects = {"middlewares", "transforms", "error_handler"}
+    assert _FROM_ENVIRONMENT.keys() | objects == {field.name for field in msgspec.structs.fields(BrokerOptions)}
+
+
+def test_options_with_parts_are_json_in_the_environment() -> None:
+    text = '{"enabled": true}'
+    names = [
+        "retry_policy",
+        "circuit_breaker",
+        "bulkhead",
+        "metadata",
+        "strategy_options",
+        "transporter_options",
+        "cacher",
+    ]
+    options = make_options({}, {f"BROKER_{name.upper()}": text for name in names})
+    assert [getattr(options, name) for name in names] == [{"enabled": True}] * len(names)
+    assert make_options({}, {"BROKER_CACHER": "true"}).cacher is True
+
+
+def test_a_secret_in_the_options_of_the_transporter_is_not_shown() -> None:
+    with pytest.raises(BrokerOptionsError) as caught:
+        make_options({}, {"BROKER_TRANSPORTER_OPTIONS": '{"token": "geheim"'})
+    assert "geheim" not in str(caught.value)
+
+
+def test_yes_and_no_in_the_environment() -> None:
+    for text, value in [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("no", False)]:
+        options = make_options({}, {"BROKER_PREFER_LOCAL": text, "BROKER_WAIT_FOR_CONNECTION": text})
+        assert (options.prefer_local, options.wait_for_connection) == (value, value)
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert make_options({}, {"BROKER_PROTOCOL": "", "BROKER_NAMESPACE": ""}).protocol is None
