@@ -7,16 +7,32 @@ node talks to both, and calls go from one to the other through its services.
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pytest
 
-from broker import MoleculerClientError, ServiceBroker
+from broker import Context, MoleculerClientError, Service, ServiceBroker, action, event
 from tests.interop.conftest import PYTHON_SERVICES
 from tests.interop.services import python_services
-from tests.support.js_node import JsError, JsNode, js_node
+from tests.support.js_node import PROTOCOLS, JsError, JsNode, js_node
+from tests.support.tap import Tap, open_tap
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
+
+
+class Guest(Service):
+    """Calls back."""
+
+    name = "guest"
+
+    @action
+    async def back(self, ctx: Context, action: str) -> Any:
+        return await ctx.call(action)
+
+    @event("mixed.versions")
+    async def on_versions(self, ctx: Context) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -24,32 +40,32 @@ class MixedCluster:
     old: JsNode
     new: JsNode
     broker: ServiceBroker
+    tap: Tap
+    options: dict[str, Any]
+    """Of a Python node in it."""
 
 
 @pytest.fixture(scope="module")
 async def mixed(nats_url: str, js_modules: object) -> AsyncIterator[MixedCluster]:
     namespace = f"mixed-{uuid.uuid4().hex[:12]}"
     quick = {"heartbeatInterval": 1, "heartbeatTimeout": 4}
+    options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url}
+    options |= {"heartbeat_interval": 1, "heartbeat_timeout": 4}
     async with (
+        open_tap(nats_url, namespace) as tap,
         js_node("0.14", nats_url, namespace, "old", **quick) as old,
         js_node("0.15", nats_url, namespace, "new", **quick) as new,
-        ServiceBroker(
-            "py",
-            namespace=namespace,
-            transporter=nats_url,
-            services=python_services(),
-            heartbeat_interval=1,
-            heartbeat_timeout=4,
-        ) as broker,
+        ServiceBroker("py", services=python_services(), **options) as broker,
     ):
         await old.create_service("chain", name="old-chain")
         await new.create_service("chain", name="new-chain")
         for node in (old, new):
             await node.create_service("errors")
             await node.create_service("echo", version=node.node_id)
+            await node.create_service("recorder", name=f"{node.node_id}-recorder", patterns=["mixed.*"])
             await node.wait_for_services(*PYTHON_SERVICES)
         await broker.wait_for_services("old-chain", "new-chain", "old.echo", "new.echo", timeout=30)
-        yield MixedCluster(old, new, broker)
+        yield MixedCluster(old, new, broker, tap, options)
 
 
 async def test_c14_each_js_node_sees_the_python_node_and_python_sees_all(mixed: MixedCluster) -> None:
@@ -98,13 +114,43 @@ async def test_an_error_crosses_from_one_version_to_the_other(mixed: MixedCluste
 
 
 async def test_c14_events_reach_both_versions(mixed: MixedCluster) -> None:
-    for node in (mixed.old, mixed.new):
-        await node.create_service("recorder", name=f"{node.node_id}-recorder", patterns=["mixed.*"])
     await mixed.broker.wait_for_services("old-recorder", "new-recorder", timeout=30)
     await mixed.broker.broadcast("mixed.told", {"a": [1, None]}, meta={"m": 1})
     for node in (mixed.old, mixed.new):
         heard = await node.recorded("mixed.told")
         assert (heard["params"], heard["meta"], heard["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
+
+
+async def test_c14_what_goes_to_one_node_is_in_its_version_and_what_goes_to_all_once_in_each(
+    mixed: MixedCluster,
+) -> None:
+    mark, tap = mixed.tap.mark(), mixed.tap
+
+    def versions(topic: str, after: int = mark) -> list[str]:
+        return [packet["ver"] for packet in tap.find(topic, after=after, sender="py-2")]
+
+    async with ServiceBroker("py-2", services=[Guest()], **mixed.options) as second:
+        for node in (mixed.old, mixed.new):
+            await node.wait_for_services("guest")
+            assert await node.call("guest.back", {"action": f"{node.node_id}.echo.params"}, timeout=30_000) == {}
+            assert await node.ping("py-2")
+            assert await second.ping(node.node_id, timeout=30)
+        await second.wait_for_services("old-recorder", "new-recorder", timeout=30)
+        await second.broadcast("mixed.versions")
+        knows_both = tap.mark()
+        await eventually(lambda: len(versions("HEARTBEAT", knows_both)) >= 5, "heartbeats")
+    await tap.sees("DISCONNECT", after=knows_both, ver="4")
+    for node in (mixed.old, mixed.new):
+        topics = {f"{kind}.{node.node_id}" for kind in ("REQ", "RES", "EVENT", "PING", "PONG")}
+        assert topics <= set(tap.topics(after=mark, sender="py-2"))
+        targeted = [one for one in tap.seen[mark:] if one.topic.endswith(f".{node.node_id}")]
+        assert {one.packet["ver"] for one in targeted} == {PROTOCOLS[node.version]}
+    once_each = ["5", "4"]
+    assert versions("DISCOVER") == versions("DISCONNECT") == once_each
+    assert versions("INFO") == once_each * 2, "the announcement, and the last word"
+    beats = versions("HEARTBEAT", knows_both)
+    whole = beats[beats.index("5") :]  # the tap may have heard half of a beat by then
+    assert whole == once_each * (len(whole) // 2)
 
 
 async def test_c14_c26_the_python_node_stays_alive_for_both_by_its_heartbeats(mixed: MixedCluster) -> None:
