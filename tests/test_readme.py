@@ -19,6 +19,7 @@ import pytest
 
 from broker import ServiceBroker
 from services.environments_store.service import EnvironmentsStore
+from tests.support.blocks import NATS_ADDRESS, Block, read_blocks, run_python_block
 from tests.support.js_node import VERSIONS, js_node
 from tests.support.nats_server import NatsServer
 from tests.support.ports import LOOPBACK, free_port
@@ -30,7 +31,6 @@ from tests.support.store_node import store_process
 pytestmark = pytest.mark.anyio
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-NATS_ADDRESS = "nats://127.0.0.1:4222"
 POSTGRES_ADDRESS = "postgresql://user@127.0.0.1:5432/environments"
 NOT_RUN = {"docker compose up --build", "pip install -e '.[test]' && pytest"}
 # What differs from run to run.
@@ -43,13 +43,6 @@ VOLATILE = [
 
 
 @dataclass(frozen=True)
-class Block:
-    language: str
-    text: str
-    heading: str
-
-
-@dataclass(frozen=True)
 class Running:
     """A node of the service on a SQLite file, in the namespace that is used when none is set."""
 
@@ -57,13 +50,7 @@ class Running:
     environment: dict[str, str]
 
 
-def read_blocks() -> list[Block]:
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    headings = [(one.start(), one[1]) for one in re.finditer(r"^##+ (.*)$", README, re.MULTILINE)]
-    return [Block(one[1], one[2], [text for at, text in headings if at < one.start()][-1]) for one in found]
-
-
-BLOCKS = read_blocks()
+BLOCKS = read_blocks(README)
 COMMANDS = [
     pytest.param(line.split("  #")[0].strip(), id=f"{block.heading}: {line.split('  #')[0].strip()}")
     for block in BLOCKS
@@ -116,11 +103,8 @@ async def test_the_shown_output_is_the_real_one(block: Block, tmp_path: Path) ->
 
 @pytest.mark.parametrize("block", of("python"))
 async def test_a_python_block_runs(block: Block, running: Running) -> None:
-    code = block.text.replace(NATS_ADDRESS, running.nats_url)
-    assert code != block.text, "the block names no server, so it shows nothing"
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(code, f"README.md, {block.heading}", "exec"), namespace)
-    await namespace["main"]()
+    assert NATS_ADDRESS in block.text, "the block names no server, so it shows nothing"
+    await run_python_block(block, "README.md", running.nats_url)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,0 +1,31 @@
+"""Blocks of code in a Markdown page, and Python blocks that run."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["NATS_ADDRESS", "Block", "read_blocks", "run_python_block"]
+
+NATS_ADDRESS = "nats://127.0.0.1:4222"
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    heading: str
+
+
+def read_blocks(page: str) -> list[Block]:
+    """The blocks of a page, each with the heading it stands under."""
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    headings = [(one.start(), one[1]) for one in re.finditer(r"^##+ (.*)$", page, re.MULTILINE)]
+    return [Block(one[1], one[2], [text for at, text in headings if at < one.start()][-1]) for one in found]
+
+
+async def run_python_block(block: Block, page: str, nats_url: str) -> None:
+    """Run a block as a module, against a server of the test's, and its `main()`."""
+    code = block.text.replace(NATS_ADDRESS, nats_url)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, f"{page}, {block.heading}", "exec"), namespace)
+    await namespace["main"]()
