@@ -11,7 +11,7 @@ import anyio
 
 from tests.support.nats_server import NatsServer
 
-__all__ = ["calls_per_second", "figures", "interleaved", "temporary_nats"]
+__all__ = ["calls_per_second", "figures", "interleaved", "milliseconds", "temporary_nats", "times"]
 
 Call = Callable[[], Awaitable[object]]
 
@@ -54,3 +54,19 @@ async def interleaved(subjects: Mapping[str, Call], *, rounds: int, calls: int, 
 def figures(name: str, rates: list[float], unit: str = "calls/s") -> str:
     """One line: the median of the rounds, and their range."""
     return f"  {name:<34} {statistics.median(rates):>9.0f} {unit}   ({min(rates):.0f} … {max(rates):.0f})"
+
+
+async def times(call: Call, calls: int) -> list[float]:
+    """How long each of so many calls took, one after another, in seconds."""
+    taken = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        await call()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def milliseconds(name: str, seconds: list[float]) -> str:
+    """One line: the median of many calls, and what 99 of 100 of them stayed below."""
+    p99 = statistics.quantiles(seconds, n=100, method="inclusive")[98] if len(seconds) > 1 else seconds[0]
+    return f"  {name:<42} {statistics.median(seconds) * 1000:>9.2f} ms   (p99 {p99 * 1000:.2f} ms)"

@@ -110,6 +110,22 @@ async def test_the_batch_is_found_by_the_index(bench: Bench) -> None:
     assert "ix" in shown
 
 
+@pytest.mark.parametrize("bench", ["postgresql", "postgresql with the guide's TIMESTAMP"], indirect=True)
+async def test_a_trash_that_the_planner_does_not_know_of_is_not_read_whole_for_each_batch(bench: Bench) -> None:
+    await fill(bench, 2000, prefix="live-")
+    await bench.run('CREATE INDEX ix ON environments ("deletedAt")')
+    await bench.run("ANALYZE environments")
+    await bench.run("ALTER TABLE environments SET (autovacuum_enabled = off)")
+    await fill(bench, 2000, deleted_days=91, prefix="old-")
+    statements = choose_purging(bench.status)
+    cutoff = await bench.database.fetch_one(statements.cutoff, 90)
+    assert cutoff is not None
+    rows = await bench.database.fetch(f"EXPLAIN {statements.delete}", cutoff["cutoff"], 10)
+    shown = "\n".join(row[0] for row in rows)
+    assert "Tid Scan" in shown
+    assert shown.count("Index Scan") == 1
+
+
 @pytest.mark.parametrize("bench", ["sqlite without deletedAt", "postgresql without deletedAt"], indirect=True)
 async def test_without_the_column_nothing_is_purged(bench: Bench) -> None:
     await bench.create("U")

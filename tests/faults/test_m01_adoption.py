@@ -37,6 +37,21 @@ async def test_m01_tables_of_postgresql_are_adopted_by_the_service(
     await assert_adopted(postgres_database.url, shape)
 
 
+async def test_m01_a_start_on_a_finished_database_costs_one_connection_and_the_catalog_queries(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dnew") + "ANALYZE environments;")
+    postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET log_statement = 'all'")
+    async with ServiceBroker("store", services=[EnvironmentsStore(postgres_database.url)]):
+        log = postgres_database.log()
+    ours = [line for line in log.splitlines() if "application=environments-store" in line]
+    statements = [line for line in ours if "statement: " in line or "execute " in line]
+    assert len({line.partition("[")[2].partition("]")[0] for line in ours}) == 1
+    # Who answers (a pooler has another process id), the two settings of the session, and what the catalog holds.
+    assert len(statements) == 7
+    assert not any(word in line for line in statements for word in (" LOCK", "advisory", "ALTER", "CREATE"))
+
+
 @pytest.mark.parametrize("shape", SQLITE_SHAPES)
 async def test_m30_files_of_sqlite_are_adopted_by_the_service(shape: str, tmp_path: Path) -> None:
     path = tmp_path / "environments.sqlite"

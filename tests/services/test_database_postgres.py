@@ -176,8 +176,9 @@ async def test_a_pool_that_was_opened_without_a_server_works_when_it_comes() -> 
     with PostgresServer() as server:
         server.stop()
         database = PostgresDatabase(server.admin_url, SETTINGS)
+        await database.open()
         with pytest.raises(DatabaseUnavailableError):
-            await database.open()
+            await database.fetch("SELECT 1 AS one")
         await anyio.to_thread.run_sync(server.start)
         assert [row["one"] for row in await database.fetch("SELECT 1 AS one")] == [1]
         await database.close()
@@ -208,8 +209,9 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used() -> None:
 async def test_a_wrong_password_is_told_without_it(postgres_database: ServerDatabase) -> None:
     url = postgres_database.with_password(postgres_database.create_role(), "wrong-secret")
     database = PostgresDatabase(url, SETTINGS)
+    await database.open()
     with pytest.raises(DatabaseUnavailableError, match="password authentication failed") as caught:
-        await database.open()
+        await database.fetch("SELECT 1")
     assert "wrong-secret" not in str(caught.value)
 
 

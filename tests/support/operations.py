@@ -26,14 +26,15 @@ FROM generate_series(1, {count}) AS n"""
 _SQLITE = """WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count})
 INSERT INTO environments (id, environment, environmentUuid, timestamp, createdAt, updatedAt{deleted_name})
 SELECT '{prefix}' || n, '{{"uuid":"{prefix}' || n || '"}}', '{prefix}' || n, 1748340000000 + n,
-       '2025-01-01 00:00:00.000 +00:00', '2025-01-01 00:00:00.000 +00:00'{deleted} FROM s"""
+       strftime('%Y-%m-%d %H:%M:%f +00:00', 1735689600.0 + n / 1000.0, 'unixepoch'), '2025-01-01 00:00:00.000 +00:00'
+       {deleted} FROM s"""
 
 
 async def fill(bench: Bench, count: int, *, deleted_days: float | None = None, prefix: str = "row-") -> None:
     """So many rows by one statement, in the trash since `deleted_days` days when given."""
     days = deleted_days
     if bench.is_sqlite:
-        moment = f", strftime('%Y-%m-%d %H:%M:%f +00:00', 'now', '-{days} days')"
+        moment = f", strftime('%Y-%m-%d %H:%M:%f +00:00', 'now', '-{days} days', '-' || (n / 1000.0) || ' seconds')"
         name, statement = ", deletedAt", _SQLITE
     else:
         now = "now()" if bench.status.deleted_at_zone else "(now() AT TIME ZONE 'UTC')"

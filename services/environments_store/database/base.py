@@ -37,7 +37,8 @@ class Database(Queries, Protocol):
     dialect: Dialect
 
     async def open(self) -> None:
-        """Connect. Raises DatabaseUnavailableError when the server cannot be reached."""
+        """Be ready for queries. A server is connected to by the first of them; a file is opened now, and raises
+        DatabaseUnavailableError or DatabaseError when it cannot be."""
 
     async def close(self) -> None:
         """Close every connection. Closing twice is quiet."""

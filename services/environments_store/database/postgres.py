@@ -25,8 +25,8 @@ T = TypeVar("T")
 class PostgresDatabase:
     """A `Database` on PostgreSQL, direct or through a transaction pooler.
 
-    Connections are made when they are needed, so a server that is away at `open` or later costs errors, not the
-    service: the next query after its return works.
+    Connections are made when they are needed, so a server that is away costs errors, not the service: the next query
+    after its return works.
     """
 
     dialect: Dialect = "postgresql"
@@ -41,10 +41,6 @@ class PostgresDatabase:
 
     async def open(self) -> None:
         self._closed = False
-        try:
-            await self._get_pool()
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
 
     async def close(self) -> None:
         self._closed = True

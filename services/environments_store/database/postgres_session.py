@@ -53,7 +53,8 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
     attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
     for attributes in attempts:
         try:
-            with driver_failures(sent=False):
+            # Cancelled half-way, asyncpg leaves a future behind whose error asyncio logs: it may finish, or time out.
+            with driver_failures(sent=False), anyio.CancelScope(shield=True):
                 connection = await asyncpg.connect(
                     url,
                     timeout=timeout_s,

@@ -38,8 +38,9 @@ def _postgresql(now: str) -> Purging:
         delete=(
             "DELETE FROM environments WHERE ctid = ANY (ARRAY("
             'SELECT ctid FROM environments WHERE "deletedAt" < $1 ORDER BY "deletedAt" LIMIT $2 FOR UPDATE SKIP LOCKED'
-            # The date once more outside: whatever the plan does, a row restored meanwhile is kept.
-            f')) AND "deletedAt" < $1 RETURNING {_PG_RETURNED}'
+            # The date once more outside: whatever the plan does, a row restored meanwhile is kept. Written so that no
+            # index can answer it: before ANALYZE has seen a large trash the planner would read all of it each time.
+            f')) AND ("deletedAt" < $1) IS TRUE RETURNING {_PG_RETURNED}'
         ),
         facts=(
             'SELECT count(*) AS count, min("deletedAt") AS oldest, max("deletedAt") AS newest'

@@ -92,6 +92,9 @@ class Migrator:
     async def run(self) -> None:
         """Finish what `prepare` left, and look again on a timer, for ever. To be run in the node's task group."""
         reconnect_s = self._budgets.reconnect_min_s
+        if self._is_complete():
+            # `prepare` has just looked: a start on a finished database costs no second connection.
+            await self._rest(self._budgets.reinspect_s)
         while True:
             try:
                 pause_s = await self._cycle()
@@ -104,11 +107,7 @@ class Migrator:
                 # A mistake of ours must not end the healing of a service that runs for months.
                 self._logger.exception("Looking after the schema failed; it is tried again")
                 pause_s = self._budgets.sleep_max_s
-            with anyio.move_on_after(pause_s):
-                await self._wake.wait()
-                # Many requests may meet the same trouble: one look answers for all of them.
-                await anyio.sleep(self._budgets.poll_min_s)
-            self._wake = anyio.Event()
+            await self._rest(pause_s)
 
     async def complete(self) -> SchemaStatus:
         """Index and statistics in the foreground: until they are there, left to a person, or the budget has passed."""
@@ -146,6 +145,17 @@ class Migrator:
             pause_s = await self._migration.finish()
         await self._refresh()
         return pause_s
+
+    async def _rest(self, pause_s: float) -> None:
+        """Until it is time to look again, or somebody says that it is."""
+        with anyio.move_on_after(pause_s):
+            await self._wake.wait()
+            # Many requests may meet the same trouble: one look answers for all of them.
+            await anyio.sleep(self._budgets.poll_min_s)
+        self._wake = anyio.Event()
+
+    def _is_complete(self) -> bool:
+        return self.status.state == "ready" and all(step.state == "done" for step in self.status.steps)
 
     def _is_unfinished(self) -> bool:
         return self.status.soft_delete and any(step.state != "done" for step in self.status.steps)

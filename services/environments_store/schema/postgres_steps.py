@@ -43,14 +43,15 @@ async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> Pos
     )
     if session.pooled:
         return session
-    settings = ["SET statement_timeout = 0", "SET idle_in_transaction_session_timeout = '30s'"]
+    settings = [
+        f"SET statement_timeout = {_milliseconds(budgets.statement_timeout_s)}",
+        "SET idle_in_transaction_session_timeout = '30s'",
+    ]
     if session.version >= FIRST_TRANSACTION_TIMEOUT_VERSION:
         # It closes the connection, and so drops the lock of the migration.
         settings.append("SET transaction_timeout = 0")
-    settings.append(f"SET statement_timeout = {_milliseconds(budgets.statement_timeout_s)}")
     try:
-        for setting in settings:
-            await session.run(setting)
+        await session.run("; ".join(settings))
         if session.version >= FIRST_CHECKING_VERSION:
             await _watch_client(session)
     except BaseException:

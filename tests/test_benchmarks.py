@@ -1,0 +1,59 @@
+"""Each benchmark runs, at a size that takes a moment. No figure is held to anything: machines differ."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import calls, listing, store_at_size, transfer
+from tests.support.postgres import PostgresDatabase
+
+DIALECTS = ["SQLite", "PostgreSQL"]
+
+
+def url_of(dialect: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    if dialect == "SQLite":
+        return f"sqlite:///{folder / 'environments.sqlite'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_the_store_at_size_is_measured(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database: PostgresDatabase | None = request.getfixturevalue("postgres_database") if dialect != "SQLite" else None
+    url = database.url if database else url_of(dialect, request, tmp_path)
+    await store_at_size.measure(dialect, url, 500, database.log if database else None)
+    shown = capsys.readouterr().out
+    for figure in ("start", "page of live ones", "page of the trash", "get", "stats", "purge"):
+        assert re.search(rf"^  {figure}.* \d", shown, re.MULTILINE), figure
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_import_and_export_are_measured(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transfer.measure(dialect, url_of(dialect, request, tmp_path), 50, tmp_path)
+    shown = capsys.readouterr().out
+    assert re.search(r"import +[\d,]+ documents/s +[\d.]+ MiB", shown)
+    assert re.search(r"export +[\d,]+ documents/s +[\d.]+ MiB", shown)
+
+
+@pytest.mark.anyio
+async def test_calls_and_lists_are_measured(
+    nats_url: str,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for benchmark in (calls, listing):
+        monkeypatch.setattr(benchmark, "ROUNDS", 2)
+        monkeypatch.setattr(benchmark, "CALLS", 10)
+    await calls.compare(nats_url, at_once=10)
+    sqlite = f"sqlite:///{tmp_path / 'environments.sqlite'}"
+    await listing.compare(nats_url, {"SQLite": sqlite, "PostgreSQL": postgres_url})
+    shown = capsys.readouterr().out
+    assert re.search(r"ratio +\d", shown)
+    assert shown.count("lists/s") == 4
