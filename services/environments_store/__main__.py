@@ -29,7 +29,6 @@ from services.environments_store.service import EnvironmentsStore
 
 app = typer_group("The environments-store service: soft-delete CRUD over PostgreSQL or SQLite, on a Moleculer cluster.")
 app.add_typer(migration, name="migrate")
-add_commands(app)
 
 logger = logging.getLogger("environments-store")
 
@@ -90,6 +89,9 @@ def demo(as_json_lines: AsJson = False) -> None:
         return 0 if holds else 1
 
     run_command(main)
+
+
+add_commands(app)  # here, so that the help lists them after `serve` and `demo`
 
 
 def main() -> None:
