@@ -6,13 +6,14 @@ that end with the test run however it ends (tests/support/child.py).
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.nats_server import NatsServer
-from tests.support.node import install_interop
+from tests.support.node import INTEROP, SEQUELIZE, install_packages
+from tests.support.original import Originals, originals
 from tests.support.postgres import PostgresDatabase, PostgresServer
 
 NatsServerFactory = Callable[..., NatsServer]
@@ -92,4 +93,17 @@ def postgres_url(postgres_database: PostgresDatabase) -> str:
 @pytest.fixture(scope="session")
 def js_modules() -> Path:
     """The npm packages of tests/interop, installed on first use. Needed by every test that starts a JS node."""
-    return install_interop()
+    return install_packages(INTEROP)
+
+
+@pytest.fixture(scope="session")
+def sequelize_modules() -> Path:
+    """The npm packages of tests/sequelize, installed on first use. Needed by every test that starts the original."""
+    return install_packages(SEQUELIZE)
+
+
+@pytest.fixture(scope="module")
+async def original_process(sequelize_modules: Path, anyio_backend: str) -> AsyncIterator[Originals]:
+    """A process of the original application, shared by the tests of a module: each opens applications of its own."""
+    async with originals() as process:
+        yield process

