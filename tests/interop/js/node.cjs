@@ -11,6 +11,7 @@
 const readline = require("readline");
 const fixtures = require("./fixtures.cjs");
 const streams = require("./streams.cjs");
+const supervisor = require("./supervisor.cjs");
 
 const [version, natsUrl, namespace, nodeID, extra] = process.argv.slice(2);
 const Moleculer = require({ "0.14": "moleculer-014", 0.15: "moleculer-015" }[version]);
@@ -49,15 +50,17 @@ function inspect(part) {
 // Middlewares of Moleculer's own that change packets: `{"middlewares": [["Encryption", "password"], ["Compression"]]}`.
 const { middlewares = [], ...options } = extra ? JSON.parse(extra) : {};
 
-const broker = new Moleculer.ServiceBroker({
-	nodeID,
-	namespace,
-	transporter: natsUrl,
-	logger: new Reporter(),
-	logLevel: "info",
-	...options,
-	middlewares: middlewares.map(([name, ...settings]) => Moleculer.Middlewares.Transmit[name](...settings)),
-});
+const makeBroker = (nodeID, namespace) =>
+	new Moleculer.ServiceBroker({
+		nodeID,
+		namespace,
+		transporter: natsUrl,
+		logger: new Reporter(),
+		logLevel: "info",
+		...options,
+		middlewares: middlewares.map(([name, ...settings]) => Moleculer.Middlewares.Transmit[name](...settings)),
+	});
+const broker = makeBroker(nodeID, namespace);
 
 broker.createService({
 	name: "watcher",
@@ -122,6 +125,9 @@ const commands = {
 	},
 	callForStream: ({ action, params }) => streams.call(broker, action, params),
 	sendStream: ({ action, order, meta }) => streams.send(Moleculer, broker, action, order, meta),
+	/** Drives workers that are there, and as many JS workers in a cluster of their own; see supervisor.cjs. */
+	supervise: ({ workers }) => supervisor.supervise(Moleculer, broker, workers),
+	superviseOwn: ({ workers }) => supervisor.superviseOwn(Moleculer, id => makeBroker(id, `${namespace}-js`), workers),
 	/** Code as a user writes it into a service of this node, with `broker` in reach. */
 	async run({ code }) {
 		const AsyncFunction = (async () => {}).constructor;
