@@ -1,11 +1,14 @@
 """The PostgreSQL pool when connections die, servers restart, poolers stand between and zones differ."""
 
+import gc
 from collections.abc import AsyncIterator
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from services.environments_store.database.postgres import PostgresDatabase
+from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import (
     DatabaseError,
@@ -213,6 +216,24 @@ async def test_a_wrong_password_is_told_without_it(postgres_database: ServerData
     with pytest.raises(DatabaseUnavailableError, match="password authentication failed") as caught:
         await database.fetch("SELECT 1")
     assert "wrong-secret" not in str(caught.value)
+
+
+async def test_connecting_may_be_cancelled_at_any_moment_without_a_complaint(postgres_database: ServerDatabase) -> None:
+    """As by a node that stops right after its start. The test fails for what the event loop complains of."""
+
+    async def use() -> None:
+        session = await PostgresSession.connect(
+            postgres_database.url, application_name="cancelled", connect_timeout_s=5, answer_timeout_s=5
+        )
+        await session.close()
+
+    for moment in range(24):
+        async with anyio.create_task_group() as group:
+            group.start_soon(use)
+            for _ in range(moment // 2):
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+            group.cancel_scope.cancel()
+    gc.collect()
 
 
 async def test_works_through_a_transaction_pooler(postgres_database: ServerDatabase) -> None:

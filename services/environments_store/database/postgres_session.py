@@ -47,7 +47,8 @@ def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
 async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple[Connection, SessionAttribute]:
     """Connect to a server that takes writes when several are given, else to whichever answers.
 
-    Only settings that a transaction pooler lets through are sent at start-up. Raises StatementFailure.
+    Only settings that a transaction pooler lets through are sent at start-up. A caller that is cancelled is let go when
+    the attempt has ended, which takes `timeout_s` at most. Raises StatementFailure.
     """
     several = read_location(url).several_hosts
     attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
