@@ -255,6 +255,8 @@ class EnvironmentsStore(Service):
                 await self._migrator.prepare()
                 return
             except DatabaseUnavailableError as error:
+                if _cannot_be_opened(error):
+                    raise  # a server may still start; a file that is not there now does not come by waiting
                 if anyio.current_time() + self._limits.connect_pause_s > deadline:
                     self._give_up(error)
                 self.logger.warning("The database %s cannot be reached, trying again: %s", masked(self._url), error)
@@ -264,6 +266,10 @@ class EnvironmentsStore(Service):
         raise DatabaseUnavailableError(
             f"The database {masked(self._url)} could not be reached within {self._start_timeout_s:g} s: {error}"
         ) from error
+
+
+def _cannot_be_opened(error: DatabaseUnavailableError) -> bool:
+    return (error.data or {}).get("sqlstate") == "SQLITE_CANTOPEN"
 
 
 def _request(ctx: Context, limit: int | None, after: str | None, fields: "list[RecordField] | None") -> ListRequest:

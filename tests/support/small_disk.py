@@ -1,6 +1,6 @@
 """Disks that are really full: a small tmpfs where this user may mount one, and everywhere a limit of the kernel's.
 
-Both end a write of PostgreSQL in its middle, which it tells as a full disk (53100).
+Both end a write in its middle, which PostgreSQL and SQLite tell as a full disk.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.postgres import PostgresServer
 
-__all__ = ["SmallDisk", "limit_files", "may_mount", "small_disk"]
+__all__ = ["SmallDisk", "limit_files", "may_mount", "small_disk", "small_folder"]
 
 _SIZE_KB = 32_768
 _LEFT_KB = 64
@@ -41,35 +41,45 @@ def may_mount() -> bool:
 
 
 class SmallDisk:
-    """Made by `small_disk`."""
+    """Made by `small_folder` and `small_disk`."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._filler = folder / "filler"
 
-    def fill(self) -> None:
-        room = os.statvfs(self._filler.parent)
-        self._filler.write_bytes(bytes(room.f_bavail * room.f_frsize - _LEFT_KB * 1024))
+    def fill(self, *, left_kb: int = _LEFT_KB) -> None:
+        room = os.statvfs(self.folder)
+        self._filler.write_bytes(bytes(room.f_bavail * room.f_frsize - left_kb * 1024))
 
     def free(self) -> None:
         self._filler.unlink()
 
 
 @contextmanager
-def small_disk(server: PostgresServer) -> Iterator[SmallDisk]:
-    """What is made in the database `postgres` from now on goes to a disk of its own. Ends the server after the block,
-    since the disk is taken away."""
+def small_folder(user: tuple[int, int] | None = None) -> Iterator[SmallDisk]:
+    """A folder of `user` on a disk of its own, which is taken away after the block."""
     folder = Path(tempfile.mkdtemp(prefix="environments-store-disk-"))
-    uid, gid = server.user or (os.getuid(), os.getgid())
+    uid, gid = user or (os.getuid(), os.getgid())
     options = f"size={_SIZE_KB}k,uid={uid},gid={gid},mode=0700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
-        server.run_sql(f"CREATE TABLESPACE small LOCATION '{folder}'")
-        server.run_sql("ALTER DATABASE postgres SET default_tablespace = 'small'")
         yield SmallDisk(folder)
     finally:
-        server.stop()
         subprocess.run(["umount", "--lazy", folder], check=True)
         folder.rmdir()
+
+
+@contextmanager
+def small_disk(server: PostgresServer) -> Iterator[SmallDisk]:
+    """What is made in the database `postgres` from now on goes to a disk of its own. Ends the server after the block,
+    since the disk is taken away."""
+    with small_folder(server.user) as small:
+        try:
+            server.run_sql(f"CREATE TABLESPACE small LOCATION '{small.folder}'")
+            server.run_sql("ALTER DATABASE postgres SET default_tablespace = 'small'")
+            yield small
+        finally:
+            server.stop()
 
 
 def limit_files(server: PostgresServer, pid: int) -> None:

@@ -6,6 +6,8 @@
         end = await crowd.ended("node-1")
 
 A process can be told to kill itself at its n-th statement: while the statement is on its way, or once it is answered.
+It can be kept from what only root may do, write no file beyond a size, and, instead of migrating alone, serve and
+answer calls.
 """
 
 import asyncio
@@ -14,21 +16,24 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
+from broker import MoleculerError
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.migrator import migrate_once
 from tests.support.processes import Process, start_python
+from tests.support.served import serving
 from tests.support.shapes import Lines
 
-__all__ = ["BUDGETS", "End", "Starters", "starters"]
+__all__ = ["BUDGETS", "SHORT", "End", "Starters", "starters"]
 
 BUDGETS = MigrationBudgets(
     start_s=60,
@@ -39,19 +44,29 @@ BUDGETS = MigrationBudgets(
     index_retry_s=0.1,
 )
 """Patient, as 32 processes on two cores need it, and without the pauses that are for the health of a real server."""
+SHORT = MigrationBudgets(start_s=0.5)
+"""Of a process that is to serve, and to say at once what it cannot have."""
 _POLL_S = 0.01
 _PR_SET_PDEATHSIG = 1
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended: `state` and `steps` of its schema when it came so far, and the guide's lines it logged."""
+    """How a process ended: the state of its schema when it came so far, and the guide's lines it logged.
+
+    `error` is the schema's, or that of a start that failed; `answers` are those to its calls, errors as
+    `[type, message]`.
+    """
 
     code: int
     state: str | None = None
+    reason: str | None = None
+    error: str | None = None
     pending: list[str] = field(default_factory=list)
     guide_lines: list[str] = field(default_factory=list)
     statements: int = 0
+    answers: list[Any] = field(default_factory=list)
 
 
 class Starters:
@@ -62,10 +77,21 @@ class Starters:
         self._pids: dict[str, int] = {}
 
     async def start(
-        self, node_id: str, url: str, *, kill_at: int | None = None, moment: str = "after", zone: str | None = None
+        self,
+        node_id: str,
+        url: str,
+        *,
+        kill_at: int | None = None,
+        moment: str = "after",
+        unprivileged: bool = False,
+        file_limit: int | None = None,
+        calls: Sequence[tuple[str, dict[str, Any]]] | None = None,
     ) -> int:
         """Begin to migrate in a process of its own; returns its pid. A node id is used once."""
-        order = {"node_id": node_id, "url": url, "kill_at": kill_at, "moment": moment, "zone": zone}
+        order = {
+            **{"node_id": node_id, "url": url, "kill_at": kill_at, "moment": moment},
+            **{"unprivileged": unprivileged, "file_limit": file_limit, "calls": calls},
+        }
         await self._process.write_line(json.dumps(order))
         pid: int = (await self._event("started", node_id))["pid"]
         self._pids[node_id] = pid
@@ -80,11 +106,11 @@ class Starters:
         """Wait for its end. The code is negative for a signal."""
         code: int = (await self._event("ended", node_id))["code"]
         done = next((e for e in self._events() if e["event"] == "done" and e["node_id"] == node_id), {})
-        return End(code, **{name: done[name] for name in ("state", "pending", "guide_lines", "statements") if done})
+        return End(code, **{name: value for name, value in done.items() if name not in ("event", "node_id")})
 
-    async def run(self, node_id: str, url: str, *, kill_at: int | None = None, moment: str = "after") -> End:
-        """Start it and wait for its end."""
-        await self.start(node_id, url, kill_at=kill_at, moment=moment)
+    async def run(self, node_id: str, url: str, **options: Any) -> End:
+        """Start it, with the options of `start`, and wait for its end."""
+        await self.start(node_id, url, **options)
         return await self.ended(node_id)
 
     def _events(self) -> list[dict[str, Any]]:
@@ -130,12 +156,18 @@ def _serve() -> None:
 
 
 def _become_starter(order: dict[str, Any]) -> None:
+    if order["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
+    if order["unprivileged"] and os.geteuid() == 0:
+        _drop_capabilities()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
     try:
-        anyio.run(_migrate, order)
+        anyio.run(_migrate if order["calls"] is None else _serve_calls, order)
         code = 0
+    except MoleculerError as error:
+        _say(event="done", node_id=order["node_id"], error=str(error))
     except BaseException:
         logging.getLogger().exception("%s failed", order["node_id"])
     finally:
@@ -151,9 +183,39 @@ async def _migrate(order: dict[str, Any]) -> None:
         event="done",
         node_id=order["node_id"],
         state=status.state,
+        reason=status.reason,
+        error=status.error,
         pending=[step.name for step in status.steps if step.state != "done"],
         guide_lines=lines.guide_lines(),
         statements=counter.count,
+    )
+
+
+def _drop_capabilities() -> None:
+    """Stay root, whose files these are, and obey their modes as everybody does."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice 32 bits each
+    if ctypes.CDLL(None, use_errno=True).capset(ctypes.byref(header), ctypes.byref(none)) != 0:
+        raise OSError(ctypes.get_errno(), "capset failed")
+
+
+async def _serve_calls(order: dict[str, Any]) -> None:
+    async with serving(order["url"], node_id=order["node_id"], budgets=SHORT) as service:
+        schema = await service.ask("schema")
+        answers: list[Any] = []
+        for action, params in order["calls"]:
+            try:
+                answers.append(await service.ask(action, **params))
+            except MoleculerError as error:
+                answers.append([error.type, str(error)])
+    _say(
+        event="done",
+        node_id=order["node_id"],
+        state=schema["state"],
+        reason=schema.get("reason"),
+        error=schema.get("error"),
+        guide_lines=service.guide_lines(),
+        answers=answers,
     )
 
 

@@ -42,6 +42,11 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.
             await connection.execute_fetchall("PRAGMA synchronous = FULL")
             # The first read of the header: a file that is no database shows here, not at the first request.
             await connection.execute_fetchall("PRAGMA schema_version")
+    except StatementFailure as failure:
+        await close_quietly(connection)
+        if (failure.sqlstate or "").startswith("SQLITE_READONLY"):
+            raise _cannot_share_memory(path) from failure
+        raise
     except BaseException:
         await close_quietly(connection)
         raise
@@ -99,6 +104,15 @@ def file_failures(path: Path) -> Iterator[None]:
         raise StatementFailure(f"'{path}' was closed: {error}", sent=False) from error
 
 
+def _cannot_share_memory(path: Path) -> StatementFailure:
+    """Nothing was written yet, and all the same a write was refused."""
+    return StatementFailure(
+        f"'{path}' cannot be opened: it is in WAL mode, and the folder '{path.absolute().parent}' is read-only for "
+        "this user; readers, too, need shared memory in a file there. Let the service's user write the folder.",
+        sqlstate="SQLITE_CANTOPEN",
+    )
+
+
 def _explain(text: str, state: str | None, path: Path) -> str:
     name = state or ""
     if name == "SQLITE_NOTADB":
@@ -113,6 +127,8 @@ def _explain(text: str, state: str | None, path: Path) -> str:
         return f"'{path}' cannot be written: the file or its folder is read-only ({text})"
     if name.startswith("SQLITE_FULL"):
         return f"'{path}' cannot grow: the disk is full ({text})"
+    if name.startswith("SQLITE_IOERR"):
+        return f"'{path}' cannot be read or written: its disk reports an error ({text})"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"'{path}' is locked by another process or connection ({text})"
     return text

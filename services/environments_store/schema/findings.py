@@ -10,7 +10,7 @@ from services.environments_store.schema.blockers import Blocker
 from services.environments_store.schema.index import next_action
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, INDEX, qualified, quoted
-from services.environments_store.schema.plan import obstacle_to_column
+from services.environments_store.schema.plan import obstacle_to_column, read_only_text
 from services.environments_store.schema.sql import drop_index
 
 __all__ = ["Finding", "findings_of"]
@@ -107,12 +107,14 @@ def _about_access(found: Inspection) -> Iterator[Finding]:
             remedy=f"GRANT {rights} ON {name} TO {role};",
         )
     if found.soft_delete and not found.writable:
-        what = "a standby" if found.standby else "read-only"
+        sqlite = found.dialect == "sqlite"
         yield Finding(
             level="error",
             subject="read-only",
-            message=f"The database is {what}.",
-            remedy="Name the primary in the URL.",
+            message=read_only_text(found),
+            remedy="Let the service's user write the file and its folder."
+            if sqlite
+            else "Name the primary in the URL.",
         )
     if found.row_security:
         how_many, may = ("all", "is") if found.rows_hidden else ("some", "may be")

@@ -37,10 +37,16 @@ async def inspect(
     kinds = {row["name"].lower(): row["type"] for row in objects}
     kind = kinds.get(table.lower())
     leftovers = tuple(backup_name(t) for t in (table, METADATA_TABLE) if kinds.get(backup_name(t).lower()) == "table")
-    read_only = read_only or not _may_write(path)
+    reason = _why_read_only(path, asked=read_only)
     if kind not in ("table", "view"):
         return Inspection(
-            dialect="sqlite", schema="main", table=table, kind=None, leftovers=leftovers, read_only=read_only
+            dialect="sqlite",
+            schema="main",
+            table=table,
+            kind=None,
+            leftovers=leftovers,
+            read_only=bool(reason),
+            read_only_reason=reason,
         )
     columns = await query(connection, path, f"PRAGMA table_info({quoted(table)})")
     indexes = await _indexes(connection, path, table)
@@ -56,7 +62,8 @@ async def inspect(
             row["name"] for row in objects if row["name"].startswith(INDEX) and row["tbl_name"].lower() != table.lower()
         ),
         leftovers=leftovers,
-        read_only=read_only,
+        read_only=bool(reason),
+        read_only_reason=reason,
         rows_estimate=await _has_rows(connection, path, table),
         has_statistics=plain is None or await _has_statistics(connection, path, plain.name, kinds),
     )
@@ -101,6 +108,13 @@ async def _has_statistics(connection: aiosqlite.Connection, path: Path, index: s
     return bool(await query(connection, path, "SELECT 1 FROM sqlite_stat1 WHERE idx = $1", index))
 
 
-def _may_write(path: Path) -> bool:
-    folder = path.absolute().parent
-    return os.access(folder, os.W_OK) and (os.access(path, os.W_OK) or not path.exists())
+def _why_read_only(path: Path, *, asked: bool) -> str:
+    """What keeps this process from writing, in words; nothing when it may."""
+    file = path.resolve()  # beside the file itself, not beside a link to it, SQLite writes its journal
+    if asked:
+        return f"'{path}' was opened to be read only (mode=ro)."
+    if not os.access(file.parent, os.W_OK):
+        return f"The folder '{file.parent}' is read-only for this user, and SQLite writes its journal beside the file."
+    if file.exists() and not os.access(file, os.W_OK):
+        return f"The file '{file}' is read-only for this user."
+    return ""

@@ -61,6 +61,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     missing_grants: tuple[str, ...] = ()
     standby: bool = False
     read_only: bool = False
+    read_only_reason: str = ""
+    """SQLite: what cannot be written, in words."""
     row_security: bool = False
     """Row level security decides which rows this role sees."""
     rows_hidden: bool = False

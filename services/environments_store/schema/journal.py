@@ -8,7 +8,7 @@ import msgspec
 from services.environments_store.database.base import Dialect
 from services.environments_store.schema import messages
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.plan import Obstacle, hidden_text, status_of
+from services.environments_store.schema.plan import Obstacle, hidden_text, read_only_text, status_of
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Journal"]
@@ -128,7 +128,7 @@ class Journal:
         self._problem, self._told_failure = None, None
         self._details.pop("column", None)
         if not found.writable:
-            self.warn("read-only", "The database only reads now: writes are refused until it is a primary again")
+            self.warn("read-only", f"{read_only_text(found)} Writes are refused until it can be written again")
         else:
             self.forget("read-only")
 

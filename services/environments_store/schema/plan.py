@@ -9,7 +9,15 @@ from services.environments_store.schema.names import COLUMN, qualified, quoted
 from services.environments_store.schema.sql import add_column
 from services.environments_store.schema.status import Reason, SchemaStatus, Step
 
-__all__ = ["Obstacle", "hidden_text", "is_complete", "obstacle_to_column", "pending_steps", "status_of"]
+__all__ = [
+    "Obstacle",
+    "hidden_text",
+    "is_complete",
+    "obstacle_to_column",
+    "pending_steps",
+    "read_only_text",
+    "status_of",
+]
 
 KINDS = {"v": "a view", "m": "a materialised view", "p": "a partitioned table", "f": "a foreign table"}
 
@@ -30,8 +38,8 @@ def obstacle_to_column(found: Inspection) -> Obstacle | None:
         if unsupported:
             return Obstacle("unsupported", unsupported)
     if not found.writable:
-        what = "is a standby" if found.standby else "only reads"
-        return Obstacle("read-only", f"The database {what}: the column can be added on a primary that takes writes.")
+        when = "when both can be written" if found.dialect == "sqlite" else "on a primary that takes writes"
+        return Obstacle("read-only", f"{read_only_text(found)} The column can be added {when}.")
     if found.kind is None and not found.can_create:
         return Obstacle(
             "forbidden",
@@ -108,7 +116,7 @@ def status_of(
             dialect=found.dialect,
             steps=steps,
             reason=None if found.writable else "read-only",
-            error=None if found.writable else _read_only_text(found),
+            error=None if found.writable else read_only_text(found),
             soft_delete=True,
             writable=found.writable,
             deleted_at_zone=found.deleted_at_zone,
@@ -141,7 +149,10 @@ def hidden_text(found: Inspection) -> str:
     )
 
 
-def _read_only_text(found: Inspection) -> str:
+def read_only_text(found: Inspection) -> str:
+    """What cannot be written, and why."""
+    if found.read_only_reason:
+        return found.read_only_reason
     return "The database is a standby." if found.standby else "The database only reads."
 
 
