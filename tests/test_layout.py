@@ -52,9 +52,9 @@ ENVIRONMENTS_STORE = [
     "database.postgres operations.backup_sqlite operations.exporting operations.presence operations.purge"
     " operations.rollback_sqlite operations.spool schema.findings schema.postgres_steps schema.sqlite_steps store",
     "database.connect operations.backup_postgres operations.importing operations.retention"
-    " operations.rollback_postgres operations.rows operations.surroundings schema.check schema.postgres_index"
-    " schema.sqlite_migration",
-    "operations.opening operations.planning schema.postgres_migration",
+    " operations.rollback_postgres operations.rows operations.surroundings operations.surroundings_sqlite"
+    " schema.check schema.postgres_index schema.sqlite_migration",
+    "operations.checklist operations.opening operations.planning schema.postgres_migration",
     "operations.backup operations.doctor operations.rollback operations.verify schema.migrator",
     "service",
     "commands.options commands.showing commands.transfer demo",
@@ -157,7 +157,8 @@ SUITES = {
     "contract/test_store_lists.py": "listing",
     "contract/test_store_outcomes.py": "outcome",
     "contract/test_backup.py": "operations.backup operations.backup_postgres operations.backup_sqlite",
-    "contract/test_doctor.py": "operations.doctor operations.rows operations.surroundings",
+    "contract/test_checklist.py": "operations.checklist operations.surroundings operations.surroundings_sqlite",
+    "contract/test_doctor.py": "operations.doctor operations.rows",
     "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
     "contract/test_purge.py": "operations.purge operations.retention queries.purging",
     "contract/test_transfer.py": "operations.exporting operations.importing operations.lines operations.spool"

@@ -155,6 +155,8 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a rollback tries to lock the table before it gives up and changes nothing."""
     progress_every_s: float = 0.5
     """How often the progress of an index build is looked at."""
+    old_transaction_s: float = 5.0
+    """A transaction of this age is told of: the migration waits for it, and statements of a service take less."""
     examples: int = 5
     """So many ids are named for each kind of damage."""
     small_table_rows: int = 10_000

@@ -23,15 +23,16 @@ from services.environments_store.commands.options import (
 )
 from services.environments_store.commands.progress import Report as TellProgress
 from services.environments_store.commands.progress import progress
-from services.environments_store.commands.showing import show_checks, show_plan, show_report, show_status
+from services.environments_store.commands.showing import show_checklist, show_checks, show_plan, show_status
 from services.environments_store.commands.transfer import export_to_file
+from services.environments_store.operations.checklist import go_through
 from services.environments_store.operations.checks import all_hold
 from services.environments_store.operations.opening import migration_script
 from services.environments_store.operations.planning import plan
 from services.environments_store.operations.progress import BuildProgress, watch_index_build
 from services.environments_store.operations.rollback import Outcome, Survey, refuse_unsafe, roll_back, survey, way_back
 from services.environments_store.operations.verify import verify
-from services.environments_store.schema.check import check
+from services.environments_store.schema.check import look
 from services.environments_store.schema.migrator import migrate_once
 from services.environments_store.schema.status import SchemaStatus
 
@@ -43,13 +44,13 @@ logger = logging.getLogger("environments-store")
 
 @app.command("check")
 def migrate_check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Look at the schema and change nothing. Exit code 1 when something is missing."""
+    """Go through the checklist: what is missing, rights, who is in the way now. Exit code 1 when there is work."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
-        report = await check(config.database_url)
-        show_report(report, as_json)
-        return 1 if report.pending else 0
+        checklist = await go_through(await look(config.database_url))
+        show_checklist(checklist, as_json)
+        return 1 if checklist.pending else 0
 
     run_command(main)
 

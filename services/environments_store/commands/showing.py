@@ -3,24 +3,25 @@
 from collections.abc import Sequence
 
 from broker.cli.output import is_person, print_rows, print_value
+from services.environments_store.operations.checklist import Checklist, is_checked
 from services.environments_store.operations.checks import Check
 from services.environments_store.operations.doctor import Diagnosis
 from services.environments_store.operations.planning import Plan
 from services.environments_store.operations.purge import Forecast
-from services.environments_store.schema.check import Report
 from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.status import SchemaStatus, Step
 
-__all__ = ["show_checks", "show_diagnosis", "show_forecast", "show_plan", "show_report", "show_status"]
+__all__ = ["show_checklist", "show_checks", "show_diagnosis", "show_forecast", "show_plan", "show_status"]
 
 
-def show_report(report: Report, json: bool) -> None:
+def show_checklist(checklist: Checklist, json: bool) -> None:
     if json or not is_person():
-        print_value(report, json=True)
+        print_value(checklist, json=True)
         return
-    print(f"{report.table} in {report.database}")
-    _show_steps(report.steps)
-    _show_findings(report.findings)
+    print(f"{checklist.table} in {checklist.database}")
+    _show_steps(checklist.steps)
+    show_checks(checklist.checks, json)
+    _show_findings([finding for finding in checklist.findings if finding.level != "info" or not is_checked(finding)])
 
 
 def show_status(status: SchemaStatus, json: bool) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import msgspec
 
 from services.environments_store.defaults import OperationLimits
+from services.environments_store.operations.checklist import go_through
 from services.environments_store.operations.opening import open_table
 from services.environments_store.operations.rows import look_at_documents, look_at_rows
-from services.environments_store.schema.check import Report, look, report_of
+from services.environments_store.schema.check import Report, look
 from services.environments_store.schema.findings import Finding
 
 __all__ = ["Diagnosis", "examine"]
@@ -38,12 +39,8 @@ async def examine(
     """Look at the schema, at who is connected, at every row, and at every document; change nothing."""
     limits = limits or OperationLimits()
     seen = await look(url)
-    report = report_of(seen)
+    report = await go_through(seen, limits)
     findings = [*_missing(report), *report.findings]
-    if seen.location.dialect == "postgresql":
-        from services.environments_store.operations.surroundings import look_around
-
-        findings += await look_around(url)
     if seen.found.kind is not None and not seen.found.missing_columns:
         async with open_table(url, logger, writes=False) as opened:
             findings += await look_at_rows(opened.database, opened.shape, limits)

@@ -6,7 +6,7 @@ from services.environments_store.database.base import Dialect
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.check import look
 from services.environments_store.schema.findings import Finding, findings_of
-from services.environments_store.schema.index import next_action
+from services.environments_store.schema.index import next_action, size_kilobytes
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, quoted
 from services.environments_store.schema.plan import obstacle_to_column, pending_steps
@@ -18,8 +18,6 @@ __all__ = ["Plan", "PlannedStep", "plan"]
 # twice that; statistics of one column 0.2 s; on SQLite 0.5 s. Rounded up.
 _INDEX_ROWS_A_SECOND = 500_000
 _STATISTICS_ROWS_A_SECOND = 2_000_000
-_INDEX_BYTES_A_ROW = 7
-_KILOBYTE = 1024
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,8 +111,7 @@ def _duration(name: str, found: Inspection) -> str:
     if name == "index":
         if found.dialect == "sqlite":
             return "about 1 s for a million rows"
-        size = max(rows * _INDEX_BYTES_A_ROW // _KILOBYTE, 8)
-        return f"about {_seconds(rows / _INDEX_ROWS_A_SECOND)}, and {size:,} kB of disk"
+        return f"about {_seconds(rows / _INDEX_ROWS_A_SECOND)}, and {size_kilobytes(found):,} kB of disk"
     if name == "statistics":
         return f"about {_seconds(rows / _STATISTICS_ROWS_A_SECOND)}"
     return "milliseconds, whatever the number of rows"

@@ -1,103 +1,146 @@
 """What goes on around the table on a PostgreSQL server, and decides whether now is a good moment to migrate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from services.environments_store.database.base import Row
 from services.environments_store.database.failures import StatementFailure, service_error
-from services.environments_store.database.postgres_session import PostgresSession
-from services.environments_store.defaults import MigrationBudgets
-from services.environments_store.schema.blockers import Blocker, who_blocks
+from services.environments_store.defaults import MigrationBudgets, OperationLimits
+from services.environments_store.schema.blockers import Blocker
 from services.environments_store.schema.findings import Finding
-from services.environments_store.schema.inspect_postgres import inspect
+from services.environments_store.schema.index import size_kilobytes
 from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import quoted
 from services.environments_store.schema.postgres_steps import open_session
 
 __all__ = ["look_around"]
 
-# An ordinary role sees the name and the address of others' sessions, but not since when they are in a transaction.
+# An ordinary role sees of others' sessions the role, the application and that they have a snapshot, but neither since
+# when, nor the statement, nor the address. The original names no application; its last statement tells its generation.
 SESSIONS = """
-SELECT coalesce(nullif(application_name, ''), 'without a name') AS application, host(client_addr) AS address,
-       count(*) AS sessions, max(extract(epoch FROM clock_timestamp() - xact_start))::float8 AS oldest_s
-FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
-  AND pid <> pg_backend_pid() AND application_name NOT LIKE 'environments-store%'
-GROUP BY 1, 2 ORDER BY 1, 2
+SELECT coalesce(nullif(application_name, ''), 'without a name') AS application, usename::text AS role,
+       CASE WHEN client_port IS NOT NULL THEN coalesce(host(client_addr), 'here') END AS address,
+       count(*) AS sessions, max(extract(epoch FROM clock_timestamp() - xact_start))::float8 AS oldest_s,
+       bool_or(xact_start IS NULL AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)) AS hidden,
+       bool_or(query ~ '(FROM|INTO|UPDATE) "environments" ' AND query NOT LIKE 'DELETE%'
+               AND query NOT LIKE '%"deletedAt"%') AS old_generation,
+       application_name LIKE 'environments-store%' AS ours
+FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL
+  AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
+GROUP BY application_name, 2, 3 ORDER BY 1, 2, 3
+"""
+# They belong to no session any more, and hold their locks until somebody ends them by name.
+PREPARED = """
+SELECT gid, owner::text AS owner, extract(epoch FROM clock_timestamp() - prepared)::float8 AS age_s
+FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared
 """
 STANDBYS = "SELECT count(*) FROM pg_stat_replication"
-_LONG_TRANSACTION_S = 5.0
-_INDEX_BYTES_A_ROW = 7
 _OLDEST_GENERATION = "jsonb"
 
 
-async def look_around(url: str) -> list[Finding]:
+async def look_around(
+    url: str, found: Inspection, blockers: Sequence[Blocker], limits: OperationLimits
+) -> list[Finding]:
     """Who else is connected, for how long, and what the index will need."""
     try:
-        session = await open_session(url, "doctor", MigrationBudgets())
+        session = await open_session(url, "check", MigrationBudgets())
         try:
-            found = await inspect(session)
-            blockers = await who_blocks(session, found.oid) if found.kind else ()
-            return [*_dumps(blockers), *await _others(session, found), *await _index(session, found), *_age(found)]
+            rows = await session.fetch(SESSIONS)
+            return [
+                *_dumps(found, blockers),
+                *_others(rows),
+                *_old_transactions(rows, found, limits),
+                *_prepared(await session.fetch(PREPARED), limits),
+                *_disk(found),
+                *_standbys(int(await session.fetch_value(STANDBYS))),
+                *_age(found),
+            ]
         finally:
             await session.close()
     except StatementFailure as failure:
         raise service_error(failure, write=False) from failure
 
 
-def _dumps(blockers: tuple[Blocker, ...]) -> Iterator[Finding]:
+def _dumps(found: Inspection, blockers: Sequence[Blocker]) -> Iterator[Finding]:
     for blocker in blockers:
         if blocker.application == "pg_dump":
             yield Finding(
-                level="error",
+                level="info" if found.soft_delete else "error",
                 subject="dump",
                 message=f"A dump runs now: {blocker}. Adding the column, or dropping it, has to wait for its end.",
                 remedy="Let it end before nodes are started.",
             )
 
 
-async def _others(session: PostgresSession, found: Inspection) -> list[Finding]:
-    findings = []
-    for row in await session.fetch(SESSIONS):
-        name = f"'{row['application']}' from {row['address'] or 'here'} ({row['sessions']} sessions)"
-        findings.append(
-            Finding(
+def _others(rows: Sequence[Row]) -> Iterator[Finding]:
+    for row in rows:
+        if row["ours"]:
+            continue
+        if row["old_generation"]:
+            yield Finding(
+                level="warning",
+                subject="old-generation",
+                message=f"{_name(row)} reads the table without deletedAt: the original from before soft delete?",
+                remedy="Stop it before nodes are started: its oldest versions drop the column at their start, and with"
+                " it everything in the trash is live again.",
+            )
+        else:
+            yield Finding(
                 level="info",
                 subject="other-program",
-                message=f"Another program is connected: {name}.",
+                message=f"Another program is connected: {_name(row)}.",
                 remedy="If it is the original from before soft delete, stop it: at its start it drops the column.",
             )
-        )
-        if (row["oldest_s"] or 0) > _LONG_TRANSACTION_S:
-            findings.append(
-                Finding(
-                    level="info" if found.soft_delete and found.index else "warning",
-                    subject="old-transaction",
-                    message=f"A transaction of {name} is {row['oldest_s']:.0f} s old: an index build waits for it.",
-                    remedy="End it before migrating, or let the service wait: nobody else has to.",
-                )
+
+
+def _old_transactions(rows: Sequence[Row], found: Inspection, limits: OperationLimits) -> Iterator[Finding]:
+    complete = found.soft_delete and found.index is not None
+    for row in rows:
+        if (row["oldest_s"] or 0) > limits.old_transaction_s:
+            yield Finding(
+                level="info" if complete else "warning",
+                subject="old-transaction",
+                message=f"A transaction of {_name(row)} is {row['oldest_s']:.0f} s old: an index build waits for it.",
+                remedy="End it before migrating, or let the service wait: nobody else has to.",
             )
-    return findings
+        elif row["hidden"] and not complete:
+            yield Finding(
+                level="info",
+                subject="old-transaction",
+                message=f"A transaction of {_name(row)} is open; how old it is, role {quoted(found.role)} may not see.",
+                remedy=f"GRANT pg_read_all_stats TO {quoted(found.role)};",
+            )
 
 
-async def _index(session: PostgresSession, found: Inspection) -> list[Finding]:
-    findings = []
+def _prepared(rows: Sequence[Row], limits: OperationLimits) -> Iterator[Finding]:
+    for row in rows:
+        if row["age_s"] > limits.old_transaction_s:
+            yield Finding(
+                level="warning",
+                subject="old-transaction",
+                message=f"The prepared transaction '{row['gid']}' of role {quoted(row['owner'])} is"
+                f" {row['age_s']:.0f} s old, and keeps its locks for ever: no session stands behind it.",
+                remedy=f"COMMIT PREPARED '{row['gid']}'; or ROLLBACK PREPARED '{row['gid']}';",
+            )
+
+
+def _disk(found: Inspection) -> Iterator[Finding]:
     if found.kind == "r" and found.index is None and found.rows_estimate > 0:
-        size = max(found.rows_estimate * _INDEX_BYTES_A_ROW // 1024, 8)
-        findings.append(
-            Finding(
-                level="info",
-                subject="disk",
-                message=f"The index will have about {size:,} kB, and the build writes it twice.",
-                remedy="See that the disk has more: PostgreSQL does not tell how much is free.",
-            )
+        yield Finding(
+            level="info",
+            subject="disk",
+            message=f"The index will have about {size_kilobytes(found):,} kB, and the build writes it twice.",
+            remedy="See that the disk has more: PostgreSQL does not tell how much is free.",
         )
-    standbys = int(await session.fetch_value(STANDBYS))
-    if standbys:
-        findings.append(
-            Finding(
-                level="info",
-                subject="replication",
-                message=f"{standbys} standby servers follow this one; long queries there hold the new column up.",
-            )
+
+
+def _standbys(count: int) -> Iterator[Finding]:
+    if count:
+        yield Finding(
+            level="info",
+            subject="replication",
+            message=f"{'A standby follows' if count == 1 else f'{count} standbys follow'} this server: what is long"
+            " queried there holds the new column up there.",
         )
-    return findings
 
 
 def _age(found: Inspection) -> Iterator[Finding]:
@@ -108,3 +151,9 @@ def _age(found: Inspection) -> Iterator[Finding]:
             message="The documents are jsonb, of the oldest generation: they keep their content, but not their bytes.",
             remedy="Nothing has to be done.",
         )
+
+
+def _name(row: Row) -> str:
+    sessions = "1 session" if row["sessions"] == 1 else f"{row['sessions']} sessions"
+    where = f" from {row['address']}" if row["address"] else ""
+    return f"'{row['application']}' of role {quoted(row['role'])}{where} ({sessions})"

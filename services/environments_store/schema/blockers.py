@@ -10,18 +10,24 @@ __all__ = ["Blocker", "describe", "who_blocks"]
 
 # An ordinary role sees of others the process, the application and the mode of the lock, but not the query or its age.
 QUERY = """
-SELECT a.pid, a.application_name AS application, a.usename::text AS role, a.state, l.mode,
-       clock_timestamp() - a.xact_start AS age, left(a.query, 60) AS query
-FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-WHERE l.locktype = 'relation' AND l.relation = $1::oid AND l.granted AND a.pid <> pg_backend_pid()
+SELECT a.pid, a.application_name AS application, coalesce(a.usename, p.owner)::text AS role, a.state, l.mode, p.gid,
+       clock_timestamp() - coalesce(a.xact_start, p.prepared) AS age, left(a.query, 60) AS query
+FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+LEFT JOIN (pg_locks x JOIN pg_prepared_xacts p ON x.locktype = 'transactionid' AND x.transactionid = p.transaction)
+     ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
+WHERE l.locktype = 'relation' AND l.relation = $1::oid AND l.granted
+  AND (a.pid <> pg_backend_pid() OR p.gid IS NOT NULL)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-ORDER BY a.xact_start NULLS LAST, a.pid
+ORDER BY coalesce(a.xact_start, p.prepared) NULLS LAST, a.pid
 """
 HIDDEN = "<insufficient privilege>"
 
 
 class Blocker(msgspec.Struct, frozen=True, kw_only=True):
-    pid: int
+    """`pid` is None for a prepared transaction, behind which no process stands any more: it is named by its `gid`."""
+
+    pid: int | None
+    gid: str | None = None
     application: str
     role: str
     mode: str
@@ -30,7 +36,8 @@ class Blocker(msgspec.Struct, frozen=True, kw_only=True):
     query: str | None = None
 
     def __str__(self) -> str:
-        text = f"pid {self.pid} ({self.application or self.role}) holds {self.mode}"
+        who = f"pid {self.pid} ({self.application or self.role})"
+        text = f"{who if self.gid is None else f'the prepared transaction {self.gid!r}'} holds {self.mode}"
         if self.age_s is not None:
             text += f" for {self.age_s:.0f} s"
         if self.state:
@@ -44,6 +51,7 @@ async def who_blocks(session: PostgresSession, oid: int) -> tuple[Blocker, ...]:
     return tuple(
         Blocker(
             pid=row["pid"],
+            gid=row["gid"],
             application=row["application"] or "",
             role=row["role"] or "",
             mode=row["mode"],

@@ -1,0 +1,98 @@
+"""Everything that decides whether a migration may be begun now: what `migrate check` shows, line by line."""
+
+from collections.abc import Sequence
+
+from services.environments_store.defaults import OperationLimits
+from services.environments_store.operations.checks import Check
+from services.environments_store.schema.check import Report, Seen, report_of
+from services.environments_store.schema.findings import Finding
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import quoted
+
+__all__ = ["Checklist", "go_through", "is_checked"]
+
+_SUBJECTS = {
+    "rights": ("forbidden", "unsupported", "rights", "read-only"),
+    "blockers": ("blocker", "dump"),
+    "oldest transaction": ("old-transaction",),
+    "disk": ("disk",),
+    "pooler": ("pooler",),
+    "row security": ("row-security",),
+    "replication": ("replication",),
+    "old generations": ("old-generation", "leftover", "jsonb"),
+    "other programs": ("other-program",),
+}
+_OF_SQLITE = ("rights", "blockers", "disk", "old generations")
+
+
+class Checklist(Report, frozen=True, kw_only=True):
+    """`checks` has a line for each thing that was looked at, also where all is well; `findings` what is not."""
+
+    checks: tuple[Check, ...]
+
+
+async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Checklist:
+    """Look at what goes on around a table that was looked at; change nothing. Raises as `look` does."""
+    location, found, blockers = seen
+    report = report_of(seen)
+    around: Sequence[Finding]
+    if location.path is not None:
+        from services.environments_store.operations.surroundings_sqlite import look_around_file
+
+        around = await look_around_file(location.path, found)
+    else:
+        from services.environments_store.operations.surroundings import look_around
+
+        around = await look_around(location.url, found, blockers, limits or OperationLimits())
+    findings = (*report.findings, *around)
+    names = _OF_SQLITE if found.dialect == "sqlite" else tuple(_SUBJECTS)
+    return Checklist(
+        dialect=report.dialect,
+        database=report.database,
+        table=report.table,
+        rows_estimate=report.rows_estimate,
+        steps=report.steps,
+        findings=findings,
+        checks=tuple(
+            _check(name, found, [one for one in findings if one.subject in _SUBJECTS[name]]) for name in names
+        ),
+    )
+
+
+def is_checked(finding: Finding) -> bool:
+    """Whether a line of the list tells of it."""
+    return any(finding.subject in subjects for subjects in _SUBJECTS.values())
+
+
+def _check(name: str, found: Inspection, findings: Sequence[Finding]) -> Check:
+    """The line of one name; what is no mere information stands below the lines, with its remedy."""
+    levels: set[str] = {finding.level for finding in findings}
+    if name == "rights" and found.kind == "r" and found.index is None and not found.can_index:
+        levels.add("warning")  # the finding about the index says which right
+    if "error" in levels or "warning" in levels:
+        return Check(name=name, state="failed" if "error" in levels else "warning", detail="see below")
+    if findings:
+        return Check(name=name, state="ok", detail=" ".join(finding.message for finding in findings))
+    return Check(name=name, state="ok", detail=_all_is_well(name, found))
+
+
+def _all_is_well(name: str, found: Inspection) -> str:
+    role = quoted(found.role)
+    if found.dialect == "sqlite":
+        if name == "old generations":
+            return "no copy was left behind; stop every node of the original before the first start"
+        disk = "there is no file yet" if found.kind is None else "it has room for a backup"
+        return {"rights": "the file can be written", "blockers": "nobody writes now", "disk": disk}[name]
+    if name == "rights":
+        owns = "owns the table" if found.can_alter else "does not own the table, which is complete"
+        return f"role {role} {owns} and may write" if found.kind else f"role {role} may create the table"
+    return {
+        "blockers": "nobody holds the table",
+        "oldest transaction": "none is open for long",
+        "disk": "no index has to be built" if found.index else "an index that is small: the table is, or is new",
+        "pooler": "a direct connection",
+        "row security": f"none hides rows from role {role}",
+        "replication": "no standby follows",
+        "old generations": "none is to be seen",
+        "other programs": "none is connected",
+    }[name]

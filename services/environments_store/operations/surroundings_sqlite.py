@@ -1,0 +1,63 @@
+"""What goes on around a SQLite file, and decides whether now is a good moment to migrate."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+
+from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.sqlite_connection import close_quietly, connect
+from services.environments_store.schema.findings import Finding
+from services.environments_store.schema.inspect_sqlite import query
+from services.environments_store.schema.inspection import Inspection
+
+__all__ = ["look_around_file"]
+
+_MEBIBYTE = 1_048_576
+
+
+async def look_around_file(path: Path, found: Inspection) -> list[Finding]:
+    """Who writes into the file now, and whether the disk has room for a second one, as a backup needs."""
+    if not await anyio.Path(path).exists():
+        return []
+    return [*await _writers(path, found), *await anyio.to_thread.run_sync(lambda: list(_disk(path, found)))]
+
+
+async def _writers(path: Path, found: Inspection) -> list[Finding]:
+    """The lock of a writer is asked for and given back at once; nothing is written."""
+    if not found.writable:
+        return []
+    try:
+        connection = await connect(path, mode="rw", busy_timeout_s=0)
+        try:
+            await query(connection, path, "BEGIN IMMEDIATE")
+            await query(connection, path, "ROLLBACK")
+        finally:
+            await close_quietly(connection)
+    except StatementFailure as failure:
+        if not (failure.sqlstate or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise service_error(failure, write=False) from failure
+        return [
+            Finding(
+                level="info" if found.soft_delete else "warning",
+                subject="blocker",
+                message="Another process writes into the file now: adding the column has to wait for it.",
+                remedy="Let it end, or wait: the attempts go on by themselves.",
+            )
+        ]
+    return []
+
+
+def _disk(path: Path, found: Inspection) -> Iterator[Finding]:
+    free, size = shutil.disk_usage(path.parent).free, path.stat().st_size
+    short = free < size
+    if found.index is not None and not short:
+        return
+    yield Finding(
+        level="warning" if short else "info",
+        subject="disk",
+        message=f"The disk has {free // _MEBIBYTE:,} MiB free; the file has {size / _MEBIBYTE:,.1f} MiB, and so will a"
+        " backup of it.",
+        remedy="Make room, or back up to another disk." if short else None,
+    )
