@@ -77,25 +77,22 @@ async def test_m13_a_role_that_does_not_own_the_table_waits_for_the_guides_manua
 
 
 async def test_m14_an_owner_without_create_on_the_schema_gets_the_column_and_later_the_index(
-    postgres_database: PostgresDatabase, lines: Lines
+    postgres_database: PostgresDatabase,
 ) -> None:
     postgres_database.run_sql(postgres_sql("p_c"))
     url = postgres_database.create_role()
     role = postgres_database.role_name(url)
     postgres_database.run_sql(f'ALTER TABLE environments OWNER TO "{role}"')
-    one = migrator(url, lines)
-
-    status = await one.prepare()
-    assert status.state == "ready"
-    assert lines.guide_lines() == [ADDING, ADDED]
-    async with anyio.create_task_group() as group:
-        group.start_soon(one.run)
-        await until(lambda: any("GRANT CREATE ON SCHEMA" in message for message in lines.messages))
+    async with serving(url) as service:
+        assert service.guide_lines() == [ADDING, ADDED]
+        await service.until_logged("GRANT CREATE ON SCHEMA")
+        assert (await service.ask("schema"))["state"] == "ready"
+        assert await service.ask("remove", uuid=LIVE) == {"success": True}
+        assert [record["id"] for record in await service.ask("listDeleted")] == [LIVE]
+        assert postgres_database.run_sql(INDEX_STATE) == ""
         postgres_database.run_sql(f'GRANT CREATE ON SCHEMA public TO "{role}"')
-        await until(lambda: {step.state for step in one.status.steps} == {"done"})
-        group.cancel_scope.cancel()
-
-    assert sum("GRANT CREATE ON SCHEMA" in message for message in lines.messages) == 1
+        await service.until_state("ready", steps=True)
+        assert sum("GRANT CREATE ON SCHEMA" in line for line in service.lines) == 1
     assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
 
 

@@ -1,7 +1,6 @@
 """The server, the session and the process live in different time zones."""
 
 import json
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from tests.support.shapes import postgres_sql
 pytestmark = pytest.mark.anyio
 
 ZONES = ["UTC", "Asia/Bangkok", "America/Los_Angeles"]
+YOUNG, ANCIENT, OLD = (f"c0ffee00-0000-4000-8000-00000000000{number}" for number in (1, 2, 3))
 LOOK = """
 import json, sys
 import anyio
@@ -25,40 +25,42 @@ async def main() -> None:
         listed = {record["id"]: record["deletedAt"] for record in await service.ask("listDeleted")}
         del listed["just deleted"]
         counts = [await service.ask("stats", recentDays=days) for days in (0, 7, 8)]
-        print(json.dumps([listed, counts]))
+        forecast = await service.ask("purge", olderThanDays=7, dryRun=True)
+        purged = await service.ask("purge", olderThanDays=7)
+        left = sorted(record["id"] for record in await service.ask("listDeleted"))
+        print(json.dumps([listed, counts, forecast, purged, left]))
 
 anyio.run(main)
 """
 
 
 @pytest.mark.parametrize("shape", ["p_dmig", "p_man"])
-async def test_m28_dates_counts_and_the_moment_of_a_deletion_are_the_same_in_every_zone(
+async def test_m28_dates_counts_and_purges_are_the_same_in_every_zone(
     shape: str, postgres_database: PostgresDatabase
 ) -> None:
-    """A row of 6 days and 20 hours counts as of this week in UTC, and would not in the wall time of Bangkok."""
-    postgres_database.run_sql(postgres_sql(shape))
+    """What was deleted 6 days and 20 hours ago would be older than 7 days in the wall time of Bangkok, and what was
+    deleted 7 days and 4 hours ago younger in that of Los Angeles."""
     now = "now() AT TIME ZONE 'UTC'" if shape == "p_man" else "now()"
-    postgres_database.run_sql(
-        f"UPDATE environments SET \"deletedAt\" = {now} - interval '6 days 20 hours' WHERE id LIKE '%1'"
-    )
-    kept = postgres_database.run_sql('SELECT id, "deletedAt"::text FROM environments ORDER BY 1')
-    seen: list[Any] = []
-    for process, server in zip(ZONES, ZONES[1:] + ZONES[:1], strict=True):
-        role = postgres_database.create_role(options="SUPERUSER")
+    moment = '"deletedAt"' if shape == "p_man" else "\"deletedAt\" AT TIME ZONE 'UTC'"
+    role = postgres_database.create_role(options="SUPERUSER")
+    for number, process in enumerate(ZONES):
+        server, session = ZONES[number - 1], ZONES[number - 2]
+        postgres_database.run_sql(f"DROP TABLE IF EXISTS environments, metadata; {postgres_sql(shape)}")
+        for row, age in ((YOUNG, "6 days 20 hours"), (OLD, "7 days 4 hours")):
+            postgres_database.run_sql(
+                f"UPDATE environments SET \"deletedAt\" = {now} - interval '{age}' WHERE id = '{row}'"
+            )
         postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET TimeZone = '{server}'")
-        postgres_database.run_sql(f"ALTER ROLE \"{postgres_database.role_name(role)}\" SET TimeZone = '{ZONES[1]}'")
+        postgres_database.run_sql(f"ALTER ROLE \"{postgres_database.role_name(role)}\" SET TimeZone = '{session}'")
         done = await run_python("-c", LOOK, role, environment={"TZ": process, "PYTHONPATH": str(REPOSITORY)})
         assert done.returncode == 0, done.report("failed")
-        seen.append(json.loads(done.stdout[-1]))
-        moment = '"deletedAt"' if shape == "p_man" else "\"deletedAt\" AT TIME ZONE 'UTC'"
-        close = (
-            f"SELECT now() AT TIME ZONE 'UTC' - ({moment}) < interval '1 hour' FROM environments WHERE id LIKE 'just%'"
-        )
+        listed, counts, forecast, purged, left = json.loads(done.stdout[-1])
+        assert listed.keys() == {YOUNG, OLD, ANCIENT}
+        assert listed[ANCIENT] == forecast["oldest"] == "2025-05-27T08:54:47.123Z"
+        assert listed[OLD] == forecast["newest"]
+        assert [count["recentlyDeleted"] for count in counts] == [0, 2, 3]
+        assert forecast["remaining"] == 2
+        assert purged == {"deleted": 2, "remaining": 0}
+        assert left == [YOUNG, "just deleted"]
+        close = f"SELECT now() AT TIME ZONE 'UTC' - ({moment}) < interval '1 hour' FROM environments WHERE id LIKE 'j%'"
         assert postgres_database.run_sql(f"SET TimeZone = 'UTC'; {close}") == "t"
-        postgres_database.run_sql("DELETE FROM environments WHERE id LIKE 'just%'")
-    assert seen[1:] == seen[:1] * 2
-    listed, counts = seen[0]
-    assert listed["c0ffee00-0000-4000-8000-000000000002"] == "2025-05-27T08:54:47.123Z"
-    assert [count["recentlyDeleted"] for count in counts] == [0, 2, 2]
-    postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET TimeZone = 'UTC'")
-    assert postgres_database.run_sql('SELECT id, "deletedAt"::text FROM environments ORDER BY 1') == kept

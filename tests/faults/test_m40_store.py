@@ -62,6 +62,7 @@ async def test_m41_a_walk_misses_none_that_was_live_throughout_and_gives_none_tw
     changing = set(source.sample(names, ROWS // 4))
     steady = set(names) - changing
     walked: list[str] = []
+    changes = 0
 
     async def change(some: list[str]) -> None:
         for number in itertools.count():
@@ -69,6 +70,8 @@ async def test_m41_a_walk_misses_none_that_was_live_throughout_and_gives_none_tw
             await bench.store.remove(name)
             await bench.store.restore(name)
             await bench.create(f"new-{some[0]}-{number}")
+            nonlocal changes
+            changes += 3
 
     async with anyio.create_task_group() as group:
         for number in range(4):
@@ -79,6 +82,7 @@ async def test_m41_a_walk_misses_none_that_was_live_throughout_and_gives_none_tw
             after = walked[-1]
         group.cancel_scope.cancel()
 
+    assert changes > ROWS // 97, "fewer changes than pages prove nothing"
     assert len(walked) == len(set(walked))
     assert steady <= set(walked)
 

@@ -10,6 +10,7 @@ from services.environments_store.errors import DatabaseError, DatabaseUnavailabl
 from services.environments_store.operations.backup import back_up
 from tests.support.operations import fill
 from tests.support.postgres import PostgresDatabase, PostgresServer
+from tests.support.processes import start_python
 from tests.support.shapes import postgres_sql
 from tests.support.store import Bench
 
@@ -90,6 +91,24 @@ async def test_m44_a_failed_dump_is_told_and_leaves_no_file(
         await back_up(postgres_database.url, older, overwrite=True, programs=programs)
     assert expected in str(caught.value)
     assert older.read_text() == "an older backup"
+    assert not partial(tmp_path)
+
+
+async def test_m44_the_command_ends_with_exit_code_1_and_the_reason(
+    postgres_database: PostgresDatabase, programs: Path, tmp_path: Path
+) -> None:
+    """The guide's `pg_dump … | gzip > file` ends with 0, and leaves a file."""
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    (programs / "pg_dump").unlink()
+    script(programs, "pg_dump", FAILURES["half a file and an exit code"][1])
+    target = tmp_path / "backup.dump"
+    command = ("-m", "services.environments_store", "backup", str(target), "--pg-bin", str(programs))
+    async with start_python(*command, environment={"DATABASE_URL": postgres_database.url}) as process:
+        assert await process.wait() == 1
+    assert process.stdout == []
+    assert process.stderr[0].startswith("Error: ")
+    assert "No space left on device" in process.stderr[0]
+    assert not target.exists()
     assert not partial(tmp_path)
 
 
