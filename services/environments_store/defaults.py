@@ -76,6 +76,9 @@ class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
     reconnect_max_s: float = 15.0
     sqlite_busy_ms: int = 250
     """One attempt to lock the file; attempts go on up to the start budget, and in the background after it."""
+    rebuild_recheck_s: float = 2.0
+    """A copy of a SQLite table is left behind when nobody worked on it at two looks so far apart: the original, which
+    copies and drops its tables at each start, takes a step every few milliseconds."""
     small_table_rows: int = 100_000
     """PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: below this a plain, blocking build is used."""
 

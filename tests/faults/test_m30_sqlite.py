@@ -14,7 +14,7 @@ from tests.support.sqlite_files import query, tables, url
 
 pytestmark = pytest.mark.anyio
 
-BUDGETS = MigrationBudgets(start_s=20, reinspect_s=0.1, sleep_max_s=0.2, sqlite_busy_ms=20)
+BUDGETS = MigrationBudgets(start_s=20, reinspect_s=0.1, sleep_max_s=0.2, sqlite_busy_ms=20, rebuild_recheck_s=0.1)
 NO_COLUMN = ["s_b1", "s_b2", "s_wal"]
 WITH_COLUMN = ["s_d1", "s_d2", "s_man", "s_noidx"]
 CRASHED = ["s_crash_1", "s_crash_2", "s_crash_3", "s_crash_4", "s_crash_5", "s_crash_6"]

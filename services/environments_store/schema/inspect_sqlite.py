@@ -10,17 +10,12 @@ import aiosqlite
 from services.environments_store.database.base import Row
 from services.environments_store.database.sqlite_connection import bind, file_failures
 from services.environments_store.schema.inspection import Column, Index, Inspection
-from services.environments_store.schema.names import COLUMN, INDEX, METADATA_TABLE, TABLE, quoted
+from services.environments_store.schema.names import COLUMN, INDEX, METADATA_TABLE, TABLE, backup_name, quoted
 
-__all__ = ["backup_name", "inspect", "query"]
+__all__ = ["inspect", "query"]
 
 OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%'"
 WHERE = re.compile(r"\bwhere\b(.*)$", re.IGNORECASE | re.DOTALL)
-
-
-def backup_name(table: str) -> str:
-    """What the original calls its copy of a table while it rebuilds it at every start."""
-    return f"{table}_backup"
 
 
 async def query(connection: aiosqlite.Connection, path: Path, text: str, *arguments: object) -> Sequence[Row]:

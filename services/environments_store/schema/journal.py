@@ -33,6 +33,11 @@ class Journal:
         self._warned: set[str] = set()
 
     @property
+    def had_column(self) -> bool:
+        """Whether the column was there at any time: the service adds it once, and never again while it runs."""
+        return self._had_column or self.lost
+
+    @property
     def inspected(self) -> bool:
         """Whether there was any inspection yet."""
         return self._found is not None

@@ -9,13 +9,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from services.environments_store.database.base import Row
-from services.environments_store.schema.names import METADATA_TABLE, TABLE, quoted
+from services.environments_store.schema.names import METADATA_TABLE, TABLE, backup_name, quoted
 
-__all__ = ["put_back", "rename_missing"]
+__all__ = ["Footprint", "footprint", "put_back", "rename_missing"]
 
 Run = Callable[..., Awaitable[Sequence[Row]]]
+Footprint = tuple[object, ...]
 
 KEYS = {TABLE: "id", METADATA_TABLE: "key"}
+
+
+async def footprint(run: Run, table: str) -> Footprint | None:
+    """What every step of a rebuild changes; None when there is no copy. To be taken inside a transaction that may
+    write, when no step is under way."""
+    copies = [backup_name(one) for one in (table, METADATA_TABLE) if await _exists(run, backup_name(one))]
+    if not copies:
+        return None
+    tables = [name for name in (table, METADATA_TABLE, *copies) if await _exists(run, name)]
+    empty = [await _is_empty(run, name) for name in tables]
+    return (await run("PRAGMA schema_version"))[0][0], *tables, *empty
 
 
 async def rename_missing(run: Run, table: str, backup: str) -> str | None:

@@ -1,6 +1,6 @@
 """The names in the database that are promises: the original's and the guide's. All of them need their quotes."""
 
-__all__ = ["BASE_COLUMNS", "COLUMN", "INDEX", "METADATA_TABLE", "TABLE", "qualified", "quoted"]
+__all__ = ["BASE_COLUMNS", "COLUMN", "INDEX", "METADATA_TABLE", "TABLE", "backup_name", "qualified", "quoted"]
 
 TABLE = "environments"
 METADATA_TABLE = "metadata"
@@ -17,3 +17,8 @@ def quoted(name: str) -> str:
 
 def qualified(schema: str, name: str) -> str:
     return f"{quoted(schema)}.{quoted(name)}"
+
+
+def backup_name(table: str) -> str:
+    """What the original calls its copy of a table while it rebuilds it at every start."""
+    return f"{table}_backup"

@@ -19,6 +19,7 @@ from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.inspect_sqlite import inspect, query
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.leftovers import Footprint, footprint
 from services.environments_store.schema.names import quoted
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.plan import Obstacle, obstacle_to_column, pending_steps
@@ -53,10 +54,12 @@ class SqliteMigration:
                 if self._is_settled(found):
                     return self._budgets.reinspect_s
                 try:
-                    await self._apply(connection, found)
-                    if "statistics" in pending_steps(await self._look(connection)):
-                        await self._analyse(connection)
-                    return self._budgets.reinspect_s
+                    left_behind = await self._left_behind(connection) if found.leftovers else None
+                    if await self._apply(connection, found, left_behind):
+                        if "statistics" in pending_steps(await self._look(connection)):
+                            await self._analyse(connection)
+                        return self._budgets.reinspect_s
+                    self._journal.blocked("the original application is rebuilding its tables now")
                 except StatementFailure as failure:
                     if outcome_of(failure) != "blocked":
                         return self._after(failure)
@@ -70,12 +73,10 @@ class SqliteMigration:
         """Look again, and analyse a full index once it has rows: without it the planner sorts everything for a page."""
         async with self._connection() as connection:
             found = await self._look(connection)
-            if found.soft_delete and found.writable and not self._journal.lost:
-                steps = pending_steps(found)
-                if {"index", "leftovers"} & set(steps):
-                    return await self.bring_column(anyio.current_time())
-                if steps:
-                    await self._analyse(connection)
+            if not self._is_settled(found):
+                return await self.bring_column(anyio.current_time())
+            if found.writable and "statistics" in pending_steps(found):
+                await self._analyse(connection)
             return self._budgets.reinspect_s
 
     @asynccontextmanager
@@ -92,23 +93,50 @@ class SqliteMigration:
 
     async def _look(self, connection: aiosqlite.Connection) -> Inspection:
         found = await inspect(connection, self._path, table=self._table, read_only=self._read_only)
-        self._journal.found(found)
+        if not found.leftovers or found.soft_delete or not self._journal.had_column:
+            self._journal.found(found)
+        # Else the table may only be away until the original has rebuilt it: the next looks tell.
         return found
 
     def _is_settled(self, found: Inspection) -> bool:
-        if self._journal.lost or obstacle_to_column(found) is not None or not found.writable:
+        """Nothing to do, or nothing that may be done. After a loss only people bring the column back."""
+        if obstacle_to_column(found) is not None or not found.writable:
             return True
-        return not set(pending_steps(found)) - {"statistics"}
+        pending = set(pending_steps(found)) - {"statistics"}
+        return not (pending & {"leftovers"} if self._journal.lost else pending)
 
-    async def _apply(self, connection: aiosqlite.Connection, found: Inspection) -> None:
-        """One transaction, which looks again inside: a peer may have done it all while this one waited for the file."""
+    async def _left_behind(self, connection: aiosqlite.Connection) -> Footprint | None:
+        """The copies of an original that was killed while it rebuilt its tables; None when one is at work, which takes
+        its next step before long: to take its copy away would end its start, and leave the rows where it never looks.
+        """
+        before = await self._footprint(connection)
+        await anyio.sleep(self._budgets.rebuild_recheck_s)
+        return before if before == await self._footprint(connection) else None
+
+    async def _footprint(self, connection: aiosqlite.Connection) -> Footprint | None:
         run = partial(query, connection, self._path)
-        if found.kind is not None and not found.soft_delete:
+        await run("BEGIN IMMEDIATE")
+        try:
+            return await footprint(run, self._table)
+        finally:
+            await _roll_back(connection)
+
+    async def _apply(self, connection: aiosqlite.Connection, found: Inspection, left_behind: Footprint | None) -> bool:
+        """One transaction, which looks again inside: a peer may have done it all while this one waited for the file.
+
+        False, and nothing is done, beside a copy that is not known to be `left_behind`: a table must not get a column
+        while the original moves its rows.
+        """
+        run = partial(query, connection, self._path)
+        if found.kind is not None and not found.soft_delete and not self._journal.had_column:
             self._journal.adding()
         await run("BEGIN IMMEDIATE")
         try:
+            if await footprint(run, self._table) != left_behind:
+                await run("ROLLBACK")
+                return False
             look = partial(inspect, connection, self._path, table=self._table)
-            done = await bring_up_to_date(run, look, self._table)
+            done = await bring_up_to_date(run, look, self._table, may_add=not self._journal.had_column)
             await run("COMMIT")
         except BaseException:
             await _roll_back(connection)
@@ -117,6 +145,7 @@ class SqliteMigration:
             self._journal.added()
         for note in done.notes:
             self._journal.warn(note, note)
+        return True
 
     async def _analyse(self, connection: aiosqlite.Connection) -> None:
         self._journal.step("statistics")

@@ -6,10 +6,9 @@ import msgspec
 
 from services.environments_store.database.base import Row
 from services.environments_store.schema.index import free_name
-from services.environments_store.schema.inspect_sqlite import backup_name
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.leftovers import put_back, rename_missing
-from services.environments_store.schema.names import METADATA_TABLE
+from services.environments_store.schema.names import METADATA_TABLE, backup_name
 from services.environments_store.schema.plan import obstacle_to_column
 from services.environments_store.schema.sql import add_column, create_index, create_tables
 
@@ -26,15 +25,16 @@ class Done(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-async def bring_up_to_date(run: Run, look: Look, table: str) -> Done:
+async def bring_up_to_date(run: Run, look: Look, table: str, *, may_add: bool = True) -> Done:
     """Do what is missing, looking anew before each step. The column comes before the rows of a copy, so that their
-    `deletedAt` comes with them."""
+    `deletedAt` comes with them. Without `may_add` it is left away when somebody has taken it away."""
     names = (table, METADATA_TABLE)
     notes = [await rename_missing(run, name, backup_name(name)) for name in names]
     found = await look()
     for statement in create_tables("sqlite")[:2]:
         await run(statement)
-    added = found.kind is not None and not found.soft_delete and obstacle_to_column(found) is None
+    missing = found.kind is not None and not found.soft_delete and obstacle_to_column(found) is None
+    added = missing and may_add
     if added:
         await run(add_column("sqlite", table=table))
     notes += [await put_back(run, name, backup_name(name)) for name in names]
