@@ -236,7 +236,7 @@ class Document(Struct):
 
 
 def test_a_document_deeper_than_a_parser_goes_reaches_who_takes_it_raw() -> None:
-    deep = b"[" * 5_000 + b"]" * 5_000
+    deep = b"[" * 200_000 + b"]" * 200_000
     codec = JSONCodec()
     packet = codec.decode("REQ", b'{"id":"1","action":"a","sender":"n","ver":"5","params":{"document":%s}}' % deep)
     assert isinstance(packet, Request)
