@@ -135,7 +135,7 @@ async def test_a_statement_lost_before_the_commit_stored_nothing(
 
 
 async def test_a_busy_pool_says_so_instead_of_waiting_for_ever(postgres_database: ServerDatabase) -> None:
-    database = PostgresDatabase(postgres_database.url, DatabaseSettings(pool_size=1, acquire_timeout_s=0.1))
+    database = PostgresDatabase(postgres_database.url, DatabaseSettings(pool_size=1, acquire_timeout_s=2))
     await database.open()
     async with database.transaction():
         with pytest.raises(DatabaseUnavailableError, match="no connection became free") as caught:
