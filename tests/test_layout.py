@@ -167,7 +167,7 @@ SUITES = {
     " operations.rollback_sqlite",
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",
     "services/test_cli_operations.py": "commands.data commands.migrate commands.progress commands.transfer",
-    "services/test_schema_check.py": "schema.findings schema.sql",
+    "services/test_schema_check.py": "schema.findings",
     "faults/test_m13_rights.py": "schema.journal schema.messages",
     "services/test_schema_rules.py": "schema.index schema.ladder schema.outcomes schema.plan",
     "faults/test_m01_shapes.py": "schema.blockers schema.inspect_postgres schema.inspection"

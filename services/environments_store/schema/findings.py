@@ -11,7 +11,7 @@ from services.environments_store.schema.index import next_action
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, INDEX, qualified, quoted
 from services.environments_store.schema.plan import obstacle_to_column, read_only_text
-from services.environments_store.schema.sql import drop_index
+from services.environments_store.schema.sql import drop_index, to_timestamptz
 
 __all__ = ["Finding", "findings_of"]
 
@@ -58,8 +58,8 @@ def _about_column(found: Inspection, blockers: Sequence[Blocker]) -> Iterator[Fi
             level="info",
             subject="timestamp",
             message=f"{quoted(COLUMN)} is a TIMESTAMP without a zone. It is served as UTC, which is what it holds.",
-            remedy=f"To change it: {drop_index(found.schema)}; SET TimeZone = 'UTC'; ALTER TABLE {name} ALTER COLUMN "
-            f"{quoted(COLUMN)} TYPE TIMESTAMPTZ; then start the service, which builds the index again.",
+            remedy=f"To change it: {to_timestamptz(found.schema, found.table)}; then start the service, which builds "
+            "the index again.",
         )
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, qualified, quoted
-from services.environments_store.schema.sql import add_column
+from services.environments_store.schema.sql import TIMEOUTS, add_column
 from services.environments_store.schema.status import Reason, SchemaStatus, Step
 
 __all__ = [
@@ -51,7 +51,7 @@ def obstacle_to_column(found: Inspection) -> Obstacle | None:
         return Obstacle(
             "forbidden",
             f"Role {quoted(found.role)} does not own {name}. As its owner run: "
-            f"{add_column('postgresql', found.schema, found.table)}; or: ALTER TABLE {name} OWNER TO "
+            f"{TIMEOUTS} {add_column('postgresql', found.schema, found.table)}; or: ALTER TABLE {name} OWNER TO "
             f"{quoted(found.role)}; `environments-store migrate sql` prints all of it.",
         )
     return None
