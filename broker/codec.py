@@ -38,7 +38,7 @@ class Codec(Protocol):
         """A packet. Raises InvalidPacketDataError, with what is wrong in `data`."""
 
     def decode_address(self, data: bytes) -> Address | None:
-        """Who sent an unusable request, so that it can be answered; None when even that is missing."""
+        """Who sent an unusable request or answer, and its id; None when even that is missing."""
 
     def encode(self, packet: Packet) -> bytes:
         """The bytes of a packet, whose values were encoded before by `encode_value`.

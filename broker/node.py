@@ -250,12 +250,14 @@ class Node:
         return on_message
 
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
-        """One line for bytes that are no packet, and an answer when they were meant as a request."""
+        """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
         self.performing.notify(*not_processed(error))
-        address = self.codec.decode_address(data) if command == "REQ" else None
-        if address is not None:
+        address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
+        if address is not None and command == "REQ":
             await self.perform(self.transit.respond_error(address, None, error))
+        elif address is not None:
+            await self.perform(self.transit.refuse_answer(address, error))
 
     # For calls and services
 

@@ -156,7 +156,7 @@ COMMANDS: dict[Command, type[Packet]] = {
 
 
 class Address(msgspec.Struct):
-    """The least that an unusable request must hold so that it can be answered."""
+    """The least that an unusable request must hold so that it can be answered, or an answer to be known as one."""
 
     sender: str
     id: str

@@ -240,6 +240,11 @@ class Transit:
         response.error = error_to_wire(error, self.identity.node_id)
         return [Publish(self.topics.to_node("RES", request.sender), response)]
 
+    def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
+        """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
+        pending = self.pending.pop(address.id, None)
+        return [Reject(pending, error)] if pending else []
+
     def tick(self, now: float) -> list[Effect]:
         """Notice nodes that fell silent, forget those long gone (§4.4). Call it about once a second."""
         effects: list[Effect] = []

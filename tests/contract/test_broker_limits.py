@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from broker import MoleculerError, PayloadTooLargeError, QueueIsFullError
+from broker import InvalidPacketDataError, MoleculerError, PayloadTooLargeError, QueueIsFullError
 from broker.topics import Topics
 from broker.transports.memory import Hub
 from tests.conftest import NatsServerFactory
@@ -117,6 +117,27 @@ async def test_past_the_bound_calls_are_not_even_sent(cluster: Cluster, monkeypa
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("fields", [{"meta": "text"}, {"headers": 5}], ids=str)
+async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: Cluster, fields: dict[str, Any]) -> None:
+    (one,) = await cluster.start(("one", []))
+    stranger = await cluster.stranger("stranger", "REQ")
+    actions = {"odd.run": {"name": "odd.run", "rawName": "run"}}
+    await stranger.introduce({"name": "odd", "fullName": "odd", "actions": actions})
+    await one.wait_for_services("odd", timeout=30)
+    async with anyio.create_task_group() as tasks:
+
+        async def answer() -> None:
+            request = await stranger.hears("REQ")
+            packet = {"ver": "5", "sender": "stranger", "id": request["id"], "success": True, "data": 1, **fields}
+            await stranger.say(cluster.topics.to_node("RES", "one"), packet)
+
+        tasks.start_soon(answer)
+        with pytest.raises(InvalidPacketDataError) as caught:
+            await one.call("odd.run")  # no timeout: it must not be needed
+    assert caught.value.data["command"] == "RES"
+    assert one._node.transit.pending == {}
 
 
 @pytest.mark.parametrize(
