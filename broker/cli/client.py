@@ -83,6 +83,7 @@ async def _connected(nats: str, namespace: str, protocol: str | None, services: 
 
 async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:
     code = 0
+    failure: MoleculerError | None = None
     async with anyio.create_task_group() as tasks:
 
         async def stop(*, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -92,8 +93,13 @@ async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:
                     tasks.cancel_scope.cancel()
 
         await tasks.start(stop)
-        code = await main()
+        try:
+            code = await main()
+        except MoleculerError as error:  # raised below: a task group would wrap it
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return code
 
 

@@ -3,7 +3,7 @@
 import random
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import nats.aio.client
@@ -84,13 +84,16 @@ class NATSTransport:
                     max_reconnect_attempts=-1,
                     reconnect_to_server_handler=_next_server,
                     ping_interval=NATS_PING_INTERVAL_S,
-                    **self._options,
+                    **{**_credentials(self._servers), **self._options},
                 )
                 attempt.running = False
                 self._inbox = client.new_inbox()
                 await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
-        except (TimeoutError, BrokerDisconnectedError) as error:
-            raise BrokerDisconnectedError(f"{self}: {error or 'no answer'}") from error
+        except BaseException as error:
+            await _abandon(client)
+            if isinstance(error, TimeoutError | BrokerDisconnectedError):
+                raise BrokerDisconnectedError(f"{self}: {error or 'no answer'}") from error
+            raise
         self._client = client
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> "NATSSubscription":
@@ -189,6 +192,17 @@ async def _flush(client: Client) -> None:
     await client.flush(NATS_CONNECT_TIMEOUT_S)
 
 
+async def _abandon(client: Client) -> None:
+    """Close what a try to connect has opened: a server that refuses us is tried again and again, for as long as it
+    does."""
+    with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True):
+        try:
+            with _TRANSLATED:
+                await client.close()
+        except MoleculerError:
+            pass  # it was never of use to anybody
+
+
 class _Attempt:
     """One try to connect: nats-py would try for ever, so its error callback ends it after each server failed once."""
 
@@ -205,6 +219,16 @@ class _Attempt:
 def _next_server(servers: list[Any], _information: dict[str, Any]) -> tuple[Any, float]:
     """Any server of the list, after a wait with jitter: nodes must not come back all at the same instant."""
     return random.choice(servers), NATS_RECONNECT_WAIT_S + random.uniform(0, NATS_RECONNECT_JITTER_S)
+
+
+def _credentials(servers: list[str]) -> dict[str, str]:
+    """User and password, or the token, of addresses that all have the same ones. nats-py would send them as they stand
+    in the address, percent-encoding and all; to addresses with different ones it still does."""
+    found = {(parts.username, parts.password) for parts in map(urlsplit, servers)}
+    user, password = found.pop()
+    if found or user is None:
+        return {}
+    return {"token": unquote(user)} if password is None else {"user": unquote(user), "password": unquote(password)}
 
 
 def masked(url: str) -> str:

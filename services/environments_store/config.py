@@ -20,6 +20,10 @@ _SERVER = re.compile(
 )
 
 
+# A comma may stand in a password, too: between two addresses the next one begins after it.
+_BETWEEN_SERVERS = r",(?=\s*\w+://)"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a node of the service runs with. `node_id` None: the broker makes one of host and process."""
 
@@ -64,7 +68,13 @@ def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
 
 def masked_servers(urls: str) -> str:
     """NATS addresses as they may stand in a log: `***` in place of every password and token."""
-    return re.sub(r"//[^@,]*@", "//***@", urls)
+    return ",".join(map(_masked_server, re.split(_BETWEEN_SERVERS, urls)))
+
+
+def _masked_server(url: str) -> str:
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'***@' if at else ''}{host}"
 
 
 def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
@@ -80,7 +90,7 @@ def _days(setting: str, value: Any) -> int:
 
 
 def _check_servers(urls: str) -> None:
-    for url in urls.split(","):
+    for url in re.split(_BETWEEN_SERVERS, urls):
         match = _SERVER.match(url.strip())
         if match is None or not 0 < int(match["port"] or 4222) < 65536:
             raise ConfigError(

@@ -87,6 +87,19 @@ def test_passwords_are_never_shown() -> None:
     assert "secret" not in repr(config)
     assert "secret" not in str(config)
     assert masked_servers(config.nats_url) == "nats://***@a:1,nats://***@b:2"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://u:secret@h:port",
+        "u:secret@h:4222",
+        "nats://u:a,secret@h:0",
+        "nats://u:a@secret@h:0",
+        "nats://u:secret/@h",
+    ],
+)
+def test_a_wrong_address_shows_no_piece_of_its_password(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config({"NATS_URL": "nats://u:secret@h:port"})
+        load_config({"NATS_URL": url})
     assert "secret" not in str(caught.value)

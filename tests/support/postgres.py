@@ -93,7 +93,7 @@ class PostgresServer:
         return self._process.pid
 
     def url(self, database: str, user: str = _SUPERUSER, password: str = _PASSWORD) -> str:
-        return f"postgresql://{quote(user)}:{quote(password)}@{LOOPBACK}:{self._port}/{quote(database)}"
+        return f"postgresql://{quote(user)}:{quote(password, safe='')}@{LOOPBACK}:{self._port}/{quote(database)}"
 
     def start(self) -> None:
         """Returns when it takes connections. Starting a running server does nothing."""
@@ -269,7 +269,7 @@ class PostgresDatabase:
     def with_password(url: str, password: str) -> str:
         """The same URL with another password."""
         parts = urlsplit(url)
-        host = f"{parts.username}:{quote(password)}@{parts.hostname}:{parts.port}"
+        host = f"{parts.username}:{quote(password, safe='')}@{parts.hostname}:{parts.port}"
         return urlunsplit(parts._replace(netloc=host))
 
     def log(self) -> str:
