@@ -71,7 +71,8 @@ class Chains:
         self._users_around_actions = bool(users["local_action"])
         handle_errors = handling_errors(options.error_handler)
         retry = retrying(merge(RetryPolicy(), options.retry_policy), lambda ctx: self.again(ctx))
-        self.breaker = CircuitBreaker(merge(CircuitBreakerPolicy(), options.circuit_breaker), after, broadcast)
+        breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
+        self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
         gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
         self._local_action: Sequence[Wrap] = (
             handle_errors,

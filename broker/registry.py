@@ -220,6 +220,11 @@ class Registry:
         choices = self.actions.get(name)
         return next((member for member in choices.members if member.local), None) if choices else None
 
+    def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
+        """A node's endpoint of an action, usable or not."""
+        choices = self.actions.get(name)
+        return next((member for member in choices.members if member.node_id == node_id), None) if choices else None
+
     def choose_listener(self, choices: Choices[Listener], ctx: Context | None = None) -> Listener | None:
         """One listener of a list, by the strategy, for the event of `ctx`."""
         return choices.choose(prefer_local=self._prefer_local, ctx=ctx)

@@ -42,6 +42,12 @@ class Circuit:
             self._enter("half_open_wait", None)
             self._half_open_later()  # the trial may never end
 
+    def release(self) -> None:
+        """The call that was begun was not made here after all: the next one is the trial."""
+        if self.state == "half_open_wait":
+            self.cancel()
+            self._enter("half_open", None)
+
     def succeed(self) -> None:
         """A call went well."""
         self.count += 1

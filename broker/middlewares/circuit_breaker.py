@@ -15,18 +15,26 @@ from broker.policies import CircuitBreakerPolicy, merge
 
 Broadcast = Callable[[str, dict[str, Any]], None]
 
+Find = Callable[[str, str], Endpoint | None]
+"""The endpoint of an action on a node, usable or not."""
+
 
 class CircuitBreaker:
     """The circuits of one node: one for each endpoint it calls, its own endpoints too.
 
     An open circuit makes its endpoint unavailable, so that it is not chosen. Changes are broadcast, so that other
     nodes can listen for `$circuit-breaker.*` (§7.4).
+
+    A result counts for the node that answered. It may be another than the chosen one: with `disable_balancer` NATS
+    chooses, and hands calls to a node whose circuit is open, too; they are refused only when all circuits are open.
+    (JS counts all of these for the first node of its list, whichever answered, and refuses none.)
     """
 
-    def __init__(self, policy: CircuitBreakerPolicy, after: After, broadcast: Broadcast) -> None:
+    def __init__(self, policy: CircuitBreakerPolicy, after: After, broadcast: Broadcast, find: Find) -> None:
         self._policy = policy
         self._after = after
         self._broadcast = broadcast
+        self._find = find
         self._circuits: dict[tuple[str, str], tuple[Endpoint, Circuit]] = {}
         self._cancel_window: Callable[[], None] | None = None
 
@@ -44,15 +52,17 @@ class CircuitBreaker:
             try:
                 result = await call_next(ctx)
             except Exception as error:
-                if _answered(ctx, endpoint) and _came_from_there(error, ctx) and _counts(error, policy):
-                    circuit.fail()
+                answerer = circuit if target.local else self._answerer(ctx, endpoint, circuit, policy)
+                if answerer is not None and _came_from_there(error, ctx) and _counts(error, policy):
+                    answerer.fail()
                 raise
             except anyio.get_cancelled_exc_class():
                 if ctx.deadline is not None and ctx.deadline <= anyio.current_time():
                     circuit.fail()  # no answer in time: the timeout is around us, and tells the caller
                 raise
-            if _answered(ctx, endpoint):
-                circuit.succeed()
+            answerer = circuit if target.local else self._answerer(ctx, endpoint, circuit, policy)
+            if answerer is not None:
+                answerer.succeed()
             return result
 
         return guarded
@@ -70,6 +80,22 @@ class CircuitBreaker:
         if self._cancel_window is not None:
             self._cancel_window()
             self._cancel_window = None
+
+    def _answerer(
+        self, ctx: Context, endpoint: Endpoint, circuit: Circuit, policy: CircuitBreakerPolicy
+    ) -> Circuit | None:
+        """The circuit of the node that answered a call to another node. None when it has left, and for this node: there
+        the call went through the breaker of the action itself."""
+        answerer: Endpoint | None = endpoint
+        if ctx.node_id != endpoint.node_id:
+            circuit.release()
+            answerer = self._find(endpoint.name, ctx.node_id)
+        if answerer is None or answerer.local:
+            return None
+        if answerer is not endpoint:
+            circuit = self._circuit(answerer, policy)
+            circuit.begin()
+        return circuit
 
     def _circuit(self, endpoint: Endpoint, policy: CircuitBreakerPolicy) -> Circuit:
         key = (endpoint.node_id, endpoint.name)
@@ -100,11 +126,6 @@ class CircuitBreaker:
         if event == "opened":
             payload |= {"failures": circuit.failures, "count": circuit.count, "rate": circuit.rate}
         self._broadcast(f"$circuit-breaker.{event}", payload)
-
-
-def _answered(ctx: Context, endpoint: Endpoint) -> bool:
-    """Whether it was this endpoint that answered: a call that reached nobody goes to another one."""
-    return endpoint.local or ctx.node_id == endpoint.node_id
 
 
 def _came_from_there(error: Exception, ctx: Context) -> bool:

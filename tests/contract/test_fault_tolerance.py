@@ -242,6 +242,27 @@ async def test_c78_an_error_that_came_from_a_third_node_does_not_count(cluster: 
         assert failed.value.node_id == "third"
 
 
+async def test_c78_c81_without_the_balancer_results_count_for_the_node_that_answered(cluster: Cluster) -> None:
+    breaker = {"enabled": True, "min_request_count": 5, "half_open_time": 60}
+    nodes, watching = {"one": Flaky(100), "two": Flaky(100)}, Watching()
+    await cluster.start(*((node_id, [flaky]) for node_id, flaky in nodes.items()), disable_balancer=True)
+    caller = await cluster.start_one("caller", [watching], circuit_breaker=breaker, disable_balancer=True)
+    opened: dict[str, int] = {}
+    while len(opened) < 2:
+        await fail(caller, "flaky.plain", 1)
+        for node_id, flaky in nodes.items():
+            if not caller.registry.actions["flaky.plain"].on_node(node_id):
+                opened.setdefault(node_id, len(flaky.seen))
+    assert opened == {"one": 5, "two": 5}
+    with pytest.raises(ServiceNotAvailableError):
+        await caller.call("flaky.plain")
+    await eventually(lambda: len(watching.heard) == 2)
+    assert {(name, data["nodeID"], data["count"]) for name, data in watching.heard} == {
+        ("opened", "one", 5),
+        ("opened", "two", 5),
+    }
+
+
 async def test_calls_that_are_not_answered_in_time_open_a_breaker(cluster: Cluster) -> None:
     class Silent(Service):
         name = "silent"

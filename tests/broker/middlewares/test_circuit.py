@@ -131,3 +131,24 @@ def test_a_circuit_that_is_cancelled_does_nothing_later() -> None:
     watched.circuit.cancel()
     watched.timers.advance(100)
     assert (watched.state, watched.told) == ("open", ["opened"])
+
+
+def test_a_trial_that_was_made_elsewhere_leaves_the_next_call_to_be_the_trial() -> None:
+    watched = Watched()
+    watched.results("----")
+    watched.timers.advance(10)
+    watched.circuit.begin()
+    assert not watched.circuit.usable
+    watched.circuit.release()
+    assert (watched.state, watched.circuit.usable, watched.timers.pending) == ("half_open", True, 0)
+    watched.results("+")
+    assert (watched.state, watched.told[-1]) == ("close", "closed")
+
+
+def test_a_closed_or_open_circuit_stays_so_when_a_call_went_elsewhere() -> None:
+    watched = Watched()
+    watched.circuit.release()
+    assert watched.state == "close"
+    watched.results("----")
+    watched.circuit.release()
+    assert (watched.state, watched.timers.pending) == ("open", 1)

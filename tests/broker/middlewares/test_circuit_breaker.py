@@ -25,7 +25,13 @@ class Setting:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
         wanted = CircuitBreakerPolicy(**{"enabled": True, "min_request_count": 2, **policy})
-        self.breaker = CircuitBreaker(wanted, self.timers.after, lambda event, data: self.told.append((event, data)))
+        self.others: dict[str, Endpoint] = {}
+        self.breaker = CircuitBreaker(
+            wanted,
+            self.timers.after,
+            lambda event, data: self.told.append((event, data)),
+            lambda action, node_id: self.others.get(node_id),
+        )
 
     def chain(self, handler: Next, **settings: Any) -> Next:
         return self.breaker.wrap(handler, target(local=False, endpoint=lambda: self.endpoint, **settings))
@@ -126,16 +132,50 @@ async def test_a_caller_that_gives_up_is_no_failure() -> None:
     assert setting.endpoint.available
 
 
-async def test_a_call_that_went_to_another_node_after_all_does_not_count() -> None:
+def answered_by(node_id: str, error: Exception | None = None) -> Next:
+    """A call that another node than the chosen one answers, as with `disable_balancer`."""
+
+    async def handler(ctx: Context) -> str:
+        ctx.node_id = node_id
+        if error is not None:
+            raise error
+        return "done"
+
+    return handler
+
+
+async def test_c78_a_result_counts_for_the_node_that_answered() -> None:
     setting = Setting(min_request_count=1)
-
-    async def elsewhere(ctx: Context) -> None:
-        ctx.node_id = "js-2"
-        raise error_of("js-2")
-
+    setting.others["js-2"] = other = Endpoint("js-2", "posts.find", "v2.posts", {})
     with pytest.raises(MoleculerServerError):
-        await setting.chain(elsewhere)(made_context())
+        await setting.chain(answered_by("js-2", error_of("js-2")))(made_context())
+    assert (setting.endpoint.available, other.available) == (True, False)
+    assert [data["nodeID"] for _, data in setting.told] == ["js-2"]
+    setting.timers.advance(10)
+    await setting.chain(answered_by("js-2"))(made_context())
+    assert [(event, data["nodeID"]) for event, data in setting.told[1:]] == [
+        ("$circuit-breaker.half-opened", "js-2"),
+        ("$circuit-breaker.closed", "js-2"),
+    ]
+
+
+async def test_c78_a_trial_that_another_node_answered_is_to_be_made_again() -> None:
+    setting = Setting(min_request_count=1)
+    await setting.fail(error_of("js-1"))
+    setting.timers.advance(10)
+    await setting.chain(answered_by("js-2"))(made_context())  # which has left since
     assert setting.endpoint.available
+    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened", "$circuit-breaker.half-opened"]
+
+
+async def test_an_own_action_that_was_called_over_the_wire_is_counted_by_its_own_breaker_alone() -> None:
+    setting = Setting(min_request_count=1)
+    setting.others["py-1"] = Endpoint("py-1", "posts.find", "v2.posts", {})
+    setting.others["py-1"].local = True
+    with pytest.raises(MoleculerServerError):
+        await setting.chain(answered_by("py-1", error_of("py-1")))(made_context())
+    assert setting.others["py-1"].available
+    assert setting.told == []
 
 
 async def test_c78_a_window_zeroes_the_counts_and_keeps_the_state() -> None:
