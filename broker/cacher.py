@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,26 +18,38 @@ MISS: Any = type("Miss", (), {"__repr__": lambda self: "<miss>"})()
 
 
 class MemoryCacher:
-    """`ttl` in seconds for what has none of its own; None keeps it until it is removed. `keygen`, a function of the
-    context, makes the keys of all actions. A key with more than `max_params_length` characters is shortened. With
-    `clone`, each caller gets a copy; without, callers on this node must not change what they get.
-    `clock` gives a monotonic time in seconds."""
+    """`ttl` in seconds for what has none of its own; None or 0 keeps it until it is removed. Reading does not make it
+    last longer. With `max`, so many entries are kept, and the one that was not used for longest makes room for a new
+    one. Without, as in the memory cacher of JS, nothing but `ttl` bounds the memory: who caches by parameters that
+    callers choose freely sets one of the two.
+
+    `keygen`, a function of the context, makes the keys of all actions. A key with more than `max_params_length`
+    characters is shortened. With `clone`, each caller gets a copy; without, callers on this node must not change what
+    they get. `clock` gives a monotonic time in seconds.
+
+    Raises BrokerOptionsError for a `max` or a `ttl` that cannot be."""
 
     def __init__(
         self,
         *,
         ttl: float | None = None,
+        max: int | None = None,
         keygen: Callable[..., Any] | None = None,
         max_params_length: int | None = None,
         clone: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if max is not None and (not isinstance(max, int) or max < 1):
+            raise BrokerOptionsError(f"The max of the memory cacher is a number of entries from 1 on, not {max!r}.")
+        if ttl is not None and (not isinstance(ttl, int | float) or ttl < 0):
+            raise BrokerOptionsError(f"The ttl of the memory cacher is a number of seconds, not {ttl!r}.")
         self.keygen = keygen
         self.max_params_length = max_params_length
         self._ttl = ttl
+        self._max = max
         self._clone = clone
         self._clock = clock
-        self._entries: dict[str, tuple[Any, float | None]] = {}
+        self._entries: OrderedDict[str, tuple[Any, float | None]] = OrderedDict()  # the last used one last
         self._locks: dict[str, tuple[anyio.Lock, list[None]]] = {}
         self._swept = clock()
 
@@ -49,6 +62,7 @@ class MemoryCacher:
         if expires is not None and expires <= self._clock():
             del self._entries[key]
             return MISS
+        self._entries.move_to_end(key)
         return copy.deepcopy(value) if self._clone else value
 
     def set(self, key: str, value: Any, ttl: float | None = None) -> None:
@@ -57,6 +71,14 @@ class MemoryCacher:
         self._sweep(now)
         seconds = self._ttl if ttl is None else ttl
         self._entries[key] = (copy.deepcopy(value) if self._clone else value, now + seconds if seconds else None)
+        self._entries.move_to_end(key)
+        if self._max is not None and len(self._entries) > self._max:
+            self._entries.popitem(last=False)
+
+    def left(self, key: str) -> float | None:
+        """For how many seconds this is still kept; None for what has no end, or is not there."""
+        _, expires = self._entries.get(key, (None, None))
+        return None if expires is None else max(0.0, expires - self._clock())
 
     def delete(self, *keys: str) -> None:
         """Keep these no more."""

@@ -54,7 +54,7 @@ class Chains:
     again: Callable[[Context], Awaitable[Any]]
     """Makes the call of a context once more."""
     start: Callable[[Next, Context], None]
-    """Runs an event handler in a task of its own."""
+    """Runs the rest of a chain in a task of its own."""
 
     def __init__(
         self,
@@ -73,6 +73,10 @@ class Chains:
         retry = retrying(merge(RetryPolicy(), options.retry_policy), lambda ctx: self.again(ctx))
         breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
         self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
+
+        def start(chain: Next, ctx: Context) -> None:
+            self.start(chain, ctx)  # which is set later
+
         gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
         self._local_action: Sequence[Wrap] = (
             handle_errors,
@@ -80,7 +84,7 @@ class Chains:
             retry,
             timeout,
             self.breaker.wrap,
-            caching(cacher),
+            caching(cacher, start, timeout),
             gate,
             validation,
             action_hooks,
@@ -96,7 +100,7 @@ class Chains:
         )
         self._local_event: Sequence[Wrap] = (
             throttle(anyio.current_time),
-            debounce(after, lambda chain, ctx: self.start(chain, ctx)),
+            debounce(after, start),
             handle_errors,
             gate,
             around_with(users["local_event"]),

@@ -1,7 +1,8 @@
 """Answer from the cache instead of running an action (moleculer protocol §12.7)."""
 
 import contextlib
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -13,30 +14,45 @@ from broker.context import Context
 from broker.errors import ServiceSchemaError
 from broker.middleware import Next, Target, Wrap, settle
 
+Seconds = Annotated[float, Meta(ge=0)]
 
-class CacheSettings(Struct, frozen=True, kw_only=True):
+
+class LockSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How calls of one key wait for the first of them. There is no `ttl` of a lock, which JS takes for Redis alone: a
+    lock in memory is free when the call that has it ends, however it does."""
+
+    enabled: bool = True
+    stale_time: Seconds = 0
+    """A result that is kept for less than so many seconds more is made anew behind the back of the caller, who gets the
+    old one. So nobody waits for an action that is called often."""
+
+
+class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an action says about its cache: `@action(cache={"keys": ["id", "#user.id"], "ttl": 30})`."""
 
     enabled: Any = True
     """False, or a function of the context that tells."""
     keys: list[str] | None = None
     """Paths into the params, `#path` into the meta, `@path` into the headers; all params by default."""
-    ttl: Annotated[float, Meta(ge=0)] | None = None
+    ttl: Seconds | None = None
     """Seconds; the cacher's own by default."""
     keygen: Any = None
     """A function of the context that gives the key."""
-    lock: Any = False
+    lock: bool | LockSettings = False
     """Whether calls of one key wait for the first of them, instead of running the action too."""
 
 
-def caching(cacher: MemoryCacher | None) -> Wrap:
-    """A hit passes by the bulkhead, the validation and the hooks. `ctx.meta["$cache"] = False` passes by the cache."""
+def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None], timeout: Wrap) -> Wrap:
+    """A hit passes by the bulkhead, the validation and the hooks. `ctx.meta["$cache"] = False` passes by the cache.
+    `start` runs what no caller waits for in a task of its own, and `timeout` ends it when the call's time is over."""
 
     def wrap(call_next: Next, target: Target) -> Next:
         settings = cache_settings(target.settings.get("cache"), target.name)
         if cacher is None or settings is None:
             return call_next
-        lock = settings.lock.get("enabled", True) if isinstance(settings.lock, Mapping) else bool(settings.lock)
+        lock = LockSettings(enabled=settings.lock) if isinstance(settings.lock, bool) else settings.lock
+        in_time = timeout(call_next, target)
+        refreshing: set[str] = set()
 
         async def cached(ctx: Context) -> Any:
             if ctx.meta.get("$cache") is False or ctx.stream is not None:
@@ -46,19 +62,43 @@ def caching(cacher: MemoryCacher | None) -> Wrap:
             key = await _key(cacher, target.name, settings, ctx)
             found = cacher.get(key)
             if found is not MISS:
+                if lock.enabled and key not in refreshing and _is_stale(cacher.left(key), lock):
+                    refreshing.add(key)
+                    start(lambda again: refresh(key, again), _apart(ctx))
                 return found
-            async with cacher.lock(key) if lock else contextlib.nullcontext():
-                found = cacher.get(key) if lock else MISS
-                if found is not MISS:
-                    return found
-                result = await call_next(ctx)
-                if not hasattr(result, "__aiter__"):  # a stream can be read once only
-                    cacher.set(key, result, settings.ttl)
-                return result
+            async with cacher.lock(key) if lock.enabled else contextlib.nullcontext():
+                found = cacher.get(key) if lock.enabled else MISS
+                return keep(key, await call_next(ctx)) if found is MISS else found
+
+        def keep(key: str, result: Any) -> Any:
+            if not hasattr(result, "__aiter__"):  # a stream can be read once only
+                cacher.set(key, result, settings.ttl)
+            return result
+
+        async def refresh(key: str, ctx: Context) -> None:
+            """It may take as long as the call that came upon the old result."""
+            try:
+                async with cacher.lock(key):
+                    keep(key, await in_time(ctx))
+            except Exception:
+                cacher.delete(key)  # the next call runs the action, and its caller gets the error
+            finally:
+                refreshing.discard(key)
 
         return cached
 
     return wrap
+
+
+def _is_stale(left: float | None, lock: LockSettings) -> bool:
+    return left is not None and left < lock.stale_time
+
+
+def _apart(ctx: Context) -> Context:
+    """The same call, with meta that is sent to nobody."""
+    ctx = copy.copy(ctx)
+    ctx.meta, ctx.locals, ctx.response_headers = dict(ctx.meta), dict(ctx.locals), {}
+    return ctx
 
 
 def cache_settings(cache: Any, action: str) -> CacheSettings | None:

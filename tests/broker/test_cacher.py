@@ -47,6 +47,30 @@ def test_what_nobody_asks_for_any_more_is_removed_in_time() -> None:
     assert cacher.keys() == ["new"]
 
 
+def test_with_a_bound_what_was_not_used_for_longest_makes_room() -> None:
+    cacher = MemoryCacher(max=3)
+    for key in "abc":
+        cacher.set(key, key)
+    assert cacher.get("a") == "a"
+    cacher.set("b", "again")
+    cacher.set("d", "d")
+    assert cacher.get("c") is MISS
+    for number in range(1000):
+        cacher.set(str(number), number)
+    assert cacher.keys() == ["997", "998", "999"]
+
+
+def test_it_tells_how_long_something_is_still_kept() -> None:
+    cacher, timers = timed(ttl=10)
+    cacher.set("a", 1)
+    cacher.set("for ever", 1, 0)
+    timers.advance(4)
+    cacher.get("a")
+    assert [cacher.left(key) for key in ("a", "for ever", "never")] == [6, None, None]
+    timers.advance(7)
+    assert cacher.left("a") == 0
+
+
 @pytest.mark.parametrize(
     ("patterns", "left"),
     [
@@ -104,7 +128,7 @@ def test_a_cacher_is_made_from_an_option(option: Any, ttl: float | None) -> None
     assert make_cacher(None) is make_cacher(False) is None
 
 
-@pytest.mark.parametrize("option", ["redis", 5, {"time": 5}])
+@pytest.mark.parametrize("option", ["redis", 5, {"time": 5}, {"max": 0}, {"max": "many"}, {"ttl": -1}])
 def test_an_option_that_cannot_be_is_refused(option: Any) -> None:
     with pytest.raises(BrokerOptionsError, match="cacher"):
         make_cacher(option)

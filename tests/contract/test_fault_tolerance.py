@@ -8,6 +8,7 @@ import pytest
 
 from broker import (
     Context,
+    MemoryCacher,
     MoleculerError,
     MoleculerServerError,
     QueueIsFullError,
@@ -21,7 +22,7 @@ from broker import (
     event,
 )
 from tests.support.cluster import Cluster
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -410,6 +411,27 @@ async def test_a_hit_passes_by_validation_and_hooks(cluster: Cluster) -> None:
     broker = await cluster.start_one("one", [hooked], cacher={"ttl": 60})
     assert [await broker.call("books.all") for _ in range(3)] == [1, 1, 1]
     assert hooked.notes == 1
+
+
+async def test_a_stale_result_is_answered_at_once_and_made_anew(cluster: Cluster) -> None:
+    class Numbers(Service):
+        name = "numbers"
+        made = 0
+
+        @action(cache={"ttl": 60, "lock": {"stale_time": 50}})
+        async def make(self, ctx: Context) -> int:
+            self.made += 1
+            return self.made
+
+    numbers, now = Numbers(), 0.0
+    owner = cluster.make("owner", [numbers], cacher=MemoryCacher(clock=lambda: now))
+    await owner.start()
+    caller = await cluster.start_one("caller")
+    assert [await caller.call("numbers.make") for _ in range(2)] == [1, 1]
+    now = 15.0
+    assert await caller.call("numbers.make", timeout=DEADLINE_S) == 1
+    await eventually(lambda: numbers.made == 2, "the result to be made anew")
+    assert await caller.call("numbers.make") == 2
 
 
 async def test_without_a_cacher_nothing_is_kept(cluster: Cluster) -> None:

@@ -33,6 +33,11 @@ broker.createService({
         },
         here() { return this.broker.nodeID; },
         sharded: { strategy: "Shard", strategyOptions: { shardKey: "id" }, handler() { return this.broker.nodeID; } },
+        ringed: {
+            strategy: "Shard",
+            strategyOptions: { shardKey: "id", ringSize: 20 },
+            handler() { return this.broker.nodeID; },
+        },
         idle: { strategy: "CpuUsage", strategyOptions: { sampleCount: 0 }, handler() { return this.broker.nodeID; } },
     },
 });
@@ -67,6 +72,10 @@ class Where(Service):
 
     @action(strategy="Shard", strategy_options={"shard_key": "id"})
     async def sharded(self, ctx: Context) -> str:
+        return self.broker.node_id
+
+    @action(strategy="Shard", strategy_options={"shard_key": "id", "ring_size": 20})
+    async def ringed(self, ctx: Context) -> str:
         return self.broker.node_id
 
     @action(strategy="CpuUsage", strategy_options={"sample_count": 0})
@@ -151,6 +160,17 @@ async def test_c75_shard_picks_the_same_node_in_both_languages(fleet: Fleet) -> 
     assert from_python == from_js
     assert from_python[:3] == [ring.node_of(key) for key in ("1", "2", "abc")]
     assert set(from_python) == {"js-b", "py-b"}
+
+
+async def test_c75_a_hash_on_the_border_of_two_slices_belongs_to_the_lower_one(fleet: Fleet) -> None:
+    """On a ring of 20, two nodes with 10 slices each: every hash but 0 is a border."""
+    ring = Ring(("js-b", "py-b"), 10, 20)
+    assert ring.keys == list(range(1, 21))
+    keys = [f"key {number}" for number in range(60)]
+    assert {ring.hash_of(key) for key in keys} >= {0, 1, 2, 18, 19}
+    from_js = [await fleet.js.call("where.ringed", {"id": key}) for key in keys]
+    assert [await fleet.py.call("where.ringed", {"id": key}) for key in keys] == from_js
+    assert ["js-b" if ring.hash_of(key) in (0, *range(1, 20, 2)) else "py-b" for key in keys] == from_js
 
 
 async def test_c75_cpu_usage_reads_the_heartbeats_of_the_other_language(fleet: Fleet) -> None:

@@ -9,8 +9,9 @@ import pytest
 from broker.cacher import MemoryCacher
 from broker.context import Context
 from broker.errors import ServiceSchemaError
-from broker.middleware import Next
+from broker.middleware import Next, Wrap
 from broker.middlewares.caching import caching
+from broker.middlewares.timeout import timeout
 from tests.support.targets import Timers, made_context, run, target
 from tests.support.waiting import eventually
 
@@ -30,7 +31,16 @@ class Handler:
 
 
 def cached(handler: Next, cache: Any = True, **options: Any) -> Next:
-    return caching(MemoryCacher(**options))(handler, target(cache=cache))
+    return around(MemoryCacher(**options))(handler, target(cache=cache))
+
+
+def around(cacher: MemoryCacher | None) -> Wrap:
+    """For tests where nothing is done behind a caller's back."""
+
+    def start(chain: Next, ctx: Context) -> None:
+        raise AssertionError("nothing is stale here")
+
+    return caching(cacher, start, timeout)
 
 
 async def test_the_same_params_run_the_action_once() -> None:
@@ -76,7 +86,7 @@ async def test_keys_choose_what_counts() -> None:
 async def test_the_actions_ttl_wins_over_the_cachers() -> None:
     timers = Timers()
     handler = Handler()
-    chain = caching(MemoryCacher(ttl=10, clock=lambda: timers.now))(handler, target(cache={"ttl": 5}))
+    chain = around(MemoryCacher(ttl=10, clock=lambda: timers.now))(handler, target(cache={"ttl": 5}))
     assert await chain(made_context()) == 1
     timers.advance(4.9)
     assert await chain(made_context()) == 1
@@ -87,8 +97,8 @@ async def test_the_actions_ttl_wins_over_the_cachers() -> None:
 async def test_keys_may_be_made_by_a_function() -> None:
     handler = Handler()
     cacher = MemoryCacher(keygen=lambda ctx: "of the cacher")
-    await caching(cacher)(handler, target(cache=True))(made_context())
-    await caching(cacher)(handler, target(cache={"keygen": lambda ctx: f"own {ctx.params}"}))(made_context(5))
+    await around(cacher)(handler, target(cache=True))(made_context())
+    await around(cacher)(handler, target(cache={"keygen": lambda ctx: f"own {ctx.params}"}))(made_context(5))
     assert cacher.keys() == ["of the cacher", "own 5"]
 
 
@@ -168,14 +178,86 @@ async def test_without_a_lock_each_of_them_runs_it() -> None:
     assert handler.runs == 3
 
 
+class Stale:
+    """An action whose results are kept for 10 s and are stale for the last 4 of them."""
+
+    def __init__(self) -> None:
+        self.timers = Timers()
+        self.runs = 0
+        self.failing = False
+        self.door = anyio.Event()
+        self.door.set()
+        self.started: list[tuple[Next, Context]] = []
+        self.cacher = MemoryCacher(ttl=10, clock=lambda: self.timers.now)
+        wrap = caching(self.cacher, lambda chain, ctx: self.started.append((chain, ctx)), timeout)
+        self.chain = wrap(self.handle, target(cache={"lock": {"stale_time": 4}}))
+
+    async def handle(self, ctx: Context) -> int:
+        self.runs += 1
+        ctx.meta["run"] = run = self.runs
+        await self.door.wait()
+        if self.failing:
+            raise ValueError("no")
+        return run
+
+    async def behind_the_back(self) -> None:
+        while self.started:
+            chain, ctx = self.started.pop()
+            await chain(ctx)
+
+
+async def test_a_stale_result_is_answered_and_made_anew_once_behind_the_callers_back() -> None:
+    stale = Stale()
+    assert await stale.chain(made_context()) == 1
+    stale.timers.advance(6)
+    assert await stale.chain(made_context()) == 1
+    assert stale.started == []
+    stale.timers.advance(1)
+    ctx = made_context()
+    assert [await stale.chain(ctx) for _ in range(3)] == [1, 1, 1]
+    assert len(stale.started) == 1
+    await stale.behind_the_back()
+    assert (await stale.chain(made_context()), stale.runs, ctx.meta) == (2, 2, {})
+    assert [stale.cacher.left(key) for (key,) in [stale.cacher.keys()]] == [10]
+    stale.timers.advance(7)
+    await stale.chain(made_context())
+    assert len(stale.started) == 1, "the next time it is made anew again"
+
+
+async def test_a_result_that_cannot_be_made_anew_is_kept_no_longer() -> None:
+    stale = Stale()
+    await stale.chain(made_context())
+    stale.timers.advance(7)
+    stale.failing = True
+    assert await stale.chain(made_context()) == 1
+    await stale.behind_the_back()
+    with pytest.raises(ValueError, match="no"):
+        await stale.chain(made_context())
+
+
+async def test_making_a_result_anew_takes_no_longer_than_the_call_may_that_found_it_stale() -> None:
+    stale = Stale()
+    await stale.chain(made_context())
+    stale.timers.advance(7)
+    stale.door = anyio.Event()
+    assert await stale.chain(made_context(deadline=anyio.current_time() + 0.01)) == 1
+    await stale.behind_the_back()
+    stale.door.set()
+    assert await stale.chain(made_context()) == 3
+
+
 @pytest.mark.parametrize("cache", [None, False, {}, {"enabled": False}])
 def test_without_it_there_is_nothing_in_the_way(cache: Any) -> None:
     handler = Handler()
-    assert caching(MemoryCacher())(handler, target(cache=cache)) is handler
-    assert caching(None)(handler, target(cache=True)) is handler
+    assert around(MemoryCacher())(handler, target(cache=cache)) is handler
+    assert around(None)(handler, target(cache=True)) is handler
 
 
-@pytest.mark.parametrize("cache", [{"keys": "id"}, {"ttl": "long"}, {"ttl": -1}])
+@pytest.mark.parametrize(
+    "cache",
+    [{"keys": "id"}, {"ttl": "long"}, {"ttl": -1}, {"tll": 5}, {"lock": "yes"}, {"lock": {"ttl": 5}}],
+    ids=str,
+)
 def test_settings_that_do_not_fit_are_refused(cache: Any) -> None:
     with pytest.raises(ServiceSchemaError, match=r"cache settings of action 'posts.find'"):
-        caching(MemoryCacher())(Handler(), target(cache=cache))
+        around(MemoryCacher())(Handler(), target(cache=cache))

@@ -95,3 +95,10 @@ def test_a_node_that_is_gone_gives_its_keys_to_others_and_takes_them_back() -> N
     assert strategy.choose(places, seven).node_id == "node-b"
     assert strategy.choose(places[1:], seven).node_id in {"node-a", "node-c"}
     assert strategy.choose(places, seven).node_id == "node-b"
+
+
+def test_c75_a_hash_on_the_border_of_two_slices_belongs_to_the_lower_one() -> None:
+    """As in JS: the live test of the same name compares both."""
+    small = ring("node-a", "node-b", vnodes=10, size=20)
+    names = {small.hash_of(key): small.node_of(key) for key in map(str, range(200))}
+    assert names == {number: "node-a" if number in (0, *range(1, 20, 2)) else "node-b" for number in range(20)}
