@@ -6,10 +6,15 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from services.environments_store.errors import OperationError
+from services.environments_store.operations.rollback import refuse_unsafe, roll_back, survey
 from services.environments_store.schema.messages import ADDED, ADDING, FAILED
+from services.environments_store.schema.migrator import migrate_once
 from tests.support.migrations import ADVISORY_LOCKS, INDEX_STATE, SHORT_START, VALID_INDEX, old_transaction
+from tests.support.operations import LOGGER
 from tests.support.pgbouncer import POOLERS, pooled_url
 from tests.support.postgres import PostgresDatabase
+from tests.support.processes import DEADLINE_S
 from tests.support.served import serving
 from tests.support.shapes import postgres_sql
 from tests.support.starters import starters
@@ -86,3 +91,43 @@ async def test_m22_an_old_transaction_holds_the_column_up_behind_a_pooler_too(
         await transaction.rollback()
         await service.until_state("ready", steps=True)
         assert service.guide_lines() == [ADDING, FAILED, ADDED]
+
+
+@through_each
+async def test_m22_a_rollback_through_a_pooler_is_refused_in_words_and_leaves_no_lock_when_forced(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET log_statement = 'all'")
+    has_column = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'environments'::regclass AND attname = 'deletedAt'"
+    async with pooled_url(pooler, postgres_database.server, postgres_database.url) as url:
+        refuse_unsafe(await survey(url, LOGGER), "keep", False)
+        with pytest.raises(OperationError, match="Give the direct address"):
+            await roll_back(url, "keep", force=False, logger=LOGGER)
+        assert postgres_database.run_sql(has_column) == "1"
+        outcome = await roll_back(url, "keep", force=True, logger=LOGGER)
+        assert outcome.rows == 1
+        assert postgres_database.run_sql(has_column) == "0"
+        assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
+        await migrate_once(url, logger=LOGGER)
+        assert postgres_database.run_sql(has_column) == "1"
+    assert "pg_try_advisory_lock(" not in postgres_database.log()
+
+
+@through_each
+async def test_m22_a_node_behind_a_pooler_is_seen_from_the_direct_address_without_a_lock_of_its_own(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    async with (
+        pooled_url(pooler, postgres_database.server, postgres_database.url) as url,
+        serving(url, node_id="behind") as service,
+    ):
+        await service.until_state("ready", steps=True)
+        assert len(await service.ask("list", fields=["id"])) == 3
+        assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
+        with anyio.fail_after(DEADLINE_S):
+            while not (seen := await survey(postgres_database.url, LOGGER)).serving:  # noqa: ASYNC110 # the server tells
+                await anyio.sleep(0.01)
+        with pytest.raises(OperationError, match="Stop every node first"):
+            refuse_unsafe(seen, "keep", False)

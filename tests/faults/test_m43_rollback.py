@@ -212,6 +212,29 @@ async def test_m43_a_role_that_does_not_own_the_table_is_told_so(
             await roll_back(url, "keep", force=False, logger=LOGGER)
 
 
+async def test_m43_rows_that_row_security_may_hide_are_not_lost(
+    postgres_database: PostgresDatabase,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with place("p_dmig", request, tmp_path) as made:
+        role = postgres_database.create_role()
+        name = postgres_database.role_name(role)
+        postgres_database.run_sql(
+            f'ALTER TABLE environments OWNER TO "{name}"; GRANT ALL ON SCHEMA public TO "{name}";'
+            "ALTER TABLE environments ENABLE ROW LEVEL SECURITY; ALTER TABLE environments FORCE ROW LEVEL SECURITY;"
+            "CREATE POLICY some_rows ON environments USING (id LIKE 'row-1%')"
+        )
+        before = await made.raw()
+        with pytest.raises(OperationError, match="BYPASSRLS"):
+            await roll_back(role, "remove", force=False, logger=LOGGER)
+        assert await made.raw() == before
+        # What is counted is said to be a part.
+        assert (await survey(role, LOGGER)).total < ROWS
+        assert "Row level security may hide rows" in caplog.text
+
+
 @pytest.mark.parametrize("shape", ["p_dmig", "s_d2"])
 async def test_m43_without_the_column_there_is_nothing_to_roll_back(
     shape: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -12,6 +12,7 @@ from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseError
 from services.environments_store.schema.check import Seen, look
 from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import qualified, quoted
 from services.environments_store.schema.plan import status_of
 from services.environments_store.schema.sql import script
 from services.environments_store.shape import TableShape
@@ -44,6 +45,12 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
     require_table(seen)
     location, found, _ = seen
     status = status_of(found)
+    if found.row_security and not found.rows_hidden:
+        logger.warning(
+            "Row level security may hide rows of %s from role %s: what it cannot see is not counted, copied or deleted",
+            qualified(found.schema, found.table),
+            quoted(found.role),
+        )
     # Opened to write, a SQLite file would be put into WAL mode: a command that reads leaves it as it is.
     reads_only = location.path is not None and not location.read_only and not writes
     database = open_database(f"{url}?mode=ro" if reads_only else url, _SETTINGS)

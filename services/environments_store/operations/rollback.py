@@ -14,6 +14,7 @@ from services.environments_store.database.location import Location
 from services.environments_store.errors import OperationError
 from services.environments_store.operations.opening import open_table, require_table
 from services.environments_store.schema.check import look
+from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, qualified, quoted
 
 __all__ = ["Outcome", "Survey", "Trash", "refuse_unsafe", "roll_back", "survey", "way_back"]
@@ -31,6 +32,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     deleted: int
     serving: tuple[str, ...]
+    obstacle: str | None
+    """Why this role may not do it, with what would help."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,11 +63,15 @@ async def survey(url: str, logger: logging.Logger) -> Survey:
         total=counts["total"],
         deleted=counts["deleted"],
         serving=await _who_serves(url, opened.location),
+        obstacle=_obstacle(opened.found),
     )
 
 
 def refuse_unsafe(seen: Survey, trash: Trash | None, force: bool) -> None:
-    """Raises OperationError when nobody said what becomes of the trash, and while nodes serve, unless `force`."""
+    """Raises OperationError when nobody said what becomes of the trash, when the role may not do it, and while nodes
+    serve, unless `force`."""
+    if seen.obstacle is not None:
+        raise OperationError(seen.obstacle)
     if trash is None:
         raise OperationError(
             f"Without {quoted(COLUMN)} the {seen.deleted} deleted environments of {seen.table} would be live again. "
@@ -78,6 +85,23 @@ def refuse_unsafe(seen: Survey, trash: Trash | None, force: bool) -> None:
         )
 
 
+def _obstacle(found: Inspection) -> str | None:
+    if found.dialect == "sqlite" or not found.soft_delete:
+        return None
+    role, schema = quoted(found.role), quoted(found.schema)
+    if found.row_security:
+        return (
+            f"Row level security may hide deleted environments from role {role}: they would be lost."
+            f" Nothing was changed. Do it as a role that sees all of them, or: ALTER ROLE {role} BYPASSRLS;"
+        )
+    if not found.can_alter or not found.can_index:
+        return (
+            f"Role {role} must own {qualified(found.schema, found.table)}, and may have to CREATE in the schema for the"
+            f" copy: GRANT CREATE ON SCHEMA {schema} TO {role};"
+        )
+    return None
+
+
 async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logger) -> Outcome:
     """Copy the trash, and drop the column with its indexes, in one transaction: all of it or nothing.
 
@@ -87,6 +111,8 @@ async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logg
     require_table(seen)
     if not seen.found.soft_delete:
         raise OperationError(f"There is no column {quoted(COLUMN)} in {seen.location.label}: nothing to roll back.")
+    if (obstacle := _obstacle(seen.found)) is not None:
+        raise OperationError(obstacle)
     copy = f"{seen.found.table}_deleted_{datetime.now(UTC):%Y%m%d_%H%M%S}"
     if seen.location.path is not None:
         from services.environments_store.operations.rollback_sqlite import drop_column as drop_from_file

@@ -28,6 +28,7 @@ __all__ = ["drop_column", "nodes_of"]
 
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
+TRY_TRANSACTION_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
 # The connections of a node: the one that says that it serves, and those of its pool. Everybody may see their names.
 NODES = """
 SELECT DISTINCT application_name AS application, host(client_addr) AS address FROM pg_stat_activity
@@ -78,11 +79,6 @@ async def drop_column(
     """Returns how many rows the copy has. Raises OperationError; then nothing was changed."""
     limits = limits or OperationLimits()
     budgets = MigrationBudgets(statement_timeout_s=_COPY_TIMEOUT_S)
-    if not found.can_alter or not found.can_index:
-        raise OperationError(
-            f"Role {quoted(found.role)} must own {qualified(found.schema, found.table)}, and may have to CREATE in the "
-            f"schema for the copy: GRANT CREATE ON SCHEMA {quoted(found.schema)} TO {quoted(found.role)};"
-        )
     try:
         session = await open_session(url, "rollback", budgets)
         try:
@@ -99,8 +95,12 @@ async def drop_column(
 async def _alone(session: PostgresSession, found: Inspection, force: bool) -> AsyncGenerator[None]:
     """No node may begin to serve, and none may migrate, until this is done. The locks go with the session."""
     if session.pooled:
+        # Its locks live and end with the transaction: what a session locked would stay behind in the pooler.
         if not force:
-            raise OperationError("Behind a transaction pooler nobody can tell who serves: give the direct address.")
+            raise OperationError(
+                "A transaction pooler stands before the database, and behind one nobody can tell who serves. Nothing"
+                " was changed. Give the direct address, or stop every node and pass --force."
+            )
     else:
         for key, who in ((lock_key(found), "migrates"), (serving_key(found), "serves")):
             if not await session.fetch_value(TRY_LOCK, key) and not force:
@@ -120,7 +120,13 @@ async def _in_transaction(
     trash = f"FROM {table} WHERE {quoted(COLUMN)} IS NOT NULL"
     deadline = anyio.current_time() + limits.rollback_wait_s
     await session.run("BEGIN")
-    await session.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+    await session.run(
+        "SET LOCAL idle_in_transaction_session_timeout = 0;"
+        f" SET LOCAL statement_timeout = {int(_COPY_TIMEOUT_S * 1000)}"
+    )
+    if session.pooled:
+        for key in (lock_key(found), serving_key(found)):
+            await session.fetch_value(TRY_TRANSACTION_LOCK, key)
     await _patiently(session, found, f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", deadline, logger)
     count = int(await session.fetch_value(f"SELECT count(*) {trash}"))
     await session.run(f"CREATE TABLE {target} AS SELECT * {trash}")
