@@ -347,7 +347,8 @@ class Node:
     async def _look_for_silence(self) -> None:
         while True:
             await anyio.sleep(defaults.TICK_S)
-            if self.transport is not None and self.transport.connected:
+            # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
+            if self.transport is not None and self.transport.connected and self._connection.is_set():
                 await _safely(self.perform(self.transit.tick(anyio.current_time())))
 
     async def _announce_changes(self) -> None:

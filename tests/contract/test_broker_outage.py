@@ -10,6 +10,7 @@ import pytest
 from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, event
 from broker.transports import make_transport
 from broker.transports.base import Observer
+from broker.transports.nats import NATSTransport
 from tests.support.cluster import Cluster, open_cluster, shorten_waits
 from tests.support.example_services import Echo, Gate
 from tests.support.nats_server import NatsServer
@@ -34,7 +35,9 @@ def cut_off(cluster: Cluster) -> bool:
 
 
 def connected(cluster: Cluster) -> bool:
-    return all(broker._node.transport and broker._node.transport.connected for broker in cluster.brokers)
+    """Whether the server has heard the subscriptions of all of them again, too."""
+    nodes = [broker._node for broker in cluster.brokers]
+    return all(node.transport and node.transport.connected and node._connection.is_set() for node in nodes)
 
 
 async def test_a_lost_server_is_noticed_and_subscriptions_come_back(nats_server: NatsServer) -> None:
@@ -199,6 +202,30 @@ async def test_nobody_is_lost_by_an_outage_longer_than_the_heartbeat_timeout(
     outage: Cluster, nats_server: NatsServer
 ) -> None:
     lost = Lost()
+    await outage.start_one("one", [Echo()], heartbeat_interval=0.1, heartbeat_timeout=0.5)
+    two = await outage.start_one("two", [lost], heartbeat_interval=0.1, heartbeat_timeout=0.5)
+    nats_server.kill()
+    await eventually(lambda: cut_off(outage))
+    before = anyio.current_time()
+    await eventually(lambda: anyio.current_time() > before + 0.8)
+    nats_server.start()
+    await eventually(lambda: connected(outage))
+    assert await two.call("echo.where") == "one"
+    assert lost.nodes == []
+
+
+async def test_nobody_is_lost_while_the_connection_is_coming_back(
+    outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is connected some moments before it has subscribed again and says so."""
+    lost, reconnected = Lost(), NATSTransport._reconnected
+
+    async def slow(transport: NATSTransport) -> None:
+        before = anyio.current_time()
+        await eventually(lambda: anyio.current_time() > before + 0.2)
+        await reconnected(transport)
+
+    monkeypatch.setattr(NATSTransport, "_reconnected", slow)
     await outage.start_one("one", [Echo()], heartbeat_interval=0.1, heartbeat_timeout=0.5)
     two = await outage.start_one("two", [lost], heartbeat_interval=0.1, heartbeat_timeout=0.5)
     nats_server.kill()
