@@ -33,7 +33,8 @@ KILL_WAITING = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
-LIMITS = StoreLimits(read_back_s=0.2, read_back_pause_s=0.01)
+LIMITS = StoreLimits(read_back_s=30, read_back_pause_s=0.01)
+IMPATIENT = StoreLimits(read_back_s=0.2, read_back_pause_s=0.01)
 
 
 class Failing:
@@ -59,12 +60,14 @@ class Failing:
         raise OutcomeUnknownError("the connection died")
 
 
-async def failing_store(bench: Bench, stored: bool, operation: str, unreachable: int = 0) -> Store:
+async def failing_store(
+    bench: Bench, stored: bool, operation: str, unreachable: int = 0, limits: StoreLimits = LIMITS
+) -> Store:
     if operation != "create":
         await bench.create("U", name="first")
     if operation in ("restore", "permanent_delete"):
         await bench.store.remove("U")
-    return bench.store_on(Failing(bench, stored, unreachable), LIMITS)
+    return bench.store_on(Failing(bench, stored, unreachable), limits)
 
 
 async def write(store: Store, operation: str) -> Any:
@@ -121,7 +124,7 @@ async def test_a_create_that_was_not_stored_is_stored_then(bench: Bench) -> None
 @on_both
 @every_write
 async def test_while_nobody_can_be_asked_the_outcome_stays_unknown(bench: Bench, operation: Operation) -> None:
-    store = await failing_store(bench, True, operation, unreachable=1_000_000)
+    store = await failing_store(bench, True, operation, unreachable=1_000_000, limits=IMPATIENT)
     with pytest.raises(OutcomeUnknownError):
         await write(store, operation)
 
