@@ -19,6 +19,19 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
 QUICK_JS = {"heartbeatInterval": 1, "heartbeatTimeout": 2}
 
+# What JS tells its own services, with the names of all that it says of the node.
+JS_OBSERVER = """
+broker.told = [];
+const take = ctx => {
+    const { node, ...flags } = ctx.params;
+    const names = node ? { node: Object.keys(JSON.parse(JSON.stringify(node))).sort() } : {};
+    if (!node || node.id === "told") broker.told.push([ctx.eventName, { ...flags, ...names }]);
+};
+broker.createService({ name: "told", events: { "$node.*": take, "$services.changed": take } });
+await broker.waitForServices("told", 10000, 20);
+broker.told.length = 0;
+"""
+
 
 class Observer(Service):
     """Keeps the internal events of its node."""
@@ -139,6 +152,27 @@ async def test_c23_c28_c31_a_silent_node_is_lost_however_often_it_introduces_its
         )
         tasks.cancel_scope.cancel()
     assert ("$services.changed", {"localService": False}) in quick.observer.seen
+
+
+async def test_c23_internal_events_hold_what_those_of_js_hold(quick: Quick) -> None:
+    await quick.js.run(JS_OBSERVER)
+    quick.observer.seen.clear()
+    for seq in (2, 3):
+        await quick.tap.say("INFO", quick.info("told", seq=seq, hostname="h", ipList=["10.0.0.1"], client={}))
+    await quick.tap.say("DISCONNECT", {"ver": quick.ver, "sender": "told"})
+    await quick.gone("told", unexpected=False)
+    theirs = await quick.js.run("return broker.told;")
+    ours = [[name, _shape(payload)] for name, payload in quick.observer.seen]
+    of_the_node = ("$node.connected", "$node.updated", "$node.disconnected")
+    for name in (*of_the_node, "$services.changed"):
+        shapes = [shape for heard, shape in theirs if heard == name]
+        assert [shape for heard, shape in ours if heard == name][: len(shapes)] == shapes, name
+    assert [name for name, _ in ours if name in of_the_node] == list(of_the_node)
+
+
+def _shape(payload: dict[str, Any]) -> dict[str, Any]:
+    """Flags as they are, and the names of what is told of the node."""
+    return {name: sorted(value) if name == "node" else value for name, value in sorted(payload.items())}
 
 
 async def test_c27_c28_a_lost_node_is_asked_again_and_its_actions_are_not_available(quick: Quick) -> None:

@@ -19,6 +19,7 @@ from tests.interop.conftest import PYTHON_SERVICES
 from tests.interop.services import PythonMath, python_services
 from tests.support.js_node import PROTOCOLS, JsError, JsNode, js_node
 from tests.support.processes import DEADLINE_S, Process, start_python
+from tests.support.tap import open_tap
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
@@ -138,6 +139,23 @@ async def test_c8_a_second_python_node_with_the_id_of_the_first_is_refused(
             assert await second.wait() == 1
             assert "Another node with the id 'py' is running" in second.stderr[-1]
         assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+
+
+async def test_c8_a_python_node_makes_way_for_a_js_node_that_took_its_id(
+    version: str, nats_url: str, namespace: str
+) -> None:
+    broker = broker_with_services(nats_url, namespace)
+    async with open_tap(nats_url, namespace) as tap:
+        await broker.start()
+        await tap.sees("INFO", sender="py")  # what it says later would end the other one
+    async with js_node(version, nats_url, namespace, "py") as newcomer:
+        with (
+            anyio.fail_after(DEADLINE_S),
+            pytest.raises(BrokerOptionsError, match="'py' has joined, so this one stops"),
+        ):
+            await broker.wait_stopped()
+        await broker.stop()
+        assert set(await newcomer.nodes()) == {"py"}
 
 
 async def test_c22_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url: str, namespace: str) -> None:
