@@ -12,7 +12,7 @@ from tests.support.numbered import numbered_tests
 
 NUMBERS = [statement.number for statement in statements()]
 # Captured packets are those of JS nodes already.
-BY_RULE = {76, 79, 87}
+BY_RULE = {87}
 
 
 def test_each_of_the_90_statements_has_a_test() -> None:
