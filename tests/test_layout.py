@@ -41,7 +41,7 @@ BROKER = [
     "__main__",
 ]
 ENVIRONMENTS_STORE = [
-    "canonical commands.progress database.base database.statements defaults errors operations.checks queries.base"
+    "canonical commands.progress database.base database.statements defaults errors leash operations.checks queries.base"
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
@@ -91,7 +91,9 @@ LIBRARIES = {
         "services.environments_store.commands.options",
     },
     "rich": {"broker.cli.output", "broker.cli.progress", "services.environments_store.commands.progress"},
-    "subprocess": {"services.environments_store.embedded", "services.environments_store.operations.backup_postgres"},
+    "subprocess": {
+        f"services.environments_store.{name}" for name in ("embedded", "leash", "operations.backup_postgres")
+    },
 }
 
 # Decisions without a loop, a clock or a socket: they are handed in.
@@ -156,6 +158,7 @@ SUITES = {
     "contract/test_store_degraded.py": "shape",
     "contract/test_store_lists.py": "listing",
     "contract/test_store_outcomes.py": "outcome",
+    "services/test_embedded.py": "leash",
     "contract/test_backup.py": "operations.backup operations.backup_postgres operations.backup_sqlite",
     "contract/test_checklist.py": "operations.checklist operations.surroundings operations.surroundings_sqlite",
     "contract/test_doctor.py": "operations.doctor operations.rows",

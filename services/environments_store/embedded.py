@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 from anyio.abc import Process
 
+from services.environments_store import leash
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.errors import ConfigError
 
@@ -35,7 +36,8 @@ class EmbeddedServer:
 
 @asynccontextmanager
 async def embedded_server(port: int | None = None) -> AsyncIterator[EmbeddedServer]:
-    """Run a server on `port`, or on a free one, until the block ends; ready for clients when it begins.
+    """Run a server on `port`, or on a free one, until the block or this process ends, killed or not; ready for clients
+    when it begins.
 
     Raises ConfigError when the extra is not installed or the server does not start.
     """
@@ -43,15 +45,16 @@ async def embedded_server(port: int | None = None) -> AsyncIterator[EmbeddedServ
     folder = Path(tempfile.mkdtemp(prefix="environments-store-nats-"))
     command = [str(program), "-a", LOOPBACK, "-p", str(port or -1), "--ports_file_dir", str(folder)]
     # A session of its own: Ctrl-C is for the service, which leaves the cluster before its server goes.
+    leashed = [sys.executable, "-I", "-S", leash.__file__, str(_LIMITS.embedded_stop_s), str(folder), *command]
     process = await anyio.open_process(
-        [*command, "-l", str(folder / "server.log")],
-        stdin=subprocess.DEVNULL,
+        [*leashed, "-l", str(folder / "server.log")],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        yield EmbeddedServer(await _wait_for_address(process, folder), process.pid)
+        yield await _wait_for_server(process, folder)
     finally:
         with anyio.CancelScope(shield=True):
             await _stop(process)
@@ -89,26 +92,30 @@ def _program() -> Path:
     return Path(found)
 
 
-async def _wait_for_address(process: Process, folder: Path) -> str:
-    """The server writes its addresses into a file once it listens: so no port has to be guessed."""
-    file = folder / f"nats-server_{process.pid}.ports"
+async def _wait_for_server(process: Process, folder: Path) -> EmbeddedServer:
     with anyio.move_on_after(_LIMITS.embedded_start_s):
         while process.returncode is None:
-            try:
-                return str(json.loads(file.read_text())["nats"][0])
-            except (FileNotFoundError, ValueError):
-                await anyio.sleep(_LIMITS.embedded_poll_s)
+            if (server := _server_in(folder)) is not None:
+                return server
+            await anyio.sleep(_LIMITS.embedded_poll_s)
     log = folder / "server.log"
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     raise ConfigError(f"The embedded NATS server did not start: {lines[-1] if lines else 'it said nothing'}")
 
 
+def _server_in(folder: Path) -> EmbeddedServer | None:
+    """It writes its addresses into a file named by its process id once it listens: so no port has to be guessed."""
+    for file in folder.glob("nats-server_*.ports"):
+        try:
+            return EmbeddedServer(json.loads(file.read_text())["nats"][0], int(file.stem.rpartition("_")[2]))
+        except ValueError:
+            continue  # it is being written
+    return None
+
+
 async def _stop(process: Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        with anyio.move_on_after(_LIMITS.embedded_stop_s) as scope:
-            await process.wait()
-        if scope.cancelled_caught:
-            process.kill()
+    """Let the leash go: it stops the server, and ends with it."""
+    assert process.stdin is not None
+    await process.stdin.aclose()
     await process.wait()
     await process.aclose()

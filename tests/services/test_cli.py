@@ -162,6 +162,26 @@ async def test_embedded_starts_a_server_when_none_answers_and_stops_it(database_
 
 
 @pytest.mark.anyio
+async def test_a_killed_embedded_service_takes_its_server_along_and_starts_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    nats_url = f"nats://127.0.0.1:{free_port()}"
+    settings = {"NATS_URL": nats_url, "DATABASE_URL": database_url}
+    with serving(tmp_path / "first", "--embedded", **settings) as process:
+        async with caller_of(nats_url) as caller:
+            await caller.call("environments-store.create", {"environment": {"uuid": "U"}})
+        assert (await stop(process, signal.SIGKILL))[0] == -signal.SIGKILL
+    with anyio.fail_after(DEADLINE_S):
+        while await is_answering(nats_url):  # noqa: ASYNC110 - another process ends
+            await anyio.sleep(0.01)
+    with serving(tmp_path / "second", "--embedded", **settings) as process:
+        async with caller_of(nats_url) as caller:
+            assert [record["id"] for record in await caller.call("environments-store.list")] == ["U"]
+        assert (await stop(process, signal.SIGTERM))[0] == 0
+    assert "started a NATS server" in (tmp_path / "second").read_text()
+
+
+@pytest.mark.anyio
 async def test_embedded_uses_the_server_that_answers(
     nats_url: str, namespace: str, database_url: str, tmp_path: Path
 ) -> None:

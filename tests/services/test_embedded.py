@@ -9,6 +9,8 @@ import pytest
 from services.environments_store.embedded import embedded_server, is_answering, loopback_port
 from services.environments_store.errors import ConfigError
 from tests.support.ports import free_port
+from tests.support.processes import start_python
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +23,40 @@ async def test_it_answers_inside_the_block_and_is_gone_after_it() -> None:
     assert not await is_answering(server.url)
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)
+
+
+STARTER = """
+import anyio
+from services.environments_store.embedded import embedded_server
+
+async def main():
+    async with embedded_server() as server:
+        print("pid", server.pid, "url", server.url, flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "terminate"])
+async def test_it_does_not_outlive_a_starter_that_is_killed(how: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    async with start_python("-c", STARTER, environment=environment) as process:
+        _, pid, _, url = (await process.line("pid")).split()
+        assert await is_answering(url)
+        assert len(os.listdir(tmp_path)) == 1
+        await getattr(process, how)()
+    await eventually(lambda: not _runs(int(pid)), "the end of the server")
+    await eventually(lambda: not os.listdir(tmp_path), "the removal of its folder")
+    assert not await is_answering(url)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def test_it_takes_the_port_it_is_given() -> None:
