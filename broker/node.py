@@ -255,7 +255,7 @@ class Node:
         self.performing.notify(*not_processed(error))
         address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
         if address is not None and command == "REQ":
-            await self.perform(self.transit.respond_error(address, None, error))
+            await self.perform(self.transit.refuse_request(address, error))
         elif address is not None:
             await self.perform(self.transit.refuse_answer(address, error))
 

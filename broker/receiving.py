@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
 from broker.errors import MoleculerError, RequestRejectedError, RequestTimeoutError, error_from_wire
-from broker.packets import Request, Response
+from broker.packets import Address, Request, Response
 from broker.reader import StreamOverflowError, StreamReader
-from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, control, without_control
+from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, Ordered, control, without_control
 
-Key = tuple[Literal["REQ", "RES"], str, str]
+Direction = Literal["REQ", "RES"]
+
+Key = tuple[Direction, str, str]
 """The direction, the sender and the id: only the sender itself may add to its stream."""
 
 Begin = Callable[[Request, StreamReader], tuple[bool, list[Effect]]]
@@ -42,6 +44,8 @@ class Receiving:
         stream = self._open(key, request, now)
         if stream is None:
             return []
+        if stream.broken:
+            return self._swallow(key, stream, more=request.stream is True, reply=reply)
         effects: list[Effect] = []
         for packet, packet_reply in stream.ordered.take(_sequence(request), (request, reply), len(request.params)):
             if packet.sequence == 0 or packet.sequence is UNSET:
@@ -65,6 +69,8 @@ class Receiving:
         stream = self._open(key, response, now)
         if stream is None:
             return []
+        if stream.broken:
+            return self._swallow(key, stream, more=response.stream is True, reply=reply)
         effects: list[Effect] = []
         for packet, packet_reply in stream.ordered.take(_sequence(response), (response, reply), len(response.data)):
             if packet.sequence == 0 or packet.sequence is UNSET:
@@ -90,10 +96,14 @@ class Receiving:
                 effects += self._end(key, make(stream.node_id))
         return effects
 
+    def refuse(self, direction: Direction, address: Address, error: MoleculerError) -> list[Effect]:
+        """A packet that cannot be read: when it belongs to a stream, its reader is told so."""
+        return self._break((direction, address.sender, address.id), error)
+
     def expire(self, now: float) -> None:
         """Forget what nobody reads and nobody has added to for long, such as the rest of a refused stream."""
         for key, stream in list(self._streams.items()):
-            abandoned = stream.reader is None or stream.reader.ended
+            abandoned = stream.broken or stream.reader is None or stream.reader.ended
             if abandoned and now - stream.touched > self._idle_s:
                 del self._streams[key]
 
@@ -117,6 +127,21 @@ class Receiving:
         stream = self._streams.pop(key, None)  # a peer may send more than one end
         return [EndStream(stream.reader, error)] if stream is not None and stream.reader is not None else []
 
+    def _break(self, key: Key, error: MoleculerError) -> list[Effect]:
+        """End a stream from here. It stays known, so that what its writer still sends is not kept for its sake."""
+        stream = self._streams.get(key)
+        if stream is None or stream.broken:
+            return []
+        stream.broken, stream.ordered = True, Ordered()
+        return [EndStream(stream.reader, error)] if stream.reader is not None else []
+
+    def _swallow(self, key: Key, stream: Incoming, *, more: bool, reply: str) -> list[Effect]:
+        if not more:
+            del self._streams[key]
+        elif stream.reader is not None and reply:  # a reader that has ended tells the writer to stop
+            return [FeedStream(stream.reader, Raw(), stream.objects, reply)]
+        return []
+
     def _overflown(self, key: Key, stream: Incoming) -> list[Effect]:
         if stream.ordered.size <= self._buffer_bytes or key not in self._streams:
             return []
@@ -124,7 +149,7 @@ class Receiving:
             f"A packet of a stream is missing, and more than {self._buffer_bytes} bytes behind it have come.",
             data={"limit": self._buffer_bytes},
         )
-        return self._end(key, error)
+        return self._break(key, error)
 
 
 def _sequence(packet: Request | Response) -> int:

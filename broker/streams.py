@@ -55,9 +55,10 @@ def split(data: bytes, size: int) -> Iterator[bytes]:
 
 
 class Incoming:
-    """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed."""
+    """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed, as it is
+    when the stream is `broken`."""
 
-    __slots__ = ("node_id", "objects", "ordered", "reader", "touched")
+    __slots__ = ("broken", "node_id", "objects", "ordered", "reader", "touched")
 
     def __init__(self, node_id: str, *, objects: bool, now: float) -> None:
         self.node_id = node_id
@@ -65,6 +66,7 @@ class Incoming:
         self.ordered: Ordered[tuple[Any, str]] = Ordered()
         self.reader: StreamReader | None = None
         self.touched = now
+        self.broken = False
 
 
 def is_part_of_stream(packet: "Request | Response") -> bool:

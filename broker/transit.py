@@ -243,7 +243,11 @@ class Transit:
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
         """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
         pending = self.pending.pop(address.id, None)
-        return [Reject(pending, error)] if pending else []
+        return [Reject(pending, error)] if pending else self.streams.refuse("RES", address, error)
+
+    def refuse_request(self, address: Address, error: MoleculerError) -> list[Effect]:
+        """A request that cannot be read, or a chunk of its stream: its caller is told so, and who reads the stream."""
+        return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
 
     def tick(self, now: float) -> list[Effect]:
         """Notice nodes that fell silent, forget those long gone (§4.4). Call it about once a second."""

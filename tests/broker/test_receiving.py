@@ -5,7 +5,8 @@ from typing import Any
 from msgspec import UNSET, Raw
 
 from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
-from broker.packets import Request, Response
+from broker.errors import InvalidPacketDataError
+from broker.packets import Address, Request, Response
 from broker.reader import StreamReader
 from broker.receiving import Receiving
 from broker.streams import OBJECT_MODE
@@ -147,6 +148,27 @@ def test_what_waits_for_a_missing_packet_is_bounded() -> None:
     side.request(request(0))
     effects = [effect for number in range(2, 30) for effect in side.request(request(number, params=b"1" * 10))]
     assert kinds(effects) == ["EndStream"]
+
+
+def test_a_stream_that_was_broken_off_keeps_nothing_of_what_still_comes() -> None:
+    side = Side(buffer_bytes=100)
+    side.request(request(0))
+    error = InvalidPacketDataError({"command": "REQ", "reason": "odd"})
+    address = Address(sender="js", id="1")
+    assert kinds(side.receiving.refuse("REQ", address, error)) == ["EndStream"]
+    assert side.receiving.refuse("REQ", address, error) == []
+    assert [effect for number in range(2, 30) for effect in side.request(request(number, params=b"1" * 10))] == []
+    side.request(request(30, more=False))
+    assert not side.receiving.has_request(request(31))
+
+
+def test_a_writer_that_can_be_told_hears_that_its_stream_was_broken_off() -> None:
+    side = Side()
+    side.request(request(0))
+    side.receiving.refuse("REQ", Address(sender="js", id="1"), InvalidPacketDataError({"command": "REQ"}))
+    (told,) = side.receiving.request(request(2, params=b"1"), "mark", 0.0, side._begin)
+    assert isinstance(told, FeedStream)
+    assert (told.reply, bytes(told.chunk)) == ("mark", b"")
 
 
 def test_the_number_of_streams_is_bounded() -> None:

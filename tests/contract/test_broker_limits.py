@@ -9,7 +9,15 @@ from typing import Any
 import anyio
 import pytest
 
-from broker import InvalidPacketDataError, MoleculerError, PayloadTooLargeError, QueueIsFullError
+from broker import (
+    Context,
+    InvalidPacketDataError,
+    MoleculerError,
+    PayloadTooLargeError,
+    QueueIsFullError,
+    Service,
+    action,
+)
 from broker.topics import Topics
 from broker.transports.memory import Hub
 from tests.conftest import NatsServerFactory
@@ -115,6 +123,25 @@ async def test_past_the_bound_calls_are_not_even_sent(cluster: Cluster, monkeypa
         gate.opened.set()
 
 
+class Reading(Service):
+    """Reads a stream to its end."""
+
+    name = "reading"
+
+    def __init__(self) -> None:
+        self.read: list[bytes] = []
+        self.ended: list[str] = []
+
+    @action
+    async def all(self, ctx: Context) -> None:
+        try:
+            async for chunk in ctx.stream:
+                self.read.append(chunk)
+        except MoleculerError as error:
+            self.ended.append(error.name)
+            raise
+
+
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -138,6 +165,23 @@ async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: C
             await one.call("odd.run")  # no timeout: it must not be needed
     assert caught.value.data["command"] == "RES"
     assert one._node.transit.pending == {}
+
+
+async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_once(cluster: Cluster) -> None:
+    reader = Reading()
+    await cluster.start(("one", [reader]))
+    stranger = await cluster.stranger("stranger", "RES")
+    subject = cluster.topics.to_node("REQ", "one")
+    opening = {"ver": "5", "sender": "stranger", "id": "odd", "action": "reading.all", "stream": True, "seq": 0}
+    await stranger.say(subject, opening)
+    await stranger.say(subject, opening | {"seq": 1, "params": {"type": "Buffer", "data": [1]}})
+    await stranger.say(subject, opening | {"seq": 2, "meta": "text"})
+    answer = await stranger.answer("odd")
+    assert answer["error"]["name"] == "InvalidPacketDataError"
+    await eventually(lambda: reader.ended == ["InvalidPacketDataError"])
+    await stranger.say(subject, opening | {"seq": 3, "params": {"type": "Buffer", "data": [3]}})
+    await stranger.say(subject, opening | {"seq": 4, "stream": False})
+    assert reader.read == [b"\x01"]
 
 
 @pytest.mark.parametrize(
