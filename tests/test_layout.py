@@ -55,7 +55,7 @@ ENVIRONMENTS_STORE = [
     " operations.rollback_postgres operations.rows operations.surroundings operations.surroundings_sqlite"
     " schema.check schema.postgres_index schema.sqlite_migration",
     "operations.checklist operations.opening operations.planning schema.postgres_migration",
-    "operations.backup operations.doctor operations.rollback operations.verify schema.migrator",
+    "operations.backup operations.doctor operations.list_index operations.rollback operations.verify schema.migrator",
     "service",
     "commands.options commands.showing commands.transfer demo",
     "commands.data commands.migrate",
@@ -161,6 +161,7 @@ SUITES = {
     "services/test_embedded.py": "leash",
     "contract/test_backup.py": "operations.backup operations.backup_postgres operations.backup_sqlite",
     "contract/test_checklist.py": "operations.checklist operations.surroundings operations.surroundings_sqlite",
+    "contract/test_list_index.py": "operations.list_index",
     "contract/test_doctor.py": "operations.doctor operations.rows",
     "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
     "contract/test_purge.py": "operations.purge operations.retention queries.purging",

@@ -158,6 +158,8 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a rollback tries to lock the table before it gives up and changes nothing."""
     progress_every_s: float = 0.5
     """How often the progress of an index build is looked at."""
+    large_table_rows: int = 100_000
+    """From here on sorting the table for a page of live environments takes more than some 20 ms."""
     old_transaction_s: float = 5.0
     """A transaction of this age is told of: the migration waits for it, and statements of a service take less."""
     examples: int = 5

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 
 from broker import ServiceBroker
+from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.schema.migrator import migrate_once
 from services.environments_store.service import EnvironmentsStore
 from tests.benchmarks.measure import milliseconds, times
@@ -58,6 +59,9 @@ async def measure(name: str, url: str, rows: int, log: Callable[[], str] | None 
                     "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET log_statement', current_database()); END $$"
                 )
             await _reads(broker, rows)
+            with _stopwatch("index for pages of live ones, by wish"):
+                await build_list_index(url, LOGGER)
+            await _pages(broker, rows)
             await _purge(broker, bench, rows // 10)
         finally:
             await broker.stop()
@@ -73,14 +77,21 @@ def _ask(broker: ServiceBroker, action: str, **params: Any) -> Callable[[], Awai
     return lambda: broker.call(f"environments-store.{action}", params, timeout=CALL_TIMEOUT_S)
 
 
-async def _reads(broker: ServiceBroker, rows: int) -> None:
-    deep, middle = f"row-{rows * 9 // 10}", f"old-{max(rows // 200, 1)}"
+async def _pages(broker: ServiceBroker, rows: int) -> None:
     for title, call in {
         "page of live ones, the first": _ask(broker, "list", limit=PAGE),
-        "page of live ones, after nine tenths": _ask(broker, "list", limit=PAGE, after=deep),
+        "page of live ones, after nine tenths": _ask(broker, "list", limit=PAGE, after=f"row-{rows * 9 // 10}"),
+    }.items():
+        print(milliseconds(title, await times(call, CALLS)))
+
+
+async def _reads(broker: ServiceBroker, rows: int) -> None:
+    await _pages(broker, rows)
+    middle = f"old-{max(rows // 200, 1)}"
+    for title, call in {
         "page of the trash, the first": _ask(broker, "listDeleted", limit=PAGE),
         "page of the trash, after half": _ask(broker, "listDeleted", limit=PAGE, after=middle),
-        "get": _ask(broker, "get", uuid=deep),
+        "get": _ask(broker, "get", uuid=f"row-{rows * 9 // 10}"),
         "stats": _ask(broker, "stats"),
     }.items():
         print(milliseconds(title, await times(call, CALLS)))

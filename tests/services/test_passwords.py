@@ -29,6 +29,7 @@ STORE = {
     "migrate plan": (),
     "migrate run": (),
     "migrate verify": (),
+    "migrate list-index": (),
     "migrate rollback": ("--trash", "remove", "--yes"),
     "stats": (),
     "backup": ("backup.dump",),

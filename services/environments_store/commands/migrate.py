@@ -1,10 +1,11 @@
 """`environments-store migrate …`: look at the schema, change it, take the change back."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import anyio
 import typer
@@ -27,6 +28,7 @@ from services.environments_store.commands.showing import show_checklist, show_ch
 from services.environments_store.commands.transfer import export_to_file
 from services.environments_store.operations.checklist import go_through
 from services.environments_store.operations.checks import all_hold
+from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.operations.opening import migration_script
 from services.environments_store.operations.planning import plan
 from services.environments_store.operations.progress import BuildProgress, watch_index_build
@@ -34,12 +36,14 @@ from services.environments_store.operations.rollback import Outcome, Survey, ref
 from services.environments_store.operations.verify import verify
 from services.environments_store.schema.check import look
 from services.environments_store.schema.migrator import migrate_once
-from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.schema.names import LIST_INDEX
 
 __all__ = ["app"]
 
 app = typer_group("Look at the schema, bring it up to date, prove it, or take it back.")
 logger = logging.getLogger("environments-store")
+
+T = TypeVar("T")
 
 
 @app.command("check")
@@ -75,9 +79,24 @@ def migrate_run(database_url: DatabaseUrl = None, log_level: Level = None, as_js
 
     async def main() -> int:
         with progress() as report:
-            status = await _migrate(config.database_url, report)
+            url = config.database_url
+            status = await _watched(url, report, lambda: migrate_once(url, logger=logger))
         show_status(status, as_json)
         return 0 if status.state == "ready" and all(step.state == "done" for step in status.steps) else 1
+
+    run_command(main)
+
+
+@app.command("list-index")
+def migrate_list_index(database_url: DatabaseUrl = None, log_level: Level = None) -> None:
+    """Build an index for pages of live environments on a large table, which the guide does not know."""
+    config = read_config(database_url=database_url, log_level=log_level)
+
+    async def main() -> int:
+        with progress() as report:
+            built = await _watched(config.database_url, report, lambda: build_list_index(config.database_url, logger))
+        print_value({"index": LIST_INDEX, "state": built})
+        return 0
 
     run_command(main)
 
@@ -137,13 +156,13 @@ def migrate_rollback(
     run_command(main)
 
 
-async def _migrate(url: str, report: TellProgress) -> SchemaStatus:
-    """Migrate, and tell how far the index is meanwhile."""
-    outcome: SchemaStatus | MoleculerError
+async def _watched(url: str, report: TellProgress, work: Callable[[], Awaitable[T]]) -> T:
+    """Work, and tell how far the index is meanwhile that it builds."""
+    outcome: T | MoleculerError
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch_index_build, url, partial(_tell_build, report))
         try:
-            outcome = await migrate_once(url, logger=logger)
+            outcome = await work()
         except MoleculerError as error:  # raised below: a task group would wrap it
             outcome = error
         tasks.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 """Everything that decides whether a migration may be begun now: what `migrate check` shows, line by line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.operations.checks import Check
@@ -44,7 +44,7 @@ async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Check
         from services.environments_store.operations.surroundings import look_around
 
         around = await look_around(location.url, found, blockers, limits or OperationLimits())
-    findings = (*report.findings, *around)
+    findings = (*report.findings, *around, *_about_lists(found, limits or OperationLimits()))
     names = _OF_SQLITE if found.dialect == "sqlite" else tuple(_SUBJECTS)
     return Checklist(
         dialect=report.dialect,
@@ -57,6 +57,18 @@ async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Check
             _check(name, found, [one for one in findings if one.subject in _SUBJECTS[name]]) for name in names
         ),
     )
+
+
+def _about_lists(found: Inspection, limits: OperationLimits) -> Iterator[Finding]:
+    index = found.list_index
+    large = found.dialect == "postgresql" and found.rows_estimate >= limits.large_table_rows
+    if large and (index is None or not index.valid):
+        yield Finding(
+            level="info",
+            subject="list-index",
+            message=f"Each page of live environments sorts about {found.rows_estimate:,} rows.",
+            remedy="`environments-store migrate list-index` builds an index for it, which the guide does not know.",
+        )
 
 
 def is_checked(finding: Finding) -> bool:

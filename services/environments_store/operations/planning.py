@@ -125,7 +125,7 @@ def _will_not(found: Inspection) -> tuple[str, ...]:
     common = (
         "change a row, or any other column or table",
         "drop anything, but an INVALID index of its own name that nobody is building",
-        "add an index for lists of live rows, or a table of versions",
+        "add an index for lists of live rows, which `migrate list-index` does when asked, or a table of versions",
     )
     if found.dialect == "sqlite":
         return (*common, "drop a copy of the table that an interrupted start of the original left behind")

@@ -103,6 +103,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         return next((index for index in self.indexes if index.serves), None)
 
     @property
+    def list_index(self) -> Index | None:
+        """The index that reads pages of live environments in their order, valid or not."""
+        return next((index for index in self.indexes if index.first_column == "createdAt" and index.btree), None)
+
+    @property
     def writable(self) -> bool:
         return not (self.standby or self.read_only)
 

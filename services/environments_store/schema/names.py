@@ -1,11 +1,23 @@
 """The names in the database that are promises: the original's and the guide's. All of them need their quotes."""
 
-__all__ = ["BASE_COLUMNS", "COLUMN", "INDEX", "METADATA_TABLE", "TABLE", "backup_name", "qualified", "quoted"]
+__all__ = [
+    "BASE_COLUMNS",
+    "COLUMN",
+    "INDEX",
+    "LIST_INDEX",
+    "METADATA_TABLE",
+    "TABLE",
+    "backup_name",
+    "qualified",
+    "quoted",
+]
 
 TABLE = "environments"
 METADATA_TABLE = "metadata"
 COLUMN = "deletedAt"
 INDEX = "environments_deleted_at_idx"
+LIST_INDEX = "environments_created_at_idx"
+"""No promise of the guide's: made only when somebody asks for it."""
 BASE_COLUMNS = ("id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt")
 """What every generation of the original has: a table without them is somebody else's."""
 

@@ -15,6 +15,7 @@ from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.names import INDEX
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.postgres_steps import analyse, build_index, remove_index
+from services.environments_store.schema.sql import create_index
 
 __all__ = ["IndexBuilder"]
 
@@ -108,7 +109,11 @@ class IndexBuilder:
         self._journal.note(messages.INDEX_ADDING)
         self._journal.step("index")
         try:
-            await build_index(session, found, action.name, self._budgets, concurrently=action.kind == "create")
+            concurrently = action.kind == "create"
+            statement = create_index(
+                "postgresql", found.schema, found.table, name=action.name, concurrently=concurrently
+            )
+            await build_index(session, statement, self._budgets, concurrently=concurrently)
         except StatementFailure as failure:
             if outcome_of(failure) == "lost":
                 raise

@@ -22,11 +22,11 @@ from services.environments_store.schema.plan import Obstacle, obstacle_to_column
 from services.environments_store.schema.postgres_index import IndexBuilder
 from services.environments_store.schema.postgres_steps import (
     MigrationLock,
-    PooledLock,
     SessionLock,
     add_the_column,
     create_the_tables,
     lock_key,
+    migration_lock,
     open_session,
 )
 
@@ -82,10 +82,7 @@ class PostgresMigration:
             self._index.announce(found)
             if not self._index.can_work(found):
                 return self._budgets.reinspect_s
-            key = lock_key(found)
-            lock: MigrationLock = SessionLock(session, key)
-            if session.pooled:
-                lock = PooledLock(self._url, self._node_id, self._budgets, key)
+            lock = migration_lock(session, self._url, self._node_id, self._budgets, found)
             deadline = anyio.current_time() + self._budgets.index_wait_s
             async with self._locked(lock, session, deadline, lambda found: not pending_steps(found)) as held:
                 return await self._index.work(session) if held else self._budgets.poll_max_s

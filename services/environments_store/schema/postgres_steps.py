@@ -11,7 +11,7 @@ from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, qualified, quoted
-from services.environments_store.schema.sql import add_column, create_index, create_tables, drop_index
+from services.environments_store.schema.sql import add_column, create_tables, drop_index
 
 __all__ = [
     "MigrationLock",
@@ -20,6 +20,7 @@ __all__ = [
     "build_index",
     "create_the_tables",
     "lock_key",
+    "migration_lock",
     "open_session",
     "remove_index",
 ]
@@ -137,6 +138,14 @@ class PooledLock:
                 await session.close()
 
 
+def migration_lock(
+    session: PostgresSession, url: str, node_id: str, budgets: MigrationBudgets, found: Inspection
+) -> MigrationLock:
+    """The lock of this table, of the kind that means something on this connection."""
+    key = lock_key(found)
+    return PooledLock(url, node_id, budgets, key) if session.pooled else SessionLock(session, key)
+
+
 async def create_the_tables(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> bool:
     """Both tables and the index in one transaction; False when a pooled peer does it, or was faster."""
     return await _in_transaction(session, found, budgets, 1000, create_tables("postgresql", found.schema))
@@ -181,11 +190,10 @@ async def _in_transaction(
 
 
 async def build_index(
-    session: PostgresSession, found: Inspection, name: str, budgets: MigrationBudgets, *, concurrently: bool
+    session: PostgresSession, statement: str, budgets: MigrationBudgets, *, concurrently: bool = True
 ) -> None:
     """Alone in its call, in no transaction, and with no timeout: the build obeys `lock_timeout` too while it waits
     for old transactions, and a build that is ended leaves an INVALID index."""
-    statement = create_index("postgresql", found.schema, found.table, name=name, concurrently=concurrently)
     lock_timeout_ms = 0 if concurrently else budgets.lock_timeouts_ms[-1]
     await _run_with(session, statement, budgets, lock_timeout_ms=lock_timeout_ms, statement_timeout_ms=0)
 
