@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from broker import MoleculerError, ServiceBroker
+from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.service import EnvironmentsStore
 from tests.support.postgres import PostgresDatabase
 from tests.support.shapes import POSTGRES_SHAPES, SQLITE_SHAPES, make_sqlite, postgres_sql
 
 pytestmark = pytest.mark.anyio
 
+BUDGETS = MigrationBudgets(rebuild_recheck_s=0.05)
 PREFIX = "c0ffee00-0000-4000-8000-00000000000"
 # Made by Node of the documents in the fixtures. The same for every table: jsonb, too, holds an equal document.
 HASHES = {
@@ -75,7 +77,7 @@ async def test_m16_what_is_no_plain_table_is_served_without_soft_delete(
 
 
 async def assert_adopted(url: str, shape: str) -> None:
-    async with ServiceBroker("store", services=[EnvironmentsStore(url)]) as broker:
+    async with ServiceBroker("store", services=[EnvironmentsStore(url, budgets=BUDGETS)]) as broker:
         assert (await ask(broker, "schema"))["state"] == "ready"
         live, deleted = await ask(broker, "list"), await ask(broker, "listDeleted")
         expected = {uuid for uuid in HASHES if uuid not in ONLY_IN_THE_COPY.get(shape, ())} - set(

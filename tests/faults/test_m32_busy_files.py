@@ -18,7 +18,7 @@ from tests.support.starters import starters
 pytestmark = pytest.mark.anyio
 
 STARTERS = 8
-ROUNDS = 3
+ROUNDS = 2
 BUDGETS = MigrationBudgets(start_s=0.5, reinspect_s=0.1, sleep_patient_s=0.1, sqlite_busy_ms=20)
 IMPATIENT = DatabaseSettings(sqlite_busy_timeout_s=0.1, sqlite_wal_timeout_s=0.1)
 LIVE = "c0ffee00-0000-4000-8000-000000000001"

@@ -18,7 +18,7 @@ from tests.support.starters import starters
 
 pytestmark = pytest.mark.anyio
 
-BUDGETS = MigrationBudgets(start_s=20, sqlite_busy_ms=20)
+BUDGETS = MigrationBudgets(start_s=20, sqlite_busy_ms=20, rebuild_recheck_s=0.05)
 LIVE = {f"c0ffee00-0000-4000-8000-00000000000{number}" for number in (1, 3, 4)}
 COLUMN = "SELECT count(*) FROM pragma_table_info('environments') WHERE name = 'deletedAt'"
 INDEX = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND sql LIKE '%deletedAt%'"
@@ -27,6 +27,7 @@ long = pytest.mark.long
 KILLED = """
 import os, signal, sys
 import anyio, logging
+from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema import sqlite_migration
 from services.environments_store.schema.migrator import migrate_once
 
@@ -41,7 +42,8 @@ async def query(connection, path, text, *arguments):
     return rows
 
 sqlite_migration.query = query
-anyio.run(lambda: migrate_once(sys.argv[1], logger=logging.getLogger("killed")))
+budgets = MigrationBudgets(rebuild_recheck_s=0.05)
+anyio.run(lambda: migrate_once(sys.argv[1], logger=logging.getLogger("killed"), budgets=budgets))
 """
 
 

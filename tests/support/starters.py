@@ -42,6 +42,7 @@ BUDGETS = MigrationBudgets(
     index_invalid_recheck_s=0.05,
     index_wait_step_s=0.02,
     index_retry_s=0.1,
+    rebuild_recheck_s=0.05,
 )
 """Patient, as 32 processes on two cores need it, and without the pauses that are for the health of a real server."""
 SHORT = MigrationBudgets(start_s=0.5)
