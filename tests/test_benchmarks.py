@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.benchmarks import calls, listing, store_at_size, transfer
@@ -35,9 +36,14 @@ def test_import_and_export_are_measured(
     dialect: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transfer.measure(dialect, url_of(dialect, request, tmp_path), 50, tmp_path)
+    kinds = ["import", "export"]
+    if dialect == "SQLite":
+        url = f"sqlite:///{tmp_path / 'actions.sqlite'}"
+        anyio.run(transfer.measure_actions, url, 50, transfer.given(tmp_path, 50))
+        kinds += ["import, the action", "export, the action"]
     shown = capsys.readouterr().out
-    assert re.search(r"import +[\d,]+ documents/s +[\d.]+ MiB", shown)
-    assert re.search(r"export +[\d,]+ documents/s +[\d.]+ MiB", shown)
+    for kind in kinds:
+        assert re.search(rf"^  {kind} +[\d,]+ documents/s +[\d.]+ MiB", shown, re.MULTILINE), kind
 
 
 @pytest.mark.anyio

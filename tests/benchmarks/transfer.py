@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.transfer [--documents 100000] [--only SQLite|PostgreSQL]
 
-Each is the command of its name in a process of its own, which tells the most memory it ever had.
+Each is the command of its name in a process of its own, and the action of its name asked of a service in a process of
+its own, over NATS; the process tells the most memory it ever had.
 """
 
 import argparse
@@ -12,15 +13,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
+
+from broker import ServiceBroker
+from tests.benchmarks.measure import temporary_nats
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import REPOSITORY
+from tests.support.store_node import store_process
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_actions"]
 
 DOCUMENTS = 100_000
 DOCUMENT_BYTES = 1_000
+PIECE_BYTES = 65_536
+CALL_TIMEOUT_S = 600.0
 # The kernel's own account of this program alone: what wait() tells counts the process that started it too.
 _MEASURED = """
 import sys
@@ -33,27 +42,64 @@ finally:
 """
 
 
-def write_lines(file: Path, documents: int) -> None:
-    """Documents alone, as somebody might have collected them: an import needs no more."""
+def given(folder: Path, documents: int) -> Path:
+    """A file of documents alone, as somebody might have collected them: an import needs no more."""
+    file = folder / f"given-{documents}.ndjson"
+    if file.exists():
+        return file
     route = {"method": "get", "endpoint": "users/:id", "responses": [{"statusCode": 200, "body": '{"name": "é"}'}]}
     routes = json.dumps([route] * (DOCUMENT_BYTES // len(json.dumps(route))))
     with file.open("w") as lines:
         for number in range(documents):
             lines.write(f'{{"environment": {{"uuid": "environment-{number}", "routes": {routes}}}}}\n')
+    return file
 
 
 def measure(name: str, url: str, documents: int, folder: Path) -> None:
     """Import so many documents into an empty database and export them again; print rate and memory of each."""
-    given, taken = folder / f"given-{documents}.ndjson", folder / f"{name}-{documents}.ndjson"
-    write_lines(given, documents)
+    taken = folder / f"{name}-{documents}.ndjson"
+    source = given(folder, documents)
     _run(url, "migrate", "run")
     print(f"{name}, {documents:,} documents of {DOCUMENT_BYTES:,} bytes:")
-    for command, file in (("import", given), ("export", taken)):
+    for command, file in (("import", source), ("export", taken)):
         seconds, kilobytes = _run(url, command, str(file))
-        rate = f"{documents / seconds:>9,.0f} documents/s"
-        print(f"  {command:<34} {rate}   {kilobytes / 1024:>7.1f} MiB at most", flush=True)
+        _show(command, documents / seconds, kilobytes)
     with taken.open("rb") as lines:
         assert sum(1 for _ in lines) == documents
+
+
+async def measure_actions(url: str, documents: int, source: Path) -> None:
+    """The same through the actions of a running service, whose table is empty."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        async with await anyio.open_file(source, "rb") as file:
+            while piece := await file.read(PIECE_BYTES):
+                yield piece
+
+    async with (
+        temporary_nats() as nats_url,
+        store_process(url, nats_url, "transfer", "store") as process,
+        ServiceBroker("caller", namespace="transfer", transporter=nats_url) as broker,
+    ):
+        await broker.wait_for_services("environments-store")
+        started = time.perf_counter()
+        await broker.call("environments-store.import", stream=pieces(), timeout=CALL_TIMEOUT_S)
+        _show("import, the action", documents / (time.perf_counter() - started), _peak_of(process.pid))
+        started, lines = time.perf_counter(), 0
+        async for piece in await broker.call("environments-store.export", timeout=CALL_TIMEOUT_S):
+            lines += piece.count(b"\n")
+        _show("export, the action", documents / (time.perf_counter() - started), _peak_of(process.pid))
+    assert lines == documents
+
+
+def _show(what: str, rate: float, kilobytes: int) -> None:
+    print(f"  {what:<34} {rate:>9,.0f} documents/s   {kilobytes / 1024:>7.1f} MiB at most", flush=True)
+
+
+def _peak_of(pid: int) -> int:
+    """The most kilobytes that a process had until now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _run(url: str, *arguments: str) -> tuple[float, int]:
@@ -78,8 +124,12 @@ def main(documents: int, only: str | None) -> None:
         for count in (max(documents // 10, 1), documents):
             if only != "PostgreSQL":
                 measure("SQLite", f"sqlite:///{folder / f'{count}.sqlite'}", count, folder)
+                anyio.run(
+                    measure_actions, f"sqlite:///{folder / f'actions-{count}.sqlite'}", count, given(folder, count)
+                )
             if only != "SQLite":
                 measure("PostgreSQL", PostgresDatabase(server).url, count, folder)
+                anyio.run(measure_actions, PostgresDatabase(server).url, count, given(folder, count))
 
 
 if __name__ == "__main__":

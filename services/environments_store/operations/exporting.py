@@ -4,6 +4,8 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Literal
 
+import msgspec
+
 from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import OperationLimits, StoreLimits
 from services.environments_store.model import read_row
@@ -35,7 +37,8 @@ class Export:
         self._logger = logger
         self._limits = limits or OperationLimits()
         # No hash is needed twice: remembering them would only cost memory.
-        self._records = Records(store_limits or StoreLimits(hash_entries=1), logger)
+        forgetful = msgspec.structs.replace(store_limits or StoreLimits(), hash_entries=1)
+        self._records = Records(forgetful, logger)
         self.exported = 0
         self.damaged = 0
 
