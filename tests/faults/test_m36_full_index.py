@@ -8,8 +8,10 @@ import pytest
 
 from services.environments_store.database.sqlite import SqliteDatabase
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
+from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.queries.sqlite import SQLITE
 from services.environments_store.schema.migrator import migrate_once
+from services.environments_store.schema.names import LIST_INDEX
 from tests.support.served import serving
 from tests.support.shapes import Lines, make_sqlite, until
 from tests.support.sqlite_files import query, url
@@ -70,6 +72,12 @@ async def test_m36_with_the_guides_plain_index_a_page_of_live_rows_is_read_by_th
         assert f"{MISTAKEN} (deletedAt=?)" not in await plan_of(path, text), text
     for text in TRASH:
         assert MISTAKEN in await plan_of(path, text), text
+
+    # The service's own order, by creation, is not sorted either once a person has asked for its index.
+    await build_list_index(url(path), lines.logger)
+    page = await plan_of(path, SQLITE.listing.first)
+    assert f"USING INDEX {LIST_INDEX}" in page
+    assert "TEMP B-TREE" not in page
 
 
 async def test_m36_a_table_that_grows_or_gets_the_plain_index_later_is_analysed_while_the_service_runs(

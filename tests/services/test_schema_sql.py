@@ -10,6 +10,7 @@ from services.environments_store.schema.sql import (
     TIMEOUTS,
     add_column,
     create_index,
+    create_list_index,
     create_tables,
     drop_index,
     script,
@@ -51,6 +52,7 @@ def test_the_script_passes_the_linter(schema: str, version: str) -> None:
         pytest.param([TIMEOUTS, add_column("postgresql")], [], id="column"),
         # IF NOT EXISTS would take an INVALID index, or one of another table, for a good one.
         pytest.param([TIMEOUTS, create_index("postgresql")], ["prefer-robust-stmts"], id="index"),
+        pytest.param([TIMEOUTS, create_list_index("postgresql")], ["prefer-robust-stmts"], id="index for lists"),
         pytest.param([TIMEOUTS, drop_index("public")], [], id="drop"),
         # The tables are those of the original, type for type; on new ones the index blocks nobody.
         pytest.param(
