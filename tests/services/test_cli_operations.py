@@ -7,8 +7,11 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.support.migrations import ADVISORY_LOCKS, old_transaction
@@ -44,22 +47,39 @@ def run(
 
 def on_terminal(*arguments: str, answer: str = "", **settings: str) -> tuple[int, str]:
     """The exit code, and what a command prints on a terminal where somebody types `answer`."""
+    with terminal(*arguments, **settings) as (process, outside):
+        output = read_until(outside, "[y/N]" if answer else "\0")
+        if answer:
+            os.write(outside, f"{answer}\n".encode())
+            output += read_until(outside, "\0")
+        return process.wait(DEADLINE_S), output
+
+
+@contextmanager
+def terminal(*arguments: str, **settings: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A command that runs on a terminal, and the file of its other side."""
     outside, inside = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdin=inside, stdout=inside, stderr=inside, env=environment(TERM="xterm", **settings)
     )
     os.close(inside)
+    try:
+        yield process, outside
+    finally:
+        os.close(outside)
+        process.kill()
+        process.wait()
+
+
+def read_until(outside: int, text: str) -> str:
+    """What was printed up to this text, or to the end."""
     output = b""
-    while True:
+    while text.encode() not in output:
         try:
             output += os.read(outside, 65_536)
         except OSError:  # the other side is closed
             break
-        if answer and b"[y/N]" in output:
-            os.write(outside, f"{answer}\n".encode())
-            answer = ""
-    os.close(outside)
-    return process.wait(DEADLINE_S), output.decode()
+    return output.decode(errors="replace")
 
 
 @pytest.fixture
@@ -277,6 +297,19 @@ def test_a_retention_that_is_no_number_of_days_is_refused(url: str, days: str) -
     result = run("serve", "--retention-days", days, DATABASE_URL=url)
     assert result.returncode == 2
     assert result.stderr.startswith(f"Error: RETENTION_DAYS is '{days}'")
+
+
+@pytest.mark.anyio
+async def test_a_build_that_waits_shows_for_whom_on_a_terminal(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(postgres_sql("p_half"))
+    async with old_transaction(postgres_database.url, isolation="repeatable_read") as transaction:
+        with terminal("migrate", "run", DATABASE_URL=postgres_database.url) as (process, outside):
+            waits = "waiting for the transaction of process"
+            assert waits in await anyio.to_thread.run_sync(read_until, outside, waits)
+            await transaction.rollback()
+            shown = await anyio.to_thread.run_sync(read_until, outside, "\0")
+            assert process.wait(DEADLINE_S) == 0
+    assert "deletedAt index created successfully" in shown
 
 
 def test_a_build_shows_its_progress_on_a_terminal(postgres_database: PostgresDatabase) -> None:
