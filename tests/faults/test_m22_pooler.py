@@ -129,5 +129,7 @@ async def test_m22_a_node_behind_a_pooler_is_seen_from_the_direct_address_withou
         with anyio.fail_after(DEADLINE_S):
             while not (seen := await survey(postgres_database.url, LOGGER)).serving:  # noqa: ASYNC110 # the server tells
                 await anyio.sleep(0.01)
-        with pytest.raises(OperationError, match="Stop every node first"):
+        with pytest.raises(
+            OperationError, match=r"until lately, if this is the connection of a pooler\. Stop every node"
+        ):
             refuse_unsafe(seen, "keep", False)

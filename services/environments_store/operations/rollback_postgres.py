@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from services.environments_store.database.base import Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
@@ -31,9 +32,10 @@ UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
 TRY_TRANSACTION_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
 # The connections of a node: the one that says that it serves, and those of its pool. Everybody may see their names.
 NODES = """
-SELECT DISTINCT application_name AS application, host(client_addr) AS address FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
-  AND (application_name = 'environments-store' OR starts_with(application_name, $1)) ORDER BY 1, 2
+SELECT application_name AS application, host(client_addr) AS address,
+       bool_or(EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted)) AS holds
+FROM pg_stat_activity a WHERE datname = current_database() AND pid <> pg_backend_pid()
+  AND (application_name = 'environments-store' OR starts_with(application_name, $1)) GROUP BY 1, 2 ORDER BY 1, 2
 """
 _COPY_TIMEOUT_S = 3_600.0  # a trash of any size; readers do not wait for it
 
@@ -53,10 +55,7 @@ async def nodes_of(url: str) -> tuple[str, ...]:
 async def _nodes(session: PostgresSession, found: Inspection) -> tuple[str, ...]:
     rows = await session.fetch(NODES, APPLICATION)
     named = [row for row in rows if row["application"].startswith(APPLICATION)]
-    serving = tuple(
-        f"'{row['application'].removeprefix(APPLICATION).strip() or 'a node'}' serves from {row['address'] or 'here'}"
-        for row in named or rows
-    )
+    serving = tuple(map(_serves, named or rows))
     if serving or session.pooled:
         return serving
     # Somebody whose name this role may not see.
@@ -64,6 +63,13 @@ async def _nodes(session: PostgresSession, found: Inspection) -> tuple[str, ...]
     if alone:
         await session.fetch_value(UNLOCK, serving_key(found))
     return () if alone else ("A node serves",)
+
+
+def _serves(row: Row) -> str:
+    name = row["application"].removeprefix(APPLICATION).strip() or "a node"
+    # Behind a pooler nothing is held, and the pooler's connection bears the name for a while after its node has ended.
+    doubt = "" if row["holds"] else ", or did until lately, if this is the connection of a pooler"
+    return f"'{name}' serves from {row['address'] or 'here'}{doubt}"
 
 
 async def drop_column(
