@@ -45,8 +45,8 @@ ENVIRONMENTS_STORE = [
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
-    "config database.postgres_session database.sqlite_connection document queries queries.purging queries.transfer"
-    " schema.index schema.outcomes schema.plan",
+    "aliases config database.postgres_session database.sqlite_connection document queries queries.purging"
+    " queries.transfer schema.index schema.outcomes schema.plan",
     "database.postgres_pool database.sqlite listing operations.lines operations.progress records schema.blockers"
     " schema.inspect_postgres schema.inspect_sqlite schema.journal shape",
     "database.postgres operations.backup_sqlite operations.exporting operations.presence operations.purge"
@@ -153,7 +153,8 @@ SUITES = {
     " broker.defaults broker.middlewares.retry broker.transports.memory",
     "contract/test_database.py": "database.base database.connect database.failures database.postgres_pool"
     " database.postgres_session database.sqlite database.sqlite_connection database.statements",
-    "contract/test_store.py": "defaults errors queries queries.base queries.postgresql queries.sqlite records store",
+    "contract/test_store.py": "aliases defaults errors queries queries.base queries.postgresql queries.sqlite"
+    " records store",
     "contract/test_store_documents.py": "document",
     "contract/test_store_degraded.py": "shape",
     "contract/test_store_lists.py": "listing",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import (
@@ -60,6 +61,7 @@ class Store:
         self._shape = TableShape(status, report_missing_column)
         self._limits = limits or StoreLimits()
         self._records = Records(self._limits, logger)
+        self._aliases = Aliases(database, self._limits)
 
     async def create(
         self, document: bytes, reply_limit: int | None = None, measure: Callable[[bytes], int] = len
@@ -80,8 +82,7 @@ class Store:
         with self._watched():
             queries = self._shape.queries()
             row = await self._database.fetch_one(queries.get, uuid)
-            if row is None:
-                # Nothing in an adopted table makes sure that both columns hold the same.
+            if row is None and await self._aliases.may_name(uuid):
                 row = await self._database.fetch_one(queries.get_by_environment_uuid, uuid)
             if row is None:
                 raise EnvironmentNotFoundError(uuid)

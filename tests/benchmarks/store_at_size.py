@@ -7,6 +7,7 @@ another tenth of the rows, put into the trash before it, while somebody goes on 
 """
 
 import argparse
+import contextlib
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from broker import ServiceBroker
+from broker import MoleculerError, ServiceBroker
 from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.schema.migrator import migrate_once
 from services.environments_store.service import EnvironmentsStore
@@ -77,6 +78,14 @@ def _ask(broker: ServiceBroker, action: str, **params: Any) -> Callable[[], Awai
     return lambda: broker.call(f"environments-store.{action}", params, timeout=CALL_TIMEOUT_S)
 
 
+def _nobody(broker: ServiceBroker) -> Callable[[], Awaitable[None]]:
+    async def ask() -> None:
+        with contextlib.suppress(MoleculerError):  # 404
+            await _ask(broker, "get", uuid="nobody")()
+
+    return ask
+
+
 async def _pages(broker: ServiceBroker, rows: int) -> None:
     for title, call in {
         "page of live ones, the first": _ask(broker, "list", limit=PAGE),
@@ -92,6 +101,7 @@ async def _reads(broker: ServiceBroker, rows: int) -> None:
         "page of the trash, the first": _ask(broker, "listDeleted", limit=PAGE),
         "page of the trash, after half": _ask(broker, "listDeleted", limit=PAGE, after=middle),
         "get": _ask(broker, "get", uuid=f"row-{rows * 9 // 10}"),
+        "get of nobody": _nobody(broker),
         "stats": _ask(broker, "stats"),
     }.items():
         print(milliseconds(title, await times(call, CALLS)))

@@ -1,11 +1,14 @@
 """What each operation does to an environment in each state, on both databases."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import pytest
 
+from services.environments_store.database.base import Database, Row
+from services.environments_store.defaults import StoreLimits
 from services.environments_store.errors import (
     DatabaseError,
     EnvironmentChangedError,
@@ -30,6 +33,25 @@ pytestmark = [
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 ISO_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 DAY_MS = 86_400_000
+
+
+class Counting:
+    """The database, and how often it was asked."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+    async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        self.reads += 1
+        return await self._database.fetch(query, *arguments)
+
+    async def fetch_one(self, query: str, *arguments: object) -> Row | None:
+        self.reads += 1
+        return await self._database.fetch_one(query, *arguments)
 
 
 async def test_create_answers_with_the_whole_record(bench: Bench) -> None:
@@ -274,6 +296,33 @@ async def test_a_row_whose_id_differs_is_found_by_its_environment_uuid(bench: Be
     await bench.run(f"UPDATE environments SET {column} = $1 WHERE id = $2", UUID, "row-1")
     record = read(await bench.store.get(UUID))
     assert (record["id"], record["environmentUuid"]) == ("row-1", UUID)
+
+
+@pytest.mark.parametrize("most", [0, 10])
+async def test_the_table_is_not_read_for_each_environment_that_is_not_there(bench: Bench, most: int) -> None:
+    database = Counting(bench.database)
+    store = bench.store_on(database, StoreLimits(aliases=most))
+    await bench.create("row-1", name="adopted")
+    column = "environmentUuid" if bench.is_sqlite else '"environmentUuid"'
+    await bench.run(f"UPDATE environments SET {column} = $1 WHERE id = $2", UUID, "row-1")
+
+    async def ask(uuid: str) -> None:
+        with pytest.raises(EnvironmentNotFoundError):
+            await store.get(uuid)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(ask, f"nobody-{number}")
+    # One by its id for each; the column without an index once for all, or once for each when it holds too many.
+    assert database.reads == 10 + 1 + (10 if most == 0 else 0)
+    assert read(await store.get(UUID))["id"] == "row-1"
+
+    forgetful = bench.store_on(bench.database, StoreLimits(aliases_s=0))
+    await bench.create("row-2")
+    with pytest.raises(EnvironmentNotFoundError):
+        await forgetful.get("another")
+    await bench.run(f"UPDATE environments SET {column} = $1 WHERE id = $2", "another", "row-2")
+    assert read(await forgetful.get("another"))["id"] == "row-2"
 
 
 async def test_a_row_without_a_document_is_reported_and_left_out_of_lists(
