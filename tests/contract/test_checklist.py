@@ -1,14 +1,10 @@
 """What `migrate check` goes through, on both databases: a line for each thing, and what to do where all is not well."""
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import pytest
 
-from services.environments_store.database.postgres_session import Connection
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.operations.checklist import Checklist, go_through
 from services.environments_store.schema.check import look
@@ -18,10 +14,6 @@ from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.shapes import make_sqlite, postgres_sql
 
 pytestmark = pytest.mark.anyio
-
-# As Sequelize 6 reads the table, with its models of before soft delete and of after.
-BEFORE = 'SELECT "id", "environment", "timestamp", "createdAt", "updatedAt" FROM "environments" AS "environments";'
-AFTER = 'SELECT "id", "environment", "deletedAt", "createdAt", "updatedAt" FROM "environments" AS "environments";'
 
 
 async def checklist(url: str, limits: OperationLimits | None = None) -> Checklist:
@@ -34,15 +26,6 @@ def states(checklist: Checklist) -> dict[str, str]:
 
 def messages(checklist: Checklist, subject: str) -> list[str]:
     return [finding.message for finding in checklist.findings if finding.subject == subject]
-
-
-@asynccontextmanager
-async def session(url: str, **settings: str) -> AsyncIterator[Connection]:
-    connection = await asyncpg.connect(url, server_settings=settings)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def test_where_all_is_well_each_line_says_so(postgres_database: PostgresDatabase) -> None:
@@ -88,18 +71,6 @@ async def test_a_prepared_transaction_that_nobody_ends_is_named() -> None:
         assert "the prepared transaction 'forgotten' holds AccessShareLock" in messages(seen, "blocker")[0]
         database.run_sql("ROLLBACK PREPARED 'forgotten'")
         assert states(await checklist(database.url))["blockers"] == "ok"
-
-
-@pytest.mark.parametrize(("statement", "subject"), [(BEFORE, "old-generation"), (AFTER, "other-program")])
-async def test_the_original_from_before_soft_delete_is_recognised(
-    statement: str, subject: str, postgres_database: PostgresDatabase
-) -> None:
-    postgres_database.run_sql(postgres_sql("p_dnew"))
-    async with session(postgres_database.url) as connection:
-        await connection.execute(statement)
-        seen = await checklist(postgres_database.url)
-    assert states(seen)["old generations"] == ("warning" if subject == "old-generation" else "ok")
-    assert "'without a name' of role \"postgres\" from 127.0.0.1 (1 session)" in messages(seen, subject)[0]
 
 
 async def test_the_disk_that_the_index_needs_is_estimated(postgres_database: PostgresDatabase) -> None:
