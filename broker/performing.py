@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, TypeGuard, assert_never
 
 from broker.codec import Codec
 from broker.effects import (
@@ -39,6 +39,9 @@ INVISIBLE = (
     "other nodes do not see this node as it is. Raise max_payload at the server, put fewer services on one node, or "
     "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
 )
+
+LARGEST_TIME_MS = 8.64e15
+"""The largest time that JavaScript knows."""
 
 Answer = tuple[Response, StreamReader | None]
 """What a request's waiter is settled with."""
@@ -204,8 +207,8 @@ class Performing:
 
     def _settle_ping(self, pong: Pong) -> None:
         now = epoch_ms()
-        elapsed = now - pong.time if isinstance(pong.time, int | float) else 0
-        skew = round(now - pong.arrived - elapsed / 2) if isinstance(pong.arrived, int | float) else 0
+        elapsed = now - pong.time if _is_finite(pong.time) else 0
+        skew = round(now - pong.arrived - elapsed / 2) if _is_finite(pong.arrived) else 0
         result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
         for ping_id, (node_id, waiter) in list(self.pongs.items()):
             if node_id == pong.sender and not waiter.done():
@@ -219,6 +222,11 @@ def reject(effect: Reject) -> None:
     waiter = effect.pending.waiter
     if not waiter.done():
         waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
+
+
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a peer sent a number that can be reckoned with: JSON has some that are beyond any float."""
+    return isinstance(value, int | float) and -LARGEST_TIME_MS < value < LARGEST_TIME_MS
 
 
 def epoch_ms() -> int:

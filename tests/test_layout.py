@@ -65,7 +65,9 @@ ENVIRONMENTS_STORE = [
 # The files that may import a library; nobody else.
 LIBRARIES = {
     "nats": {"broker.transports.nats"},
-    "asyncio": {f"broker.{name}" for name in ("broker", "calls", "flow", "node", "performing", "reader")},
+    "asyncio": {
+        f"broker.{name}" for name in ("broker", "calls", "flow", "node", "performing", "reader", "transports.nats")
+    },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {
         "services.environments_store.database.sqlite",

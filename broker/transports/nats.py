@@ -1,5 +1,6 @@
 """NATS, by nats-py (moleculer protocol §14). The only module that imports it; none of its exceptions leaves here."""
 
+import asyncio
 import random
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,14 @@ NO_RESPONDERS = "503"
 nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 
 
+class _Client(Client):
+    async def _process_pong(self) -> None:
+        """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 class NATSTransport:
     """A connection to one NATS server of a list.
 
@@ -57,7 +66,7 @@ class NATSTransport:
     async def connect(self, observer: Observer, name: str) -> None:
         self._observer = observer
         attempt = _Attempt(len(self._servers))
-        client = Client()
+        client = _Client()
 
         async def failed(error: Exception) -> None:
             if attempt.running:

@@ -167,6 +167,28 @@ async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: C
     assert one._node.transit.pending == {}
 
 
+@pytest.mark.parametrize("time", [b"1e999", b"-1e999", b'"soon"', b"null", b"true", b"9007199254740993000"])
+async def test_c27_a_pong_with_an_odd_time_is_a_pong(
+    cluster: Cluster, time: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (one,) = await cluster.start(("one", []))
+    stranger = await cluster.stranger("stranger", "PING")
+    await stranger.introduce()
+    await eventually(lambda: "stranger" in one.registry.nodes)
+    caplog.clear()
+    async with anyio.create_task_group() as tasks:
+
+        async def answer() -> None:
+            await stranger.hears("PING")
+            pong = b'{"ver":"5","sender":"stranger","id":"1","time":%b,"arrived":%b}' % (time, time)
+            await stranger.say(cluster.topics.to_node("PONG", "one"), pong)
+
+        tasks.start_soon(answer)
+        answered = await one.ping("stranger", timeout=30)
+    assert answered is not None
+    assert warnings_of(caplog) == []
+
+
 async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_once(cluster: Cluster) -> None:
     reader = Reading()
     await cluster.start(("one", [reader]))

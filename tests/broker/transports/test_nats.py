@@ -1,9 +1,12 @@
 """Addresses of NATS servers: what is usable, and what is shown of them. The rest is in contract/test_transport.py."""
 
+import anyio
 import pytest
 
 from broker.errors import BrokerOptionsError
+from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport, masked
+from tests.support.nats_server import NatsServer
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,25 @@ def test_a_password_is_in_no_error() -> None:
 def test_passwords_are_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
     assert str(NATSTransport([url, url])) == f"{shown}, {shown}"
+
+
+@pytest.mark.anyio
+async def test_a_flush_that_was_given_up_does_not_end_the_reading(nats_server: NatsServer) -> None:
+    transport = NATSTransport([nats_server.url])
+    await transport.connect(Observer(), "one")
+    heard = anyio.Event()
+
+    async def on_message(_data: bytes, _reply: str) -> None:
+        heard.set()
+
+    await transport.subscribe("subject", on_message)
+    nats_server.pause()
+    with anyio.move_on_after(0.1) as scope:
+        await transport.flush()
+    nats_server.resume()
+    assert scope.cancelled_caught
+    await transport.flush()
+    await transport.publish("subject", b"")
+    with anyio.fail_after(10):
+        await heard.wait()
+    await transport.close()
