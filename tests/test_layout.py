@@ -45,15 +45,16 @@ ENVIRONMENTS_STORE = [
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
-    "aliases config database.postgres_session database.sqlite_connection document queries queries.purging"
+    "aliases config database.postgres_session database.sqlite_guarded document queries queries.purging"
     " queries.transfer schema.index schema.outcomes schema.plan",
-    "database.postgres_pool database.sqlite listing operations.lines operations.progress records schema.blockers"
-    " schema.inspect_postgres schema.inspect_sqlite schema.journal shape",
-    "database.postgres operations.backup_sqlite operations.exporting operations.presence operations.purge"
-    " operations.rollback_sqlite operations.spool schema.findings schema.postgres_steps schema.sqlite_steps store",
-    "database.connect operations.backup_postgres operations.importing operations.retention"
-    " operations.rollback_postgres operations.rows operations.surroundings operations.surroundings_sqlite"
-    " schema.check schema.postgres_index schema.sqlite_migration",
+    "database.postgres_pool database.sqlite_connection listing operations.lines operations.progress records"
+    " schema.blockers schema.inspect_postgres schema.journal shape",
+    "database.postgres database.sqlite operations.exporting operations.presence"
+    " operations.purge operations.spool schema.findings schema.postgres_steps"
+    " schema.inspect_sqlite schema.sqlite_steps store",
+    "database.connect operations.backup_postgres operations.backup_sqlite operations.importing operations.retention"
+    " operations.rollback_postgres operations.rollback_sqlite operations.rows operations.surroundings"
+    " operations.surroundings_sqlite schema.check schema.postgres_index schema.sqlite_migration",
     "operations.checklist operations.opening operations.planning schema.postgres_migration",
     "operations.backup operations.doctor operations.list_index operations.rollback operations.verify schema.migrator",
     "service",
@@ -72,12 +73,14 @@ LIBRARIES = {
     "aiosqlite": {
         "services.environments_store.database.sqlite",
         "services.environments_store.database.sqlite_connection",
+        "services.environments_store.database.sqlite_guarded",
         "services.environments_store.schema.inspect_sqlite",
         "services.environments_store.schema.sqlite_migration",
     },
     "sqlite3": {
         "services.environments_store.database.sqlite",
         "services.environments_store.database.sqlite_connection",
+        "services.environments_store.database.sqlite_guarded",
         "services.environments_store.operations.rollback_sqlite",
         "services.environments_store.schema.sqlite_migration",
     },
@@ -180,6 +183,7 @@ SUITES = {
     "faults/test_m01_shapes.py": "schema.blockers schema.inspect_postgres schema.inspection"
     " schema.migrator schema.names schema.postgres_index schema.postgres_migration schema.postgres_steps"
     " schema.status",
+    "faults/test_m24_original_beside_us.py": "database.sqlite_guarded",
     "faults/test_m30_sqlite.py": "schema.inspect_sqlite schema.leftovers schema.sqlite_migration schema.sqlite_steps",
 }
 

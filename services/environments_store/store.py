@@ -156,13 +156,11 @@ class Store:
         """How many environments there are, live, in the trash, and put there within the last `recent_days`."""
         with self._watched():
             row = await self._database.fetch_one(self._shape.queries().stats, recent_days)
-            if row is None:
-                raise DatabaseError("The database gave no counts.")
             return {
-                "total": row["total"],
-                "active": row["active"],
-                "deleted": row["deleted"],
-                "recentlyDeleted": row["recently_deleted"],
+                "total": row["total"] if row else 0,
+                "active": row["active"] if row else 0,
+                "deleted": row["deleted"] if row else 0,
+                "recentlyDeleted": row["recently_deleted"] if row else 0,
             }
 
     @contextmanager

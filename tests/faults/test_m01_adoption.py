@@ -29,6 +29,8 @@ UNSUPPORTED = {"p_odd_view", "p_odd_partitioned"}
 ONLY_IN_THE_COPY = {"s_crash_5": {f"{PREFIX}3"}}
 """Rows that a killed start of the original left in its copy alone: the migration keeps the copy and warns."""
 EMPTY = {"p_none", "s_none"}
+# Nobody works at a copy in these files: a look at them a moment later shows it.
+BUDGETS = MigrationBudgets(rebuild_recheck_s=0.05)
 
 
 @pytest.mark.parametrize("shape", sorted(set(POSTGRES_SHAPES) - UNSUPPORTED))

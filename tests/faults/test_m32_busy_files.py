@@ -9,9 +9,11 @@ import anyio
 import pytest
 
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
+from services.environments_store.errors import DatabaseUnavailableError
 from services.environments_store.schema.messages import ADDED, ADDING, EXISTS, FAILED
+from services.environments_store.schema.migrator import Migrator, migrate_once
 from tests.support.served import Serving, serving
-from tests.support.shapes import SQLITE_SHAPES, make_sqlite, rows_of_sqlite
+from tests.support.shapes import SQLITE_SHAPES, Lines, make_sqlite, rows_of_sqlite
 from tests.support.sqlite_files import query, tables, url
 from tests.support.starters import starters
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.anyio
 STARTERS = 8
 ROUNDS = 2
 BUDGETS = MigrationBudgets(start_s=0.5, reinspect_s=0.1, sleep_patient_s=0.1, sqlite_busy_ms=20)
+PATIENT = MigrationBudgets(start_s=60, sqlite_busy_ms=20)
 IMPATIENT = DatabaseSettings(sqlite_busy_timeout_s=0.1, sqlite_wal_timeout_s=0.1)
 LIVE = "c0ffee00-0000-4000-8000-000000000001"
 HOLD_S = 60
@@ -87,6 +90,21 @@ async def test_m32_an_open_reader_of_a_file_in_delete_mode_delays_the_column_and
             reader.execute("ROLLBACK")
             await assert_healed(service)
     assert query(path, "PRAGMA journal_mode") == [("delete",)]
+
+
+async def test_m32_a_file_that_is_locked_against_readers_too_is_waited_for(path: Path, lines: Lines) -> None:
+    make_sqlite("s_b2", path)
+    one = Migrator(url(path), None, node_id="node-1", logger=lines.logger, budgets=PATIENT)
+    with somebody(path) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DatabaseUnavailableError, match="locked"):
+            await migrate_once(url(path), logger=lines.logger, budgets=BUDGETS)
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.prepare)
+            await anyio.wait_all_tasks_blocked()
+            writer.execute("ROLLBACK")
+    assert one.status.state == "ready"
+    assert lines.guide_lines() == [ADDING, ADDED]
 
 
 def rows_of(path: Path, table: str) -> list[tuple[object, ...]]:

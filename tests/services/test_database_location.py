@@ -6,7 +6,7 @@ import pytest
 
 from services.environments_store.database.connect import open_database
 from services.environments_store.database.location import masked, read_location
-from services.environments_store.database.statements import is_read, touched_rows
+from services.environments_store.database.statements import changes_rows, is_read, touched_rows
 from services.environments_store.errors import ConfigError
 
 
@@ -109,6 +109,25 @@ def test_a_password_is_never_shown(url: str, shown: str) -> None:
 )
 def test_only_what_surely_reads_may_run_twice(query: str, reads: bool) -> None:
     assert is_read(query) is reads
+
+
+@pytest.mark.parametrize(
+    ("query", "changes"),
+    [
+        ("INSERT INTO t VALUES (1) RETURNING id", True),
+        (" -- why\n update t SET a = 1", True),
+        ("DELETE FROM t", True),
+        ("WITH gone AS (SELECT 1) DELETE FROM t", True),
+        ("WITH a AS (SELECT 1) SELECT * FROM a", False),
+        ("SELECT 1", False),
+        ("PRAGMA journal_mode = WAL", False),
+        ("CREATE TABLE t (id int)", False),
+        ("VACUUM INTO 'file'", False),
+        ("", False),
+    ],
+)
+def test_changes_of_rows_are_told_from_all_else(query: str, changes: bool) -> None:
+    assert changes_rows(query) is changes
 
 
 @pytest.mark.parametrize(("tag", "count"), [("UPDATE 3", 3), ("INSERT 0 1", 1), ("CREATE TABLE", 0), ("", 0)])

@@ -13,13 +13,15 @@ from services.environments_store.errors import (
     StalePlanError,
 )
 
-__all__ = ["LOST_STATES", "ServiceError", "StatementFailure", "service_error"]
+__all__ = ["LOST_STATES", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
 
 ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
-MISSING = frozenset({"42703", "42P01"})
+REBUILT = "SQLITE_SCHEMA"
+"""SQLite's own name for a schema that somebody else has changed."""
+MISSING = frozenset({"42703", "42P01", REBUILT})
 READ_ONLY = frozenset({"25006"})
 # Lock, deadlock, serialisation, cancel or timeout, disk, memory, connections, login, unknown database, and a plan
 # that a migration made stale: nothing was stored, and trying again may help.

@@ -13,7 +13,8 @@ import anyio
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
-from services.environments_store.database.statements import is_read
+from services.environments_store.database.sqlite_guarded import GuardedConnection
+from services.environments_store.database.statements import changes_rows, is_read
 from services.environments_store.defaults import DatabaseSettings
 
 __all__ = ["SqliteDatabase"]
@@ -34,10 +35,10 @@ class SqliteDatabase:
         self._path = path
         self._settings = settings
         self._read_only = read_only
-        self._writer: aiosqlite.Connection | None = None
+        self._writer: GuardedConnection | None = None
         self._writing = anyio.Lock()
-        self._idle: list[aiosqlite.Connection] = []
-        self._readers: list[aiosqlite.Connection] = []
+        self._idle: list[GuardedConnection] = []
+        self._readers: list[GuardedConnection] = []
         self._reading = anyio.Semaphore(settings.reader_count)
         # A stream keeps its reader for as long as its consumer likes: one reader is always left for the others.
         self._streaming = anyio.Semaphore(max(1, settings.reader_count - 1))
@@ -67,10 +68,12 @@ class SqliteDatabase:
         if is_read(query):
             try:
                 async with self._reader() as reader:
-                    return await _fetch(reader, self._path, query, arguments, interrupt=True)
+                    return await self._read(reader, query, arguments)
             except StatementFailure as failure:
                 raise service_error(failure, write=False) from failure
         async with self._exclusive() as writer:
+            if changes_rows(query):
+                return (await self._change_rows(writer, query, arguments))[0]
             return await _Transaction(writer, self._path).fetch(query, *arguments)
 
     async def fetch_one(self, query: str, *arguments: object) -> Row | None:
@@ -79,6 +82,8 @@ class SqliteDatabase:
 
     async def execute(self, query: str, *arguments: object) -> int:
         async with self._exclusive() as writer:
+            if changes_rows(query):
+                return (await self._change_rows(writer, query, arguments))[1]
             return await _Transaction(writer, self._path).execute(query, *arguments)
 
     def transaction(self) -> AbstractAsyncContextManager[Queries]:
@@ -97,7 +102,7 @@ class SqliteDatabase:
         async with self._exclusive() as writer:
             transaction = _Transaction(writer, self._path)
             try:
-                await transaction.execute("BEGIN IMMEDIATE")
+                await transaction.begin()
                 yield transaction
                 await transaction.execute("COMMIT")
             except BaseException:
@@ -110,26 +115,45 @@ class SqliteDatabase:
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         try:
             async with self._streaming, self._reader() as reader:
-                with file_failures(self._path):
-                    cursor = await reader.execute(query, bind(arguments))
                 try:
-                    async with aclosing(_batches(cursor, self._path, batch)) as batches:
-                        yield batches
+                    with file_failures(self._path):
+                        if not self._read_only:
+                            await reader.begin("DEFERRED")
+                        cursor = await reader.execute(query, bind(arguments))
+                    try:
+                        async with aclosing(_batches(cursor, self._path, batch)) as batches:
+                            yield batches
+                    finally:
+                        with anyio.CancelScope(shield=True), file_failures(self._path):
+                            await cursor.close()
                 finally:
-                    with anyio.CancelScope(shield=True), file_failures(self._path):
-                        await cursor.close()
+                    await _roll_back(reader)
         except StatementFailure as failure:
             raise service_error(failure, write=False) from failure
 
+    async def _read(self, reader: GuardedConnection, query: str, arguments: tuple[object, ...]) -> Sequence[Row]:
+        """A file that we only read is taken as it is: nobody here could clear up after a killed original."""
+        with file_failures(self._path):
+            return await reader.read(query, bind(arguments), surely=not self._read_only)
+
+    async def _change_rows(
+        self, writer: GuardedConnection, query: str, arguments: tuple[object, ...]
+    ) -> tuple[Sequence[Row], int]:
+        try:
+            with file_failures(self._path):
+                return await writer.change_rows(query, bind(arguments))
+        except StatementFailure as failure:
+            raise service_error(failure, write=True) from failure
+
     @asynccontextmanager
-    async def _exclusive(self) -> AsyncGenerator[aiosqlite.Connection]:
+    async def _exclusive(self) -> AsyncGenerator[GuardedConnection]:
         async with self._writing:
             if self._writer is None:
                 raise service_error(StatementFailure(f"'{self._path}' is not open", sent=False), write=False)
             yield self._writer
 
     @asynccontextmanager
-    async def _reader(self) -> AsyncGenerator[aiosqlite.Connection]:
+    async def _reader(self) -> AsyncGenerator[GuardedConnection]:
         async with self._reading:
             if self._writer is None:
                 raise StatementFailure(f"'{self._path}' is not open", sent=False)
@@ -140,7 +164,7 @@ class SqliteDatabase:
                 if reader in self._readers:
                     self._idle.append(reader)
 
-    async def _connect_reader(self) -> aiosqlite.Connection:
+    async def _connect_reader(self) -> GuardedConnection:
         # Not mode=ro: reading in WAL mode writes to the shared memory file beside the database.
         reader = await self._connect("ro" if self._read_only else "rw")
         self._readers.append(reader)
@@ -148,10 +172,10 @@ class SqliteDatabase:
             await reader.execute_fetchall("PRAGMA query_only = ON")
         return reader
 
-    async def _connect(self, mode: str) -> aiosqlite.Connection:
+    async def _connect(self, mode: str) -> GuardedConnection:
         return await connect(self._path, mode=mode, busy_timeout_s=self._settings.sqlite_busy_timeout_s)
 
-    async def _go_to_wal(self, writer: aiosqlite.Connection) -> None:
+    async def _go_to_wal(self, writer: GuardedConnection) -> None:
         """Ask for WAL, which stays in the file. It needs a moment alone; without one the file stays as it is."""
         reason = "its file system cannot share memory between processes"
         with anyio.move_on_after(self._settings.sqlite_wal_timeout_s):
@@ -175,13 +199,21 @@ class SqliteDatabase:
 class _Transaction:
     """Statements on the writing connection, inside a transaction or each committing by itself."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+    def __init__(self, connection: GuardedConnection, path: Path) -> None:
         self._connection = connection
         self._path = path
 
+    async def begin(self) -> None:
+        try:
+            with file_failures(self._path):
+                await self._connection.begin("IMMEDIATE")
+        except StatementFailure as failure:
+            raise service_error(failure, write=True) from failure
+
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
         try:
-            return await _fetch(self._connection, self._path, query, arguments, interrupt=False)
+            with file_failures(self._path):
+                return list(await self._connection.execute_fetchall(query, bind(arguments)))
         except StatementFailure as failure:
             raise service_error(failure, write=True) from failure
 
@@ -198,19 +230,6 @@ class _Transaction:
             raise service_error(failure, write=True) from failure
 
 
-async def _fetch(
-    connection: aiosqlite.Connection, path: Path, query: str, arguments: tuple[object, ...], *, interrupt: bool
-) -> list[Row]:
-    with file_failures(path):
-        try:
-            return list(await connection.execute_fetchall(query, bind(arguments)))
-        except anyio.get_cancelled_exc_class():
-            if interrupt:
-                # The caller is gone; without this the thread would finish the query for nobody.
-                await connection.interrupt()
-            raise
-
-
 async def _batches(cursor: aiosqlite.Cursor, path: Path, batch: int) -> AsyncGenerator[Sequence[Row]]:
     while True:
         try:
@@ -223,10 +242,10 @@ async def _batches(cursor: aiosqlite.Cursor, path: Path, batch: int) -> AsyncGen
         yield rows
 
 
-async def _roll_back(writer: aiosqlite.Connection) -> None:
+async def _roll_back(connection: GuardedConnection) -> None:
     """Roll back also while being cancelled: a BEGIN that is still waiting in its thread may yet succeed."""
     with anyio.CancelScope(shield=True):
         try:
-            await writer.rollback()
+            await connection.rollback()
         except (sqlite3.Error, ValueError):
             logger.debug("SQLite had rolled back by itself")

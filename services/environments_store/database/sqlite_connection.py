@@ -11,6 +11,7 @@ import aiosqlite
 import anyio
 
 from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.sqlite_guarded import GuardedConnection
 
 __all__ = ["bind", "close_quietly", "connect", "date_text", "file_failures"]
 
@@ -29,7 +30,7 @@ def bind(arguments: Sequence[object]) -> Mapping[str, object]:
     }
 
 
-async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.Connection:
+async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> GuardedConnection:
     """Open the file: `mode` is `ro`, `rw`, or `rwc` to create it. Raises StatementFailure with path and reason.
 
     Statements commit by themselves. A commit is on the disk before it is acknowledged: WAL's usual
@@ -53,7 +54,7 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> aiosqlite.
     return connection
 
 
-async def _open(address: str, path: Path, busy_timeout_s: float) -> aiosqlite.Connection:
+async def _open(address: str, path: Path, busy_timeout_s: float) -> GuardedConnection:
     """Open so that a failure, too, ends the connection's thread before it is told: aiosqlite leaves it running then,
     and a program that gives up at once would meet its complaint."""
     failures: list[sqlite3.Error] = []
@@ -66,7 +67,8 @@ async def _open(address: str, path: Path, busy_timeout_s: float) -> aiosqlite.Co
             return sqlite3.connect(":memory:")
 
     with anyio.CancelScope(shield=True):
-        connection = await aiosqlite.Connection(connector, iter_chunk_size=64)
+        connection = GuardedConnection(connector, iter_chunk_size=64)
+        await connection
     if failures:
         await close_quietly(connection)
         with file_failures(path):

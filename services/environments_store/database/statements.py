@@ -3,11 +3,18 @@
 import re
 from functools import lru_cache
 
-__all__ = ["is_read", "touched_rows"]
+__all__ = ["changes_rows", "is_read", "touched_rows"]
 
 COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 WRITES = re.compile(r"\b(?:insert|update|delete|merge|replace|create|drop|alter|truncate|call|into)\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=512)
+def changes_rows(query: str) -> bool:
+    """True for INSERT, UPDATE, DELETE and REPLACE, also after a WITH; False for reads, pragmas, and DDL."""
+    text = COMMENTS.sub(" ", query).strip().lower()
+    return text.startswith(("insert", "update", "delete", "replace", "with")) and not is_read(query)
 
 
 @lru_cache(maxsize=512)

@@ -16,6 +16,8 @@ _LITE_COLUMNS_WITHOUT = f"id, {_LITE_DOCUMENT}, environmentUuid, timestamp, crea
 _LITE_LIGHT_WITHOUT = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
 _LITE_NOW = "strftime('%Y-%m-%d %H:%M:%f +00:00', 'now')"
 _LITE_NOW_MS = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+# No row instead of zeros: an empty answer is looked at twice, since the original empties its table for a moment.
+_LITE_SOME = " HAVING count(*) > 0"
 _LITE_AFTER = "(createdAt, id) > (SELECT createdAt, id FROM environments WHERE id = $2)"
 
 
@@ -74,7 +76,7 @@ SQLITE = Queries(
         "SELECT count(*) AS total, count(*) FILTER (WHERE deletedAt IS NULL) AS active, count(deletedAt) AS deleted,"
         # julianday of a number is NULL or far away: a date written as epoch milliseconds is never "recent" by accident.
         " count(*) FILTER (WHERE julianday(deletedAt) > julianday('now', '-' || $1 || ' days')) AS recently_deleted"
-        " FROM environments"
+        f" FROM environments{_LITE_SOME}"
     ),
     soft_delete=SoftDelete(
         listing=_lite_trash_listing(),
@@ -104,7 +106,7 @@ SQLITE_WITHOUT = Queries(
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS_WITHOUT}",
     stats=(
         "SELECT count(*) AS total, count(*) AS active, 0 AS deleted, 0 AS recently_deleted"
-        " FROM environments WHERE $1 IS NOT NULL"
+        f" FROM environments WHERE $1 IS NOT NULL{_LITE_SOME}"
     ),
     soft_delete=None,
     no_limit=-1,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aiosqlite
+import anyio
 
 from services.environments_store.database.base import Row
 from services.environments_store.database.sqlite_connection import bind, file_failures
@@ -27,7 +28,21 @@ async def query(connection: aiosqlite.Connection, path: Path, text: str, *argume
 async def inspect(
     connection: aiosqlite.Connection, path: Path, *, table: str = TABLE, read_only: bool = False
 ) -> Inspection:
-    """Everything the plan depends on. Raises StatementFailure."""
+    """Everything the plan depends on, all of one moment: somebody else may be changing the schema just now.
+
+    Raises StatementFailure.
+    """
+    if connection.in_transaction:
+        return await _inspect(connection, path, table, read_only)
+    await query(connection, path, "BEGIN")
+    try:
+        return await _inspect(connection, path, table, read_only)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.rollback()
+
+
+async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, read_only: bool) -> Inspection:
     objects = await query(connection, path, OBJECTS)
     kinds = {row["name"].lower(): row["type"] for row in objects}
     kind = kinds.get(table.lower())

@@ -13,6 +13,7 @@ from services.environments_store.database.location import read_location
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.names import TABLE
+from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Migrator", "migrate_once"]
@@ -78,11 +79,16 @@ class Migrator:
                 await self._migration.bring_column(deadline)
                 break
             except StatementFailure as failure:
-                # A first connection that fails is for the caller to tell and try again; a lost one is tried again here.
-                if not self._journal.inspected or not failure.lost:
+                # A first connection that fails is for the caller to tell and try again; a lost one is tried again
+                # here, and so is a file that somebody has locked even against readers.
+                busy, late = outcome_of(failure) == "blocked", anyio.current_time() >= deadline
+                if not busy and not (self._journal.inspected and failure.lost):
                     raise service_error(failure, write=False) from failure
-                self._journal.unavailable(failure.message)
-                if anyio.current_time() >= deadline:
+                if late and not self._journal.inspected:
+                    raise service_error(failure, write=False) from failure
+                if late or failure.lost:
+                    self._journal.unavailable(failure.message)
+                if late:
                     break
             await anyio.sleep(self._random.uniform(0.5, 1.0) * self._budgets.reconnect_min_s)
         self._tell_missing()

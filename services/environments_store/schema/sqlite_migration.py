@@ -110,8 +110,12 @@ class SqliteMigration:
         its next step before long: to take its copy away would end its start, and leave the rows where it never looks.
         """
         before = await self._footprint(connection)
-        await anyio.sleep(self._budgets.rebuild_recheck_s)
-        return before if before == await self._footprint(connection) else None
+        until = anyio.current_time() + self._budgets.rebuild_recheck_s
+        while anyio.current_time() < until:
+            await anyio.sleep(min(self._budgets.poll_min_s, self._budgets.rebuild_recheck_s))
+            if await self._footprint(connection) != before:
+                return None
+        return before
 
     async def _footprint(self, connection: aiosqlite.Connection) -> Footprint | None:
         run = partial(query, connection, self._path)

@@ -1,0 +1,94 @@
+"""A connection that nobody can make lie: the original at its start, seen from here.
+
+It copies its table to `environments_backup`, drops it, makes it anew and copies the rows back, for each column again
+and in no transaction. What is written beside the copy is dropped with the table, and the new table is empty for a
+moment. So beside a copy nothing is written, and an empty table counts for nothing: callers are told to try again.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from services.environments_store.database.failures import REBUILT, StatementFailure
+from services.environments_store.schema.names import TABLE, backup_name
+
+__all__ = ["GuardedConnection"]
+
+T = TypeVar("T")
+
+_INSTRUCTIONS_BETWEEN_LOOKS = 100_000
+"""Of SQLite's own machine: about a millisecond."""
+_COPY = backup_name(TABLE)
+_FIND_COPY = f"SELECT 1 FROM sqlite_master WHERE name = '{_COPY}'"
+
+
+class GuardedConnection(aiosqlite.Connection):
+    """Each method is one visit to the connection's thread, whatever it does there: visits cost more than statements.
+
+    They raise sqlite3.Error, and StatementFailure for a write beside a copy, and for reads of an empty table there.
+    """
+
+    async def change_rows(self, query: str, arguments: Mapping[str, object]) -> tuple[list[sqlite3.Row], int]:
+        """One statement in a transaction of its own; its rows, and how many it touched."""
+        return await self._visit(self._change_rows, query, arguments)
+
+    async def read(self, query: str, arguments: Mapping[str, object], *, surely: bool) -> list[sqlite3.Row]:
+        """The rows; `surely`: an empty answer means that there are none. A caller that is gone ends its query, whether
+        the thread has come to it yet or not."""
+        abandoned = threading.Event()
+        try:
+            return await self._visit(self._read, query, arguments, surely, abandoned)
+        finally:
+            abandoned.set()
+
+    async def begin(self, kind: str) -> None:
+        """Begin a transaction that may write (`IMMEDIATE`) or one that reads (`DEFERRED`)."""
+        await self._visit(self._begin, kind)
+
+    async def _visit(self, work: Callable[..., T], *arguments: object) -> T:
+        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # aiosqlite types it not
+        return result
+
+    def _change_rows(self, query: str, arguments: Mapping[str, Any]) -> tuple[list[sqlite3.Row], int]:
+        self._begin("IMMEDIATE")
+        try:
+            cursor = self._conn.execute(query, arguments)
+            rows = cursor.fetchall()
+            self._conn.execute("COMMIT")
+            return rows, max(0, cursor.rowcount)
+        finally:
+            self._conn.rollback()  # quiet after a commit
+
+    def _read(
+        self, query: str, arguments: Mapping[str, Any], surely: bool, abandoned: threading.Event
+    ) -> list[sqlite3.Row]:
+        self._conn.set_progress_handler(abandoned.is_set, _INSTRUCTIONS_BETWEEN_LOOKS)
+        try:
+            rows = self._conn.execute(query, arguments).fetchall()
+            if rows or not surely:
+                return rows
+            self._begin("DEFERRED")
+            try:
+                return self._conn.execute(query, arguments).fetchall()
+            finally:
+                self._conn.rollback()
+        finally:
+            self._conn.set_progress_handler(None, 0)
+
+    def _begin(self, kind: str) -> None:
+        self._conn.execute(f"BEGIN {kind}")
+        try:
+            if self._conn.execute(_FIND_COPY).fetchone() and (kind == "IMMEDIATE" or self._is_empty()):
+                raise StatementFailure(
+                    f"there is a table '{_COPY}': the original application rebuilds it now, or was killed at that",
+                    sqlstate=REBUILT,
+                )
+        except BaseException:
+            self._conn.rollback()
+            raise
+
+    def _is_empty(self) -> bool:
+        return self._conn.execute(f"SELECT 1 FROM {TABLE}").fetchone() is None
