@@ -3,6 +3,7 @@
 import asyncpg
 import pytest
 
+from services.environments_store.operations.planning import plan
 from services.environments_store.schema.messages import ADDED, ADDING, EXISTS
 from services.environments_store.schema.migrator import migrate_once
 from tests.support.migrations import ADVISORY_LOCKS, BUDGETS, INDEX_STATE, VALID_INDEX
@@ -15,10 +16,31 @@ pytestmark = pytest.mark.anyio
 NO_COLUMN = ["p_a", "p_ab", "p_c", "p_low", "p_odd_search_path"]
 WITH_COLUMN = ["p_dnew", "p_dmig", "p_man", "p_half", "p_inv", "p_inv_unready", "p_low_and_right"]
 UNSUPPORTED = ["p_odd_view", "p_odd_partitioned"]
+PENDING = {
+    **dict.fromkeys(NO_COLUMN, "column index"),
+    # Statistics, where an index has told the planner of the rows, and nobody has analysed the column.
+    **{"p_dnew": "", "p_dmig": "statistics", "p_man": "statistics"},
+    **{"p_half": "index", "p_low_and_right": "index", "p_inv": "index statistics", "p_inv_unready": "index statistics"},
+    **{"p_none": "table column index", "p_odd_view": "column index", "p_odd_partitioned": "column index"},
+}
 
 
 def test_every_shape_has_its_expectation() -> None:
     assert sorted([*NO_COLUMN, *WITH_COLUMN, *UNSUPPORTED, "p_none"]) == POSTGRES_SHAPES
+
+
+@pytest.mark.parametrize("shape", POSTGRES_SHAPES)
+async def test_m01_the_plan_of_every_shape_names_what_is_missing_and_no_more(
+    shape: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql(shape))
+    statements = postgres_database.log()
+    planned = await plan(postgres_database.url)
+    assert " ".join(step.name for step in planned.steps if step.state != "done") == PENDING[shape]
+    # What needs a person is not promised.
+    states = {step.state for step in planned.steps if step.state != "done"}
+    assert states <= {"blocked" if shape in UNSUPPORTED else "pending"}
+    assert postgres_database.log() == statements
 
 
 @pytest.mark.parametrize("shape", NO_COLUMN + WITH_COLUMN)
