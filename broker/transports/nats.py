@@ -33,6 +33,14 @@ nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 
 
 class _Client(Client):
+    def _connect_command(self) -> bytes:
+        """The first words to a server, with the password. nats-py says them in the clear to a `tls://` address whose
+        server, or who stands in its place, offers no TLS."""
+        server = self._current_server
+        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise nats.errors.Error("nats: the address says tls://, and the server offers no TLS")
+        return super()._connect_command()
+
     async def _process_pong(self) -> None:
         """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""
         if self._pongs and self._pongs[0].done():
@@ -171,7 +179,7 @@ class NATSTransport:
             await self._observer.replied(message.subject[len(self._inbox) + 1 :], message.data)
 
     async def _disconnected(self) -> None:
-        if not self._closing:
+        if not self._closing and self._client is not None:  # else it is an attempt to connect that ends
             await self._observer.disconnected()
 
     async def _reconnected(self) -> None:

@@ -3,10 +3,11 @@
 import anyio
 import pytest
 
-from broker.errors import BrokerOptionsError
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport, masked
 from tests.support.nats_server import NatsServer
+from tests.support.ports import LOOPBACK, free_port
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,25 @@ async def test_a_flush_that_was_given_up_does_not_end_the_reading(nats_server: N
     with anyio.fail_after(10):
         await heard.wait()
     await transport.close()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_said_in_the_clear_to_an_address_that_says_tls(nats_server: NatsServer) -> None:
+    transport = NATSTransport([nats_server.url.replace("nats://", "tls://user:topsecret@")])
+    with pytest.raises(BrokerDisconnectedError, match="offers no TLS") as caught:
+        await transport.connect(Observer(), "one")
+    assert "topsecret" not in str(caught.value)
+    assert not transport.connected
+
+
+@pytest.mark.anyio
+async def test_an_attempt_to_connect_that_fails_is_no_lost_connection() -> None:
+    lost: list[str] = []
+
+    async def disconnected() -> None:
+        lost.append("lost")
+
+    transport = NATSTransport([f"nats://{LOOPBACK}:{free_port()}"])
+    with pytest.raises(BrokerDisconnectedError):
+        await transport.connect(Observer(disconnected=disconnected), "one")
+    assert lost == []
