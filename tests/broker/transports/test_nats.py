@@ -64,10 +64,12 @@ async def test_a_flush_that_was_given_up_does_not_end_the_reading(nats_server: N
 
     await transport.subscribe("subject", on_message)
     nats_server.pause()
-    with anyio.move_on_after(0.1) as scope:
-        await transport.flush()
+    given_up = False
+    while not given_up:  # the server may answer once more before it stands still
+        with anyio.move_on_after(0.1) as scope:
+            await transport.flush()
+        given_up = scope.cancelled_caught
     nats_server.resume()
-    assert scope.cancelled_caught
     await transport.flush()
     await transport.publish("subject", b"")
     with anyio.fail_after(10):
