@@ -144,15 +144,6 @@ class Application {
 		return this.memory.size;
 	}
 
-	/** A change by one of its clients: it is answered from memory, and written by the next synchronisation. */
-	hold({ id, environment }) {
-		this.memory.set(id, environment);
-	}
-
-	drop({ id }) {
-		this.memory.delete(id);
-	}
-
 	/** Every document it holds is written, and every live row that it does not hold is removed. */
 	async synchronise() {
 		for (const [id, environment] of this.memory) await this.save({ id, environment });
@@ -160,16 +151,6 @@ class Application {
 		for (const id of strangers) await this.remove({ id });
 		await this.metadata.upsert({ key: "last_sync", value: String(Date.now()) });
 		return strangers;
-	}
-
-	/** `count` clients' worth of writes one after another, each row made, changed, and every third one removed. */
-	async write({ prefix, from, count }) {
-		for (let number = from; number < from + count; number++) {
-			const id = `${prefix}${number}`;
-			await this.save({ id, environment: { uuid: id, version: 1 } });
-			await this.save({ id, environment: { uuid: id, version: 2 } });
-			if (number % 3 === 0) await this.remove({ id });
-		}
 	}
 
 	async close() {
