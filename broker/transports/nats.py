@@ -9,11 +9,12 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import nats.aio.client
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker.defaults import (
+    NATS_CANCEL_WAIT_S,
     NATS_CLOSE_TIMEOUT_S,
     NATS_CONNECT_TIMEOUT_S,
     NATS_PING_INTERVAL_S,
@@ -40,6 +41,12 @@ class _Client(Client):
         if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
             raise nats.errors.Error("nats: the address says tls://, and the server offers no TLS")
         return super()._connect_command()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """Nobody closes the socket of a reconnection that came to nothing; nats-py puts the next one in its place."""
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call] # as most of nats-py
+        await super()._connect_to_server(s)
 
     async def _process_pong(self) -> None:
         """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""
@@ -98,6 +105,8 @@ class NATSTransport:
                     reconnected_cb=self._reconnected,
                     closed_cb=closed,
                     connect_timeout=NATS_CONNECT_TIMEOUT_S,
+                    # With a handler that waits itself, only how long a close waits for the end of a reconnection.
+                    reconnect_time_wait=NATS_CANCEL_WAIT_S,
                     max_reconnect_attempts=-1,
                     reconnect_to_server_handler=_next_server,
                     ping_interval=NATS_PING_INTERVAL_S,
@@ -153,7 +162,10 @@ class NATSTransport:
                 except MoleculerError:
                     pass  # a connection that is going down anyway
             with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
-                await client.close()
+                # Before Python 3.12, a reconnection that gets its answer in the moment of its cancellation goes on, and
+                # leaves the client open for as long as the process lives.
+                while not client.is_closed:
+                    await client.close()
 
     def __str__(self) -> str:
         return ", ".join(masked(server) for server in self._servers)

@@ -1,13 +1,18 @@
 """Addresses of NATS servers: what is usable, and what is shown of them. The rest is in contract/test_transport.py."""
 
+import gc
+
 import anyio
+import anyio.lowlevel
 import pytest
+from anyio.abc import SocketStream
 
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport, masked
 from tests.support.nats_server import NatsServer
 from tests.support.ports import LOOPBACK, free_port
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,55 @@ def test_a_password_is_in_no_error() -> None:
 def test_passwords_are_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
     assert str(NATSTransport([url, url])) == f"{shown}, {shown}"
+
+
+@pytest.mark.anyio
+async def test_a_reconnection_that_came_to_nothing_leaves_no_socket_open(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something listens at the server's address, and hangs up: a server that just dies, or a load balancer without one.
+    The test fails for what Python says of a socket that is collected open."""
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.01)
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0)
+    transport = NATSTransport([nats_server.url])
+    calls = 0
+
+    async def hang_up(stream: SocketStream) -> None:
+        nonlocal calls
+        calls += 1
+        await stream.aclose()
+
+    await transport.connect(Observer(), "one")
+    nats_server.kill()
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=nats_server.port)
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, hang_up)
+        await eventually(lambda: calls >= 3)
+        group.cancel_scope.cancel()
+    await transport.close()
+    gc.collect()
+
+
+@pytest.mark.anyio
+async def test_who_closes_while_the_connection_comes_back_does_not_find_it_open_later(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12 a connection that is made in the moment of its cancellation is not cancelled."""
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.001)
+    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0)
+    for moment in range(4, 14):
+        transport = NATSTransport([nats_server.url])
+        await transport.connect(Observer(), "one")
+        client = transport._client
+        assert client is not None
+        nats_server.kill()
+        await eventually(lambda: not transport.connected)  # noqa: B023 # ends with the round
+        nats_server.start()  # meanwhile nothing of this process runs
+        for _ in range(moment):
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        await transport.close()
+        assert client.is_closed, moment
+    gc.collect()
 
 
 @pytest.mark.anyio
