@@ -123,7 +123,11 @@ class Catalog:
         """Run a service's `started`, then offer it. An exception of `started` passes."""
         entry = self._entries[full_name]
         await self.tell("service_starting", entry.service)
-        await entry.service.started()
+        try:
+            await entry.service.started()
+        except Exception as error:
+            logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, error)
+            raise
         entry.running = True
         self._node.performing.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,8 @@ import anyio
 from broker.broker import ServiceBroker
 from broker.cli.output import print_error
 from broker.errors import MoleculerError
+
+logger = logging.getLogger("broker")
 
 
 def run(main: Callable[[], Awaitable[int]]) -> int:
@@ -83,6 +86,8 @@ async def _start_unless(broker: ServiceBroker, stop: anyio.Event, start_timeout:
             tasks.start_soon(give_up)
     except* MoleculerError as group:
         print_error(str(group.exceptions[0]))
+    except* Exception as group:  # a service's own; where it comes from is for whoever writes that service
+        logger.error("The node could not start", exc_info=group.exceptions[0])
     return started
 
 

@@ -14,10 +14,11 @@ from broker.service import Service
 def load_services(targets: list[str]) -> list[Service]:
     """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class` or a folder of such files.
 
+    Files may import others of their folder. Classes are made without arguments.
+
     Raises ServiceSchemaError for a target that cannot be loaded or holds no service.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _make_importable(Path.cwd(), first=True)
     services = [service for target in targets for service in _load(target)]
     if not services:
         raise ServiceSchemaError(f"There is no service in {', '.join(targets)}.")
@@ -38,19 +39,34 @@ def _load(target: str) -> list[Service]:
     kind = getattr(module, class_name, None)
     if not (inspect.isclass(kind) and issubclass(kind, Service)):
         raise ServiceSchemaError(f"{class_name} in {place} is no service class.")
-    return [kind()]
+    return [_made(kind)]
 
 
 def _services_of(module: ModuleType) -> list[Service]:
     """One instance of every service class that the module itself defines."""
     return [
-        kind()
+        _made(kind)
         for kind in vars(module).values()
         if inspect.isclass(kind)
         and issubclass(kind, Service)
         and kind.__module__ == module.__name__
         and isinstance(getattr(kind, "name", None), str)
     ]
+
+
+def _made(kind: type[Service]) -> Service:
+    try:
+        return kind()
+    except Exception as error:  # it runs somebody's code
+        raise ServiceSchemaError(
+            f"The service class {kind.__qualname__} cannot be made without arguments: {_words(error)}"
+        ) from error
+
+
+def _make_importable(folder: Path, *, first: bool = False) -> None:
+    """The folder of a file comes last, as its files may have the names of modules that others import."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0 if first else len(sys.path), str(folder))
 
 
 def _load_module(name: str) -> ModuleType:
@@ -65,6 +81,7 @@ def _load_file(path: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None or not path.exists():
         raise ServiceSchemaError(f"The file {path} cannot be loaded.")
+    _make_importable(path.parent.resolve())
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     try:

@@ -86,3 +86,24 @@ def test_an_empty_folder_says_so(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(ServiceSchemaError, match="There is no service in"):
         load_services([str(folder / "empty")])
+
+
+def test_files_of_a_folder_may_import_each_other_and_never_hide_a_module(folder: Path) -> None:
+    services = folder / "in_a_folder"
+    services.mkdir()
+    (services / "words_of_a_test.py").write_text("GREETING = 'hello'\n")
+    (services / "json.py").write_text("GREETING = 'hello'\n")
+    code = "import json, words_of_a_test\nassert json.dumps\nfrom broker import Service\n\nclass One(Service):\n"
+    (services / "one.py").write_text(f"{code}    name = words_of_a_test.GREETING\n")
+    assert names(str(services)) == ["hello"]
+    assert names(str(services / "one.py")) == ["hello"]
+
+
+@pytest.mark.parametrize("place", ["needy_of_a_test:Needy", "needy_of_a_test.py", "."])
+def test_a_class_that_cannot_be_made_says_why(folder: Path, place: str) -> None:
+    for file in folder.glob("*.py"):
+        file.unlink()
+    code = "class Needy(Service):\n    name = 'needy'\n    def __init__(self, url): ..."
+    (folder / "needy_of_a_test.py").write_text(f"from broker import Service\n\n{code}\n")
+    with pytest.raises(ServiceSchemaError, match=r"Needy cannot be made without arguments: TypeError.*'url'"):
+        load_services([place])
