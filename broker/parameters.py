@@ -3,7 +3,8 @@
 import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import msgspec
@@ -25,7 +26,7 @@ class Parameters:
 
     def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str]) -> None:
         self.names = _parameter_names(handler)
-        hints = get_type_hints(handler, include_extras=True)
+        hints = _types(handler, self.names)
         fields: list[Any] = []
         for name, parameter in self.names.items():
             if name not in hints:
@@ -85,6 +86,19 @@ def _parameter_names(handler: Callable[..., Any]) -> dict[str, inspect.Parameter
     if any(parameter.kind not in kinds for parameter in parameters[1:]):
         raise ServiceSchemaError(f"Handler {handler.__qualname__} must name its parameters: no *args, **kwargs or '/'.")
     return {parameter.name: parameter for parameter in parameters[1:]}
+
+
+def _types(handler: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:
+    """The types of these parameters alone: that of the context may be imported for a type checker only."""
+    function = inspect.unwrap(handler)
+    written = {name: function.__annotations__[name] for name in names if name in function.__annotations__}
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__=written), function.__globals__, include_extras=True)
+    except NameError as error:
+        raise ServiceSchemaError(
+            f"A parameter of action handler {handler.__qualname__} has a type that is not there when the program runs: "
+            f"{error}. Import it outside `if TYPE_CHECKING`, at the top of the module."
+        ) from None
 
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:

@@ -188,3 +188,13 @@ async def without_context() -> None: ...
 def test_a_signature_that_cannot_be_served_is_refused(method: Any, wanted: str) -> None:
     with pytest.raises(ServiceSchemaError, match=wanted):
         Parameters(method, {})
+
+
+def test_only_the_types_of_parameters_must_be_there_when_the_program_runs() -> None:
+    async def for_a_type_checker(ctx: "NotHere", name: "str") -> "NorThis": ...  # type: ignore[name-defined]  # noqa: F821 - as with `if TYPE_CHECKING`
+
+    async def missing(ctx: Context, place: "NotHere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - as with `if TYPE_CHECKING`
+
+    assert Parameters(for_a_type_checker, {}).describe() == {"name": {"type": "string"}}
+    with pytest.raises(ServiceSchemaError, match=r"'NotHere' is not defined\. Import it outside `if TYPE_CHECKING`"):
+        Parameters(missing, {})
