@@ -74,7 +74,9 @@ async def _connected(nats: str, namespace: str, protocol: str | None, services: 
         with anyio.fail_after(CLI_CONNECT_TIMEOUT_S):
             await broker.start()
     except TimeoutError:
-        raise MoleculerError(f"There is no NATS server to connect to within {CLI_CONNECT_TIMEOUT_S:g} s.") from None
+        raise MoleculerError(
+            f"No connection to a NATS server within {CLI_CONNECT_TIMEOUT_S:g} s; the lines above say why."
+        ) from None
     try:
         yield broker
     finally:

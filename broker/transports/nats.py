@@ -1,6 +1,7 @@
 """NATS, by nats-py (moleculer protocol §14). The only module that imports it; none of its exceptions leaves here."""
 
 import asyncio
+import inspect
 import random
 from types import TracebackType
 from typing import Any
@@ -64,7 +65,7 @@ class NATSTransport:
 
     def __init__(self, servers: list[str], **options: Any) -> None:
         self._servers = [_checked(server) for server in servers]
-        self._options = options
+        self._options = _usable(options)
         self._client: Client | None = None
         self._observer = Observer()
         self._inbox = ""
@@ -109,14 +110,15 @@ class NATSTransport:
                     reconnect_time_wait=NATS_CANCEL_WAIT_S,
                     max_reconnect_attempts=-1,
                     reconnect_to_server_handler=_next_server,
-                    ping_interval=NATS_PING_INTERVAL_S,
-                    **{**_credentials(self._servers), **self._options},
+                    **{"ping_interval": NATS_PING_INTERVAL_S, **_credentials(self._servers), **self._options},
                 )
                 attempt.running = False
                 self._inbox = client.new_inbox()
                 await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
         except BaseException as error:
             await _abandon(client)
+            if self._options and isinstance(error, _USELESS):
+                raise _useless(error) from error
             if isinstance(error, TimeoutError | BrokerDisconnectedError):
                 raise BrokerDisconnectedError(f"{self}: {error or 'no answer'}") from error
             raise
@@ -224,6 +226,8 @@ async def _flush(client: Client) -> None:
 async def _abandon(client: Client) -> None:
     """Close what a try to connect has opened: a server that refuses us is tried again and again, for as long as it
     does."""
+    if client._flush_queue is None:  # it failed before it opened anything, and cannot be closed
+        return
     with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True):
         try:
             with _TRANSLATED:
@@ -277,9 +281,36 @@ def _checked(url: str) -> str:
     if not usable:
         raise BrokerOptionsError(
             "The address of the NATS server is not usable. A right one looks like nats://127.0.0.1:4222, "
-            "nats://user:password@host:4222 or tls://host:4222; several are separated by commas."
+            "nats://user:password@host:4222 or tls://host:4222; several are separated by commas. In a password, "
+            "characters such as / @ : # and ? are written as %2F %40 %3A %23 and %3F."
         )
     return parts.geturl()
+
+
+_OWN = {
+    *("servers", "name", "error_cb", "disconnected_cb", "reconnected_cb", "closed_cb", "connect_timeout"),
+    *("reconnect_time_wait", "max_reconnect_attempts", "reconnect_to_server_handler", "allow_reconnect"),
+}
+"""Options of nats-py that the broker sets itself."""
+
+_KNOWN = set(inspect.signature(Client.connect).parameters) - {"self"}
+
+_USELESS = (TypeError, ImportError)
+"""What nats-py raises for options of a wrong type, and for `user_credentials` and seeds without the package nkeys."""
+
+
+def _usable(options: dict[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name in _OWN:
+            raise BrokerOptionsError(f"'{name}' cannot be among the transporter_options: the broker sets it itself.")
+        if name not in _KNOWN:
+            raise BrokerOptionsError(f"'{name}' is among the transporter_options, and nats-py has no such option.")
+    return options
+
+
+def _useless(error: BaseException) -> BrokerOptionsError:
+    missing = f" (pip install {error.name})" if isinstance(error, ImportError) and error.name else ""
+    return BrokerOptionsError(f"The transporter_options cannot be used: {error}{missing}.")
 
 
 def _words(error: BaseException) -> str:

@@ -113,7 +113,7 @@ async def test_without_a_server_a_command_says_so(namespace: str) -> None:
     command = Commands(f"nats://user:topsecret@{LOOPBACK}:{free_port()}", namespace)
     process = await command("nodes")
     assert process.returncode == 1
-    assert any("no NATS server to connect to" in line for line in process.stderr)
+    assert any("No connection to a NATS server" in line for line in process.stderr)
     assert not any("topsecret" in line or "Traceback" in line for line in process.stderr)
 
 

@@ -1,6 +1,7 @@
 """Addresses of NATS servers: what is usable, and what is shown of them. The rest is in contract/test_transport.py."""
 
 import gc
+import sys
 
 import anyio
 import anyio.lowlevel
@@ -151,3 +152,22 @@ async def test_an_attempt_to_connect_that_fails_is_no_lost_connection() -> None:
     with pytest.raises(BrokerDisconnectedError):
         await transport.connect(Observer(disconnected=disconnected), "one")
     assert lost == []
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [("no_such_option", "nats-py has no such option"), ("name", "the broker sets it itself"), ("error_cb", "itself")],
+)
+def test_an_option_that_nats_py_cannot_get_from_us_is_refused(option: str, wanted: str) -> None:
+    with pytest.raises(BrokerOptionsError, match=f"'{option}'.*{wanted}"):
+        NATSTransport(["nats://host"], **{option: "x"})
+
+
+@pytest.mark.anyio
+async def test_credentials_without_the_package_that_reads_them_say_what_to_install(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nkeys", None)
+    transport = NATSTransport([nats_url], user_credentials="node.creds")
+    with pytest.raises(BrokerOptionsError, match=r"transporter_options cannot be used: .*\(pip install nkeys\)"):
+        await transport.connect(Observer(), "one")
