@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import anyio
 
@@ -27,9 +27,15 @@ from broker.defaults import (
     REQUESTS_PENDING,
 )
 from broker.effects import RunEvent
-from broker.emitting import Emitting
+from broker.emitting import Emitting, EventOptions, event_options
 from broker.endpoints import Endpoint
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError, MoleculerServerError
+from broker.errors import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    MoleculerError,
+    MoleculerServerError,
+    ServiceSchemaError,
+)
 from broker.farewell import Farewell
 from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
@@ -72,6 +78,8 @@ class ServiceBroker:
         self.options = make_options(given, os.environ)
         check_token("node id", self.options.node_id)
         check_middlewares(self.options.middlewares)
+        if isinstance(services, Service):
+            raise BrokerOptionsError("services must be a list of services, not a service.")
         self.node_id = self.options.node_id
         self.logger = logger or logging.getLogger("broker")
         self.registry = Registry(
@@ -314,20 +322,20 @@ class ServiceBroker:
             raise _first(group) from None
         return results if isinstance(calls, Mapping) else list(results.values())
 
-    async def emit(self, event: str, data: Any = None, **options: Any) -> None:
-        """Send an event to one node of each group that listens. Options: `groups`, `meta`, `headers`, `parent`."""
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+        """Send an event to one node of each group that listens."""
         self._require_running()
-        await self._emit(event, data, options)
+        await self._emit(event, data, event_options(options))
 
-    async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
-        """Send an event to every node that listens, this one too. Options as `emit`."""
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+        """Send an event to every node that listens, this one too."""
         self._require_running()
-        await self._broadcast(event, data, options)
+        await self._broadcast(event, data, event_options(options))
 
-    async def broadcast_local(self, event: str, data: Any = None, **options: Any) -> None:
+    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to the listeners of this node only."""
         self._require_running()
-        await self._broadcast_local(event, data, options)
+        await self._broadcast_local(event, data, event_options(options))
 
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
@@ -371,6 +379,12 @@ class ServiceBroker:
     # Inside
 
     def _adopt(self, service: Service) -> str:
+        holder = getattr(service, "broker", None)
+        if holder is not None and holder is not self and holder._catalog.service(service.full_name) is service:
+            raise ServiceSchemaError(
+                f"The service '{service.full_name}' belongs to the node '{holder.node_id}' already: make an object of "
+                "its class for each node, or remove it there first."
+            )
         definition = self._catalog.add(service)
         service.broker = self
         service.logger = self.logger.getChild(definition.full_name)

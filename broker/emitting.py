@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from msgspec import UNSET, Raw
 
@@ -19,6 +19,27 @@ from broker.registry import Registry
 from broker.transit import Transit
 
 logger = logging.getLogger("broker")
+
+
+class EventOptions(TypedDict, total=False):
+    """What may be said with an event."""
+
+    groups: str | Sequence[str] | None
+    """The only groups that shall hear it; None for all."""
+    meta: dict[str, Any] | None
+    headers: Mapping[str, Any] | None
+    parent: Context | None
+    """The context of the request that it belongs to; `ctx.emit` fills it in."""
+
+
+def event_options(given: EventOptions) -> dict[str, Any]:
+    """The options of an event. Raises TypeError for an unknown one."""
+    for name in given:
+        if name not in EventOptions.__annotations__:
+            known = ", ".join(EventOptions.__annotations__)
+            raise TypeError(f"An event has no option '{name}'; there are {known}.")
+    groups = given.get("groups")
+    return {**given, "groups": [groups]} if isinstance(groups, str) else dict(given)
 
 
 class Emitting:

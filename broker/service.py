@@ -226,6 +226,9 @@ class OwnActions:
 
 def define(service: Service) -> ServiceDefinition:
     """What a service declares, read once from its class. Raises ServiceSchemaError for what cannot be offered."""
+    if not isinstance(service, Service):
+        call = f": write {service.__name__}(), not {service.__name__}" if inspect.isclass(service) else ""
+        raise ServiceSchemaError(f"A service is an object of a class that is derived from Service{call}.")
     name = check_service_name(getattr(service, "name", None))
     settings = dict(service.settings)
     full_name = service.full_name

@@ -5,7 +5,7 @@ import gc
 import anyio
 import pytest
 
-from broker import BrokerDisconnectedError, BrokerOptionsError, ServiceBroker, ServiceNotFoundError
+from broker import BrokerDisconnectedError, BrokerOptionsError, ServiceBroker, ServiceNotFoundError, ServiceSchemaError
 from tests.support.example_services import Echo, Hearing, Math, Relay
 from tests.support.waiting import eventually
 
@@ -78,3 +78,36 @@ async def test_nothing_is_left_of_a_broker_that_was_stopped() -> None:
     gc.collect()
     others = [task for task in anyio.get_running_tasks() if "moleculer" in (task.name or "")]
     assert others == []
+
+
+async def test_a_service_belongs_to_one_node_at_a_time() -> None:
+    echo = Echo()
+    async with ServiceBroker("one", services=[echo]) as one:
+        with pytest.raises(ServiceSchemaError, match="'echo' belongs to the node 'one' already"):
+            ServiceBroker("two", services=[echo])
+        await one.remove_service(echo)
+        async with ServiceBroker("two", services=[echo]) as two:
+            assert await two.call("echo.where") == "two"
+    async with ServiceBroker("three", services=[echo]) as three:
+        assert await three.call("echo.where") == "three"
+
+
+def test_services_that_are_no_list_are_refused() -> None:
+    with pytest.raises(BrokerOptionsError, match="must be a list of services"):
+        ServiceBroker("one", services=Echo())  # type: ignore[arg-type]  # what a user may write
+
+
+@pytest.mark.parametrize("send", ["emit", "broadcast", "broadcast_local"])
+async def test_an_option_that_events_do_not_have_is_refused(send: str) -> None:
+    async with ServiceBroker("one") as broker:
+        with pytest.raises(TypeError, match=r"no option 'node_id'; there are groups, meta, headers, parent"):
+            await getattr(broker, send)("user.created", node_id="two")
+
+
+async def test_one_group_may_be_named_without_a_list() -> None:
+    hearing = Hearing()
+    async with ServiceBroker("one", services=[hearing]) as broker:
+        await broker.broadcast_local("user.created", 1, groups="others")
+        await broker.broadcast_local("user.created", 2, groups="hearing")
+        await eventually(lambda: hearing.heard)
+        assert {payload for _, _, payload in hearing.heard} == {2}

@@ -138,3 +138,11 @@ def test_a_plain_function_is_no_handler() -> None:
 
 def test_a_decorated_method_stays_a_method() -> None:
     assert Greeter.say_hello.__name__ == "say_hello"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(Greeter, r"write Greeter\(\), not Greeter"), ("greeter", "derived from Service"), (None, "")]
+)
+def test_what_is_no_service_says_so(given: Any, wanted: str) -> None:
+    with pytest.raises(ServiceSchemaError, match=f"A service is an object of a class.*{wanted}"):
+        define(given)
