@@ -98,6 +98,8 @@ class Outgoing:
             await source.close()
 
     def _chunks(self, item: Any, room: int | None, *, objects: bool) -> "list[Raw]":
+        if item is None:
+            raise TypeError("A stream cannot hold None: in JavaScript that is the end of a stream.")
         if objects:
             raw = self._codec.encode_value(item)
             if room is not None and len(raw) > room and self._codec.size(raw) > room:

@@ -127,3 +127,10 @@ async def test_a_lost_connection_ends_the_writing_quietly() -> None:
         yield b"b"
 
     assert len(await wire.send(items())) == 2
+
+
+@pytest.mark.parametrize(("items", "sent"), [([{"a": 1}, None, {"b": 1}], 1), ([None], 0)])
+async def test_none_breaks_a_stream_off_as_javascript_takes_it_for_the_end(items: list[Any], sent: int) -> None:
+    packets = await Wire().send(items)
+    assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (sent + 1, False, False)
+    assert "cannot hold None" in packets[-1]["error"]["message"]
