@@ -8,25 +8,35 @@ import msgspec
 
 from broker.codec import Codec, ValueDecoder, json_text
 from broker.context import Context
+from broker.errors import first_error
 from broker.middleware import Next
 from broker.schema import ActionDefinition
 
 
 def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
-    """A function from context to result that reads the typed parameters and runs the handler."""
+    """A function from context to result that reads the typed parameters and runs the handler.
+
+    What a task group of the handler raises is the error that ended it, as for callers there is one error.
+    """
     parameters, handler = definition.parameters, definition.handler
     streams = inspect.isasyncgenfunction(handler)  # its call gives the stream; there is nothing to wait for
     if parameters is None:
 
         async def invoke(ctx: Context) -> Any:
-            return handler(ctx) if streams else await handler(ctx)
+            try:
+                return handler(ctx) if streams else await handler(ctx)
+            except ExceptionGroup as group:
+                raise first_error(group) from group
 
     else:
         decoder = codec.value_decoder(parameters.kind)
 
         async def invoke(ctx: Context) -> Any:
             values = _typed(definition, ctx, decoder)
-            return handler(ctx, **values) if streams else await handler(ctx, **values)
+            try:
+                return handler(ctx, **values) if streams else await handler(ctx, **values)
+            except ExceptionGroup as group:
+                raise first_error(group) from group
 
     return invoke
 

@@ -35,6 +35,7 @@ from broker.errors import (
     MoleculerError,
     MoleculerServerError,
     ServiceSchemaError,
+    first_error,
 )
 from broker.farewell import Farewell
 from broker.flow import FLOW_CONTROL
@@ -319,7 +320,7 @@ class ServiceBroker:
                 for key, item in named.items():
                     tasks.start_soon(one, key, item)
         except* Exception as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         return results if isinstance(calls, Mapping) else list(results.values())
 
     async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
@@ -410,7 +411,7 @@ class ServiceBroker:
                 for name in names:
                     tasks.start_soon(start, name)
         except* Exception as group:
-            raise _first(group) from None
+            raise first_error(group) from None
 
     async def _withdraw(self, name: str, gone: anyio.Event) -> None:
         try:
@@ -481,14 +482,6 @@ class ServiceBroker:
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):
             raise BrokerDisconnectedError("The broker is not running: start it first.")
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The first real error of a group: callers expect one error, not a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _check_metadata(codec: Codec, metadata: dict[str, Any]) -> None:

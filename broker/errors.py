@@ -317,6 +317,14 @@ _FROM_DATA = {
 _MESSAGE_AND_DATA = {kind.__name__: kind for kind in (ServiceSchemaError, BrokerOptionsError, PayloadTooLargeError)}
 
 
+def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first real error of a group: callers expect one error, not a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
     """The `error` object of a RESPONSE (§6.1). `node_id` is the answering node's; an error that came from a third
     node keeps that node's id (§6.3)."""

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import anyio
 import pytest
 from msgspec import Raw
 
 from broker.actions import make_check, make_handler
 from broker.codec import JSONCodec
 from broker.context import Context
-from broker.errors import ValidationError
+from broker.errors import MoleculerClientError, ValidationError
 from broker.middleware import Next
 from broker.service import Service, action, define
 
@@ -27,6 +28,22 @@ class Typed(Service):
     @action
     async def free(self, ctx: Context) -> Any:
         return ctx.params
+
+    @action
+    async def together(self, ctx: Context) -> None:
+        await self._fail_in_a_task()
+
+    @action
+    async def together_typed(self, ctx: Context, first_name: str) -> None:
+        await self._fail_in_a_task()
+
+    async def _fail_in_a_task(self) -> None:
+        async with anyio.create_task_group() as outer, anyio.create_task_group() as tasks:
+            outer.start_soon(anyio.sleep_forever)
+            tasks.start_soon(self._refuse)
+
+    async def _refuse(self) -> None:
+        raise MoleculerClientError("There is no such user.", 404, "NO_SUCH_USER")
 
 
 def bound(name: str) -> Next:
@@ -85,3 +102,10 @@ def test_a_check_reads_the_parameters_without_the_handler() -> None:
     with pytest.raises(ValidationError):
         check(remote(b"{}"))
     assert make_check(define(Typed()).actions["typed.free"], CODEC) is None
+
+
+@pytest.mark.parametrize(("name", "params"), [("together", {}), ("together_typed", {"first_name": "Ada"})])
+async def test_what_a_task_group_of_a_handler_raises_is_the_error_that_ended_it(name: str, params: Any) -> None:
+    with pytest.raises(MoleculerClientError, match="no such user") as caught:
+        await bound(f"typed.{name}")(local(params))
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
