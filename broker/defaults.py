@@ -15,6 +15,7 @@ HEARTBEAT_INTERVAL_S = 10.0
 HEARTBEAT_OFFSET_S = 0.5  # nodes started together do not beat together
 HEARTBEAT_TIMEOUT_S = 30.0
 TICK_S = 1.0  # how often silence is looked for; JS looks once per timeout and so needs up to twice as long
+LOOP_STANDS_STILL_S = 3.0  # worth a line: far above what a busy machine does, far below what makes peers drop us
 FORGET_OFFLINE_S = 600.0
 DISCOVERY_WAIT_S = 0.5
 DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within milliseconds

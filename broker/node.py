@@ -346,10 +346,23 @@ class Node:
 
     async def _look_for_silence(self) -> None:
         while True:
+            planned = anyio.current_time() + defaults.TICK_S
             await anyio.sleep(defaults.TICK_S)
+            self._look_for_standstill(anyio.current_time() - planned)
             # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and self._connection.is_set():
                 await _safely(self.perform(self.transit.tick(anyio.current_time())))
+
+    def _look_for_standstill(self, late: float) -> None:
+        """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""
+        if late < defaults.LOOP_STANDS_STILL_S:
+            return
+        self.transit.resume(anyio.current_time())
+        logger.warning(
+            "The event loop stood still for %.1f s: some code of this process works or waits without 'await'. No call "
+            "was answered and no heartbeat sent; run such code with anyio.to_thread.run_sync",
+            late,
+        )
 
     async def _announce_changes(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """The order of a start and of announcements, with the waits of the reference (protocol §3.3, §4.1)."""
 
 import itertools
+import time
 
 import anyio
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from broker import ServiceBroker
 from broker.transports.base import OnMessage
 from broker.transports.memory import Hub, MemorySubscription, MemoryTransport
+from tests.support.cluster import Cluster
 from tests.support.example_services import Echo, Gate, Math
 from tests.support.waiting import eventually
 
@@ -114,3 +116,16 @@ async def test_a_transport_that_fails_in_an_unknown_way_does_not_end_the_node() 
         before = len(transport.published("MOL.HEARTBEAT"))
         await eventually(lambda: len(transport.published("MOL.HEARTBEAT")) > before)
         assert await one.call("echo.where") == "one"
+
+
+async def test_a_loop_that_stood_still_is_told_of_and_no_peer_is_blamed(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await cluster.start_one("one", heartbeat_timeout=0.3)
+    await (await cluster.stranger("peer")).introduce()
+    await eventually(lambda: "peer" in one.registry.nodes)
+    monkeypatch.setattr("broker.defaults.LOOP_STANDS_STILL_S", 0.3)
+    time.sleep(0.5)  # noqa: ASYNC251 - what is tested
+    await eventually(lambda: "stood still for 0." in caplog.text)
+    assert one.registry.nodes["peer"].available
+    await eventually(lambda: not one.registry.nodes["peer"].available)
