@@ -1,6 +1,7 @@
 """Calls made by this node: choose an endpoint, run it here or send it, wait for the answer (moleculer protocol §5)."""
 
 import asyncio
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -96,6 +97,8 @@ class Calls:
 
     async def _run_here(self, endpoint: Endpoint, ctx: Context) -> Any:
         assert endpoint.action is not None
+        if _is_record(ctx.params):
+            ctx.params = self._as_remote(ctx.params)
         if ctx.stream is not None:
             ctx.stream = ctx.stream.items() if isinstance(ctx.stream, Source) else async_iterator(ctx.stream)
         return self._as_remote(await self._catalog.run(endpoint.action, ctx))
@@ -246,18 +249,27 @@ class Calls:
         return min(own, inherited) if own is not None else float(inherited)
 
     def _as_remote(self, result: Any) -> Any:
-        """What a caller on another node would get: plain values instead of encoded ones and Structs."""
+        """As another node would get it: plain values instead of encoded ones, Structs and dataclasses."""
         if _holds_encoded(result):
             return self._codec.decode_value(self._codec.encode_value(result))
         return result
 
 
 def _holds_encoded(value: Any) -> bool:
+    if type(value) in _PLAIN:
+        return False
     if isinstance(value, dict):
         return any(_holds_encoded(item) for item in value.values())
     if isinstance(value, list | tuple):
         return any(_holds_encoded(item) for item in value)
-    return isinstance(value, Raw | Struct)
+    return isinstance(value, Raw) or _is_record(value)
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes})
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Struct) or (is_dataclass(value) and not isinstance(value, type))
 
 
 def _retrieve(waiter: "asyncio.Future[Answer]") -> None:

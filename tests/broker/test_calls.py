@@ -1,10 +1,13 @@
 """What goes over the wire with a call (protocol §2.3, conformance 35 to 46)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import pytest
+from msgspec import Struct
 
+from broker import Context, Service, action
 from tests.support.cluster import Cluster, Stranger
 
 pytestmark = pytest.mark.anyio
@@ -61,3 +64,35 @@ async def test_c46_c50_the_timeout_on_the_wire_is_in_milliseconds(
 
 async def test_c46_no_timeout_is_zero(cluster: Cluster) -> None:
     assert (await sent(cluster, "5", timeout=0))["timeout"] == 0
+
+
+@dataclass
+class Place:
+    street: str
+    number: int = 1
+
+
+class Town(Struct):
+    name: str
+
+
+async def test_structs_and_dataclasses_are_plain_values_on_the_own_node_as_on_others(cluster: Cluster) -> None:
+    class Places(Service):
+        name = "places"
+
+        @action
+        async def echo(self, ctx: Context) -> Any:
+            return ctx.params
+
+        @action
+        async def named(self, ctx: Context, name: str) -> Any:
+            return {"in": [Town(name)], "at": Place(name)}
+
+    here, there = await cluster.start(("here", [Places()]), ("there", []))
+    for caller in (here, there):
+        assert await caller.call("places.echo", Place("Main")) == {"street": "Main", "number": 1}
+        assert await caller.call("places.echo", Town("Oslo")) == {"name": "Oslo"}
+        assert await caller.call("places.named", Town("Oslo")) == {
+            "in": [{"name": "Oslo"}],
+            "at": {"street": "Oslo", "number": 1},
+        }
