@@ -4,6 +4,8 @@ A chunk of a stream is nearly a megabyte of such numbers. Skipping them to find 
 half of reading them, so they are cut out by searching for their brackets, which numbers do not contain.
 """
 
+from typing import Any
+
 import msgspec
 from msgspec import Raw
 
@@ -14,6 +16,8 @@ WORTH_CUTTING_BYTES = 16_384
 
 # No JS number looks like this one, so a packet that holds it in another place was not cut where it seems.
 PLACEHOLDER = b"-0.000004711e-217"
+
+MARK = b'"Buffer"'
 
 _numbers = msgspec.json.Decoder(list[int])
 
@@ -39,3 +43,15 @@ def is_buffer(raw: Raw) -> bool:
 def buffer_bytes(raw: Raw) -> bytes:
     """The bytes of such a value. Raises msgspec.MsgspecError or ValueError when they are none."""
     return bytes(_numbers.decode(memoryview(raw)[len(HEAD) - 1 : -1]))
+
+
+def with_bytes(value: Any) -> Any:
+    """A decoded value with bytes in the places of such objects; where their numbers are none, they stay."""
+    if isinstance(value, dict):
+        if value.get("type") == "Buffer" and isinstance(value.get("data"), list):
+            try:
+                return bytes(value["data"])
+            except (TypeError, ValueError):
+                return value
+        return {name: with_bytes(item) for name, item in value.items()}
+    return [with_bytes(item) for item in value] if isinstance(value, list) else value

@@ -26,6 +26,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet, Request, Response
+from broker.typed import TypedReader, holds_bytes
 from broker.values import in_utc, rewriter
 
 
@@ -166,11 +167,14 @@ class JSONCodec:
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         decoder = msgspec.json.Decoder(kind)
+        with_buffers = _decoder_of_buffers(kind)
 
         def decode(raw: Raw) -> Any:
             try:
                 return decoder.decode(raw if raw and raw != _NULL else b"{}")
             except msgspec.ValidationError:
+                if with_buffers is not None and buffers.MARK in bytes(raw):
+                    return with_buffers(raw)
                 raise
             except UNDECODABLE:
                 pass
@@ -183,6 +187,25 @@ class JSONCodec:
                 raise msgspec.ValidationError("Expected `object`") from None
 
         return decode
+
+
+def _decoder_of_buffers(kind: type[Struct]) -> ValueDecoder | None:
+    """A decoder for params in which bytes stand as JS writes a Buffer, not as base64; None for a type without bytes."""
+    binary = {field.encode_name for field in msgspec.structs.fields(kind) if holds_bytes(field.type)}
+    if not binary:
+        return None
+    reader = TypedReader(kind)
+    slices = msgspec.json.Decoder(reader.slices)
+
+    def value(member: tuple[str, Raw]) -> Any:
+        plain = parse_json(member[1])
+        return buffers.with_bytes(plain) if member[0] in binary else plain
+
+    def decode(raw: Raw) -> Any:
+        members = {name: (name, slice) for name, slice in reader.members(slices.decode(raw)).items()}
+        return reader.read(members, value, lambda member: member[1])
+
+    return decode
 
 
 def parse_json(raw: Raw) -> Any:

@@ -11,8 +11,10 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec import inspect as types
 
+from broker.buffers import with_bytes
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.rules import rule_of
+from broker.typed import holds_bytes
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
@@ -120,7 +122,7 @@ def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     value = params[name]
     try:
-        msgspec.convert(value, item.type)
+        msgspec.convert(with_bytes(value) if holds_bytes(item.type) else value, item.type)
     except msgspec.ValidationError as error:
         text = str(error)
         at = _AT.search(text)

@@ -57,7 +57,7 @@ def _formatted(info: types.Type) -> Rule | None:
         case types.UUIDType():
             return {"type": "uuid"}
         case types.ByteArrayType() | types.BytesType():
-            return {"type": "string", "base64": True}
+            return {"type": "multi", "rules": [{"type": "string", "base64": True}, {"type": "object"}]}  # or a Buffer
         case types.DateType() | types.TimeType():
             return {"type": "string"}
         case _:

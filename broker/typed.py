@@ -17,7 +17,7 @@ class TypedReader:
         fields = msgspec.structs.fields(kind)
         self._kind = kind
         self._raw = {field.encode_name for field in fields if field.type is Raw}
-        self._inner_raw = any(field.type is not Raw and _holds_raw(field.type) for field in fields)
+        self._inner_raw = any(field.type is not Raw and holds(field.type, types.RawType) for field in fields)
         self._json = msgspec.json.Decoder(kind)
         self.slices = msgspec.defstruct(
             "Slices",
@@ -50,13 +50,13 @@ class TypedReader:
         return {name: members[name] for name in self._names.values() if name in members}
 
 
-def _holds_raw(kind: Any) -> bool:
-    """Whether a Raw is anywhere in a type."""
+def holds(kind: Any, *wanted: type[types.Type]) -> bool:
+    """Whether one of these, such as `RawType`, is anywhere in a type."""
     waiting: list[Any] = [types.type_info(kind)]
     seen: set[int] = set()
     while waiting:
         node = waiting.pop()
-        if isinstance(node, types.RawType):
+        if isinstance(node, wanted):
             return True
         if id(node) in seen:
             continue
@@ -65,6 +65,11 @@ def _holds_raw(kind: Any) -> bool:
             inner = getattr(node, name)
             waiting += [item for item in (inner if isinstance(inner, tuple) else (inner,)) if isinstance(item, _NODES)]
     return False
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether bytes are anywhere in a type."""
+    return holds(kind, types.BytesType, types.ByteArrayType, types.MemoryViewType)
 
 
 _NODES = (types.Type, types.Field)

@@ -10,7 +10,6 @@ from cbor2 import CBORTag
 from msgspec import UNSET, Raw, Struct
 
 from broker.codec import ValueDecoder, json_text, parse_json
-from broker.codecs.typed import TypedReader
 from broker.encoding import (
     RAW_FIELDS,
     UNDECODABLE,
@@ -23,6 +22,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet
+from broker.typed import TypedReader
 from broker.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter, text_key
 
 _HEADER = 5  # of a byte string with a length of 32 bits

@@ -10,7 +10,6 @@ from msgspec import Raw, Struct
 
 from broker.codec import JSONCodec, ValueDecoder, json_text, parse_json
 from broker.codecs.marks import ESCAPED, escape, has_marks, unescape
-from broker.codecs.typed import TypedReader
 from broker.encoding import (
     PLAIN_FIELDS,
     UNDECODABLE,
@@ -23,6 +22,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import Address, Command, Packet
+from broker.typed import TypedReader
 from broker.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter
 
 

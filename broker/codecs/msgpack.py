@@ -8,7 +8,6 @@ import msgspec
 from msgspec import Raw, Struct
 
 from broker.codec import ValueDecoder, json_text, parse_json
-from broker.codecs.typed import TypedReader
 from broker.encoding import (
     PLAIN_FIELDS,
     UNDECODABLE,
@@ -23,6 +22,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet
+from broker.typed import TypedReader
 from broker.values import in_utc, opened, rewriter, text_key
 
 _HEADER = 5  # of a bin 32

@@ -107,7 +107,7 @@ async def test_an_option_that_events_do_not_have_is_refused(send: str) -> None:
 async def test_one_group_may_be_named_without_a_list() -> None:
     hearing = Hearing()
     async with ServiceBroker("one", services=[hearing]) as broker:
-        await broker.broadcast_local("user.created", 1, groups="others")
+        await broker.broadcast_local("user.created", 1, groups="hearings")
         await broker.broadcast_local("user.created", 2, groups="hearing")
         await eventually(lambda: hearing.heard)
         assert {payload for _, _, payload in hearing.heard} == {2}

@@ -426,3 +426,33 @@ def test_json_text_is_json_whatever_the_serializer() -> None:
         b'{"a":[{"type":"Buffer","data":[1]},"2024-01-02T03:04:05.678Z"]}'
     )
     assert bytes(json_text(Raw(b"{ }"))) == b"{ }"
+
+
+class Attachment(Struct):
+    body: bytes
+    note: str = ""
+
+
+class Mail(Struct):
+    subject: bytes
+    parts: list[Attachment] = []
+    anything: Any = None
+    document: Raw = NULL
+
+
+@every_codec
+def test_typed_bytes_are_the_bytes_that_were_sent(codec: Codec) -> None:
+    sent = {"subject": b"\x00\xff", "parts": [{"body": b"a", "note": "n"}], "anything": 1, "document": {"a": [1]}}
+    mail = typed(codec, sent, Mail)
+    assert (mail.subject, mail.parts, mail.anything) == (b"\x00\xff", [Attachment(b"a", "n")], 1)
+    assert json.loads(bytes(mail.document)) == {"a": [1]}
+
+
+@pytest.mark.parametrize("name", ["JSON", "JSONExt"])
+def test_typed_bytes_may_come_as_base64_or_as_javascript_writes_a_buffer(name: str) -> None:
+    codec, buffer = make_codec(name), {"type": "Buffer", "data": [1, 255]}
+    assert typed(codec, {"subject": "Af8="}, Mail).subject == b"\x01\xff"
+    mail = typed(codec, {"subject": buffer, "anything": buffer}, Mail)
+    assert (mail.subject, mail.anything) == (b"\x01\xff", buffer), "what is not typed stays as it is in JSON"
+    with pytest.raises(msgspec.ValidationError, match="subject"):
+        typed(codec, {"subject": {"type": "Buffer", "data": [256]}}, Mail)

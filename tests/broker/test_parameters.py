@@ -198,3 +198,11 @@ def test_only_the_types_of_parameters_must_be_there_when_the_program_runs() -> N
     assert Parameters(for_a_type_checker, {}).describe() == {"name": {"type": "string"}}
     with pytest.raises(ServiceSchemaError, match=r"'NotHere' is not defined\. Import it outside `if TYPE_CHECKING`"):
         Parameters(missing, {})
+
+
+def test_bytes_as_javascript_sends_them_are_no_violation() -> None:
+    async def upload(ctx: Context, body: bytes, name: str) -> None: ...
+
+    parameters = Parameters(upload, {})
+    failure = parameters.violations({"body": {"type": "Buffer", "data": [1]}, "name": 5}, msgspec.ValidationError("x"))
+    assert [item["field"] for item in failure.data] == ["name"]

@@ -63,7 +63,7 @@ class Pair(Struct, array_like=True):
         (datetime.datetime, {"type": "date", "convert": True}),
         (datetime.date, {"type": "string"}),
         (uuid.UUID, {"type": "uuid"}),
-        (bytes, {"type": "string", "base64": True}),
+        (bytes, {"type": "multi", "rules": [{"type": "string", "base64": True}, {"type": "object"}]}),
         (Point, {"type": "object", "props": {"x": {"type": "number"}}}),
         (msgspec.Raw, {"type": "any"}),
         (Pair, {"type": "any"}),

@@ -92,8 +92,8 @@ def test_files_of_a_folder_may_import_each_other_and_never_hide_a_module(folder:
     services = folder / "in_a_folder"
     services.mkdir()
     (services / "words_of_a_test.py").write_text("GREETING = 'hello'\n")
-    (services / "json.py").write_text("GREETING = 'hello'\n")
-    code = "import json, words_of_a_test\nassert json.dumps\nfrom broker import Service\n\nclass One(Service):\n"
+    (services / "colorsys.py").write_text("GREETING = 'hello'\n")
+    code = "import colorsys, words_of_a_test\nassert colorsys.rgb_to_hls\nfrom broker import Service\n\nclass One(Service):\n"
     (services / "one.py").write_text(f"{code}    name = words_of_a_test.GREETING\n")
     assert names(str(services)) == ["hello"]
     assert names(str(services / "one.py")) == ["hello"]
