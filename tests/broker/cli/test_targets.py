@@ -93,8 +93,9 @@ def test_files_of_a_folder_may_import_each_other_and_never_hide_a_module(folder:
     services.mkdir()
     (services / "words_of_a_test.py").write_text("GREETING = 'hello'\n")
     (services / "colorsys.py").write_text("GREETING = 'hello'\n")
-    code = "import colorsys, words_of_a_test\nassert colorsys.rgb_to_hls\nfrom broker import Service\n\nclass One(Service):\n"
-    (services / "one.py").write_text(f"{code}    name = words_of_a_test.GREETING\n")
+    imports = "import colorsys, words_of_a_test\nassert colorsys.rgb_to_hls\nfrom broker import Service\n"
+    code = "class One(Service):\n    name = words_of_a_test.GREETING\n"
+    (services / "one.py").write_text(f"{imports}\n{code}")
     assert names(str(services)) == ["hello"]
     assert names(str(services / "one.py")) == ["hello"]
 
