@@ -10,11 +10,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.nats_server import NatsServer
 from tests.support.node import INTEROP, SEQUELIZE, install_packages
 from tests.support.original import Originals, originals
 from tests.support.postgres import PostgresDatabase, PostgresServer
+
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 NatsServerFactory = Callable[..., NatsServer]
 

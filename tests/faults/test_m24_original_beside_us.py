@@ -24,6 +24,7 @@ from tests.support.migrations import (
 )
 from tests.support.original import Original, OriginalError, Originals
 from tests.support.postgres import PostgresDatabase
+from tests.support.processes import DEADLINE_S
 from tests.support.served import Serving, serving
 from tests.support.shapes import Lines, make_sqlite, postgres_sql, rows_of_postgres, rows_of_sqlite, until
 
@@ -188,18 +189,18 @@ async def test_m24_beside_a_copy_nothing_is_written_and_no_empty_answer_counts(p
     patient = msgspec.structs.replace(BUDGETS, rebuild_recheck_s=3600)  # we do not take it for a killed one
     async with serving(f"sqlite:///{path}", budgets=patient) as service:
         live, deleted = await service.ask("list"), await service.ask("listDeleted")
-        definition = begin_rebuild(path)
+        definition = await begin_rebuild(path)
         await assert_refused(service, WRITES)
         assert (await service.ask("list"), await service.ask("listDeleted")) == (live, deleted)
         assert (await service.failure("get", uuid="nobody")).code == 404
-        script(path, "DROP TABLE environments")
+        await script(path, "DROP TABLE environments")
         await assert_refused(service, WRITES + READS)
-        script(path, definition)
+        await script(path, definition)
         await assert_refused(service, WRITES + READS)
         assert "environments_backup" in str(await service.failure("get", uuid=f"{PREFIX}1"))
-        script(path, f"INSERT INTO environments SELECT {COLUMNS} FROM environments_backup")
+        await script(path, f"INSERT INTO environments SELECT {COLUMNS} FROM environments_backup")
         assert await service.ask("list") == live
-        script(path, "DROP TABLE environments_backup")
+        await script(path, "DROP TABLE environments_backup")
         assert (await service.ask("list"), await service.ask("listDeleted")) == (live, deleted)
         assert (await service.ask("create", environment={"uuid": "U"}))["id"] == "U"
         assert (await service.ask("schema"))["state"] == "ready"
@@ -210,8 +211,8 @@ async def test_m31_what_an_original_that_is_killed_beside_us_leaves_is_cleared_u
     quick = msgspec.structs.replace(BUDGETS, rebuild_recheck_s=0.3)
     async with serving(f"sqlite:///{path}", budgets=quick) as service:
         live, deleted = await service.ask("list"), await service.ask("listDeleted")
-        definition = begin_rebuild(path)
-        script(path, f"DROP TABLE environments; {definition};")
+        definition = await begin_rebuild(path)
+        await script(path, f"DROP TABLE environments; {definition};")
         assert len(await service.insist("create", environment={"uuid": "U"})) > 0
         await service.ask("permanentDelete", uuid="U", force=True)
         assert (await service.ask("list"), await service.ask("listDeleted")) == (live, deleted)
@@ -221,7 +222,7 @@ async def test_m31_what_an_original_that_is_killed_beside_us_leaves_is_cleared_u
     assert len(tables(path)) == 3
 
 
-def begin_rebuild(path: Path) -> str:
+async def begin_rebuild(path: Path) -> str:
     """The first steps of the original's rebuild; returns the statement that makes the table anew."""
     connection = sqlite3.connect(path)
     try:
@@ -229,7 +230,7 @@ def begin_rebuild(path: Path) -> str:
     finally:
         connection.close()
     copy = definition.replace("environments", "environments_backup", 1)
-    script(path, f"{copy}; INSERT INTO environments_backup SELECT {COLUMNS} FROM environments;")
+    await script(path, f"{copy}; INSERT INTO environments_backup SELECT {COLUMNS} FROM environments;")
     return definition
 
 
@@ -259,12 +260,17 @@ async def assert_refused(service: Serving, calls: list[tuple[str, dict[str, Any]
         assert (caught.value.code, caught.value.retryable) == (503, True)
 
 
-def script(path: Path, statements: str) -> None:
-    connection = sqlite3.connect(path)
-    try:
-        connection.executescript(statements)
-    finally:
-        connection.close()
+async def script(path: Path, statements: str) -> None:
+    """In a thread: the service, which may hold the file at this moment, lives in the loop of the test."""
+
+    def run() -> None:
+        connection = sqlite3.connect(path, timeout=DEADLINE_S)
+        try:
+            connection.executescript(statements)
+        finally:
+            connection.close()
+
+    await anyio.to_thread.run_sync(run)
 
 
 async def beside_starts(service: Serving, url: str, process: Originals) -> list["Caller"]:
