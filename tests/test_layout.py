@@ -45,13 +45,14 @@ ENVIRONMENTS_STORE = [
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
-    "aliases config database.postgres_session database.sqlite_guarded document queries queries.purging"
+    "aliases config database.postgres_session database.sqlite_place document queries queries.purging"
     " queries.transfer schema.index schema.outcomes schema.plan",
-    "database.postgres_pool database.sqlite_connection listing operations.lines operations.progress records"
+    "database.postgres_pool database.sqlite_guarded listing operations.lines operations.progress records"
     " schema.blockers schema.inspect_postgres schema.journal shape",
-    "database.postgres database.sqlite operations.exporting operations.presence"
+    "database.postgres database.sqlite_connection operations.exporting operations.presence"
     " operations.purge operations.spool schema.findings schema.postgres_steps"
-    " schema.inspect_sqlite schema.sqlite_steps store",
+    " schema.sqlite_steps store",
+    "database.sqlite schema.inspect_sqlite",
     "database.connect operations.backup_postgres operations.backup_sqlite operations.importing operations.retention"
     " operations.rollback_postgres operations.rollback_sqlite operations.rows operations.surroundings"
     " operations.surroundings_sqlite schema.check schema.postgres_index schema.sqlite_migration",
@@ -184,6 +185,7 @@ SUITES = {
     " schema.migrator schema.names schema.postgres_index schema.postgres_migration schema.postgres_steps"
     " schema.status",
     "faults/test_m24_original_beside_us.py": "database.sqlite_guarded",
+    "faults/test_m34_files_taken_away.py": "database.sqlite_place",
     "faults/test_m30_sqlite.py": "schema.inspect_sqlite schema.leftovers schema.sqlite_migration schema.sqlite_steps",
 }
 

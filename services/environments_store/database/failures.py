@@ -13,7 +13,7 @@ from services.environments_store.errors import (
     StalePlanError,
 )
 
-__all__ = ["LOST_STATES", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
+__all__ = ["LOST_STATES", "MOVED", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
 
 ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
@@ -21,6 +21,8 @@ ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
 REBUILT = "SQLITE_SCHEMA"
 """SQLite's own name for a schema that somebody else has changed."""
+MOVED = "SQLITE_READONLY_DBMOVED"
+"""And for a file that is not any more where it was opened."""
 MISSING = frozenset({"42703", "42P01", REBUILT})
 READ_ONLY = frozenset({"25006"})
 # Lock, deadlock, serialisation, cancel or timeout, disk, memory, connections, login, unknown database, and a plan
@@ -39,6 +41,7 @@ SQLITE_UNAVAILABLE = (
     "SQLITE_CANTOPEN",
     "SQLITE_INTERRUPT",
     "SQLITE_PROTOCOL",
+    MOVED,
 )
 
 
@@ -79,7 +82,7 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
         return DatabaseUnavailableError(f"The database cannot be reached now: {failure.message}")
     if state in MISSING or (state == "SQLITE_ERROR" and any(text in failure.message for text in SQLITE_MISSING)):
         return MissingColumnError(f"The database misses what a query names: {failure.message}", state)
-    if state in READ_ONLY or state.startswith(SQLITE_READ_ONLY):
+    if state in READ_ONLY or (state.startswith(SQLITE_READ_ONLY) and state != MOVED):
         return DatabaseReadOnlyError(f"The database only reads now: {failure.message}", sqlstate=state)
     if state == "0A000" and failure.message.startswith(STALE_PLANS):
         return StalePlanError(f"The table was changed in the middle of a transaction: {failure.message}")

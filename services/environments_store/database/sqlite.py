@@ -9,11 +9,13 @@ from pathlib import Path
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_guarded import GuardedConnection
+from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.database.statements import changes_rows, is_read
 from services.environments_store.defaults import DatabaseSettings
 
@@ -104,7 +106,7 @@ class SqliteDatabase:
             try:
                 await transaction.begin()
                 yield transaction
-                await transaction.execute("COMMIT")
+                await transaction.commit()
             except BaseException:
                 await _roll_back(writer)
                 raise
@@ -157,14 +159,15 @@ class SqliteDatabase:
         async with self._reading:
             if self._writer is None:
                 raise StatementFailure(f"'{self._path}' is not open", sent=False)
-            reader = self._idle.pop() if self._idle else await self._connect_reader()
+            reader = self._idle.pop() if self._idle else await self._connect_reader(self._writer.place)
             try:
                 yield reader
             finally:
                 if reader in self._readers:
                     self._idle.append(reader)
 
-    async def _connect_reader(self) -> GuardedConnection:
+    async def _connect_reader(self, place: FilePlace) -> GuardedConnection:
+        await anyio.to_thread.run_sync(place.check)
         # Not mode=ro: reading in WAL mode writes to the shared memory file beside the database.
         reader = await self._connect("ro" if self._read_only else "rw")
         self._readers.append(reader)
@@ -207,6 +210,13 @@ class _Transaction:
         try:
             with file_failures(self._path):
                 await self._connection.begin("IMMEDIATE")
+        except StatementFailure as failure:
+            raise service_error(failure, write=True) from failure
+
+    async def commit(self) -> None:
+        try:
+            with file_failures(self._path):
+                await self._connection.commit_in_place()
         except StatementFailure as failure:
             raise service_error(failure, write=True) from failure
 

@@ -39,6 +39,7 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> GuardedCon
     connection = await _open(_address(path, mode), path, busy_timeout_s)
     try:
         with file_failures(path):
+            await connection.settle(path)
             connection.row_factory = sqlite3.Row
             await connection.execute_fetchall("PRAGMA synchronous = FULL")
             # The first read of the header: a file that is no database shows here, not at the first request.

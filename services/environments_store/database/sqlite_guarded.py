@@ -8,11 +8,13 @@ moment. So beside a copy nothing is written, and an empty table counts for nothi
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
 
 from services.environments_store.database.failures import REBUILT, StatementFailure
+from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.schema.names import TABLE, backup_name
 
 __all__ = ["GuardedConnection"]
@@ -28,8 +30,16 @@ _FIND_COPY = f"SELECT 1 FROM sqlite_master WHERE name = '{_COPY}'"
 class GuardedConnection(aiosqlite.Connection):
     """Each method is one visit to the connection's thread, whatever it does there: visits cost more than statements.
 
-    They raise sqlite3.Error, and StatementFailure for a write beside a copy, and for reads of an empty table there.
+    They raise sqlite3.Error, and StatementFailure for a write beside a copy, for reads of an empty table there, and
+    where the path of the file names another one by now.
     """
+
+    place: FilePlace
+    """Of the file that is open here."""
+
+    async def settle(self, path: Path) -> None:
+        """Remember the file that was just opened by this path. To be called before the methods below."""
+        self.place = await self._visit(FilePlace, path)
 
     async def change_rows(self, query: str, arguments: Mapping[str, object]) -> tuple[list[sqlite3.Row], int]:
         """One statement in a transaction of its own; its rows, and how many it touched."""
@@ -48,6 +58,10 @@ class GuardedConnection(aiosqlite.Connection):
         """Begin a transaction that may write (`IMMEDIATE`) or one that reads (`DEFERRED`)."""
         await self._visit(self._begin, kind)
 
+    async def commit_in_place(self) -> None:
+        """Commit, unless the file was taken away meanwhile."""
+        await self._visit(self._commit)
+
     async def _visit(self, work: Callable[..., T], *arguments: object) -> T:
         result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # aiosqlite types it not
         return result
@@ -62,9 +76,14 @@ class GuardedConnection(aiosqlite.Connection):
         finally:
             self._conn.rollback()  # quiet after a commit
 
+    def _commit(self) -> None:
+        self.place.check()
+        self._conn.execute("COMMIT")
+
     def _read(
         self, query: str, arguments: Mapping[str, Any], surely: bool, abandoned: threading.Event
     ) -> list[sqlite3.Row]:
+        self.place.check()
         self._conn.set_progress_handler(abandoned.is_set, _INSTRUCTIONS_BETWEEN_LOOKS)
         try:
             rows = self._conn.execute(query, arguments).fetchall()
@@ -79,6 +98,7 @@ class GuardedConnection(aiosqlite.Connection):
             self._conn.set_progress_handler(None, 0)
 
     def _begin(self, kind: str) -> None:
+        self.place.check()
         self._conn.execute(f"BEGIN {kind}")
         try:
             if self._conn.execute(_FIND_COPY).fetchone() and (kind == "IMMEDIATE" or self._is_empty()):

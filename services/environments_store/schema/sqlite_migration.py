@@ -10,11 +10,13 @@ from pathlib import Path
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 
 from services.environments_store.database.base import Dialect
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.location import Location
 from services.environments_store.database.sqlite_connection import close_quietly, connect, file_failures
+from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.inspect_sqlite import inspect, query
 from services.environments_store.schema.inspection import Inspection
@@ -44,6 +46,7 @@ class SqliteMigration:
         self._budgets = budgets
         self._journal = journal
         self._random = source
+        self._place: FilePlace | None = None
 
     async def bring_column(self, deadline: float) -> float:
         """Do all that is missing; returns how many seconds to let pass before the next look."""
@@ -81,11 +84,16 @@ class SqliteMigration:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[aiosqlite.Connection]:
-        if not self._read_only:
+        """To the file of the first look, which alone makes one where there is none."""
+        mode = "ro" if self._read_only else "rwc"
+        if self._place is not None:
+            await anyio.to_thread.run_sync(self._place.check)
+            mode = "ro" if self._read_only else "rw"
+        elif not self._read_only:
             with file_failures(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "ro" if self._read_only else "rwc"
         connection = await connect(self._path, mode=mode, busy_timeout_s=self._budgets.sqlite_busy_ms / 1000)
+        self._place = connection.place
         try:
             yield connection
         finally:

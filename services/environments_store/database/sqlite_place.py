@@ -1,0 +1,41 @@
+"""Which file a path names, and whether it still is the one that was opened.
+
+SQLite goes on with an open file that somebody has moved, deleted or replaced: what is written then is acknowledged, and
+gone. A second connection by the same path would meet another file, with the `-wal` of the first beside it, and copy
+that into it at its end.
+"""
+
+import os
+from pathlib import Path
+
+from services.environments_store.database.failures import MOVED, StatementFailure
+
+__all__ = ["FilePlace"]
+
+
+class FilePlace:
+    """The file that `path` names when this is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = _identity(path)
+
+    def check(self) -> None:
+        """Raises StatementFailure, with what to do, when the path names no file or another one now."""
+        identity = _identity(self._path)
+        if identity == self._identity and identity is not None:
+            return
+        what = "is gone: it was moved or deleted" if identity is None else "was replaced by another file"
+        raise StatementFailure(
+            f"'{self._path}' {what} while the service had it open. Put it back; or stop every node, and start on"
+            " another file, without the -wal and -shm files of this one.",
+            sqlstate=MOVED,
+        )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
