@@ -90,6 +90,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The column is VARCHAR(255) in every table that the original made."""
     document_depth: int = 5_000
     """Nested arrays and objects. PostgreSQL's own parser ends between 10,000 and 20,000 with its default stack."""
+    list_limit: int = 2**63 - 1
+    """The largest that both databases take."""
     hash_entries: int = 32_768
     """Hashes remembered; some 200 bytes each."""
     thread_from_bytes: int = 262_144

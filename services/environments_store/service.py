@@ -32,7 +32,7 @@ from services.environments_store.store import Store
 
 __all__ = ["EnvironmentsStore"]
 
-Limit = Annotated[int, msgspec.Meta(ge=1)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=StoreLimits().list_limit)]
 Fields = Annotated[list[RecordField], msgspec.Meta(min_length=1)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=OperationLimits().purge_batch_max)]

@@ -126,6 +126,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get", {"uuid": ""}, "uuid"),
     ("list", {"limit": 0}, "limit"),
     ("list", {"limit": "5"}, "limit"),
+    ("list", {"limit": 2**63}, "limit"),
+    ("listDeleted", {"limit": 2**64}, "limit"),
     ("list", {"after": 7}, "after"),
     ("list", {"fields": []}, "fields"),
     ("listDeleted", {"fields": ["no such key"]}, "fields[0]"),
