@@ -3,11 +3,14 @@
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.environments_store.errors import DatabaseError, OperationError
+from services.environments_store.operations import backup_sqlite
 from services.environments_store.operations.backup import back_up
+from services.environments_store.schema import inspect_sqlite
 from tests.support.operations import exported, fill
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.shapes import make_sqlite, postgres_sql
@@ -73,6 +76,34 @@ async def test_a_copy_of_a_file_that_is_in_use_is_whole(bench: Bench, tmp_path: 
     assert copy.execute("SELECT count(*), count(deletedAt) FROM environments").fetchone() == (1_000, 1)
     copy.close()
     assert len(await exported(bench)) == 999
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_rows_that_come_and_go_meanwhile_are_no_reason_to_refuse_a_copy(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(bench, 100)
+
+    async def query(connection: Any, path: Path, text: str, *arguments: object) -> Any:
+        copying = text.startswith("VACUUM")
+        if copying:
+            await fill(bench, 5, prefix="guest-")
+        rows = await inspect_sqlite.query(connection, path, text, *arguments)
+        if copying:
+            await bench.run("DELETE FROM environments WHERE id LIKE 'guest-%'")
+        return rows
+
+    monkeypatch.setattr(backup_sqlite, "query", query)
+    backup = await back_up(f"sqlite:///{tmp_path / 'environments.sqlite'}", tmp_path / "copy.sqlite")
+    assert backup.tables["environments"] == 105
+    assert len(await exported(bench)) == 100
+
+
+async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    make_sqlite("s_d1", tmp_path / "environments.sqlite")
+    for name in (tmp_path, Path(), Path("/")):
+        with pytest.raises(OperationError, match=f"'{name}' is a folder"):
+            await back_up(f"sqlite:///{tmp_path / 'environments.sqlite'}", name, overwrite=True)
 
 
 async def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:

@@ -55,10 +55,12 @@ def new_file(file: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises OperationError for a file that is there already, or a folder that cannot be written to.
     """
-    if file.exists() and not overwrite:
-        raise OperationError(f"'{file}' exists already. Choose another name, or pass --force to replace it.")
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.parent / f"{file.name}.partial"  # with_name refuses "." and "/"
     try:
+        if file.is_dir():
+            raise OperationError(f"'{file}' is a folder. Give the name of a file.")
+        if file.exists() and not overwrite:
+            raise OperationError(f"'{file}' exists already. Choose another name, or pass --force to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         yield partial
