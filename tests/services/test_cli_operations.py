@@ -179,6 +179,21 @@ def test_export_and_import_by_file_and_by_pipe(path: Path, url: str, tmp_path: P
     assert json.loads(replaced.stdout)["replaced"] == 1
 
 
+def test_an_export_to_a_full_disk_is_told_in_one_line(url: str) -> None:
+    command = [*COMMAND, "export", "-", "--all"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(DATABASE_URL=url),
+            timeout=DEADLINE_S,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: Standard output cannot be written: No space left on device.\n"
+
+
 def test_an_import_names_the_bad_line_and_can_be_repeated(url: str, path: Path, tmp_path: Path) -> None:
     file = tmp_path / "lines.ndjson"
     good = "".join(f'{{"environment":{{"uuid":"new-{number}"}}}}\n' for number in range(1_000))

@@ -11,6 +11,7 @@ import pytest
 from services.environments_store.database.sqlite import SqliteDatabase
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
+from services.environments_store.schema.check import look
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +130,16 @@ async def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     await database.open()
     await database.close()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a"]  # noqa: ASYNC240 # one look at the test's folder
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/items.sqlite"])
+async def test_a_name_that_no_file_can_have_is_told_with_the_reason(name: str, tmp_path: Path) -> None:
+    for read_only in (False, True):
+        database = SqliteDatabase(tmp_path / name, SETTINGS, read_only=read_only)
+        with pytest.raises(DatabaseUnavailableError, match="File name too long"):
+            await database.open()
+    with pytest.raises(DatabaseUnavailableError, match="File name too long"):
+        await look(f"sqlite:///{tmp_path / name}")
 
 
 async def test_a_missing_file_is_not_made_to_be_read(tmp_path: Path) -> None:

@@ -41,8 +41,14 @@ async def export_to_file(url: str, file: Path, selection: Selection, *, overwrit
 
 
 async def export_to_stdout(url: str, selection: Selection) -> Exported:
-    exported, damaged = await _export(url, selection, sys.stdout.buffer)
-    await anyio.to_thread.run_sync(sys.stdout.buffer.flush)
+    """Raises OperationError when it cannot be written; a reader that has enough is no failure of ours."""
+    try:
+        exported, damaged = await _export(url, selection, sys.stdout.buffer)
+        await anyio.to_thread.run_sync(sys.stdout.buffer.flush)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OperationError(f"Standard output cannot be written: {error.strerror or error}.") from error
     return Exported(file="-", exported=exported, damaged=damaged)
 
 

@@ -138,10 +138,13 @@ def _explain(text: str, state: str | None, path: Path) -> str:
 
 
 def _why_not(path: Path, text: str) -> str:
-    if path.is_dir():
-        return "it is a folder"
-    if not path.parent.is_dir():
-        return f"the folder '{path.parent}' does not exist"
-    if not path.exists():
-        return f"the file does not exist and cannot be created ({text})"
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        if not path.parent.is_dir():
+            return f"the folder '{path.parent}' does not exist"
+        if not path.exists():
+            return f"the file does not exist and cannot be created ({text})"
+    except OSError as error:  # a name that is too long, or a folder that this user may not enter
+        return error.strerror or text
     return text

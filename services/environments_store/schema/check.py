@@ -1,8 +1,8 @@
 """Look at a database and change nothing: what `migrate check` shows."""
 
-from pathlib import Path
 from typing import NamedTuple
 
+import anyio.to_thread
 import msgspec
 
 from services.environments_store.database.base import Dialect
@@ -85,11 +85,15 @@ async def _look_at_server(url: str, table: str) -> tuple[Inspection, tuple[Block
 
 
 async def _look_at_file(location: Location, table: str) -> Inspection:
-    from services.environments_store.database.sqlite_connection import close_quietly, connect
+    from services.environments_store.database.sqlite_connection import close_quietly, connect, file_failures
     from services.environments_store.schema.inspect_sqlite import inspect
 
     path = location.path
-    if path is None or not _is_there(path):
+    if path is None:
+        raise ValueError("a look at a SQLite file needs its path")
+    with file_failures(path):
+        there = await anyio.to_thread.run_sync(path.exists)
+    if not there:
         return Inspection(dialect="sqlite", schema="main", table=table, kind=None)
     # Not mode=ro: reading a file in WAL mode may have to make the shared memory file beside it.
     mode = "ro" if location.read_only else "rw"
@@ -98,7 +102,3 @@ async def _look_at_file(location: Location, table: str) -> Inspection:
         return await inspect(connection, path, table=table, read_only=location.read_only)
     finally:
         await close_quietly(connection)
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists()
