@@ -6,6 +6,7 @@ from broker.cli.commands.calling import call
 from broker.cli.commands.events import broadcast, emit, listen
 from broker.cli.commands.lists import actions, nodes, services
 from broker.cli.commands.nodes import ping, run_services
+from broker.cli.output import use_utf8
 
 app = typer.Typer(
     help="Run Moleculer services, and talk to a cluster from the shell.",
@@ -21,6 +22,7 @@ for command in (call, emit, broadcast, listen, nodes, services, actions, ping):
 
 def main() -> None:
     """The entry point of the script `broker`."""
+    use_utf8()
     app()
 
 

@@ -1,5 +1,6 @@
 """Results on standard output: a table for a person, JSON when piped or asked for."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ from rich.live import Live
 from rich.table import Table
 
 _DASH = "–"
+
+
+def use_utf8() -> None:
+    """Results and logs in UTF-8, whatever the locale: JSON is nothing else, and lines of the log are looked for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def is_person() -> bool:

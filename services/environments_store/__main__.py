@@ -9,7 +9,7 @@ import typer
 
 from broker import ServiceBroker
 from broker.cli.logs import configure_logs
-from broker.cli.output import encode, print_error
+from broker.cli.output import encode, print_error, use_utf8
 from broker.cli.running import serve as serve_until_signal
 from services.environments_store.commands.data import add_commands
 from services.environments_store.commands.migrate import app as migration
@@ -96,6 +96,7 @@ add_commands(app)  # here, so that the help lists them after `serve` and `demo`
 
 def main() -> None:
     """The entry point of the script `environments-store`."""
+    use_utf8()
     app()
 
 

@@ -108,6 +108,20 @@ def test_demo_shows_the_guides_six_steps_and_the_migration() -> None:
     assert lines[-1] == "All six steps showed what the guide says."
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_in_any_locale_the_lines_are_as_the_guide_has_them(encoding: str, tmp_path: Path) -> None:
+    def output(*arguments: str) -> tuple[str, str]:
+        url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
+        settings = environment(PYTHONIOENCODING=encoding, DATABASE_URL=url)
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=DEADLINE_S, env=settings)
+        assert done.returncode == 0
+        return done.stdout.decode(), done.stderr.decode()
+
+    assert "log     ✅ deletedAt column added successfully" in output("demo")[0]
+    assert "✅ deletedAt column already exists" in output("migrate", "run")[1]
+    assert "postgresql://…" in output("stats", "--help")[0]
+
+
 def test_demo_needs_no_settings_and_leaves_nothing_behind(tmp_path: Path) -> None:
     result = run("demo", "--json", PWD=str(tmp_path), TMPDIR=str(tmp_path), NATS_URL="wrong", DATABASE_URL="wrong")
     assert result.returncode == 0, result.stderr

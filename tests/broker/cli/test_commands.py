@@ -222,6 +222,12 @@ async def test_what_goes_wrong_with_a_stream_is_one_line_and_exit_code_1(shell: 
         assert not any("Traceback" in line for line in process.stderr)
 
 
+async def test_results_are_utf_8_in_any_locale(shell: Shell, tmp_path: Path) -> None:
+    shell.environment["PYTHONIOENCODING"] = "latin-1"
+    (tmp_path / "values.ndjson").write_text('"é 🔄"\n', encoding="utf-8")
+    assert output(await shell("call", "files.count", "--stream-in", tmp_path / "values.ndjson")) == ["é 🔄"]
+
+
 async def test_a_reader_that_goes_away_is_no_crash(shell: Shell) -> None:
     async with shell.pipe("$BROKER call files.numbers -p upto=100000 | head -n 1") as process:
         assert await process.wait() == 0
