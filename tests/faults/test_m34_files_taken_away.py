@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from services.environments_store.database.sqlite import SqliteDatabase
+from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
 from services.environments_store.errors import DatabaseUnavailableError
 from tests.support.served import Serving, serving
@@ -93,6 +94,18 @@ async def test_m34_a_file_that_is_put_back_is_served_on(service: Serving, path: 
     await service.ask("create", environment={"uuid": "late"})
     await service.until_state("ready")
     assert query(path, "SELECT id FROM environments ORDER BY id") == [("early",), ("late",)]
+
+
+def test_m34_a_folder_that_nobody_can_look_into_tells_nothing_of_the_file(path: Path) -> None:
+    path.touch()
+    folder = path.parent / "link"
+    folder.symlink_to(path.parent)
+    place = FilePlace(folder / path.name)
+    folder.unlink()
+    folder.symlink_to(folder)  # unlike missing rights, a loop keeps everybody out
+    place.check()
+    with pytest.raises(OSError, match="symbolic links"):
+        FilePlace(folder / path.name)
 
 
 async def test_m34_the_new_file_stays_as_it_is_though_the_log_of_the_old_one_lies_beside_it(path: Path) -> None:

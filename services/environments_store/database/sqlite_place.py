@@ -14,7 +14,7 @@ __all__ = ["FilePlace"]
 
 
 class FilePlace:
-    """The file that `path` names when this is made."""
+    """The file that `path` names when this is made. Raises OSError when that cannot be told."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -22,7 +22,10 @@ class FilePlace:
 
     def check(self) -> None:
         """Raises StatementFailure, with what to do, when the path names no file or another one now."""
-        identity = _identity(self._path)
+        try:
+            identity = _identity(self._path)
+        except OSError:
+            return  # a folder that may not be entered, say, tells nothing of the file
         if identity == self._identity and identity is not None:
             return
         what = "is gone: it was moved or deleted" if identity is None else "was replaced by another file"
@@ -36,6 +39,6 @@ class FilePlace:
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
