@@ -70,8 +70,11 @@ _LITE_DELETED = (
         "deletedAt IS NOT NULL AND (deletedAt NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'"
         " OR julianday(deletedAt) IS NULL)",
         "have a deletedAt that is a number or no date: they are deleted, and never purged",
-        "UPDATE environments SET deletedAt = strftime('%Y-%m-%d %H:%M:%f +00:00', deletedAt / 1000.0, 'unixepoch')"
-        " WHERE typeof(deletedAt) = 'integer'; for milliseconds; look at the others one by one.",
+        # As lists show them. What SQLite cannot compute would become NULL, and the environment live.
+        "UPDATE environments SET deletedAt = strftime('%Y-%m-%d %H:%M:%f +00:00',"
+        " CASE WHEN deletedAt < 1e11 THEN deletedAt ELSE deletedAt / 1000.0 END, 'unixepoch')"
+        " WHERE typeof(deletedAt) IN ('integer', 'real') AND deletedAt BETWEEN 1e9 AND 253402300799999; for seconds and"
+        " milliseconds since 2001; look at the others one by one.",
     ),
     _Question(
         "future-date",

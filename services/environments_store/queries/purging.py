@@ -30,6 +30,7 @@ _LITE_OLD = (
     "deletedAt IS NOT NULL AND id IS NOT NULL AND deletedAt GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'"
     " AND julianday(deletedAt) < julianday($1)"
 )
+_LITE_UTC = "strftime('%Y-%m-%d %H:%M:%f +00:00', deletedAt)"  # the forms of a date do not sort beside each other
 
 
 def _postgresql(now: str) -> Purging:
@@ -62,11 +63,11 @@ _SQLITE = Purging(
         f" ORDER BY deletedAt LIMIT $2) RETURNING {_LITE_RETURNED}"
     ),
     facts=(
-        "SELECT count(*) AS count, min(deletedAt) AS oldest, max(deletedAt) AS newest"
+        f"SELECT count(*) AS count, min({_LITE_UTC}) AS oldest, max({_LITE_UTC}) AS newest"
         f" FROM environments WHERE {_LITE_OLD}"
     ),
     months=(
-        f"SELECT substr(deletedAt, 1, 7) AS month, count(*) AS count FROM environments WHERE {_LITE_OLD}"
+        f"SELECT strftime('%Y-%m', deletedAt) AS month, count(*) AS count FROM environments WHERE {_LITE_OLD}"
         " GROUP BY 1 ORDER BY 1"
     ),
 )
