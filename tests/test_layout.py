@@ -45,7 +45,7 @@ ENVIRONMENTS_STORE = [
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
-    "aliases config database.postgres_session database.sqlite_place document queries queries.purging"
+    "aliases config database.postgres_session database.sqlite_place database.turns document queries queries.purging"
     " queries.transfer schema.index schema.outcomes schema.plan",
     "database.postgres_pool database.sqlite_guarded listing operations.lines operations.progress records"
     " schema.blockers schema.inspect_postgres schema.journal shape",
@@ -158,7 +158,7 @@ SUITES = {
     "test_readme.py": "broker.__main__ broker.cli.logs broker.cli.output broker.cli.running broker.cli.targets"
     " broker.defaults broker.middlewares.retry broker.transports.memory",
     "contract/test_database.py": "database.base database.connect database.failures database.postgres_pool"
-    " database.postgres_session database.sqlite database.sqlite_connection database.statements",
+    " database.postgres_session database.sqlite database.sqlite_connection database.statements database.turns",
     "contract/test_store.py": "aliases defaults errors queries queries.base queries.postgresql queries.sqlite"
     " records store",
     "contract/test_store_documents.py": "document",

@@ -12,8 +12,10 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What PostgreSQL shows of its connections. By this name a rollback finds nodes behind a pooler."""
     pool_size: int = 10
     """PostgreSQL connections of one node; a default server accepts 100."""
-    reader_count: int = 4
+    reader_count: int = 5
     """SQLite connections that only read, so that a slow export delays neither a write nor a short read."""
+    left_to_others: int = 2
+    """Connections that exports, at the pace of whoever reads them, never take: one for lists, one for short reads."""
     connect_timeout_s: float = 5.0
     """asyncpg's own is 60, longer than a caller waits."""
     acquire_timeout_s: float = 5.0

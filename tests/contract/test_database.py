@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -220,6 +221,26 @@ async def test_streams_leave_a_connection_for_short_reads(database: Database) ->
         with anyio.fail_after(10):
             assert len(await ids(database)) == 20
         group.cancel_scope.cancel()
+
+
+async def test_streams_that_nobody_reads_on_leave_connections_for_the_others_and_are_refused_in_time(url: str) -> None:
+    settings = DatabaseSettings(pool_size=4, reader_count=4, acquire_timeout_s=0.1)
+    database = open_database(url, settings)
+    await database.open()
+    try:
+        async with AsyncExitStack() as stalled:
+            for _ in range(2):
+                batches = await stalled.enter_async_context(database.stream("SELECT 1", batch=1, paced=True))
+                assert await anext(batches)
+            with pytest.raises(DatabaseUnavailableError, match="no connection became free in time"):
+                await stalled.enter_async_context(database.stream("SELECT 1", batch=1, paced=True))
+            async with database.stream("SELECT 1", batch=1) as batches:
+                assert await anext(batches)
+                assert await database.fetch("SELECT 1")
+        async with database.stream("SELECT 1", batch=1, paced=True) as batches:
+            assert await anext(batches)
+    finally:
+        await database.close()
 
 
 @pytest.mark.parametrize(

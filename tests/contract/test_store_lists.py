@@ -175,7 +175,9 @@ class Watched:
         return self.count(await self._database.fetch(query, *arguments))
 
     @asynccontextmanager
-    async def stream(self, query: str, *arguments: object, batch: int) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
+    async def stream(
+        self, query: str, *arguments: object, batch: int, paced: bool = False
+    ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         async with self._database.stream(query, *arguments, batch=batch) as batches:
 
             async def counted() -> AsyncGenerator[Sequence[Row]]:

@@ -50,9 +50,12 @@ class Database(Queries, Protocol):
         """
 
     def stream(
-        self, query: str, *arguments: object, batch: int
+        self, query: str, *arguments: object, batch: int, paced: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for."""
+        """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for.
+
+        `paced`: by somebody who may take his time. Such streams never hold the last connections, which others need.
+        """
 
     async def refresh(self) -> None:
         """Forget what connections remember of the schema: call it after a migration changed the table."""

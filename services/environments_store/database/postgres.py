@@ -13,6 +13,7 @@ from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
 from services.environments_store.database.postgres_session import driver_failures
 from services.environments_store.database.statements import is_read, touched_rows
+from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
 
 __all__ = ["PostgresDatabase"]
@@ -37,6 +38,7 @@ class PostgresDatabase:
         self._settings = settings
         self._pool: Pool | None = None
         self._pool_lock = anyio.Lock()
+        self._pacing = Turns(settings.pool_size - settings.left_to_others, settings.acquire_timeout_s)
         self._closed = False
 
     async def open(self) -> None:
@@ -63,9 +65,9 @@ class PostgresDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int
+        self, query: str, *arguments: object, batch: int, paced: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        return self._stream(query, arguments, batch)
+        return self._paced_stream(query, arguments, batch) if paced else self._stream(query, arguments, batch)
 
     async def refresh(self) -> None:
         pool = self._pool
@@ -112,6 +114,16 @@ class PostgresDatabase:
         except StatementFailure as failure:
             # Only BEGIN and COMMIT get here; what the block ran has been translated where it failed.
             raise service_error(failure, write=True) from failure
+
+    @asynccontextmanager
+    async def _paced_stream(
+        self, query: str, arguments: tuple[object, ...], batch: int
+    ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
+        try:
+            async with self._pacing.one(), self._stream(query, arguments, batch) as batches:
+                yield batches
+        except StatementFailure as failure:
+            raise service_error(failure, write=False) from failure
 
     @asynccontextmanager
     async def _stream(

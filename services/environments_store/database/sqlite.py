@@ -17,6 +17,7 @@ from services.environments_store.database.sqlite_connection import bind, close_q
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.database.statements import changes_rows, is_read
+from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
 
 __all__ = ["SqliteDatabase"]
@@ -42,8 +43,9 @@ class SqliteDatabase:
         self._idle: list[GuardedConnection] = []
         self._readers: list[GuardedConnection] = []
         self._reading = anyio.Semaphore(settings.reader_count)
-        # A stream keeps its reader for as long as its consumer likes: one reader is always left for the others.
-        self._streaming = anyio.Semaphore(max(1, settings.reader_count - 1))
+        # A stream keeps its reader for longer than a statement: one reader is always left for the others.
+        self._streaming = Turns(settings.reader_count - 1, settings.acquire_timeout_s)
+        self._pacing = Turns(settings.reader_count - settings.left_to_others, settings.acquire_timeout_s)
 
     async def open(self) -> None:
         if self._writer is not None:
@@ -92,9 +94,9 @@ class SqliteDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int
+        self, query: str, *arguments: object, batch: int, paced: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        return self._stream(query, arguments, batch)
+        return self._stream(query, arguments, batch, self._pacing if paced else self._streaming)
 
     async def refresh(self) -> None:
         """Nothing to forget: SQLite itself prepares a statement again when the schema has changed."""
@@ -113,10 +115,10 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int
+        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         try:
-            async with self._streaming, self._reader() as reader:
+            async with turns.one(), self._reader() as reader:
                 try:
                     with file_failures(self._path):
                         if not self._read_only:

@@ -48,7 +48,7 @@ class Export:
         lines: list[bytes] = []
         size = 0
         with self._shape.watched():
-            async with self._database.stream(query, limit, batch=self._limits.export_batch) as batches:
+            async with self._database.stream(query, limit, batch=self._limits.export_batch, paced=True) as batches:
                 async for rows in batches:
                     for row in rows:
                         line = await self._line(row)
