@@ -64,9 +64,11 @@ class Calls:
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:
             self._node.tracker.begin()
+        before = self._node.begin_own_work()  # a handler of this node runs in the task of its caller
         try:
             return await self._attempt(ctx, options)
         finally:
+            self._node.end_own_work(before)
             if options.parent is not None:
                 options.parent.meta.update(ctx.meta)
             if tracked:

@@ -37,6 +37,7 @@ logger = logging.getLogger("broker")
 
 
 _WORK_OF: ContextVar["Node | None"] = ContextVar("work_of", default=None)
+"""Whose end the current task would wait for, if it waited for the stop of that node."""
 
 
 class Node:
@@ -208,12 +209,18 @@ class Node:
             self._ending.result()
 
     def is_own_work(self) -> bool:
-        """Whether a handler or background work of this node is asking."""
+        """Whether a handler, a call made here, or background work of this node is asking."""
         return _WORK_OF.get() is self
 
-    def begin_own_work(self) -> None:
-        """Mark the current task, and those it starts, as work of this node."""
+    def begin_own_work(self) -> "Node | None":
+        """Mark the current task, and those it starts, as work of this node. Gives whose it was, for `end_own_work`."""
+        before = _WORK_OF.get()
         _WORK_OF.set(self)
+        return before
+
+    def end_own_work(self, before: "Node | None") -> None:
+        """The current task goes on with what it did before."""
+        _WORK_OF.set(before)
 
     def work_done(self) -> None:
         """A request was answered."""

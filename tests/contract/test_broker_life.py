@@ -436,6 +436,15 @@ async def test_a_handler_may_stop_its_node_and_still_be_answered(cluster: Cluste
     assert leaving.notes == ["stopped"]
 
 
+async def test_a_handler_called_on_its_own_node_may_stop_it(cluster: Cluster) -> None:
+    leaving = Leaving()
+    one = await cluster.start_one("one", [leaving], shutdown_timeout=30)
+    with anyio.fail_after(20):
+        assert await one.call("leaving.stop_node") == "stopping"
+        await one.stop()
+    assert leaving.notes == ["stopped"]
+
+
 async def test_background_work_may_stop_its_node(cluster: Cluster) -> None:
     leaving = Leaving()
     one, two = await cluster.start(("one", [leaving]), ("two", []))
