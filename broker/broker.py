@@ -42,6 +42,7 @@ from broker.flow import FLOW_CONTROL
 from broker.ids import new_id
 from broker.internals.service import NAME as NODE_SERVICE
 from broker.internals.service import NodeService
+from broker.interruptible import Interruptible
 from broker.lifecycle import Lifecycle
 from broker.middleware import check_middlewares, compose, hooks
 from broker.network import ip_addresses
@@ -56,6 +57,9 @@ from broker.topics import Topics, check_token
 from broker.transit import Identity, Limits, Transit
 from broker.transports import make_transport
 from broker.uptime import STARTED
+
+BROKER_STATE = "BROKER_STATE"
+"""The type of an error about what a broker cannot do before its start, during it, or after its stop."""
 
 
 class ServiceBroker:
@@ -119,6 +123,7 @@ class ServiceBroker:
         self._hearing = self._internal_listeners()
         self._registry_changed = anyio.Event()
         self._state = "new"
+        self._starting = Interruptible()
         node.performing.run_action = self._serving.start_request
         node.performing.run_event = self._run_event
         node.performing.notify = self._notify
@@ -131,42 +136,55 @@ class ServiceBroker:
     async def start(self) -> None:
         """Connect, find the other nodes, start the services, and announce them.
 
-        Tries for ever to reach the server; cancel it to give up. Raises what a service's `started` raises, and
-        BrokerOptionsError when the node id is taken; the node is stopped again then.
+        Tries for ever to reach the server; cancel it, or call `stop`, to give up. Raises what a service's `started`
+        raises, BrokerOptionsError when the node id is taken, and MoleculerServerError `BROKER_STATE` when somebody
+        stopped the broker meanwhile; the node is stopped again then.
         """
         if self._state != "new":
-            raise MoleculerServerError(f"The broker is {self._state}; a broker starts once.", type="BROKER_STATE")
+            raise MoleculerServerError(f"The broker is {self._state}; a broker starts once.", type=BROKER_STATE)
         self._state = "starting"
         try:
-            await self._node.open()
-            await self._lifecycle.tell("starting", self)
-            await self._node.join()
-            await self._start_all_services()
-            self._state = "started"
-            self._start_pinging()
-            self._notify("$broker.started", {})
-            await self._lifecycle.tell("started", self)
+            await self._starting.run(self._start)
+            if self._state != "started":
+                raise MoleculerServerError("The broker was stopped while it started.", type=BROKER_STATE)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.stop()
             raise
 
+    async def _start(self) -> None:
+        await self._node.open()
+        await self._lifecycle.tell("starting", self)
+        await self._node.join()
+        await self._start_all_services()
+        if self._state != "starting":
+            return
+        self._state = "started"
+        self._start_pinging()
+        self._notify("$broker.started", {})
+        await self._lifecycle.tell("started", self)
+
     async def stop(self) -> None:
         """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet.
 
         Returns when the node has stopped. Work of this node itself (a handler, what `start_soon` runs) would wait for
-        its own end: called from there it returns at once, and the node stops when that work is done.
+        its own end: called from there it returns at once, and the node stops when that work is done. A start that is
+        under way is ended.
         """
         if self._state in ("new", "stopped"):
             return
+        starting = self._state == "starting"
         if self._state != "stopping":
             self._state = "stopping"
             self._node.run_to_the_end(self._stop())
         if not self._node.is_own_work():
-            with anyio.CancelScope(shield=True):
+            # It may be the start that asks, in a service's `started`: then this wait must end with the start.
+            with anyio.CancelScope(shield=not starting):
                 await self._node.ended()
 
     async def _stop(self) -> None:
+        with anyio.move_on_after(self.options.shutdown_timeout):
+            await self._starting.end()
         farewell = Farewell(self.registry)
         await self._lifecycle.tell("stopping", self)
         await self._node.leave()
@@ -199,14 +217,17 @@ class ServiceBroker:
 
     async def add_service(self, service: Service) -> None:
         """Offer one more service. On a started broker, its `started` runs before it is announced; when that fails, the
-        service is not kept."""
+        service is not kept. Raises MoleculerServerError `BROKER_STATE` on a broker that stops or has stopped."""
+        if self._state in ("stopping", "stopped"):
+            raise MoleculerServerError(f"The broker is {self._state}; it takes no more services.", type=BROKER_STATE)
         name = self._adopt(service)
         if self._state == "started":
             try:
                 await self._start_services([name])
             except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._catalog.stop(name)
+                if self._catalog.service(name) is service:
+                    with anyio.CancelScope(shield=True):
+                        await self._catalog.stop(name)
                 raise
 
     async def remove_service(self, service: Service | str) -> None:
@@ -400,16 +421,10 @@ class ServiceBroker:
             await self._start_services(waiting)
 
     async def _start_services(self, names: Sequence[str]) -> None:
-        async def start(name: str) -> None:
-            dependencies = self._catalog.dependencies(name)
-            if dependencies:
-                await self.wait_for_services(*dependencies)
-            await self._catalog.start(name)
-
         try:
             async with anyio.create_task_group() as tasks:
                 for name in names:
-                    tasks.start_soon(start, name)
+                    tasks.start_soon(self._catalog.start, name, self.wait_for_services)
         except* Exception as group:
             raise first_error(group) from None
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from broker.errors import (
     ServiceNotFoundError,
     ServiceSchemaError,
 )
+from broker.interruptible import Interruptible
 from broker.middleware import Next
 from broker.node import Node
 from broker.notices import service_not_stopped
@@ -39,6 +41,7 @@ class _Entry:
     service: Service
     definition: ServiceDefinition
     running: bool = False
+    starting: Interruptible = field(default_factory=Interruptible)
     background: list[_Background] = field(default_factory=list)
     in_work: Tracker = field(default_factory=Tracker)
 
@@ -105,11 +108,6 @@ class Catalog:
         entry = self._entries.get(full_name)
         return entry.service if entry else None
 
-    def dependencies(self, full_name: str) -> tuple[str, ...]:
-        """Full names of the services that a service waits for."""
-        entry = self._entries.get(full_name)
-        return entry.definition.dependencies if entry else ()
-
     def own_action(self, service: Service, name: str) -> ActionDefinition:
         """An action of a service, by its name within it or by its method's. Raises ServiceNotFoundError."""
         entry = self._entries.get(service.full_name)
@@ -119,15 +117,27 @@ class Catalog:
                 return action
         raise ServiceNotFoundError({"action": f"{service.full_name}.{name}", "nodeID": self._node.options.node_id})
 
-    async def start(self, full_name: str) -> None:
-        """Run a service's `started`, then offer it. An exception of `started` passes."""
-        entry = self._entries[full_name]
+    async def start(self, full_name: str, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """Wait for what a service depends on, run its `started`, then offer it. An exception of `started` passes.
+
+        Returns without offering it when it is withdrawn meanwhile, which ends its start.
+        """
+        entry = self._entries.get(full_name)
+        if entry is not None:
+            await entry.starting.run(partial(self._start, entry, wait_for_services))
+
+    async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        full_name = entry.definition.full_name
+        if entry.definition.dependencies:
+            await wait_for_services(*entry.definition.dependencies)
         await self.tell("service_starting", entry.service)
         try:
             await entry.service.started()
         except Exception as error:
             logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, error)
             raise
+        if self._entries.get(full_name) is not entry:  # withdrawn, and its `started` did not heed that
+            return
         entry.running = True
         self._node.performing.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
@@ -135,10 +145,13 @@ class Catalog:
         logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
 
     async def stop(self, full_name: str) -> None:
-        """Withdraw a service, finish what it does, end its background work, run its `stopped`. A failure is logged."""
+        """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. A
+        failure is logged."""
         entry = self._entries.pop(full_name, None)
         if entry is None:
             raise ServiceNotFoundError({"service": full_name})
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            await entry.starting.end()
         if entry.running:
             self._node.performing.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cli.logs cli.output cli.progress codecs.marks typed cpu errors ids inheritance javascript"
-    " masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
+    "buffers cli.logs cli.output cli.progress codecs.marks typed cpu errors ids inheritance interruptible"
+    " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
     "cli.options context defaults encoding parameters reader strategies.shard topics transports.memory",
     "balanced cli.files cli.values cache_keys cacher codec flow middleware notices policies transforms.compression"

@@ -115,6 +115,64 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(cluster: Cluster)
     await cluster.start_one("one", [Echo()])
 
 
+async def test_a_stop_ends_a_start_that_is_under_way(cluster: Cluster) -> None:
+    two = await cluster.start_one("two")
+    slow = Recorder()
+    slow.may_start = anyio.Event()
+    one = cluster.make("one", [slow, Echo()])
+
+    async def start() -> None:
+        with pytest.raises(MoleculerServerError, match="was stopped while it started") as refused:
+            await one.start()
+        assert refused.value.type == "BROKER_STATE"
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        await two.wait_for_services("echo", timeout=30)
+        with anyio.fail_after(30):
+            await one.stop()
+        slow.may_start.set()
+    assert "started" not in slow.notes
+    assert slow.notes[-1] == "stopped"
+    with pytest.raises(BrokerDisconnectedError, match="not running"):
+        await one.call("echo.where")
+
+
+async def test_a_service_that_stops_its_node_while_it_starts_does_not_wait_for_itself(cluster: Cluster) -> None:
+    class Unwilling(Recorder):
+        async def started(self) -> None:
+            await self.broker.stop()
+
+    unwilling = Unwilling()
+    one = cluster.make("one", [unwilling])
+    with anyio.fail_after(4), pytest.raises(MoleculerServerError, match="was stopped while it started"):
+        await one.start()
+    assert unwilling.notes == ["stopped"]
+
+
+async def test_a_service_withdrawn_while_it_starts_is_not_offered(cluster: Cluster) -> None:
+    class Dependent(Recorder):
+        dependencies = ("echo",)
+
+    slow, dependent = Recorder("slow"), Dependent("dependent")
+    slow.may_start = anyio.Event()
+    one = await cluster.start_one("one")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.add_service, slow)
+        tasks.start_soon(one.add_service, dependent)
+        await eventually(lambda: "starting" in slow.notes)
+        with anyio.fail_after(30):
+            await one.remove_service("slow")
+            await one.remove_service("dependent")
+        slow.may_start.set()
+        await one.add_service(Echo())
+    assert "started" not in slow.notes
+    assert slow.notes[-1] == "stopped"
+    assert dependent.notes == ["stopped"]
+    assert not one.registry.has_service("slow")
+    assert not one.registry.has_service("dependent")
+
+
 async def test_a_service_waits_for_those_it_depends_on(cluster: Cluster) -> None:
     class Dependent(Recorder):
         dependencies = ("echo", "math")
@@ -137,6 +195,8 @@ async def test_a_broker_starts_once(cluster: Cluster) -> None:
     await one.stop()
     with pytest.raises(MoleculerServerError, match="is stopped"):
         await one.start()
+    with pytest.raises(MoleculerServerError, match="takes no more services"):
+        await one.add_service(Echo())
 
 
 async def test_c8_an_id_that_is_taken_is_a_clear_error_and_the_holder_lives(cluster: Cluster) -> None:
