@@ -123,6 +123,7 @@ class ServiceBroker:
         self._hearing = self._internal_listeners()
         self._registry_changed = anyio.Event()
         self._state = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = Interruptible()
         node.performing.run_action = self._serving.start_request
         node.performing.run_event = self._run_event
@@ -142,6 +143,7 @@ class ServiceBroker:
         """
         if self._state != "new":
             raise MoleculerServerError(f"The broker is {self._state}; a broker starts once.", type=BROKER_STATE)
+        self._loop = _running_loop()
         self._state = "starting"
         try:
             await self._starting.run(self._start)
@@ -173,6 +175,7 @@ class ServiceBroker:
         """
         if self._state in ("new", "stopped"):
             return
+        self._require_own_loop()
         starting = self._state == "starting"
         if self._state != "stopping":
             self._state = "stopping"
@@ -220,6 +223,7 @@ class ServiceBroker:
         service is not kept. Raises MoleculerServerError `BROKER_STATE` on a broker that stops or has stopped."""
         if self._state in ("stopping", "stopped"):
             raise MoleculerServerError(f"The broker is {self._state}; it takes no more services.", type=BROKER_STATE)
+        self._require_own_loop()
         name = self._adopt(service)
         if self._state == "started":
             try:
@@ -233,6 +237,7 @@ class ServiceBroker:
     async def remove_service(self, service: Service | str) -> None:
         """Withdraw a service, by itself or by its full name: what it does is finished first. Raises
         ServiceNotFoundError."""
+        self._require_own_loop()
         name = service if isinstance(service, str) else service.full_name
         if self._state == "new" or self._catalog.service(name) is None:
             await self._catalog.stop(name)
@@ -247,6 +252,7 @@ class ServiceBroker:
 
         Raises MoleculerServerError `WAITFOR_SERVICES` when `timeout` seconds pass before.
         """
+        self._require_own_loop()
         with anyio.move_on_after(timeout):
             while any(not self.registry.has_service(name) for name in names):
                 await self._registry_changed.wait()
@@ -497,6 +503,27 @@ class ServiceBroker:
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):
             raise BrokerDisconnectedError("The broker is not running: start it first.")
+        self._require_own_loop()
+
+    def _require_own_loop(self) -> None:
+        """An answer would not wake up who waits for it in another event loop."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise MoleculerServerError(
+                "The broker runs in the event loop that started it, and this is another one. From a thread, use "
+                "asyncio.run_coroutine_threadsafe(broker.call(…), loop); in a script, one asyncio.run for all.",
+                type=BROKER_STATE,
+            )
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise MoleculerServerError(
+            "The broker runs on asyncio, as its client of NATS does, and not on trio: start it by asyncio.run, or by "
+            "anyio.run without another backend.",
+            type=BROKER_STATE,
+        ) from None
 
 
 def _check_metadata(codec: Codec, metadata: dict[str, Any]) -> None:

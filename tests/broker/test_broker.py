@@ -5,7 +5,14 @@ import gc
 import anyio
 import pytest
 
-from broker import BrokerDisconnectedError, BrokerOptionsError, ServiceBroker, ServiceNotFoundError, ServiceSchemaError
+from broker import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    MoleculerServerError,
+    ServiceBroker,
+    ServiceNotFoundError,
+    ServiceSchemaError,
+)
 from tests.support.example_services import Echo, Hearing, Math, Relay
 from tests.support.waiting import eventually
 
@@ -111,3 +118,12 @@ async def test_one_group_may_be_named_without_a_list() -> None:
         await broker.broadcast_local("user.created", 2, groups="hearing")
         await eventually(lambda: hearing.heard)
         assert {payload for _, _, payload in hearing.heard} == {2}
+
+
+def test_a_broker_says_that_it_needs_asyncio() -> None:
+    """Trio runs coroutines without a loop of asyncio, too."""
+    broker = ServiceBroker()
+    with pytest.raises(MoleculerServerError, match="runs on asyncio"):
+        broker.start().send(None)
+    with pytest.raises(BrokerDisconnectedError, match="start it first"):
+        broker.call("any.action").send(None)

@@ -1,6 +1,8 @@
 """A node joins, changes, leaves without loss, or is killed (protocol §4)."""
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -197,6 +199,23 @@ async def test_a_broker_starts_once(cluster: Cluster) -> None:
         await one.start()
     with pytest.raises(MoleculerServerError, match="takes no more services"):
         await one.add_service(Echo())
+
+
+async def test_another_event_loop_is_told_that_the_broker_is_not_in_it(cluster: Cluster) -> None:
+    """An answer would not wake it up, so it would wait for ever."""
+    one = await cluster.start_one("one", [Echo()])
+    uses: list[Callable[[], Awaitable[Any]]] = [
+        partial(one.call, "echo.where"),
+        partial(one.emit, "an.event"),
+        partial(one.mcall, [{"action": "echo.where"}]),
+        partial(one.wait_for_services, "nobody"),
+        partial(one.remove_service, "echo"),
+        one.stop,
+    ]
+    for use in uses:
+        with pytest.raises(MoleculerServerError, match="this is another one"):
+            await anyio.to_thread.run_sync(anyio.run, use)
+    assert await one.call("echo.where") == "one"
 
 
 async def test_c8_an_id_that_is_taken_is_a_clear_error_and_the_holder_lives(cluster: Cluster) -> None:
