@@ -2,9 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import msgspec
@@ -12,10 +11,10 @@ import typer
 
 from broker.broker import ServiceBroker
 from broker.cli.logs import LogFormat, configure_logs
-from broker.cli.output import print_error
+from broker.cli.output import print_error, reader_is_gone
 from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S
-from broker.errors import MoleculerError
+from broker.errors import BrokerOptionsError, MoleculerError
 from broker.service import Service
 
 Work = Callable[[ServiceBroker], Awaitable[None]]
@@ -32,12 +31,17 @@ def with_broker(
 ) -> None:
     """Join, work, leave. An error becomes one line with its type and data, and exit code 1.
 
-    `until_stopped`: Ctrl-C and SIGTERM are the way to end such work, so it leaves in order, with exit code 0.
+    `until_stopped`: Ctrl-C, SIGTERM, and a reader that goes away are the ways to end such work, so it leaves in order,
+    with exit code 0.
     """
     logs("warning", "text")
+    with misuse():
+        broker = ServiceBroker(
+            namespace=namespace, transporter=nats, protocol=protocol, services=services, internal_services=False
+        )
 
     async def main() -> int:
-        async with _connected(nats, namespace, protocol, services) as broker:
+        async with _connected(broker):
             try:
                 await work(broker)
             except MoleculerError as error:
@@ -65,11 +69,17 @@ def logs(level: str, format: LogFormat) -> None:
         raise typer.BadParameter(f"The log level {level!r} is none of debug, info, warning, error.") from None
 
 
+@contextmanager
+def misuse() -> Iterator[None]:
+    """Options that no broker takes are a misuse of the command, whether they are flags or in the environment."""
+    try:
+        yield
+    except BrokerOptionsError as error:
+        raise typer.BadParameter(error.message) from None
+
+
 @asynccontextmanager
-async def _connected(nats: str, namespace: str, protocol: str | None, services: Sequence[Service]) -> Any:
-    broker = ServiceBroker(
-        namespace=namespace, transporter=nats, protocol=protocol, services=services, internal_services=False
-    )
+async def _connected(broker: ServiceBroker) -> AsyncIterator[None]:
     try:
         with anyio.fail_after(CLI_CONNECT_TIMEOUT_S):
             await broker.start()
@@ -78,14 +88,14 @@ async def _connected(nats: str, namespace: str, protocol: str | None, services: 
             f"No connection to a NATS server within {CLI_CONNECT_TIMEOUT_S:g} s; the lines above say why."
         ) from None
     try:
-        yield broker
+        yield
     finally:
         await broker.stop()
 
 
 async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:
     code = 0
-    failure: MoleculerError | None = None
+    failure: MoleculerError | OSError | None = None
     async with anyio.create_task_group() as tasks:
 
         async def stop(*, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -97,7 +107,9 @@ async def _until_signal(main: Callable[[], Awaitable[int]]) -> int:
         await tasks.start(stop)
         try:
             code = await main()
-        except MoleculerError as error:  # raised below: a task group would wrap it
+        except BrokenPipeError:
+            reader_is_gone()
+        except (MoleculerError, OSError) as error:  # raised below: a task group would wrap it
             failure = error
         tasks.cancel_scope.cancel()
     if failure is not None:

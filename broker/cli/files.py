@@ -86,5 +86,7 @@ def _opened(name: str, mode: str) -> Iterator[Any]:
 def _explained(name: str) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # no failure of ours: who reads has seen enough
+        raise
     except OSError as error:
         raise MoleculerClientError(f"{name}: {error.strerror or error}", 400, "FILE") from None

@@ -1,6 +1,7 @@
 """Results on standard output: a table for a person, JSON when piped or asked for."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,13 @@ def print_note(text: str) -> None:
 def encode(value: Any) -> bytes:
     """A value as JSON; what JSON has no form for is written as text."""
     return msgspec.json.encode(value, enc_hook=str)
+
+
+def reader_is_gone() -> None:
+    """Nobody reads standard output any more: what is still to be written goes nowhere, so that nothing fails on it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def print_error(message: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from broker.broker import ServiceBroker
-from broker.cli.output import print_error
+from broker.cli.output import print_error, reader_is_gone
 from broker.errors import MoleculerError
 
 logger = logging.getLogger("broker")
@@ -19,12 +19,18 @@ logger = logging.getLogger("broker")
 def run(main: Callable[[], Awaitable[int]]) -> int:
     """Run an async main on the fastest event loop there is; its result is the exit code.
 
-    Errors of the broker end it with one line and exit code 1.
+    Errors of the broker, and an output that cannot be written, end it with one line and exit code 1; a reader that went
+    away, with no line.
     """
     try:
         return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
     except MoleculerError as error:
         print_error(str(error))
+    except BrokenPipeError:
+        reader_is_gone()
+    except OSError as error:
+        print_error(str(error))
+        reader_is_gone()
     except KeyboardInterrupt:
         return 130
     return 1

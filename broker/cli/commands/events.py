@@ -9,7 +9,7 @@ import typer
 from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import with_broker
-from broker.cli.output import encode, is_person, print_json, print_note, print_rows, print_text
+from broker.cli.output import encode, is_person, print_json, print_note, print_rows, print_text, reader_is_gone
 from broker.cli.values import read_object, read_params
 from broker.context import ABSENT, Context
 from broker.ids import new_id
@@ -71,7 +71,8 @@ def listen(
     protocol: options.ProtocolVersion = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print events as they happen, one a line, until Ctrl-C or SIGTERM. Takes no event away from anybody."""
+    """Print events as they happen, one a line, until Ctrl-C, SIGTERM, or the first event that nobody reads. Takes no
+    event away from anybody."""
     enough = anyio.Event()
     listener = _listener(pattern, count, enough, json=as_json or not is_person())
 
@@ -91,7 +92,11 @@ def _listener(pattern: str, count: int, enough: anyio.Event, *, json: bool) -> S
         if enough.is_set():
             return
         seen += 1
-        _print_event(ctx, json=json)
+        try:
+            _print_event(ctx, json=json)
+        except BrokenPipeError:
+            reader_is_gone()
+            enough.set()
         if seen == count:
             enough.set()
 

@@ -6,7 +6,7 @@ import typer
 
 from broker.broker import ServiceBroker
 from broker.cli import options
-from broker.cli.client import logs, with_broker
+from broker.cli.client import logs, misuse, with_broker
 from broker.cli.output import print_rows
 from broker.cli.running import run, serve
 from broker.cli.targets import load_services
@@ -19,7 +19,9 @@ def run_services(
     namespace: options.Namespace = "",
     node_id: options.NodeId = None,
     protocol: options.ProtocolVersion = None,
-    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for NATS and the services.")] = START_TIMEOUT_S,
+    start_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for NATS and the services.")
+    ] = START_TIMEOUT_S,
     log_level: options.LogLevel = "info",
     log_format: options.Format = "text",
 ) -> None:
@@ -28,7 +30,8 @@ def run_services(
 
     async def main() -> int:
         services = load_services(targets)
-        broker = ServiceBroker(node_id, namespace=namespace, transporter=nats, protocol=protocol, services=services)
+        with misuse():
+            broker = ServiceBroker(node_id, namespace=namespace, transporter=nats, protocol=protocol, services=services)
         return await serve(broker, start_timeout)
 
     raise typer.Exit(run(main))
@@ -36,7 +39,7 @@ def run_services(
 
 def ping(
     node: Annotated[str | None, typer.Argument(help="A node's id; all nodes when not given.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for each answer.")] = 2.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each answer.")] = 2.0,
     nats: options.NatsUrl = options.DEFAULT_NATS,
     namespace: options.Namespace = "",
     protocol: options.ProtocolVersion = None,

@@ -65,6 +65,10 @@ class Files(Service):
         raise ValueError("and no end")
 
 
+class Other(Service):
+    name = "other"
+
+
 class Shell:
     def __init__(self, url: str, namespace: str, mail: Mail, broker: ServiceBroker) -> None:
         self.environment = {"NATS_URL": url, "NAMESPACE": namespace}
@@ -232,7 +236,37 @@ async def test_a_reader_that_goes_away_is_no_crash(shell: Shell) -> None:
     async with shell.pipe("$BROKER call files.numbers -p upto=100000 | head -n 1") as process:
         assert await process.wait() == 0
     assert process.stdout == ['{"number":0}']
-    assert not any("Traceback" in line for line in process.stderr), process.report("crashed")
+    assert process.stderr == []
+
+
+async def test_listening_ends_when_its_reader_has_gone_away(shell: Shell) -> None:
+    async with shell.pipe("{ $BROKER listen 'user.*'; echo $? >&2; } | head -n 1") as process:
+        await process.line("Listening")
+        await eventually(lambda: len([*shell.broker.registry.find_listeners("user.a")]) == 2, "the listener")
+        with anyio.fail_after(30):
+            while process.stderr[-1] != "0":  # until the end, as events that nobody reads tell it
+                await shell.broker.broadcast("user.a", {"id": 1})
+                await anyio.sleep(0.02)
+        assert await process.wait() == 0
+    assert [json.loads(line)["name"] for line in process.stdout] == ["user.a"]
+    assert process.stderr == ["Listening to 'user.*'; Ctrl-C ends it.", "0"]
+
+
+async def test_watching_ends_when_its_reader_has_gone_away(shell: Shell) -> None:
+    async with shell.pipe("{ $BROKER services --watch; echo $? >&2; } | head -n 1") as process:
+        await process.line('"name":"files"')
+        await shell.broker.add_service(Other())  # a change that nobody reads
+        assert await process.wait() == 0
+    assert process.stderr == ["0"]
+
+
+@pytest.mark.parametrize("command", ["nodes", "call files.numbers -p upto=3", "services --watch"])
+async def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_1(shell: Shell, command: str) -> None:
+    async with shell.pipe(f"$BROKER {command} > /dev/full") as process:
+        assert await process.wait() == 1, process.report("ended otherwise")
+    (line,) = process.stderr
+    assert line.startswith("Error: ")
+    assert "No space left" in line
 
 
 @pytest.mark.parametrize(
@@ -244,10 +278,23 @@ async def test_a_reader_that_goes_away_is_no_crash(shell: Shell) -> None:
         ["broadcast", "x", "--meta", "[1]"],
         ["listen"],
         ["listen", "x", "--count", "-1"],
+        ["call", "a.b", "--timeout", "-1"],
+        ["ping", "--timeout", "-1"],
+        ["nodes", "--protocol", "6"],
+        ["nodes", "--nats-url", "redis://127.0.0.1"],
+        ["services", "--watch", "--namespace", "a b"],
+        ["run", "json", "--start-timeout", "-1"],
     ],
 )
 def test_misuse_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_an_option_in_the_environment_that_no_broker_takes_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_REQUEST_TIMEOUT", "soon")
+    result = CliRunner().invoke(app, ["nodes"])
+    assert result.exit_code == 2
+    assert "BROKER_REQUEST_TIMEOUT must be a number" in result.output
 
 
 async def test_progress_is_shown_on_a_terminal_only(shell: Shell, tmp_path: Path) -> None:
