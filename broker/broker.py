@@ -408,7 +408,11 @@ class ServiceBroker:
 
     def _adopt(self, service: Service) -> str:
         holder = getattr(service, "broker", None)
-        if holder is not None and holder is not self and holder._catalog.service(service.full_name) is service:
+        if (
+            isinstance(holder, ServiceBroker)
+            and holder is not self
+            and holder._catalog.service(service.full_name) is service
+        ):
             raise ServiceSchemaError(
                 f"The service '{service.full_name}' belongs to the node '{holder.node_id}' already: make an object of "
                 "its class for each node, or remove it there first."

@@ -22,11 +22,16 @@ def merge_declared(cls: type) -> None:
     setattr(cls, DECLARED, own)
     for name, merge in _MERGE.items():
         values = [declared[name] for declared in map(_declared, reversed(cls.__mro__)) if name in declared]
-        if values and not any(hasattr(value, "__get__") for value in values):  # somebody's own property: let it be
+        if values and all(_can_be_merged(name, value) for value in values):
             merged = values[0]
             for value in values[1:]:
                 merged = merge(merged, value)
             setattr(cls, name, merged)
+
+
+def _can_be_merged(name: str, value: Any) -> bool:
+    """Not somebody's own property, nor what is refused when the service is added."""
+    return isinstance(value, Iterable if name == "dependencies" else Mapping) and not hasattr(value, "__get__")
 
 
 def _declared(cls: type) -> Mapping[str, Any]:

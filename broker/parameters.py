@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from msgspec import inspect as types
 
 from broker.buffers import with_bytes
+from broker.declarations import signature_of
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.rules import rule_of
 from broker.typed import holds_bytes
@@ -28,6 +29,8 @@ class Parameters:
 
     def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str]) -> None:
         self.names = _parameter_names(handler)
+        if unknown := sorted(set(rename) - set(self.names)):
+            raise ServiceSchemaError(f"Handler {handler.__qualname__} has no parameter '{unknown[0]}' to rename.")
         hints = _types(handler, self.names)
         fields: list[Any] = []
         for name, parameter in self.names.items():
@@ -81,10 +84,8 @@ class Parameters:
 
 
 def _parameter_names(handler: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    parameters = list(inspect.signature(handler).parameters.values())
+    parameters = signature_of(handler)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    if not parameters:
-        raise ServiceSchemaError(f"Handler {handler.__qualname__} must take the context as its first parameter.")
     if any(parameter.kind not in kinds for parameter in parameters[1:]):
         raise ServiceSchemaError(f"Handler {handler.__qualname__} must name its parameters: no *args, **kwargs or '/'.")
     return {parameter.name: parameter for parameter in parameters[1:]}

@@ -1,16 +1,15 @@
 """What a service declares, as data: names, actions, events and their form in INFO (moleculer protocol §3.2, §9.5)."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Struct
 
+from broker.declarations import Visibility
 from broker.errors import ServiceSchemaError
 from broker.parameters import Parameters
 from broker.policies import announce_policies
 from broker.strategies import for_info
-
-Visibility = Literal["published", "public", "protected", "private"]
 
 Handler = Callable[..., Awaitable[Any]]
 

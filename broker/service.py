@@ -7,6 +7,17 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from broker.declarations import (
+    ActionOptions,
+    EventOptions,
+    Visibility,
+    check_coroutine_function,
+    check_event_handler,
+    check_mapping,
+    check_method_name,
+    check_options,
+    check_spelling,
+)
 from broker.errors import BrokerOptionsError, ServiceSchemaError
 from broker.inheritance import merge_declared
 from broker.parameters import Parameters
@@ -14,7 +25,6 @@ from broker.schema import (
     ActionDefinition,
     EventDefinition,
     ServiceDefinition,
-    Visibility,
     check_service_name,
     full_action_name,
     full_service_name,
@@ -82,8 +92,14 @@ def action(
     ValidationError. A handler with the context alone reads `ctx.params`.
     """
 
+    if isinstance(handler, str):
+        raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
+    about = f"action '{name}'" if name else "an action"
+    check_options(ActionOptions, about, name=name, timeout=timeout, visibility=visibility, rename=rename)
+    check_spelling(about, extra, _ACTION_OPTIONS)
+
     def mark(method: Any) -> Any:
-        _expect_coroutine(method)
+        check_coroutine_function(method)
         options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
         options |= {"strategy": strategy, "strategy_options": strategy_options or {}}
         options["settings"] = _given(
@@ -117,14 +133,23 @@ def event(
     seconds after it.
     """
 
+    if callable(pattern):
+        raise ServiceSchemaError("An event handler needs the name of its event: @event('user.created').")
+    check_options(
+        EventOptions, f"event {pattern!r}", pattern=pattern, group=group, debounce=debounce, throttle=throttle
+    )
+
     def mark(method: Any) -> Any:
-        _expect_coroutine(method)
+        check_coroutine_function(method)
         options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options or {}}
         options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
         setattr(method, _MARK, ("event", options))
         return method
 
     return mark
+
+
+_ACTION_OPTIONS = frozenset({*inspect.signature(action).parameters, "cache"}) - {"handler", "extra"}
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -229,12 +254,17 @@ def define(service: Service) -> ServiceDefinition:
     if not isinstance(service, Service):
         call = f": write {service.__name__}(), not {service.__name__}" if inspect.isclass(service) else ""
         raise ServiceSchemaError(f"A service is an object of a class that is derived from Service{call}.")
+    methods = _marked_methods(service)
+    for hook in (service.started, service.stopped):
+        check_coroutine_function(hook)
     name = check_service_name(getattr(service, "name", None))
+    check_mapping(name, "settings", service.settings)
+    check_mapping(name, "metadata", service.metadata)
     settings = dict(service.settings)
     full_name = service.full_name
     actions: dict[str, ActionDefinition] = {}
     events: list[EventDefinition] = []
-    for method in _marked_methods(service):
+    for method in methods:
         kind, options = getattr(method, _MARK)
         if kind == "event":
             if any(other.name == options["pattern"] for other in events):  # INFO lists events by their pattern
@@ -295,6 +325,7 @@ def _define_action(method: Any, service: str, settings: dict[str, Any], options:
 
 
 def _define_event(method: Any, service: str, group: str, options: dict[str, Any]) -> EventDefinition:
+    check_event_handler(method)
     return EventDefinition(
         name=options["pattern"],
         group=group,
@@ -318,11 +349,7 @@ def _marked_methods(service: Service) -> list[Any]:
     for cls in reversed(type(service).__mro__):
         for name, member in vars(cls).items():
             if hasattr(member, _MARK):
+                check_method_name(name, Service)
                 names[name] = None
     methods = [getattr(service, name) for name in names]
     return [method for method in methods if hasattr(method, _MARK)]
-
-
-def _expect_coroutine(method: Any) -> None:
-    if not inspect.iscoroutinefunction(method) and not inspect.isasyncgenfunction(method):
-        raise ServiceSchemaError(f"{getattr(method, '__qualname__', method)} must be an `async def` method.")

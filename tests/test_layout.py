@@ -18,9 +18,9 @@ BROKER = [
     "buffers cli.logs cli.output cli.progress codecs.marks typed cpu errors ids inheritance interruptible"
     " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
-    "cli.options context defaults encoding parameters reader strategies.shard topics transports.memory",
-    "balanced cli.files cli.values cache_keys cacher codec flow middleware notices policies transforms.compression"
-    " transforms.encryption transports.nats",
+    "cli.options context declarations defaults encoding reader strategies.shard topics transports.memory",
+    "balanced cli.files cli.values cache_keys cacher codec flow middleware notices parameters policies"
+    " transforms.compression transforms.encryption transports.nats",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options",
@@ -115,6 +115,7 @@ PURE = (
         "codecs.transforming",
         "typed",
         "context",
+        "declarations",
         "effects",
         "emitting",
         "encoding",
