@@ -26,7 +26,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet, Request, Response
-from broker.typed import TypedReader, holds_bytes
+from broker.typed import TypedReader, holds_bytes, typed
 from broker.values import in_utc, rewriter
 
 
@@ -271,7 +271,7 @@ def _decode_by_members(data: bytes, kind: type[Struct]) -> Any:
             values[name] = Raw(value)
         else:
             values[name] = members.load(value)
-    return msgspec.convert(values, kind)
+    return typed(values, kind)
 
 
 def _encode_by_members(packet: Packet) -> bytes:

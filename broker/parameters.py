@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 import msgspec
 from msgspec import Raw, Struct
@@ -15,7 +15,11 @@ from broker.buffers import with_bytes
 from broker.declarations import signature_of
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.rules import rule_of
-from broker.typed import holds_bytes
+from broker.typed import holds_bytes, typed
+
+_NULL = Raw(b"null")
+
+_RAW_OR_NONE = (Raw | None, Optional[Raw])  # noqa: UP045 - a union by either spelling
 
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
@@ -24,7 +28,8 @@ class Parameters:
     """What a handler takes after its context.
 
     `kind` is the msgspec Struct that params are decoded into. A parameter annotated `msgspec.Raw` receives the JSON
-    bytes of its value, unparsed. `rename` maps Python names to wire names.
+    bytes of its value, unparsed; one annotated `msgspec.Raw | None`, None for null. `rename` maps Python names to wire
+    names.
     """
 
     def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str]) -> None:
@@ -33,30 +38,38 @@ class Parameters:
             raise ServiceSchemaError(f"Handler {handler.__qualname__} has no parameter '{unknown[0]}' to rename.")
         hints = _types(handler, self.names)
         fields: list[Any] = []
+        self._nullable: set[str] = set()
         for name, parameter in self.names.items():
             if name not in hints:
                 raise ServiceSchemaError(
                     f"Parameter '{name}' of action handler {handler.__qualname__} has no type. Annotate it, or take "
                     "the context alone and read ctx.params."
                 )
-            fields.append((name, hints[name], *_default(parameter)))
+            optional_text = hints[name] in _RAW_OR_NONE  # msgspec reads Raw alone, so None is made here
+            self._nullable |= {name} if optional_text else set()
+            fields.append((name, Raw if optional_text else hints[name], *_default(parameter)))
         self.kind: type[Struct] = msgspec.defstruct(
             f"{handler.__qualname__} parameters", fields, kw_only=True, rename=dict(rename) or None
         )
         self.fields = msgspec.structs.fields(self.kind)
         self._raw = [item.encode_name for item in self.fields if item.type is Raw]
+        self._binary = [item.encode_name for item in self.fields if holds_bytes(item.type)]
 
     def arguments(self, values: Struct) -> dict[str, Any]:
         """Keyword arguments for the handler."""
-        return {name: getattr(values, name) for name in self.names}
+        arguments = {name: getattr(values, name) for name in self.names}
+        return arguments | {name: None for name in self._nullable if arguments[name] == _NULL}
 
     def convert(self, params: Any, encode: Callable[[object], Raw]) -> Struct:
         """Params of a call in this process. Raises msgspec.ValidationError when they do not fit."""
         if params is None:
             params = {}
-        if self._raw and isinstance(params, dict):
-            params = {**params, **{name: encode(params[name]) for name in self._raw if name in params}}
-        return msgspec.convert(params, self.kind)
+        if isinstance(params, dict):
+            changed = {name: encode(params[name]) for name in self._raw if name in params}
+            changed |= {name: with_bytes(params[name]) for name in self._binary if name in params}
+            params = {**params, **changed} if changed else params
+        values: Struct = typed(params, self.kind)
+        return values
 
     def violations(self, params: Any, error: Exception) -> ValidationError:
         """Everything wrong with `params`, one item a field (moleculer protocol §6.4)."""
@@ -67,7 +80,8 @@ class Parameters:
             for item in self.fields:
                 items.extend(_violation(item, params or {}))
         if not items:
-            items.append({"type": "invalid", "field": "", "message": str(error)})
+            path, reason = _taken_apart(str(error))
+            items.append({"type": "invalid", "field": path.lstrip("."), "message": reason})
         return ValidationError("Parameters validation error!", None, items)
 
     def describe(self) -> dict[str, Any]:
@@ -123,18 +137,22 @@ def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     value = params[name]
     try:
-        msgspec.convert(with_bytes(value) if holds_bytes(item.type) else value, item.type)
+        typed(with_bytes(value) if holds_bytes(item.type) else value, item.type)
     except msgspec.ValidationError as error:
-        text = str(error)
-        at = _AT.search(text)
-        path = name + (at["path"] if at else "")
-        reason = _AT.sub("", text)
+        below, reason = _taken_apart(str(error))
+        path = name + below
         rule = rule_of(types.type_info(item.type))["type"]
         violation = {"type": rule, "field": path, "message": f"The '{path}' field does not fit: {_lower(reason)}."}
         if isinstance(value, str | int | float | bool | None):
             violation["actual"] = value
         return [violation]
     return []
+
+
+def _taken_apart(text: str) -> tuple[str, str]:
+    """What msgspec says, as where and what."""
+    at = _AT.search(text)
+    return at["path"] if at else "", _AT.sub("", text)
 
 
 def _lower(text: str) -> str:

@@ -10,6 +10,12 @@ from msgspec import inspect as types
 T = TypeVar("T")
 
 
+def typed(value: Any, kind: Any) -> Any:
+    """Plain values as a type, with the same leniency whatever they came from: text may stand for bytes (base64), and
+    for a number as a key, as it must in JSON. Raises msgspec.ValidationError."""
+    return msgspec.convert(value, kind, str_keys=True)
+
+
 class TypedReader:
     """Makes Structs of one type from encoded or decoded members."""
 
@@ -43,7 +49,7 @@ class TypedReader:
             pairs = [b"%s:%s" % (msgspec.json.encode(name), bytes(text(member))) for name, member in members.items()]
             return self._json.decode(b"{%s}" % b",".join(pairs))
         plain = {name: text(member) if name in self._raw else value(member) for name, member in members.items()}
-        return msgspec.convert(plain, self._kind)
+        return typed(plain, self._kind)
 
     def known(self, members: Mapping[Any, T]) -> dict[str, T]:
         """Of decoded members those that the type has."""

@@ -22,7 +22,7 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet
-from broker.typed import TypedReader
+from broker.typed import TypedReader, typed
 from broker.values import in_utc, opened, rewriter, text_key
 
 _HEADER = 5  # of a bin 32
@@ -105,9 +105,12 @@ class MsgPackCodec:
             if not raw or raw == _NIL:
                 raw = _EMPTY
             try:
-                if not reader.has_raw:
+                if reader.has_raw:
+                    return reader.read(reader.members(slices.decode(raw)), self.decode_value, text)
+                try:
                     return decoder.decode(raw)
-                return reader.read(reader.members(slices.decode(raw)), self.decode_value, text)
+                except msgspec.ValidationError:  # it takes no text for bytes, nor for a number as a key
+                    return typed(self.decode_value(raw), kind)
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE as error:

@@ -8,6 +8,7 @@ import pytest
 from msgspec import Meta, Raw, Struct
 
 from broker.codec import JSONCodec
+from broker.codecs import make_codec
 from broker.context import Context
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.parameters import Parameters
@@ -206,3 +207,49 @@ def test_bytes_as_javascript_sends_them_are_no_violation() -> None:
     parameters = Parameters(upload, {})
     failure = parameters.violations({"body": {"type": "Buffer", "data": [1]}, "name": 5}, msgspec.ValidationError("x"))
     assert [item["field"] for item in failure.data] == ["name"]
+
+
+async def of_bytes(
+    ctx: Context, data: bytes = b"", document: Raw | None = None, counts: dict[int, int] | None = None
+) -> None: ...
+
+
+OF_BYTES = Parameters(of_bytes, {})
+
+
+def read_everywhere(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of a call in this process, and of calls over the wire by each serializer."""
+    found = [OF_BYTES.arguments(OF_BYTES.convert(params, CODEC.encode_value))]
+    for name in ("JSON", "JSONExt", "MsgPack", "Notepack", "CBOR"):
+        codec = make_codec(name, ())
+        found.append(OF_BYTES.arguments(codec.value_decoder(OF_BYTES.kind)(codec.encode_value(params))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "expected"),
+    [
+        ({"data": b"abc"}, "data", b"abc"),
+        ({"data": "YWJj"}, "data", b"abc"),
+        ({}, "document", None),
+        ({"document": None}, "document", None),
+        ({"document": {"a": [1.5]}}, "document", Raw(b'{"a":[1.5]}')),
+        ({"document": "null"}, "document", Raw(b'"null"')),
+        ({"counts": {1: 2}}, "counts", {1: 2}),
+        ({"counts": {"1": 2}}, "counts", {1: 2}),
+    ],
+)
+def test_a_value_is_read_alike_in_this_process_and_by_every_serializer(
+    params: dict[str, Any], name: str, expected: Any
+) -> None:
+    assert [arguments[name] for arguments in read_everywhere(params)] == [expected] * 6
+
+
+def test_a_buffer_that_a_js_node_sent_may_be_handed_on_in_this_process() -> None:
+    values = OF_BYTES.convert({"data": {"type": "Buffer", "data": [97, 98]}}, CODEC.encode_value)
+    assert OF_BYTES.arguments(values)["data"] == b"ab"
+
+
+def test_a_violation_that_only_the_reader_sees_names_its_place() -> None:
+    failure = OF_BYTES.violations({}, msgspec.ValidationError("Expected `bytes`, got `object` - at `$.data`"))
+    assert failure.data == [{"type": "invalid", "field": "data", "message": "Expected `bytes`, got `object`"}]
