@@ -24,6 +24,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _cacher(text: str) -> Any:
+    if text.lower() == "memory":
+        return True
     return _SWITCH[text.lower()] if text.lower() in _SWITCH else _json_object(text)
 
 
@@ -32,7 +34,7 @@ _MUST_BE = {
     int: "a whole number",
     _yes_or_no: "true or false",
     _json_object: 'a JSON object, such as {"enabled": true}',
-    _cacher: 'true, false, or a JSON object such as {"ttl": 30}',
+    _cacher: 'true, false, memory, or a JSON object such as {"ttl": 30}',
 }
 
 _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {

@@ -36,7 +36,7 @@ def test_what_is_passed_wins_over_the_environment_and_that_over_the_default() ->
         ({"retry_policy": 5}, {}, "retry_policy"),
         ({}, {"BROKER_PREFER_LOCAL": "perhaps"}, "BROKER_PREFER_LOCAL"),
         ({}, {"BROKER_RETRY_POLICY": "3"}, "BROKER_RETRY_POLICY must be a JSON object"),
-        ({}, {"BROKER_CACHER": "5 s"}, "BROKER_CACHER must be true, false, or a JSON object"),
+        ({}, {"BROKER_CACHER": "5 s"}, "BROKER_CACHER must be true, false, memory, or a JSON object"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(given: dict[str, Any], environment: dict[str, str], wanted: str) -> None:
@@ -63,6 +63,7 @@ def test_options_with_parts_are_json_in_the_environment() -> None:
     options = make_options({}, {f"BROKER_{name.upper()}": text for name in names})
     assert [getattr(options, name) for name in names] == [{"enabled": True}] * len(names)
     assert make_options({}, {"BROKER_CACHER": "true"}).cacher is True
+    assert make_options({}, {"BROKER_CACHER": "Memory"}).cacher is True
 
 
 def test_a_secret_in_the_options_of_the_transporter_is_not_shown() -> None:

@@ -253,6 +253,9 @@ async def test_mcall_raises_the_first_error_or_tells_how_each_call_ended(cluster
     assert fine == {"status": "fulfilled", "value": 2}
     assert failed["status"] == "rejected"
     assert failed["reason"].name == "ZeroDivisionError"
+    by_name = await two.mcall({"fine": calls[0], "failed": calls[1]}, settled=True)
+    assert by_name["fine"] == fine
+    assert (by_name["failed"]["status"], by_name["failed"]["reason"].name) == ("rejected", "ZeroDivisionError")
 
 
 async def test_mcall_ends_the_other_calls_when_one_fails(cluster: Cluster) -> None:
