@@ -6,11 +6,14 @@ In a user's value a `msgspec.Raw` is JSON text, whatever the serializer; in a pa
 """
 
 import json
+from dataclasses import is_dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
+from msgspec import inspect as types
 
 from broker import buffers, members
 from broker.encoding import (
@@ -26,8 +29,8 @@ from broker.encoding import (
     unserializable_value,
 )
 from broker.packets import COMMANDS, Address, Command, Packet, Request, Response
-from broker.typed import TypedReader, holds_bytes, typed
-from broker.values import in_utc, rewriter
+from broker.typed import TypedReader, holds, holds_bytes, typed
+from broker.values import in_utc, opened, rewriter
 
 
 class Codec(Protocol):
@@ -244,7 +247,23 @@ def _leaf(value: Any) -> Any:
         return {"type": "Buffer", "data": list(bytes(value))}
     if isinstance(value, datetime):
         return in_utc(value).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return _plain(dict(value))
+    if isinstance(value, tuple | list | set | frozenset):
+        return _plain(list(value))
+    kind: type = type(value)
+    if (isinstance(value, Struct) or is_dataclass(kind)) and _holds_others(kind):
+        return _plain(opened(value, parse_json))
     return value
+
+
+@cache
+def _holds_others(kind: type) -> bool:
+    """Whether there may be bytes or dates in a record, which msgspec writes in its own way."""
+    try:
+        return holds_bytes(kind) or holds(kind, types.DateTimeType, types.AnyType)
+    except (TypeError, NameError):  # a type that msgspec does not know, or that only a type checker does
+        return True
 
 
 _plain = rewriter(frozenset({str, int, float, bool, type(None), Raw}), _leaf)

@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -145,6 +147,32 @@ def test_values_are_written_as_javascript_writes_them() -> None:
         "b": {"type": "Buffer", "data": [0, 255]},
         "n": {"deep": [[1, 2]]},
     }
+
+
+class Photo(Struct):
+    taken: datetime
+    data: bytes
+
+
+@dataclass
+class Album:
+    cover: Photo
+    more: Any = None
+
+
+def test_c83_bytes_and_dates_are_written_alike_wherever_they_are() -> None:
+    """A JS node reads a Buffer and a date, not base64 and another form of a date."""
+    moment, buffer = datetime(2024, 1, 2, tzinfo=UTC), {"type": "Buffer", "data": [1, 2]}
+    photo = {"taken": "2024-01-02T00:00:00.000Z", "data": buffer}
+    for value, expected in (
+        (Photo(moment, b"\x01\x02"), photo),
+        ([Photo(moment, b"\x01\x02")], [photo]),
+        (Album(Photo(moment, b"\x01\x02"), more=[b"\x01\x02"]), {"cover": photo, "more": [buffer]}),
+        (OrderedDict(at=moment), {"at": photo["taken"]}),
+        (defaultdict(list, data=[b"\x01\x02"]), {"data": [buffer]}),
+        ({b"\x01\x02"}, [buffer]),
+    ):
+        assert json.loads(bytes(CODEC.encode_value(value))) == expected
 
 
 def test_c83_nan_and_infinity_become_null_as_in_json_stringify() -> None:
