@@ -129,6 +129,9 @@ class Catalog:
     async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         full_name = entry.definition.full_name
         if entry.definition.dependencies:
+            missing = [name for name in entry.definition.dependencies if not self._registry.has_service(name)]
+            if missing:
+                logger.info("Service '%s' waits for: %s", full_name, ", ".join(missing))
             await wait_for_services(*entry.definition.dependencies)
         await self.tell("service_starting", entry.service)
         try:

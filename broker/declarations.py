@@ -58,10 +58,19 @@ def check_spelling(what: str, unknown: Iterable[str], known: Collection[str]) ->
             raise ServiceSchemaError(f"There is no option '{name}' of {what}. Did you mean '{meant[0]}'?")
 
 
-def check_coroutine_function(method: Any) -> None:
-    """Handlers, `started` and `stopped` are awaited."""
-    if not inspect.iscoroutinefunction(method) and not inspect.isasyncgenfunction(method):
-        raise ServiceSchemaError(f"{getattr(method, '__qualname__', method)} must be an `async def` method.")
+def check_coroutine_function(method: Any, *, streams: bool = False) -> None:
+    """Handlers, `started` and `stopped` are awaited; an action may yield a stream instead."""
+    if not inspect.iscoroutinefunction(method) and not (streams and inspect.isasyncgenfunction(method)):
+        yields = " that does not `yield`" if inspect.isasyncgenfunction(method) else ""
+        raise ServiceSchemaError(f"{getattr(method, '__qualname__', method)} must be an `async def` method{yields}.")
+
+
+def check_marked_once(method: Any, mark: str) -> None:
+    """A second decorator would take the place of the first."""
+    if hasattr(method, mark):
+        raise ServiceSchemaError(
+            f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
+        )
 
 
 def signature_of(handler: Callable[..., Any]) -> list[inspect.Parameter]:

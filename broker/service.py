@@ -14,6 +14,7 @@ from broker.declarations import (
     check_coroutine_function,
     check_event_handler,
     check_mapping,
+    check_marked_once,
     check_method_name,
     check_options,
     check_spelling,
@@ -99,7 +100,8 @@ def action(
     check_spelling(about, extra, _ACTION_OPTIONS)
 
     def mark(method: Any) -> Any:
-        check_coroutine_function(method)
+        check_coroutine_function(method, streams=True)
+        check_marked_once(method, _MARK)
         options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
         options |= {"strategy": strategy, "strategy_options": strategy_options or {}}
         options["settings"] = _given(
@@ -141,6 +143,7 @@ def event(
 
     def mark(method: Any) -> Any:
         check_coroutine_function(method)
+        check_marked_once(method, _MARK)
         options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options or {}}
         options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
         setattr(method, _MARK, ("event", options))
@@ -261,7 +264,11 @@ def define(service: Service) -> ServiceDefinition:
     check_mapping(name, "settings", service.settings)
     check_mapping(name, "metadata", service.metadata)
     settings = dict(service.settings)
-    full_name = service.full_name
+    if not isinstance(service.version, str | int | float | None):
+        raise ServiceSchemaError(
+            f"The version of service '{name}' must be a number or a name, not {service.version!r}."
+        )
+    full_name = check_service_name(service.full_name)
     actions: dict[str, ActionDefinition] = {}
     events: list[EventDefinition] = []
     for method in methods:

@@ -8,7 +8,10 @@ from broker import Context, Service, ServiceBroker, ServiceSchemaError, action, 
 from broker.service import define
 
 
-async def nothing(self: Any, ctx: Context) -> None: ...
+def nothing() -> Any:
+    async def nothing(self: Any, ctx: Context) -> None: ...
+
+    return nothing
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ async def nothing(self: Any, ctx: Context) -> None: ...
 )
 def test_an_option_of_an_action_that_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ServiceSchemaError, match=words):
-        action(**options)(nothing)
+        action(**options)(nothing())
 
 
 def test_options_that_tools_read_go_into_info_as_they_are() -> None:
@@ -43,7 +46,7 @@ def test_options_that_tools_read_go_into_info_as_they_are() -> None:
         "auth": True,
         "graphql": {},
     }
-    method = action(**extra)(nothing)
+    method = action(**extra)(nothing())
     kind = type("Tagged", (Service,), {"name": "tagged", "nothing": method})
     assert define(kind()).actions["tagged.nothing"].extra == extra
 
@@ -53,13 +56,13 @@ def test_options_that_tools_read_go_into_info_as_they_are() -> None:
 )
 def test_an_option_of_an_event_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ServiceSchemaError, match=next(iter(options))):
-        event("user.*", **options)(nothing)
+        event("user.*", **options)(nothing())
 
 
 def test_a_decorator_without_its_brackets_says_what_it_needs() -> None:
     mark: Any = event
     with pytest.raises(ServiceSchemaError, match=r"@event\('user.created'\)"):
-        mark(nothing)
+        mark(nothing())
     with pytest.raises(ServiceSchemaError, match="length"):
         mark("")
     mark = action
@@ -67,22 +70,23 @@ def test_a_decorator_without_its_brackets_says_what_it_needs() -> None:
         mark("hello")
 
 
-async def no_context(self: Any) -> None: ...
-async def no_self() -> None: ...
-async def value_first(self: Any, name: str) -> None: ...
-async def two(self: Any, ctx: Context, name: str) -> None: ...
-async def anything(*args: Any, **kwargs: Any) -> None: ...
-
-
-@pytest.mark.parametrize("handler", [no_context, no_self, value_first])
 @pytest.mark.parametrize("mark", [action(), event("user.*")])
-def test_a_handler_without_a_context_is_refused(handler: Any, mark: Any) -> None:
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_handler_without_a_context_is_refused(number: int, mark: Any) -> None:
+    async def no_context(self: Any) -> None: ...
+    async def no_self() -> None: ...
+    async def value_first(self: Any, name: str) -> None: ...
+
+    handler: Any = (no_context, no_self, value_first)[number]
     kind = type("Contextless", (Service,), {"name": "contextless", "handle": mark(handler)})
     with pytest.raises(ServiceSchemaError, match=f"{handler.__name__} must take the context as its first parameter"):
         ServiceBroker(services=[kind()])
 
 
 def test_a_handler_of_an_event_takes_the_context_alone() -> None:
+    async def two(self: Any, ctx: Context, name: str) -> None: ...
+    async def anything(*args: Any, **kwargs: Any) -> None: ...
+
     kind = type("Curious", (Service,), {"name": "curious", "handle": event("user.*")(two)})
     with pytest.raises(ServiceSchemaError, match=r"not 'name': read ctx\.params"):
         ServiceBroker(services=[kind()])
@@ -91,7 +95,7 @@ def test_a_handler_of_an_event_takes_the_context_alone() -> None:
 
 @pytest.mark.parametrize("name", ["settings", "name", "started", "broker", "logger", "actions", "start_soon"])
 def test_a_handler_in_the_place_of_what_a_service_has_is_refused(name: str) -> None:
-    kind = type("Hidden", (Service,), {"name": "hidden", name: action()(nothing)})
+    kind = type("Hidden", (Service,), {"name": "hidden", name: action()(nothing())})
     with pytest.raises(ServiceSchemaError, match=rf"@action\(name='{name}'\)"):
         ServiceBroker(services=[kind()])
 
@@ -100,6 +104,31 @@ def test_a_handler_in_the_place_of_what_a_service_has_is_refused(name: str) -> N
 def test_hooks_of_life_must_be_async(name: str) -> None:
     kind = type("Sync", (Service,), {"name": "sync", name: lambda self: None})
     with pytest.raises(ServiceSchemaError, match="must be an `async def` method"):
+        ServiceBroker(services=[kind()])
+
+
+async def streaming(self: Any, ctx: Context) -> Any:
+    yield 1
+
+
+def test_an_action_may_yield_a_stream_and_an_event_handler_may_not() -> None:
+    with pytest.raises(ServiceSchemaError, match="`async def` method that does not `yield`"):
+        event("user.*")(streaming)
+    action()(streaming)
+
+
+@pytest.mark.parametrize("second", [action(), event("user.*")])
+def test_a_second_decorator_does_not_take_the_place_of_the_first(second: Any) -> None:
+    async def handle(self: Any, ctx: Context) -> None: ...
+
+    with pytest.raises(ServiceSchemaError, match="handle is an action or a handler of an event already"):
+        second(event("order.*")(handle))
+
+
+@pytest.mark.parametrize("version", [["2"], "two words", ">", object()])
+def test_a_version_that_cannot_be_part_of_a_name_is_refused(version: Any) -> None:
+    kind = type("Versioned", (Service,), {"name": "versioned", "version": version})
+    with pytest.raises(ServiceSchemaError, match="version"):
         ServiceBroker(services=[kind()])
 
 

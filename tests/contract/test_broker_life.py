@@ -175,7 +175,11 @@ async def test_a_service_withdrawn_while_it_starts_is_not_offered(cluster: Clust
     assert not one.registry.has_service("dependent")
 
 
-async def test_a_service_waits_for_those_it_depends_on(cluster: Cluster) -> None:
+async def test_a_service_waits_for_those_it_depends_on_and_says_so(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "broker")
+
     class Dependent(Recorder):
         dependencies = ("echo", "math")
 
@@ -187,6 +191,7 @@ async def test_a_service_waits_for_those_it_depends_on(cluster: Cluster) -> None
         assert dependent.notes == []
         await cluster.start_one("two", [Echo()])
     assert "started" in dependent.notes
+    assert any(message.startswith("Service 'dependent' waits for: echo") for message in caplog.messages)
 
 
 async def test_a_broker_starts_once(cluster: Cluster) -> None:
