@@ -14,7 +14,8 @@ from broker.service import Service
 def load_services(targets: list[str]) -> list[Service]:
     """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class` or a folder of such files.
 
-    Files may import others of their folder. Classes are made without arguments.
+    Files may import others of their folder, and of their package when the folder is one. Classes are made without
+    arguments.
 
     Raises ServiceSchemaError for a target that cannot be loaded or holds no service.
     """
@@ -77,11 +78,14 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
+    _make_importable(path.parent.resolve())
+    dotted = _name_in_package(path)
+    if dotted is not None:  # its relative imports need the package
+        return _load_module(dotted)
     name = f"broker_target_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None or not path.exists():
         raise ServiceSchemaError(f"The file {path} cannot be loaded.")
-    _make_importable(path.parent.resolve())
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     try:
@@ -89,6 +93,27 @@ def _load_file(path: Path) -> ModuleType:
     except Exception as error:  # it runs somebody's code
         raise ServiceSchemaError(f"The file {path} cannot be loaded: {_words(error)}") from error
     return module
+
+
+def _name_in_package(path: Path) -> str | None:
+    """The dotted name under which a file of a package can be imported. None for a file of no package, and for one whose
+    package another of that name hides."""
+    folder = path.parent.resolve()
+    parts = [] if path.stem == "__init__" else [path.stem]
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    if folder == path.parent.resolve() or not all(part.isidentifier() for part in parts):
+        return None
+    _make_importable(folder)
+    name = ".".join(parts)
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # it runs somebody's code
+        raise ServiceSchemaError(f"The package of {path} cannot be imported: {_words(error)}") from error
+    return name if found is not None and found.origin == str(path.resolve()) else None
 
 
 def _words(error: Exception) -> str:

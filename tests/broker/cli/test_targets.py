@@ -100,6 +100,37 @@ def test_files_of_a_folder_may_import_each_other_and_never_hide_a_module(folder:
     assert names(str(services / "one.py")) == ["hello"]
 
 
+def test_files_of_a_package_may_import_relatively(folder: Path) -> None:
+    package = folder / "shop_of_a_test" / "parts"
+    package.mkdir(parents=True)
+    for place in (package, package.parent):
+        (place / "__init__.py").write_text("")
+    (package.parent / "words.py").write_text("GREETING = 'hello'\n")
+    code = "class One(Service):\n    name = GREETING\n"
+    (package / "one.py").write_text(f"from broker import Service\nfrom ..words import GREETING\n{code}")
+    assert names(str(package)) == names(str(package / "one.py")) == names("shop_of_a_test.parts.one:One") == ["hello"]
+
+
+def test_a_package_with_the_name_of_another_is_run_all_the_same(folder: Path) -> None:
+    """`services` is the name of many a folder, and of a package that is installed beside the broker."""
+    package = folder / "elsewhere" / "services"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "words_of_services.py").write_text("GREETING = 'hello'\n")
+    code = "from broker import Service\nimport words_of_services\n"
+    (package / "one_of_services.py").write_text(f"{code}class One(Service):\n    name = words_of_services.GREETING\n")
+    assert names(str(package)) == ["hello"]
+
+
+def test_a_package_that_cannot_be_imported_says_so(folder: Path) -> None:
+    package = folder / "bad_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("1 / 0\n")
+    (package / "one.py").write_text("from broker import Service\n")
+    with pytest.raises(ServiceSchemaError, match=r"cannot be (imported|loaded): ZeroDivisionError"):
+        load_services([str(package)])
+
+
 @pytest.mark.parametrize("place", ["needy_of_a_test:Needy", "needy_of_a_test.py", "."])
 def test_a_class_that_cannot_be_made_says_why(folder: Path, place: str) -> None:
     for file in folder.glob("*.py"):
