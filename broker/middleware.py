@@ -105,8 +105,11 @@ def is_function(middleware: Any) -> bool:
 
 
 def check_middlewares(middlewares: Iterable[Any]) -> None:
-    """Raises BrokerOptionsError for what is neither a function nor has a hook."""
+    """Raises BrokerOptionsError for what is neither a function nor has a hook, and for a class."""
     for middleware in middlewares:
+        if isinstance(middleware, type):
+            name = middleware.__name__
+            raise BrokerOptionsError(f"middlewares must be objects, not classes: write {name}(), not {name}.")
         if not callable(middleware) and not any(hasattr(middleware, name) for name in HOOKS):
             raise BrokerOptionsError(
                 f"middlewares must be functions or objects with hooks such as local_action, not {middleware!r}."

@@ -89,12 +89,16 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
         raise BrokerOptionsError(f"protocol must be '4' (Moleculer 0.14) or '5' (0.15), not {options.protocol!r}.")
     if not isinstance(options.middlewares, list | tuple):
         raise BrokerOptionsError("middlewares must be a list.")
-    if not all(hasattr(transform, "encode") and hasattr(transform, "decode") for transform in options.transforms):
+    if not isinstance(options.transforms, list | tuple) or not all(map(_is_transform, options.transforms)):
         raise BrokerOptionsError("transforms must be a list of objects such as Compression() and Encryption(…).")
     for field in msgspec.structs.fields(options):
         if field.name not in ("protocol", "middlewares", "transforms"):
             _check(field.name, getattr(options, field.name), field.type)
     return options
+
+
+def _is_transform(given: Any) -> bool:
+    return hasattr(given, "encode") and hasattr(given, "decode") and not isinstance(given, type)
 
 
 def _check(name: str, value: object, kind: Any) -> None:

@@ -94,6 +94,8 @@ def test_what_is_no_middleware_is_refused() -> None:
     for wrong in (5, "name", object()):
         with pytest.raises(BrokerOptionsError, match="middlewares must be"):
             check_middlewares([wrong])
+    with pytest.raises(BrokerOptionsError, match=r"write Both\(\), not Both"):
+        check_middlewares([Both])
 
 
 def test_a_feature_that_a_target_does_not_use_leaves_the_chain_as_it_is() -> None:

@@ -8,6 +8,7 @@ import pytest
 from broker.defaults import BrokerOptions
 from broker.errors import BrokerOptionsError
 from broker.options import _FROM_ENVIRONMENT, make_options
+from broker.transforms import Compression
 
 
 def test_what_is_passed_wins_over_the_environment_and_that_over_the_default() -> None:
@@ -33,6 +34,8 @@ def test_what_is_passed_wins_over_the_environment_and_that_over_the_default() ->
         ({"metadata": ["a"]}, {}, "metadata"),
         ({"request_timeout": -1}, {}, "request_timeout"),
         ({"middlewares": 5}, {}, "middlewares"),
+        ({"transforms": Compression()}, {}, "transforms must be a list of objects"),
+        ({"transforms": [Compression]}, {}, "transforms must be a list of objects"),
         ({"retry_policy": 5}, {}, "retry_policy"),
         ({}, {"BROKER_PREFER_LOCAL": "perhaps"}, "BROKER_PREFER_LOCAL"),
         ({}, {"BROKER_RETRY_POLICY": "3"}, "BROKER_RETRY_POLICY must be a JSON object"),
