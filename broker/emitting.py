@@ -76,12 +76,12 @@ class Emitting:
         here: list[Listener] = []
         for choices in self._registry.find_listeners(event, groups):
             group = choices.members[0].group
-            if group not in chosen:
+            if group in chosen:
+                listener = choices.choose_on(chosen[group], root)
+            else:
                 listener = self._registry.choose_listener(choices, root)
-                if listener is None:
-                    continue
-                chosen[group] = listener.node_id
-            listener = choices.on_node(chosen[group])
+                if listener is not None:
+                    chosen[group] = listener.node_id
             if listener is not None and listener.local:
                 here.append(listener)
         by_node: dict[str, list[str]] = {}

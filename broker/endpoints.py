@@ -91,6 +91,13 @@ class Choices(Generic[E]):
         """The usable member of exactly that node."""
         return next((m for m in self.members if m.node_id == node_id and m.available), None)
 
+    def choose_on(self, node_id: str, ctx: Context | None = None) -> E | None:
+        """The next usable member of one node by the strategy: several services of a node may share a group (§7.1)."""
+        usable = [m for m in self.members if m.node_id == node_id and m.available]
+        if len(usable) < 2:
+            return usable[0] if usable else None
+        return self.strategy.choose(usable, ctx)
+
     def choose(
         self, *, prefer_local: bool = True, without: Collection[str] = (), ctx: Context | None = None
     ) -> E | None:

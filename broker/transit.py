@@ -337,8 +337,10 @@ class Transit:
         groups = event.groups or ()
         listeners = []
         for choices in self.registry.find_listeners(event.event, groups if isinstance(groups, list) else ()):
-            local = [member for member in choices.members if member.local]
-            listeners += local if event.broadcast else local[:1]
+            if event.broadcast:
+                listeners += [member for member in choices.members if member.local]
+            elif (listener := choices.choose_on(self.identity.node_id)) is not None:
+                listeners.append(listener)
         return [RunEvent(event, listeners)] if listeners else []
 
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:

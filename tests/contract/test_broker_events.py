@@ -55,6 +55,23 @@ async def test_c60_an_emitted_event_runs_on_one_node_of_a_group(cluster: Cluster
     assert len(other.heard) == 8, "another group has its own turn"
 
 
+class NextHearing(Hearing):
+    version = 2
+
+
+@pytest.mark.parametrize("sender", ["afar", "home"])
+async def test_c60_services_of_one_node_that_share_a_group_take_turns(cluster: Cluster, sender: str) -> None:
+    first, second = Hearing(), NextHearing()  # their group is the name without the version
+    brokers = await cluster.start(("home", [first, second]), ("afar", []))
+    by_name = {broker.node_id: broker for broker in brokers}
+    for number in range(4):
+        await by_name[sender].emit("user.created", {"id": number})
+    await eventually(lambda: len(first.heard) + len(second.heard) >= 8)
+    await quiet(*brokers)
+    for hearing in (first, second):
+        assert sorted(handlers(hearing)) == ["exact", "exact", "star", "star"], "each handler's pattern has its turns"
+
+
 async def test_c61_a_broadcast_runs_everywhere(cluster: Cluster) -> None:
     one, two = Hearing(), Hearing()
     brokers = await cluster.start(("one", [one]), ("two", [two]), ("sender", []))
