@@ -342,11 +342,13 @@ def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
         "name": error.name,
         "message": error.message,
         "nodeID": error.node_id or node_id,
-        "code": error.code,
-        "type": error.type,
         "retryable": bool(error.retryable),
         "stack": error.stack or _stack(error.name, error.message, error.__traceback__),
     }
+    if error.code is not None:
+        wire["code"] = error.code
+    if error.type is not None:
+        wire["type"] = error.type
     if error.data is not None:
         wire["data"] = error.data
     elif isinstance(error, _DataError):

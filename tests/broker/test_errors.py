@@ -156,6 +156,12 @@ def test_c52_retryable_and_message_are_always_sent() -> None:
         assert wire["nodeID"] == "py-1"
 
 
+def test_c52_what_an_error_does_not_define_is_left_out_as_js_leaves_out_undefined() -> None:
+    always = {"name", "message", "nodeID", "retryable", "stack"}
+    assert error_to_wire(MoleculerError("plain"), "py-1").keys() == always | {"code"}
+    assert error_to_wire(RemoteError("Error", "of a JS node"), "py-1").keys() == always
+
+
 def test_an_error_of_python_is_a_500_with_its_name_and_place() -> None:
     try:
         raise ValueError("no such colour")
