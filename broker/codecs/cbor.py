@@ -189,7 +189,8 @@ _well_formed = rewriter(frozenset({int, float, bool, type(None), bytes, datetime
 
 
 def _loads(data: bytes) -> Any:
-    value = cbor2.loads(data, tag_hook=_plain_tag, semantic_decoders=_TAGS, max_depth=_DEPTH)
+    """Halves of surrogate pairs, which cbor-x writes as they are, are replaced: so does it when it reads them."""
+    value = cbor2.loads(data, tag_hook=_plain_tag, semantic_decoders=_TAGS, max_depth=_DEPTH, str_errors="replace")
     return _whole(value) if b"\xfb" in data else value
 
 

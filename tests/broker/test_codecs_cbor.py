@@ -57,6 +57,7 @@ def test_c84_vectors_decode_and_encode(vector: str, value: Any) -> None:
         ("d84043010203", b"\x01\x02\x03"),  # Uint8Array
         ("c249010000000000000000", 2**64),
         ("d823613a", ":"),
+        ("6561eda08062", "a\ufffd\ufffd\ufffdb"),  # half of a surrogate pair, as cbor-x writes it and reads it back
     ],
 )
 def test_c84_other_forms_of_peers_decode(vector: str, value: Any) -> None:
