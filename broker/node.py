@@ -319,7 +319,12 @@ class Node:
         for item in wanted:
             if item not in self._balanced:
                 receive = self._receiver(item.command)
-                self._balanced[item] = await self.transport.subscribe(item.subject, receive, item.queue)
+                try:
+                    self._balanced[item] = await self.transport.subscribe(item.subject, receive, item.queue)
+                except BrokerDisconnectedError:
+                    raise
+                except MoleculerError as error:  # one bad name must not keep the others from being announced
+                    logger.warning("NATS cannot share out '%s': %s", item.subject, error)
         for item in [item for item in self._balanced if item not in wanted]:
             await self._balanced.pop(item).cancel()
         await self.transport.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import random
+import re
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -28,6 +29,7 @@ from broker.transports.base import Observer, OnMessage
 from broker.transports.memory import too_large
 
 NO_RESPONDERS = "503"
+INVALID_SUBJECT = "INVALID_SUBJECT"
 
 # nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
 # JS node that streams, until the server gives it up as a slow consumer.
@@ -113,6 +115,7 @@ class NATSTransport:
                     **{"ping_interval": NATS_PING_INTERVAL_S, **_credentials(self._servers), **self._options},
                 )
                 attempt.running = False
+                client._skip_subject_validation = True  # `_check_subject` does it
                 self._inbox = client.new_inbox()
                 await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
         except BaseException as error:
@@ -128,16 +131,21 @@ class NATSTransport:
         async def on_nats_message(message: Msg) -> None:
             await on_message(message.data, message.reply)
 
+        _check_subject(f"{subject}{queue}")
+        if "" in subject.split("."):
+            raise _invalid_subject()
         with _TRANSLATED:
             return NATSSubscription(await self._use().subscribe(subject, queue=queue, cb=on_nats_message))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         client = self._use_for(data)
+        _check_subject(subject)
         with _TRANSLATED:
             await client.publish(subject, data, f"{self._inbox}.{reply_id}" if reply_id else "")
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
         client = self._use_for(data)
+        _check_subject(subject)
         inbox = client.new_inbox()
         with _TRANSLATED:
             answers = await client.subscribe(inbox)
@@ -313,6 +321,20 @@ def _useless(error: BaseException) -> BrokerOptionsError:
     return BrokerOptionsError(f"The transporter_options cannot be used: {error}{missing}.")
 
 
+_BLANK = re.compile(r"[ \t\r\n]")
+
+
+def _check_subject(text: str) -> None:
+    """Nothing in a subject may end it. A star that is but a part of a token is a letter to the server, as JS nodes
+    subscribe it (§1.3); nats-py itself refuses it."""
+    if not text or _BLANK.search(text):
+        raise _invalid_subject()
+
+
+def _invalid_subject() -> MoleculerError:
+    return MoleculerError("A name cannot be part of a NATS subject.", 500, INVALID_SUBJECT)
+
+
 def _words(error: BaseException) -> str:
     """What went wrong, for a log line: some exceptions of nats-py have no text."""
     text = str(error) or type(error).__name__
@@ -334,7 +356,7 @@ class _Translation:
             case nats.errors.MaxPayloadError():
                 raise MoleculerError("The message is above max_payload.", 413, "PAYLOAD_TOO_LARGE") from error
             case nats.errors.BadSubjectError():
-                raise MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT") from error
+                raise _invalid_subject() from error
             case nats.errors.Error() | OSError():
                 raise BrokerDisconnectedError(f"NATS: {_words(error)}") from error
 

@@ -286,3 +286,25 @@ class Parting(Service):
 
     async def stopped(self) -> None:
         await self.broker.broadcast("user.parted")
+
+
+class Blank(Hearing):
+    name = "blank"
+
+    @event("not for NATS")
+    async def blank(self, ctx: Context) -> None: ...
+
+
+async def test_c80_an_event_that_nats_cannot_share_out_keeps_no_other_from_being_heard(
+    nats_url: str, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    blank, other = Blank("blank"), Hearing("other")
+    options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url, "disable_balancer": True}
+    async with (
+        ServiceBroker("sender", **options) as sender,
+        ServiceBroker("one", services=[blank, other], **options),  # is known when it has announced itself
+    ):
+        await sender.wait_for_services("blank", "other", timeout=30)
+        await sender.emit("user.created", 1)
+        await eventually(lambda: set(handlers(blank)) == set(handlers(other)) == {"exact", "star"})
+    assert any("'MOL-" in message and "not for NATS" in message for message in caplog.messages)

@@ -22,7 +22,8 @@ broker.createService({ name: "seen", actions: {
     here: { visibility: "protected", handler: run }, inside: { visibility: "private", handler: run },
     slow: { timeout: 1500, rest: "GET /slow", cache: { ttl: 5 }, handler: run } } });
 broker.createService({ name: "hears", version: 1, events: {
-    "user.*": { handler() {} }, "order.**": { group: "mail", handler() {} }, "$node.connected": { handler() {} } } });
+    "user.*": { handler() {} }, "order.**": { group: "mail", handler() {} }, "$node.connected": { handler() {} },
+    "pre*.k": { handler() {} }, "pre**": { handler() {} }, "q.?": { handler() {} } } });
 """
 NAMES = ("posts", "users", "nover", "nopre", "secret", "seen", "hears")
 
@@ -116,6 +117,15 @@ class Hears(Service):
 
     @event("$node.connected")
     async def on_node(self, ctx: Context) -> None: ...
+
+    @event("pre*.k")
+    async def on_part(self, ctx: Context) -> None: ...
+
+    @event("pre**")
+    async def on_beginning(self, ctx: Context) -> None: ...
+
+    @event("q.?")
+    async def on_letter(self, ctx: Context) -> None: ...
 
 
 def twins() -> list[Service]:
