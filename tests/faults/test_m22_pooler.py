@@ -76,6 +76,18 @@ async def test_m22_the_whole_service_works_through_a_pooler(pooler: str, postgre
 
 
 @through_each
+async def test_m22_lists_of_several_processes_do_not_meet_in_a_name_that_the_server_keeps(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    names = [f"node-{number}" for number in range(4)]
+    async with pooled_url(pooler, postgres_database.server, postgres_database.url) as url, starters() as crowd:
+        # One after another, each a new process: what one leaves in a connection of the pooler the next one meets.
+        ends = [await crowd.run(name, url, calls=[("list", {}), ("listDeleted", {})]) for name in names]
+    assert [[len(answer) for answer in end.answers] for end in ends] == [[3, 1]] * 4
+
+
+@through_each
 async def test_m22_an_old_transaction_holds_the_column_up_behind_a_pooler_too(
     pooler: str, postgres_database: PostgresDatabase
 ) -> None:

@@ -138,7 +138,10 @@ class PostgresDatabase:
                     with driver_failures():
                         idle = int(self._settings.stream_idle_timeout_s * 1000)
                         await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = {idle}")
-                        cursor = await connection.cursor(query, *arguments)
+                        # Without a name of its own where statements are not kept: behind a pooler one outlives its
+                        # client, and every process counts its names from 1. `connection.cursor` always gives a name.
+                        statement = await connection.prepare(query)
+                        cursor = await statement.cursor(*arguments)
                     async with aclosing(_batches(cursor, batch)) as batches:
                         yield batches
                 finally:
