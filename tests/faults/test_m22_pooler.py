@@ -88,6 +88,20 @@ async def test_m22_lists_of_several_processes_do_not_meet_in_a_name_that_the_ser
 
 
 @through_each
+async def test_m22_the_index_is_built_for_a_role_whose_transactions_keep_their_snapshot(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    repeatable = f"ALTER DATABASE \"{postgres_database.name}\" SET default_transaction_isolation = 'repeatable read'"
+    postgres_database.run_sql(repeatable)
+    async with pooled_url(pooler, postgres_database.server, postgres_database.url) as url:
+        with anyio.fail_after(DEADLINE_S):
+            status = await migrate_once(url, logger=LOGGER)
+    assert [step.state for step in status.steps] == ["done"] * len(status.steps)
+    assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
+
+
+@through_each
 async def test_m22_an_old_transaction_holds_the_column_up_behind_a_pooler_too(
     pooler: str, postgres_database: PostgresDatabase
 ) -> None:

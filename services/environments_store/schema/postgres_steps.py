@@ -115,7 +115,8 @@ class PooledLock:
             return True
         session = await open_session(self._url, self._node_id, self._budgets)
         try:
-            await session.run("BEGIN")
+            # A role's default of REPEATABLE READ would keep its first snapshot, which the build would wait for.
+            await session.run("BEGIN ISOLATION LEVEL READ COMMITTED")
             await session.run("SET LOCAL idle_in_transaction_session_timeout = 0")
             held = bool(await session.fetch_value(TRY_TRANSACTION_LOCK, self._key))
             # The answered query keeps its snapshot until the next statement, and the build would wait for that.
