@@ -59,6 +59,28 @@ async def test_connections_have_the_settings_that_bound_every_wait(database: Pos
     assert await setting(database, "client_connection_check_interval") == "500ms"
 
 
+async def test_a_write_waits_for_another_and_sees_its_work_whatever_isolation_the_role_has_by_default(
+    database: PostgresDatabase, postgres_database: ServerDatabase
+) -> None:
+    await database.execute(INSERT, "one")
+    name = postgres_database.name
+    postgres_database.run_sql(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+    other = PostgresDatabase(postgres_database.url, SETTINGS)
+    await other.open()
+    changed: list[int] = []
+
+    async def change() -> None:
+        changed.append(await other.execute("UPDATE items SET moment = now() WHERE moment IS NULL"))
+
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with anyio.create_task_group() as group, database.transaction() as transaction:
+        await transaction.execute("UPDATE items SET moment = now() WHERE moment IS NULL")
+        group.start_soon(change)
+        await until(lambda: postgres_database.run_sql(waiting) == "1")
+    assert changed == [0]
+    await other.close()
+
+
 async def test_a_read_survives_the_end_of_its_idle_connection(
     database: PostgresDatabase, postgres_database: ServerDatabase
 ) -> None:

@@ -56,6 +56,9 @@ async def _server_settings(
     asked = {"TimeZone": "UTC", "application_name": settings.application_name}
     if pooled:
         return asked
+    # Each write is one statement that waits for another's and then sees its work: in a role's own REPEATABLE READ or
+    # SERIALIZABLE one of two writers would be refused.
+    asked["default_transaction_isolation"] = "read committed"
     asked["statement_timeout"] = _milliseconds(settings.statement_timeout_s)
     asked["lock_timeout"] = _milliseconds(settings.lock_timeout_s)
     asked["idle_in_transaction_session_timeout"] = _milliseconds(settings.idle_in_transaction_timeout_s)
