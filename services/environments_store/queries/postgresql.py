@@ -5,22 +5,40 @@ UTC wall time: `now()` alone would be stored in the zone of the session.
 """
 
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
+from services.environments_store.schema.names import quoted
 
-__all__ = ["POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT"]
+__all__ = ["POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT", "nearest_date", "readable"]
 
-_PG_COLUMNS = 'id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
-_PG_LIGHT = 'id, NULL::text AS environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+_FIRST, _LAST = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999+00'"
+
+
+def nearest_date(date: str) -> str:
+    """A date as drivers can give it. PostgreSQL's go from 4713 BC to infinity, and one row beyond the years 1 to 9999
+    would make a whole list fail: the nearest date stands for it."""
+    return f"CASE WHEN {date} < {_FIRST} THEN {_FIRST} WHEN {date} > {_LAST} THEN {_LAST} ELSE {date} END"
+
+
+def readable(*dates: str) -> str:
+    """Columns of dates, to be selected. An ORDER BY has to name the column with its table: without, it would order by
+    the expression that bears its name here, which no index has."""
+    return ", ".join(f"{nearest_date(name)} AS {name}" for name in map(quoted, dates))
+
+
+_PG_DATES_WITHOUT = readable("createdAt", "updatedAt")
+_PG_DATES = readable("createdAt", "updatedAt", "deletedAt")
+_PG_COLUMNS = f'id, environment, "environmentUuid", "timestamp", {_PG_DATES}'
+_PG_LIGHT = f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES}'
 _PG_COLUMNS_WITHOUT = (
-    'id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", NULL::timestamptz AS "deletedAt"'
+    f'id, environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT}, NULL::timestamptz AS "deletedAt"'
 )
 _PG_LIGHT_WITHOUT = (
-    'id, NULL::text AS environment, "environmentUuid", "timestamp", "createdAt", "updatedAt",'
+    f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT},'
     ' NULL::timestamptz AS "deletedAt"'
 )
 _PG_NOW = "date_trunc('milliseconds', now())"
 _PG_NOW_MS = "floor(extract(epoch FROM now()) * 1000)"
 # The same order as SQLite's, whatever the collation of the database.
-_PG_ORDER = '"createdAt", id COLLATE "C"'
+_PG_ORDER = 'environments."createdAt", id COLLATE "C"'
 _PG_AFTER = '("createdAt", id COLLATE "C") > (SELECT "createdAt", id FROM environments WHERE id = $2)'
 
 
@@ -48,7 +66,7 @@ def _pg_update(columns: str, condition: str) -> str:
 
 
 def _pg_trash_listing() -> Listing:
-    order = '"deletedAt" DESC, id COLLATE "C"'
+    order = 'environments."deletedAt" DESC, id COLLATE "C"'
     anchor = '(SELECT "deletedAt" FROM environments WHERE id = $2)'
     first = f'FROM environments WHERE "deletedAt" IS NOT NULL ORDER BY {order} LIMIT $1'
     after = (

@@ -8,6 +8,7 @@ that begins like a date, and that SQLite reads as one, is ever purged.
 
 from typing import NamedTuple
 
+from services.environments_store.queries.postgresql import nearest_date, readable
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Purging", "choose_purging"]
@@ -24,7 +25,10 @@ class Purging(NamedTuple):
     """Rows of `month` (`2025-05`) and `count`."""
 
 
-_PG_RETURNED = 'id, NULL::text AS environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+_PG_RETURNED = (
+    f'id, NULL::text AS environment, "environmentUuid", "timestamp", {readable("createdAt", "updatedAt", "deletedAt")}'
+)
+_DELETED, _OLDEST, _NEWEST = map(nearest_date, ('"deletedAt"', 'min("deletedAt")', 'max("deletedAt")'))
 _LITE_RETURNED = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
 _LITE_OLD = (
     "deletedAt IS NOT NULL AND id IS NOT NULL AND deletedAt GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'"
@@ -44,11 +48,11 @@ def _postgresql(now: str) -> Purging:
             f')) AND ("deletedAt" < $1) IS TRUE RETURNING {_PG_RETURNED}'
         ),
         facts=(
-            'SELECT count(*) AS count, min("deletedAt") AS oldest, max("deletedAt") AS newest'
+            f"SELECT count(*) AS count, {_OLDEST} AS oldest, {_NEWEST} AS newest"
             ' FROM environments WHERE "deletedAt" < $1'
         ),
         months=(
-            "SELECT to_char(\"deletedAt\", 'YYYY-MM') AS month, count(*) AS count"
+            f"SELECT to_char({_DELETED}, 'YYYY-MM') AS month, count(*) AS count"
             ' FROM environments WHERE "deletedAt" < $1 GROUP BY 1 ORDER BY 1'
         ),
     )

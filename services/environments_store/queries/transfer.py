@@ -5,9 +5,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from services.environments_store.queries.postgresql import readable
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["StoredRow", "Transfer", "choose_transfer"]
+
+
+_NO_DATE = ', NULL::timestamptz AS "deletedAt"'
 
 
 class StoredRow(NamedTuple):
@@ -55,10 +59,11 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
         " FROM unnest($1::text[], $2::text[], $3::text[], $4::int8[], $5::text[], $6::text[], $7::text[])"
         " AS r (id, environment, uuid, stamp, created, updated, deleted) ON CONFLICT (id)"
     )
-    selected = ", ".join(columns) if deleted_cast else f'{", ".join(columns)}, NULL::timestamptz AS "deletedAt"'
+    dates = readable(*(column.strip('"') for column in columns[4:]))
+    selected = f"{', '.join(columns[:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
     assignments = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns[1:])
     return Transfer(
-        everything=f'SELECT {selected} FROM environments ORDER BY "createdAt", id COLLATE "C" LIMIT $1',
+        everything=f'SELECT {selected} FROM environments ORDER BY environments."createdAt", id COLLATE "C" LIMIT $1',
         existing="SELECT id FROM environments WHERE id = ANY ($1::text[])",
         insert=f"{insert} DO NOTHING RETURNING id",
         replace=f"{insert} DO UPDATE SET {assignments} RETURNING id",

@@ -1,0 +1,53 @@
+"""Tables that somebody has changed by hand, and rows that no program of ours would write."""
+
+import pytest
+
+from services.environments_store.operations.exporting import Export
+from services.environments_store.operations.purge import Purge
+from services.environments_store.shape import TableShape
+from tests.support.operations import LOGGER
+from tests.support.store import Bench
+
+pytestmark = pytest.mark.anyio
+
+with_column = pytest.mark.parametrize(
+    "bench", ["postgresql", "postgresql with the guide's TIMESTAMP"], indirect=True, ids=["TIMESTAMPTZ", "TIMESTAMP"]
+)
+FIRST, LAST = "0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"
+FAR = {"a": "-infinity", "b": "0044-03-15 BC", "c": "2026-01-01", "d": "294275-01-01", "e": "infinity"}
+SHOWN = {"a": FIRST, "b": FIRST, "c": "2026-01-01T00:00:00.000Z", "d": LAST, "e": LAST}
+
+
+async def set_far_dates(bench: Bench, *columns: str) -> None:
+    for uuid, date in FAR.items():
+        await bench.create(uuid)
+        for column in columns:
+            await bench.run(f"UPDATE environments SET \"{column}\" = '{date}' WHERE id = $1", uuid)
+
+
+@pytest.mark.parametrize("bench", ["postgresql", "postgresql without deletedAt"], indirect=True)
+async def test_dates_that_no_driver_can_give_are_shown_as_the_nearest_and_spoil_no_list(bench: Bench) -> None:
+    await set_far_dates(bench, "createdAt", "updatedAt")
+    listed = await bench.list(limit=10)
+    assert {record["id"]: record["createdAt"] for record in listed} == SHOWN
+    assert [record["id"] for record in listed] == list(FAR)  # by their real dates
+    assert [record["id"] for record in await bench.list(after="b")] == ["c", "d", "e"]
+    assert b'"updatedAt":"%s"' % LAST.encode() in await bench.store.get("e")
+    written = await bench.store.update("a", b'{"uuid":"a","n":1}')
+    assert b'"createdAt":"%s"' % FIRST.encode() in written.record
+
+
+@with_column
+async def test_a_trash_with_such_dates_is_listed_exported_and_purged(bench: Bench) -> None:
+    await set_far_dates(bench, "deletedAt")
+    shape = TableShape(lambda: bench.status, lambda: None)
+    deleted = await bench.list_deleted(fields=["id", "deletedAt"])
+    assert [record["id"] for record in deleted] == ["e", "d", "c", "b", "a"]
+    assert {record["id"]: record["deletedAt"] for record in deleted} == SHOWN
+    export = Export(bench.database, shape, LOGGER)
+    assert len(b"".join([chunk async for chunk in export.chunks("deleted")]).splitlines()) == 5
+    purge = await Purge.older_than(1, bench.database, shape)
+    forecast = await purge.forecast()
+    assert (forecast.candidates, forecast.oldest) == (3, FIRST)
+    assert forecast.months == {"0001-01": 2, "2026-01": 1}
+    assert sorted([change.uuid async for batch in purge.batches() for change in batch]) == ["a", "b", "c"]
