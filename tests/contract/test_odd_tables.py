@@ -51,3 +51,21 @@ async def test_a_trash_with_such_dates_is_listed_exported_and_purged(bench: Benc
     assert (forecast.candidates, forecast.oldest) == (3, FIRST)
     assert forecast.months == {"0001-01": 2, "2026-01": 1}
     assert sorted([change.uuid async for batch in purge.batches() for change in batch]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
+async def test_a_new_environment_is_live_whatever_default_the_column_has(bench: Bench) -> None:
+    await bench.run("DROP TABLE environments")
+    moment = "DATETIME DEFAULT CURRENT_TIMESTAMP" if bench.is_sqlite else "TIMESTAMPTZ DEFAULT now()"
+    await bench.run(
+        'CREATE TABLE environments (id VARCHAR(255) PRIMARY KEY, environment JSON, "environmentUuid" VARCHAR(255),'
+        f' "timestamp" DECIMAL, "createdAt" TIMESTAMP, "updatedAt" TIMESTAMP, "deletedAt" {moment})'
+    )
+    assert (await bench.create("a"))["deletedAt"] is None
+    assert [record["id"] for record in await bench.list()] == ["a"]
+
+
+@pytest.mark.parametrize("bench", ["postgresql", "postgresql without deletedAt"], indirect=True)
+async def test_a_widened_id_takes_new_environments(bench: Bench) -> None:
+    await bench.run("ALTER TABLE environments ALTER COLUMN id TYPE text")
+    assert (await bench.create("a"))["environmentUuid"] == "a"

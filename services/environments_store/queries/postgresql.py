@@ -50,10 +50,12 @@ def _pg_listing(columns: str, light: str, condition: str) -> Listing:
     )
 
 
-def _pg_create(columns: str) -> str:
+def _pg_create(columns: str, *, soft_delete: bool) -> str:
+    # Live whatever default the column has. The uuid is cast because a DBA may have widened one of its two columns.
+    date, live = (', "deletedAt"', ", NULL") if soft_delete else ("", "")
     return (
-        'INSERT INTO environments (id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt")'
-        f" VALUES ($1, $2::json, $1, {_PG_NOW_MS}, {_PG_NOW}, {_PG_NOW})"
+        f'INSERT INTO environments (id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt"{date})'
+        f" VALUES ($1::text, $2::json, $1::text, {_PG_NOW_MS}, {_PG_NOW}, {_PG_NOW}{live})"
         f" ON CONFLICT (id) DO NOTHING RETURNING {columns}"
     )
 
@@ -92,7 +94,7 @@ def _pg(deleted_now: str, now: str) -> Queries:
         look_light=f"SELECT {_PG_LIGHT} FROM environments WHERE id = $1",
         lock=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL FOR UPDATE',
         listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL'),
-        create=_pg_create(_PG_COLUMNS),
+        create=_pg_create(_PG_COLUMNS, soft_delete=True),
         update=_pg_update(_PG_COLUMNS, live),
         delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS}",
         stats=(
@@ -126,7 +128,7 @@ POSTGRESQL_WITHOUT = Queries(
     look_light=f"SELECT {_PG_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1 FOR UPDATE",
     listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE"),
-    create=_pg_create(_PG_COLUMNS_WITHOUT),
+    create=_pg_create(_PG_COLUMNS_WITHOUT, soft_delete=False),
     update=_pg_update(_PG_COLUMNS_WITHOUT, ""),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS_WITHOUT}",
     stats=(

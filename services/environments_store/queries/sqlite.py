@@ -44,10 +44,11 @@ def _lite_trash_listing() -> Listing:
     )
 
 
-def _lite_create(columns: str) -> str:
+def _lite_create(columns: str, *, soft_delete: bool) -> str:
+    date, live = (", deletedAt", ", NULL") if soft_delete else ("", "")  # live whatever default the column has
     return (
-        "INSERT INTO environments (id, environment, environmentUuid, timestamp, createdAt, updatedAt)"
-        f" VALUES ($1, $2, $1, {_LITE_NOW_MS}, {_LITE_NOW}, {_LITE_NOW})"
+        f"INSERT INTO environments (id, environment, environmentUuid, timestamp, createdAt, updatedAt{date})"
+        f" VALUES ($1, $2, $1, {_LITE_NOW_MS}, {_LITE_NOW}, {_LITE_NOW}{live})"
         f" ON CONFLICT (id) DO NOTHING RETURNING {columns}"
     )
 
@@ -69,7 +70,7 @@ SQLITE = Queries(
     look_light=f"SELECT {_LITE_LIGHT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
     listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, "deletedAt IS NULL AND id IS NOT NULL"),
-    create=_lite_create(_LITE_COLUMNS),
+    create=_lite_create(_LITE_COLUMNS, soft_delete=True),
     update=_lite_update(_LITE_COLUMNS, " AND deletedAt IS NULL"),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS}",
     stats=(
@@ -101,7 +102,7 @@ SQLITE_WITHOUT = Queries(
     look_light=f"SELECT {_LITE_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL"),
-    create=_lite_create(_LITE_COLUMNS_WITHOUT),
+    create=_lite_create(_LITE_COLUMNS_WITHOUT, soft_delete=False),
     update=_lite_update(_LITE_COLUMNS_WITHOUT, ""),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS_WITHOUT}",
     stats=(
