@@ -4,8 +4,13 @@ import pytest
 
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.purge import Purge
+from services.environments_store.schema.messages import FAILED
 from services.environments_store.shape import TableShape
+from tests.support.migrations import BUDGETS
 from tests.support.operations import LOGGER
+from tests.support.postgres import PostgresDatabase
+from tests.support.served import serving
+from tests.support.shapes import postgres_sql
 from tests.support.store import Bench
 
 pytestmark = pytest.mark.anyio
@@ -69,3 +74,21 @@ async def test_a_new_environment_is_live_whatever_default_the_column_has(bench: 
 async def test_a_widened_id_takes_new_environments(bench: Bench) -> None:
     await bench.run("ALTER TABLE environments ALTER COLUMN id TYPE text")
     assert (await bench.create("a"))["environmentUuid"] == "a"
+
+
+async def test_a_column_that_knows_no_live_rows_is_told_of_and_not_used_until_it_is_mended(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    postgres_database.run_sql('ALTER TABLE environments ADD COLUMN "deletedAt" timestamptz NOT NULL DEFAULT now()')
+    async with serving(postgres_database.url, budgets=BUDGETS) as service:
+        schema = await service.until_state("degraded", "unsupported")
+        remedy = 'ALTER TABLE "public"."environments" ALTER COLUMN "deletedAt" DROP NOT NULL;'
+        assert schema["error"].endswith(remedy)
+        assert len(await service.ask("list", fields=["id"])) == 3
+        assert (await service.ask("create", environment={"uuid": "new"}))["id"] == "new"
+        assert (await service.failure("remove", uuid="new")).type == "SOFT_DELETE_UNAVAILABLE"
+        postgres_database.run_sql(f'{remedy} UPDATE environments SET "deletedAt" = NULL')
+        await service.until_state("ready")
+        assert await service.ask("remove", uuid="new") == {"success": True}
+        assert service.guide_lines()[0] == FAILED

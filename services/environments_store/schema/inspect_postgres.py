@@ -30,7 +30,7 @@ LEFT JOIN pg_class c ON c.oid = wanted.oid LEFT JOIN pg_namespace n ON n.oid = c
 """
 
 COLUMNS = """
-SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type
+SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, attnotnull AS not_null
 FROM pg_attribute WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
@@ -77,7 +77,7 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
         role=facts["role"],
         kind=facts["kind"],
         oid=oid,
-        columns=tuple(Column(row["name"], row["type"]) for row in columns),
+        columns=tuple(Column(row["name"], row["type"], row["not_null"]) for row in columns),
         indexes=tuple(_index(row) for row in indexes),
         maintained=rest["maintained"],
         taken_names=frozenset(rest["taken_names"]),

@@ -66,7 +66,7 @@ async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, rea
         schema="main",
         table=table,
         kind="r" if kind == "table" else "v",
-        columns=tuple(Column(_as_we_write_it(row["name"]), row["type"]) for row in columns),
+        columns=tuple(Column(_as_we_write_it(row["name"]), row["type"], bool(row["notnull"])) for row in columns),
         indexes=indexes,
         taken_names=frozenset(
             row["name"] for row in objects if row["name"].startswith(INDEX) and row["tbl_name"].lower() != table.lower()

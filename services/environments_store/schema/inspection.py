@@ -14,6 +14,7 @@ UNZONED = "timestamp without time zone"
 class Column(msgspec.Struct, frozen=True):
     name: str
     type: str
+    not_null: bool = False
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +79,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def soft_delete(self) -> bool:
-        """Whether the column is there with a type that queries can use."""
+        """Whether the column is there, with a type that queries can use and room for "not deleted"."""
         column = self.deleted_at
-        return column is not None and (self.dialect == "sqlite" or _plain(column.type) in (ZONED, UNZONED))
+        if column is None or column.not_null:
+            return False
+        return self.dialect == "sqlite" or _plain(column.type) in (ZONED, UNZONED)
 
     @property
     def deleted_at_zone(self) -> bool:

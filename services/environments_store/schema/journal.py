@@ -49,7 +49,7 @@ class Journal:
         self._warn_of_oddities(found)
         if found.soft_delete:
             self._note_column(found)
-        elif self._had_column:
+        elif self._had_column and found.deleted_at is None:
             self.lost, self._had_column = True, False
             self._update()
             self._logger.error("%s", self.status.error)

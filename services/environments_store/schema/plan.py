@@ -65,6 +65,10 @@ def _unsupported(found: Inspection) -> str | None:
         columns = ", ".join(map(quoted, found.missing_columns))
         return f"{name} has no {columns}: it is not the table of the environments, and is left alone."
     column = found.deleted_at
+    if column is not None and column.not_null:
+        by_hand = f"ALTER TABLE {name} ALTER COLUMN {quoted(COLUMN)} DROP NOT NULL;"
+        how = "Make it nullable by hand." if found.dialect == "sqlite" else f"As its owner run: {by_hand}"
+        return f"The column {quoted(COLUMN)} of {name} is NOT NULL, so that no environment could be live. {how}"
     if column is not None:
         return f"The column {quoted(COLUMN)} of {name} has the type {column.type}; it has to be a timestamp."
     return None
