@@ -53,6 +53,9 @@ class TableShape:
             yield
         except MissingColumnError as error:
             self._report_missing_column()
+            if self.status.without_table:
+                why = self.status.error or "It is being made."
+                raise DatabaseUnavailableError(f"There is no table of environments now. {why}") from error
             raise SoftDeleteUnavailableError(
                 f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
                 " stored: try again.",

@@ -92,3 +92,17 @@ async def test_a_column_that_knows_no_live_rows_is_told_of_and_not_used_until_it
         await service.until_state("ready")
         assert await service.ask("remove", uuid="new") == {"success": True}
         assert service.guide_lines()[0] == FAILED
+
+
+async def test_without_a_table_and_the_right_to_make_it_callers_learn_that_it_is_not_there(
+    postgres_database: PostgresDatabase,
+) -> None:
+    url = postgres_database.create_role("guest")
+    async with serving(url, budgets=BUDGETS) as service:
+        await service.until_state("degraded", "forbidden")
+        for action, params in (("list", {}), ("get", {"uuid": "a"}), ("create", {"environment": {}}), ("stats", {})):
+            error = await service.failure(action, **params)
+            assert (error.type, error.code) == ("DATABASE_UNAVAILABLE", 503)
+            assert "There is no table" in str(error)
+            assert "GRANT CREATE ON SCHEMA" in str(error)
+            assert "changed by somebody" not in str(error)

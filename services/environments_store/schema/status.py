@@ -39,3 +39,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """False on a standby, a read-only server, file or folder."""
     deleted_at_zone: bool = True
     """PostgreSQL: True for TIMESTAMPTZ, False for the guide's TIMESTAMP, which holds UTC wall time."""
+
+    @property
+    def without_table(self) -> bool:
+        """Whether there was no table at all."""
+        return any(step.name == "table" and step.state != "done" for step in self.steps)
