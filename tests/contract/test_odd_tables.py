@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.environments_store.operations.doctor import examine
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.purge import Purge
 from services.environments_store.schema.messages import FAILED
@@ -106,3 +107,19 @@ async def test_without_a_table_and_the_right_to_make_it_callers_learn_that_it_is
             assert "There is no table" in str(error)
             assert "GRANT CREATE ON SCHEMA" in str(error)
             assert "changed by somebody" not in str(error)
+
+
+async def test_the_doctor_names_invalid_indexes_of_others_and_dates_that_nobody_can_show(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    postgres_database.run_sql(
+        'CREATE INDEX of_a_dba ON environments ("updatedAt");'
+        " UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'of_a_dba'::regclass;"
+        " UPDATE environments SET \"createdAt\" = 'infinity' WHERE id LIKE '%1'"
+    )
+    findings = {finding.subject: finding for finding in (await examine(postgres_database.url, LOGGER)).findings}
+    assert findings["index"].message.startswith('"of_a_dba" is INVALID')
+    assert findings["index"].remedy is not None
+    assert 'DROP INDEX CONCURRENTLY IF EXISTS "public"."of_a_dba"' in findings["index"].remedy
+    assert "c0ffee00-0000-4000-8000-000000000001" in findings["far-date"].message

@@ -47,6 +47,16 @@ _BOTH = (
         "info",
     ),
 )
+_PG = (
+    _Question(
+        "far-date",
+        " OR ".join(
+            f"\"{name}\" NOT BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999'" for name in ("createdAt", "updatedAt")
+        ),
+        "have a date before the year 1 or after 9999, or infinity: the nearest date is shown",
+        'UPDATE environments SET "createdAt" = …, "updatedAt" = … WHERE id = \'…\';',
+    ),
+)
 _PG_DELETED = (
     _Question(
         "future-date",
@@ -89,7 +99,7 @@ _LITE_DELETED = (
 def _questions(dialect: Dialect, soft_delete: bool) -> tuple[_Question, ...]:
     if dialect == "sqlite":
         return (*_BOTH, *_LITE, *(_LITE_DELETED if soft_delete else ()))
-    return (*_BOTH, *(_PG_DELETED if soft_delete else ()))
+    return (*_BOTH, *_PG, *(_PG_DELETED if soft_delete else ()))
 
 
 async def look_at_rows(database: Database, shape: TableShape, limits: OperationLimits) -> list[Finding]:

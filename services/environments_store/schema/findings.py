@@ -81,6 +81,14 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
             remedy="The service drops it and builds it again.",
         )
     for index in found.indexes:
+        if not index.valid and (index.name != action.name or action.kind == "none"):
+            yield Finding(
+                level="warning",
+                subject="index",
+                message=f"{quoted(index.name)} is INVALID: writes pay for it, no read uses it. It is not the service's"
+                " to drop.",
+                remedy=f"When nobody is building it: {drop_index(found.schema, index.name)};",
+            )
         if index.on_column and index.unique:
             yield Finding(
                 level="warning",
