@@ -54,8 +54,8 @@ class TableShape:
         except MissingColumnError as error:
             self._report_missing_column()
             if self.status.without_table:
-                why = self.status.error or "It is being made."
-                raise DatabaseUnavailableError(f"There is no table of environments now. {why}") from error
+                why = self.status.error or "There is no table of environments yet: it is being made."
+                raise DatabaseUnavailableError(why) from error
             raise SoftDeleteUnavailableError(
                 f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
                 " stored: try again.",

@@ -109,6 +109,35 @@ async def test_without_a_table_and_the_right_to_make_it_callers_learn_that_it_is
             assert "changed by somebody" not in str(error)
 
 
+async def test_a_role_without_rights_on_the_rows_is_told_of_and_heals_when_it_gets_them(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    url = postgres_database.create_role("guest")
+    postgres_database.run_sql(f'GRANT SELECT, DELETE ON environments TO "{postgres_database.role_name(url)}"')
+    async with serving(url, budgets=BUDGETS) as service:
+        schema = await service.until_state("degraded", "forbidden")
+        remedy = f'GRANT INSERT, UPDATE ON "public"."environments" TO "{postgres_database.role_name(url)}";'
+        assert schema["error"].endswith(remedy)
+        assert await service.until_logged(remedy)
+        assert len(await service.ask("list", fields=["id"])) == 3
+        postgres_database.run_sql(remedy)
+        await service.until_state("ready")
+        assert (await service.ask("create", environment={"uuid": "new"}))["id"] == "new"
+
+
+async def test_a_table_in_a_schema_that_the_role_may_not_use_is_not_taken_for_none(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    postgres_database.run_sql("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    url = postgres_database.create_role("guest")
+    async with serving(url, budgets=BUDGETS) as service:
+        schema = await service.until_state("degraded", "forbidden")
+        assert "GRANT USAGE ON SCHEMA" in schema["error"]
+        assert "There is no table" not in schema["error"]
+
+
 async def test_the_doctor_names_invalid_indexes_of_others_and_dates_that_nobody_can_show(
     postgres_database: PostgresDatabase,
 ) -> None:

@@ -24,7 +24,11 @@ SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema
        pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
        current_setting('server_version_num')::int AS version, current_user::text AS role,
        array(SELECT p FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
-             WHERE c.oid IS NOT NULL AND NOT has_table_privilege(c.oid, p)) AS missing_grants
+             WHERE c.oid IS NOT NULL AND NOT CASE p WHEN 'DELETE' THEN has_table_privilege(c.oid, p)
+                                                  ELSE has_any_column_privilege(c.oid, p) END) AS missing_grants,
+       (SELECT h.nspname FROM pg_class x JOIN pg_namespace h ON h.oid = x.relnamespace
+        WHERE c.oid IS NULL AND x.relname = $2 AND x.relkind IN ('r', 'p') AND NOT has_schema_privilege(h.oid, 'USAGE')
+        ORDER BY h.nspname <> 'public', h.nspname LIMIT 1)::text AS hidden_in
 FROM (SELECT to_regclass($1) AS oid) AS wanted
 LEFT JOIN pg_class c ON c.oid = wanted.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
 """
@@ -59,7 +63,7 @@ SELECT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'relation' AND l.relati
 
 async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
     """Everything the plan depends on. Needs no right but to connect. Raises StatementFailure."""
-    facts = await session.fetch_one(FACTS, quoted(table))
+    facts = await session.fetch_one(FACTS, quoted(table), table)
     if facts is None:
         raise StatementFailure("the server described itself with nothing", lost=True)
     if facts["oid"] is None:
@@ -104,6 +108,7 @@ def _absent(facts: Row, table: str, session: PostgresSession) -> Inspection:
         table=table,
         role=facts["role"],
         kind=None,
+        hidden_in=facts["hidden_in"],
         can_create=facts["can_create"],
         standby=facts["standby"],
         read_only=facts["read_only"],

@@ -60,6 +60,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     can_alter: bool = True
     can_index: bool = True
     missing_grants: tuple[str, ...] = ()
+    hidden_in: str | None = None
+    """A schema with such a table that this role may not use, when it sees none."""
     standby: bool = False
     read_only: bool = False
     read_only_reason: str = ""
@@ -76,6 +78,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def deleted_at(self) -> Column | None:
         return next((column for column in self.columns if column.name == COLUMN), None)
+
+    @property
+    def needed_grants(self) -> tuple[str, ...]:
+        """Those of `missing_grants` without which hardly anything works; DELETE is for what goes for ever."""
+        return tuple(grant for grant in self.missing_grants if grant != "DELETE")
 
     @property
     def soft_delete(self) -> bool:

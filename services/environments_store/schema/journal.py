@@ -8,7 +8,7 @@ import msgspec
 from services.environments_store.database.base import Dialect
 from services.environments_store.schema import messages
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.plan import Obstacle, hidden_text, read_only_text, status_of
+from services.environments_store.schema.plan import Obstacle, grants_text, hidden_text, read_only_text, status_of
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Journal"]
@@ -117,6 +117,10 @@ class Journal:
         for twin in found.twins:
             text = f'A column "{twin}" exists, probably from SQL without quotes; it is not used'
             self.warn(f"twin {twin}", text)
+        if not found.missing_grants:
+            self.forget("grants")
+        else:
+            self.warn("grants", grants_text(found))
         if not found.row_security:
             self.forget("row-security")
         elif found.rows_hidden:

@@ -11,6 +11,7 @@ from services.environments_store.schema.status import Reason, SchemaStatus, Step
 
 __all__ = [
     "Obstacle",
+    "grants_text",
     "hidden_text",
     "is_complete",
     "obstacle_to_column",
@@ -40,6 +41,13 @@ def obstacle_to_column(found: Inspection) -> Obstacle | None:
     if not found.writable:
         when = "when both can be written" if found.dialect == "sqlite" else "on a primary that takes writes"
         return Obstacle("read-only", f"{read_only_text(found)} The column can be added {when}.")
+    if found.kind is None and not found.can_create and found.hidden_in is not None:
+        schema, role = quoted(found.hidden_in), quoted(found.role)
+        return Obstacle(
+            "forbidden",
+            f"Role {role} may not use schema {schema}, in which there is a table {quoted(found.table)}. As the owner "
+            f"of the schema run: GRANT USAGE ON SCHEMA {schema} TO {role};",
+        )
     if found.kind is None and not found.can_create:
         return Obstacle(
             "forbidden",
@@ -115,17 +123,18 @@ def status_of(
         )
     obstacle = obstacle_to_column(found) or problem
     if found.soft_delete:
+        reason, error = _limits(found)
         return SchemaStatus(
-            state="ready" if found.writable else "degraded",
+            state="degraded" if reason else "ready",
             dialect=found.dialect,
             steps=steps,
-            reason=None if found.writable else "read-only",
-            error=None if found.writable else read_only_text(found),
+            reason=reason,
+            error=error,
             soft_delete=True,
             writable=found.writable,
             deleted_at_zone=found.deleted_at_zone,
         )
-    reason: Reason | None = obstacle.reason if obstacle else None
+    reason = obstacle.reason if obstacle else None
     error = obstacle.message if obstacle else (details or {}).get("column")
     if lost:
         reason = "lost"
@@ -151,6 +160,21 @@ def hidden_text(found: Inspection) -> str:
         f"Row level security hides all rows of {qualified(found.schema, found.table)} from role {role}: an empty list "
         f"would be no empty table. Add a policy for it, or: ALTER ROLE {role} BYPASSRLS;"
     )
+
+
+def _limits(found: Inspection) -> tuple[Reason | None, str | None]:
+    """What keeps a service from its work on a table that has the column."""
+    if not found.writable:
+        return "read-only", read_only_text(found)
+    if found.needed_grants:
+        return "forbidden", grants_text(found)
+    return None, None
+
+
+def grants_text(found: Inspection) -> str:
+    """Which rights on the rows are missing, with the SQL that gives them."""
+    name, role, rights = qualified(found.schema, found.table), quoted(found.role), ", ".join(found.missing_grants)
+    return f"Role {role} has no {rights} on {name}. As its owner run: GRANT {rights} ON {name} TO {role};"
 
 
 def read_only_text(found: Inspection) -> str:

@@ -23,7 +23,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     `ready`: the column is there (the index may still be pending). `migrating`: attempts to add it go on. `degraded`:
     it is missing and cannot be added now, for the `reason`; `error` says why in words, with the SQL a person can run.
-    A database that only reads is `degraded` with `read-only`, also when the column is there: see `soft_delete`.
+    A database that only reads is `degraded` with `read-only`, also when the column is there: see `soft_delete`. So is
+    one whose rows the role has no right to, with `forbidden`.
     """
 
     state: State
