@@ -109,6 +109,22 @@ async def test_without_a_table_and_the_right_to_make_it_callers_learn_that_it_is
             assert "changed by somebody" not in str(error)
 
 
+async def test_a_table_that_goes_away_is_called_so_and_not_made_again_while_its_rows_may_come_back(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    async with serving(postgres_database.url, budgets=BUDGETS) as service:
+        await service.until_state("ready")
+        postgres_database.run_sql("ALTER TABLE environments RENAME TO elsewhere")
+        schema = await service.until_state("degraded", "lost")
+        assert schema["error"].startswith('The table "environments" was there and is gone')
+        error = await service.failure("list")
+        assert (error.type, str(error)) == ("DATABASE_UNAVAILABLE", schema["error"])
+        postgres_database.run_sql("ALTER TABLE elsewhere RENAME TO environments")
+        await service.until_state("ready")
+        assert len(await service.ask("list", fields=["id"])) == 3
+
+
 async def test_a_role_without_rights_on_the_rows_is_told_of_and_heals_when_it_gets_them(
     postgres_database: PostgresDatabase,
 ) -> None:

@@ -137,12 +137,7 @@ def status_of(
     reason = obstacle.reason if obstacle else None
     error = obstacle.message if obstacle else (details or {}).get("column")
     if lost:
-        reason = "lost"
-        error = (
-            f"The column {quoted(COLUMN)} was there and is gone: a rollback, or an old version of the application. "
-            "Environments that were deleted count as live. The service does not add it back by itself while it runs: "
-            "run the SQL of `environments-store migrate sql`, or start the service again."
-        )
+        reason, error = "lost", _lost_text(found)
     return SchemaStatus(
         state="degraded" if reason else "migrating",
         dialect=found.dialect,
@@ -151,6 +146,19 @@ def status_of(
         error=error,
         soft_delete=False,
         writable=found.writable,
+    )
+
+
+def _lost_text(found: Inspection) -> str:
+    if found.kind is None:
+        return (
+            f"The table {quoted(found.table)} was there and is gone: dropped, renamed, or out of the search_path. "
+            "The service does not make another by itself while it runs: bring it back, or start the service again."
+        )
+    return (
+        f"The column {quoted(COLUMN)} was there and is gone: a rollback, or an old version of the application. "
+        "Environments that were deleted count as live. The service does not add it back by itself while it runs: "
+        "run the SQL of `environments-store migrate sql`, or start the service again."
     )
 
 
