@@ -15,7 +15,7 @@ from services.environments_store.defaults import DatabaseSettings, MigrationBudg
 from services.environments_store.schema.messages import EXISTS
 from services.environments_store.schema.migrator import Migrator
 from services.environments_store.schema.status import SchemaStatus
-from tests.support.migrations import BUDGETS, alters, migrator
+from tests.support.migrations import BUDGETS, INDEX_STATE, VALID_INDEX, alters, migrator
 from tests.support.postgres import PostgresDatabase
 from tests.support.served import Serving, serving
 from tests.support.shapes import Lines, count_inspections, postgres_sql, until
@@ -49,6 +49,23 @@ async def test_m26_a_column_that_vanishes_is_lost_and_comes_back_by_a_person_onl
     assert sum("is gone" in message for message in lines.messages) == 1
     assert [status.reason for status in seen if status.reason] == ["lost"]
     assert lines.guide_lines() == [EXISTS, EXISTS]
+
+
+async def test_m26_a_column_that_comes_back_gets_its_index_without_the_pause_after_a_failed_build(
+    postgres_database: PostgresDatabase, lines: Lines
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    one = migrator(postgres_database.url, lines, MigrationBudgets(reinspect_s=0.05, poll_min_s=0.01))
+    await one.prepare()
+    async with anyio.create_task_group() as group:
+        group.start_soon(one.run)
+        await until(lambda: all(step.state == "done" for step in one.status.steps))
+        postgres_database.run_sql('ALTER TABLE environments DROP COLUMN "deletedAt"')
+        await until(lambda: one.status.reason == "lost")
+        postgres_database.run_sql('ALTER TABLE environments ADD COLUMN "deletedAt" TIMESTAMPTZ')
+        await until(lambda: one.status.state == "ready" and all(step.state == "done" for step in one.status.steps))
+        group.cancel_scope.cancel()
+    assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
 
 
 async def test_m27_a_pool_learns_of_a_column_whose_type_a_person_changes(

@@ -121,6 +121,8 @@ class IndexBuilder:
                 self._journal.note(messages.INDEX_FAILED, failure.message)
             self._journal.detail("index", failure.message)
             return self._budgets.poll_min_s
+        # Only a failed build has to wait: when the column goes and comes back, the next index is another matter.
+        self._next_build_at = -math.inf
         # A new index is one of a new column, or of one that was away: what was analysed before is gone.
         self._built, self._analysed = True, False
         self._journal.note(messages.INDEX_ADDED)
