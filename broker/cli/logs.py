@@ -13,6 +13,19 @@ TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-8s %(name)s: %(message)s"
 DATE = "%Y-%m-%dT%H:%M:%S"
 
 
+class TextFormatter(logging.Formatter):
+    """One line a record, as far as its message goes: what peers and databases name must not look like lines of ours."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self) -> None:
+        super().__init__(TEXT, DATE)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        return super().formatMessage(record)
+
+
 class JSONFormatter(logging.Formatter):
     """`{"time", "level", "logger", "message"}`, and `exception` with its traceback where there is one."""
 
@@ -32,10 +45,5 @@ class JSONFormatter(logging.Formatter):
 def configure_logs(level: str = "INFO", format: LogFormat = "text") -> None:
     """Send every log line of this process to standard error, times in UTC. Raises ValueError for an unknown level."""
     handler = logging.StreamHandler(sys.stderr)
-    if format == "json":
-        handler.setFormatter(JSONFormatter())
-    else:
-        formatter = logging.Formatter(TEXT, DATE)
-        formatter.converter = time.gmtime
-        handler.setFormatter(formatter)
+    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

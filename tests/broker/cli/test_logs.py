@@ -46,6 +46,18 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["time"].endswith("Z")
 
 
+def test_a_message_is_one_line_of_text_whatever_a_peer_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info")
+    logging.getLogger("broker").warning("INFO from '%s'", "node\r\n2026-01-01T00:00:00.000Z INFO broker: all is well")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "node\\r\\n2026" in line
+    try:
+        raise ValueError("no such colour")
+    except ValueError:
+        logging.getLogger("broker").exception("it failed")
+    assert "\nValueError: no such colour\n" in capsys.readouterr().err
+
+
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="LOUD"):
         configure_logs("loud")
