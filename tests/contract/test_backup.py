@@ -117,6 +117,17 @@ async def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> Non
     assert file.read_bytes().startswith(b"SQLite format 3")
 
 
+async def test_the_database_itself_is_never_replaced_by_its_backup(tmp_path: Path) -> None:
+    file = tmp_path / "environments.sqlite"
+    make_sqlite("s_d1", file)
+    before = file.stat()
+    (tmp_path / "link.sqlite").symlink_to(file)
+    for name in (file, tmp_path / "link.sqlite"):
+        with pytest.raises(OperationError, match="is the database itself"):
+            await back_up(f"sqlite:///{file}", name, overwrite=True)
+    assert file.stat() == before
+
+
 async def test_without_a_table_there_is_nothing_to_back_up(tmp_path: Path, postgres_url: str) -> None:
     for url in (f"sqlite:///{tmp_path / 'none.sqlite'}", postgres_url):
         with pytest.raises(DatabaseError, match=r"There is no table '(public\.)?environments'"):

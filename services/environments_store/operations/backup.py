@@ -34,7 +34,7 @@ async def back_up(
     """
     seen = await look(url)
     require_table(seen)
-    with new_file(file, overwrite=overwrite) as partial:
+    with new_file(file, overwrite=overwrite, never=seen.location.path) as partial:
         if seen.location.path is not None:
             from services.environments_store.operations.backup_sqlite import vacuum_into
 
@@ -50,15 +50,18 @@ async def back_up(
 
 
 @contextlib.contextmanager
-def new_file(file: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_file(file: Path, *, overwrite: bool, never: Path | None = None) -> Iterator[Path]:
     """A name beside `file` to write to; it becomes `file` at the end of the block, and is removed when that raises.
 
-    Raises OperationError for a file that is there already, or a folder that cannot be written to.
+    Raises OperationError for a file that is there already, for a folder that cannot be written to, and for the file
+    that must `never` be replaced.
     """
     partial = file.parent / f"{file.name}.partial"  # with_name refuses "." and "/"
     try:
         if file.is_dir():
             raise OperationError(f"'{file}' is a folder. Give the name of a file.")
+        if never is not None and file.exists() and file.samefile(never):
+            raise OperationError(f"'{file}' is the database itself. Give the backup another name.")
         if file.exists() and not overwrite:
             raise OperationError(f"'{file}' exists already. Choose another name, or pass --force to replace it.")
         file.parent.mkdir(parents=True, exist_ok=True)
