@@ -42,6 +42,21 @@ def test_a_postgresql_url_names_a_server(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "dsn"),
+    [
+        ("postgresql://host/database?connect_timeout=3", "postgresql://host/database"),
+        (
+            "postgresql://u:p%40@one:1,two:2/database?sslmode=require&keepalives_idle=30&application_name=x",
+            "postgresql://u:p%40@one:1,two:2/database?sslmode=require&application_name=x",
+        ),
+        ("postgresql:///database?host=/var/run/postgresql", "postgresql:///database?host=/var/run/postgresql"),
+    ],
+)
+def test_what_only_libpq_understands_is_left_out_for_the_driver(url: str, dsn: str) -> None:
+    assert read_location(url).dsn == dsn
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",

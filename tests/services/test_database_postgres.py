@@ -240,6 +240,14 @@ async def test_a_wrong_password_is_told_without_it(postgres_database: ServerData
     assert "wrong-secret" not in str(caught.value)
 
 
+async def test_a_parameter_that_no_server_has_is_told_and_not_waited_for(postgres_database: ServerDatabase) -> None:
+    database = PostgresDatabase(f"{postgres_database.url}?schema=public", SETTINGS)
+    await database.open()
+    with pytest.raises(DatabaseError, match=r'parameter "schema".*remove what is none'):
+        await database.fetch("SELECT 1")
+    await database.close()
+
+
 async def test_connecting_may_be_cancelled_at_any_moment_without_a_complaint(postgres_database: ServerDatabase) -> None:
     """As by a node that stops right after its start. The test fails for what the event loop complains of."""
 

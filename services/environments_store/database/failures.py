@@ -19,6 +19,8 @@ ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
+UNKNOWN_PARAMETER = "42704"
+"""What PostgreSQL says at the start of a connection to a setting that it does not have."""
 REBUILT = "SQLITE_SCHEMA"
 """SQLite's own name for a schema that somebody else has changed."""
 MOVED = "SQLITE_READONLY_DBMOVED"
@@ -74,6 +76,12 @@ class StatementFailure(Exception):
 def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
     """The error a caller gets. `write`: whether what failed may have stored something."""
     state = failure.sqlstate or ""
+    if state == UNKNOWN_PARAMETER and not failure.sent:
+        return DatabaseError(
+            f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database "
+            "goes to the server as a setting: remove what is none.",
+            state,
+        )
     if failure.lost or not failure.sent:
         if write and failure.sent:
             return OutcomeUnknownError(

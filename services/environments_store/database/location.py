@@ -15,14 +15,22 @@ EXAMPLES = (
     "Right ones look like postgresql://user:password@host:5432/database, sqlite:///data/environments.sqlite (relative) "
     "or sqlite:////var/lib/environments.sqlite (absolute)."
 )
+OF_LIBPQ = re.compile(
+    r"(connect_timeout|keepalives(_idle|_interval|_count)?|tcp_user_timeout|channel_binding|gssencmode|require_auth"
+    r"|sslcompression|sslcertmode|sslsni|requirepeer|load_balance_hosts|fallback_application_name)="
+)
+"""Parameters by which psql and pg_dump handle their own connection. asyncpg would send them to the server, which
+refuses what it does not know; our connections have times of their own (`defaults.py`)."""
 PASSWORD_PARAMETERS = re.compile(r"(?i)\b(password|sslpassword|passfile)=[^&]*")
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a database is. `label` is the URL without its password; `path` and `read_only` belong to SQLite."""
+    """Where a database is. `label` is the URL without its password, and `dsn` what asyncpg takes of it; `path` and
+    `read_only` belong to SQLite."""
 
     dialect: Dialect
     url: str
+    dsn: str = ""
     label: str
     path: Path | None = None
     read_only: bool = False
@@ -63,7 +71,15 @@ def _postgres(url: str) -> Location:
         raise ConfigError(f"'{masked(url)}' is no database URL: {error}. {EXAMPLES}") from None
     if not url.split(":", 1)[1].startswith("//") or (parts.netloc == "" and not _names_a_socket(parts)):
         raise ConfigError(f"'{masked(url)}' names no host. {EXAMPLES}")
-    return Location(dialect="postgresql", url=url, label=masked(url), several_hosts=len(hosts) > 1)
+    return Location(
+        dialect="postgresql", url=url, dsn=_for_asyncpg(url), label=masked(url), several_hosts=len(hosts) > 1
+    )
+
+
+def _for_asyncpg(url: str) -> str:
+    address, _, query = url.partition("?")
+    parameters = "&".join(parameter for parameter in query.split("&") if not OF_LIBPQ.match(parameter))
+    return f"{address}?{parameters}" if parameters else address
 
 
 def _check_port(host: str) -> None:

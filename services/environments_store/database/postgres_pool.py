@@ -7,6 +7,7 @@ import anyio
 import asyncpg
 
 from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_session import Connection, connect, driver_failures, probe
 from services.environments_store.defaults import DatabaseSettings
 
@@ -34,7 +35,7 @@ async def make_pool(url: str, settings: DatabaseSettings) -> Pool:
     if pooled:
         logger.info("A transaction pooler stands before the database: prepared statements are not kept")
     pool: Pool = await asyncpg.create_pool(
-        url,
+        read_location(url).dsn,
         min_size=0,
         max_size=settings.pool_size,
         timeout=timeout_s,

@@ -50,14 +50,15 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
     Only settings that a transaction pooler lets through are sent at start-up. A caller that is cancelled is let go when
     the attempt has ended, which takes `timeout_s` at most. Raises StatementFailure.
     """
-    several = read_location(url).several_hosts
+    location = read_location(url)
+    several = location.several_hosts
     attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
     for attributes in attempts:
         try:
             # Cancelled half-way, asyncpg leaves a future behind whose error asyncio logs: it may finish, or time out.
             with driver_failures(sent=False), anyio.CancelScope(shield=True):
                 connection = await asyncpg.connect(
-                    url,
+                    location.dsn,
                     timeout=timeout_s,
                     statement_cache_size=0,
                     server_settings={"TimeZone": "UTC", "application_name": application_name},
