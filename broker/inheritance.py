@@ -1,10 +1,12 @@
-"""What a service class inherits: attributes merged along its bases, as Moleculer merges mixins.
+"""What a service class inherits: attributes and event handlers merged along its bases, as Moleculer merges mixins.
 
 Python alone would let `settings` of a class hide those of its bases altogether.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import anyio
 
 DECLARED = "_declared"
 """Where a class keeps what it declared itself, before it was merged."""
@@ -27,6 +29,30 @@ def merge_declared(cls: type) -> None:
             for value in values[1:]:
                 merged = merge(merged, value)
             setattr(cls, name, merged)
+
+
+def run_all(handlers: Sequence[Callable[..., Awaitable[Any]]]) -> Callable[..., Awaitable[None]]:
+    """One event handler that runs several at once. A failure of one ends none of the others; it is raised when all are
+    through."""
+
+    async def handle(ctx: Any) -> None:
+        failures: list[Exception] = []
+
+        async def run(handler: Callable[..., Awaitable[Any]]) -> None:
+            try:
+                await handler(ctx)
+            except Exception as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for handler in handlers:
+                tasks.start_soon(run, handler)
+        if len(failures) > 1:
+            raise ExceptionGroup(f"{len(failures)} handlers failed", failures)
+        if failures:
+            raise failures[0]
+
+    return handle
 
 
 def _can_be_merged(name: str, value: Any) -> bool:

@@ -7,6 +7,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+import msgspec
+
 from broker.declarations import (
     ActionOptions,
     EventOptions,
@@ -20,7 +22,7 @@ from broker.declarations import (
     check_spelling,
 )
 from broker.errors import BrokerOptionsError, ServiceSchemaError
-from broker.inheritance import merge_declared
+from broker.inheritance import merge_declared, run_all
 from broker.parameters import Parameters
 from broker.schema import (
     ActionDefinition,
@@ -170,9 +172,9 @@ class Service:
     `broker.middlewares.hooks`.
 
     A mixin is a base class, a service itself or not. Actions and events are inherited and overridden as methods are;
-    `settings` and `metadata` are merged to any depth, the class itself winning over its bases in their order;
-    `dependencies` and `$secureSettings` are joined; the hooks of all run. `started` and `stopped` of a mixin run when
-    they are called by `await super().started()`.
+    of several methods that listen to one pattern all run. `settings` and `metadata` are merged to any depth, the class
+    itself winning over its bases in their order; `dependencies` and `$secureSettings` are joined; the hooks of all run.
+    `started` and `stopped` of a mixin run when they are called by `await super().started()`.
 
     Write `settings = {"a": 1}`. Where Ruff's RUF012 is on, write `settings: ClassVar[dict[str, Any]] = {"a": 1}` or
     `settings: Mapping[str, Any] = {"a": 1}`; mypy takes all three.
@@ -270,13 +272,13 @@ def define(service: Service) -> ServiceDefinition:
         )
     full_name = check_service_name(service.full_name)
     actions: dict[str, ActionDefinition] = {}
-    events: list[EventDefinition] = []
+    events: dict[str, EventDefinition] = {}
     for method in methods:
         kind, options = getattr(method, _MARK)
         if kind == "event":
-            if any(other.name == options["pattern"] for other in events):  # INFO lists events by their pattern
-                raise ServiceSchemaError(f"The service '{full_name}' has two handlers of '{options['pattern']}'.")
-            events.append(_define_event(method, full_name, options["group"] or name, options))
+            listener = _define_event(method, full_name, options["group"] or name, options)
+            before = events.get(listener.name)
+            events[listener.name] = _with_both(before, listener) if before else listener
             continue
         definition = _define_action(method, full_name, settings, options)
         if definition.name in actions:
@@ -290,7 +292,7 @@ def define(service: Service) -> ServiceDefinition:
         metadata=dict(service.metadata),
         dependencies=_full_names(full_name, service.dependencies),
         actions=actions,
-        events=tuple(events),
+        events=tuple(events.values()),
     )
 
 
@@ -340,6 +342,21 @@ def _define_event(method: Any, service: str, group: str, options: dict[str, Any]
         handler=method,
         settings=options["settings"],
         balancing=_balancing(options),
+    )
+
+
+def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
+    """One entry, as INFO lists events by their pattern, with the handlers of both; options of the latter win."""
+    if base.group != own.group:
+        raise ServiceSchemaError(
+            f"The service '{own.service}' has two handlers of '{own.name}' in different groups, '{base.group}' and "
+            f"'{own.group}'. Nodes know one group for each pattern of a service."
+        )
+    return msgspec.structs.replace(
+        own,
+        handler=run_all([base.handler, own.handler]),
+        settings={**base.settings, **own.settings},
+        balancing={**base.balancing, **own.balancing},
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from broker.context import Context
 from broker.errors import ServiceSchemaError
 from broker.inheritance import merge_declared
-from broker.service import Service, action, define
+from broker.service import Service, action, define, event
 
 
 class Limits(Service):
@@ -108,3 +108,33 @@ def test_a_dependency_without_a_name_is_refused(wrong: Any) -> None:
     service = type("Wrong", (Service,), {"name": "wrong", "dependencies": wrong})()
     with pytest.raises(ServiceSchemaError, match="'wrong' depends on"):
         define(service)
+
+
+class Audited:
+    """A mixin that listens."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    @event("user.*", throttle=1)
+    async def on_user_audited(self, ctx: Context) -> None:
+        self.heard.append("audit")
+        raise ValueError("the audit failed")
+
+
+class Accounts(Audited, Service):
+    name = "accounts"
+
+    @event("user.*", debounce=2)
+    async def on_user(self, ctx: Context) -> None:
+        self.heard.append("accounts")
+
+
+@pytest.mark.anyio
+async def test_handlers_of_one_pattern_by_mixin_and_class_both_run_and_the_failure_of_one_ends_not_the_other() -> None:
+    accounts = Accounts()
+    (listener,) = define(accounts).events
+    assert (listener.name, listener.group, listener.settings) == ("user.*", "accounts", {"throttle": 1, "debounce": 2})
+    with pytest.raises(ValueError, match="the audit failed"):
+        await listener.handler(Context(None, event="user.created", node_id="n"))  # type: ignore[arg-type] # no broker is asked
+    assert sorted(accounts.heard) == ["accounts", "audit"]

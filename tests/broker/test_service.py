@@ -106,7 +106,7 @@ def test_two_actions_of_one_name_are_refused() -> None:
         define(Twice())
 
 
-def test_two_handlers_of_one_pattern_are_refused() -> None:
+def test_two_handlers_of_one_pattern_in_different_groups_are_refused() -> None:
     class Twice(Service):
         name = "twice"
 
