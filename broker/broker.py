@@ -236,7 +236,10 @@ class ServiceBroker:
 
     async def remove_service(self, service: Service | str) -> None:
         """Withdraw a service, by itself or by its full name: what it does is finished first. Raises
-        ServiceNotFoundError."""
+        ServiceNotFoundError.
+
+        From a handler of that service it returns at once, and the service stops when the handler is done.
+        """
         self._require_own_loop()
         name = service if isinstance(service, str) else service.full_name
         if self._state == "new" or self._catalog.service(name) is None:
@@ -244,8 +247,10 @@ class ServiceBroker:
             return
         gone = anyio.Event()
         # In a task of its own: a service that withdraws itself ends the task that asks for it.
+        within = self._catalog.is_within(name)
         self._node.background.start_soon(self._withdraw, name, gone)
-        await gone.wait()
+        if not within:
+            await gone.wait()
 
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.

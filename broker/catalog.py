@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,6 +54,10 @@ class _Action:
     entry: _Entry
     chain: Next
     asked_chain: Next
+
+
+_WITHIN: ContextVar[tuple[_Entry, ...]] = ContextVar("within", default=())
+"""The services whose handlers the current task is in, the innermost last."""
 
 
 async def _untold(_hook: str, _service: Service) -> None:
@@ -179,9 +184,11 @@ class Catalog:
             raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
         ctx.service = found.entry.service
         found.entry.in_work.begin()
+        outside = _WITHIN.set((*_WITHIN.get(), found.entry))
         try:
             return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
         finally:
+            _WITHIN.reset(outside)
             found.entry.in_work.end()
 
     async def handle(self, event: EventDefinition, ctx: Context) -> None:
@@ -192,10 +199,17 @@ class Catalog:
             return
         ctx.service = entry.service
         entry.in_work.begin()
+        outside = _WITHIN.set((*_WITHIN.get(), entry))
         try:
             await handler(ctx)
         finally:
+            _WITHIN.reset(outside)
             entry.in_work.end()
+
+    def is_within(self, full_name: str) -> bool:
+        """Whether a handler of this service is asking, or one that it called here: what it does would wait for its own
+        end, if it waited until the service is idle."""
+        return any(entry.definition.full_name == full_name for entry in _WITHIN.get())
 
     async def _wait_until_idle(self, entry: _Entry) -> None:
         """A node that stops has waited already, and has ended what took too long."""

@@ -503,6 +503,12 @@ class Leaving(Service):
         self.start_soon(self.broker.stop)
 
     @action
+    async def withdraw(self, ctx: Context) -> str:
+        await self.broker.remove_service(self)
+        self.notes.append("still here")
+        return "withdrawn"
+
+    @action
     async def withdraw_soon(self, ctx: Context) -> None:
         self.start_soon(self.broker.remove_service, self)
 
@@ -546,6 +552,15 @@ async def test_background_work_may_withdraw_its_service(cluster: Cluster) -> Non
     await eventually(lambda: leaving.notes == ["stopped"])
     with pytest.raises(ServiceNotAvailableError):
         await one.call("leaving.withdraw_soon")
+
+
+@pytest.mark.parametrize("caller", ["one", "two"])
+async def test_a_handler_may_withdraw_its_own_service_and_still_be_answered(cluster: Cluster, caller: str) -> None:
+    leaving = Leaving()
+    one, two = await cluster.start(("one", [leaving]), ("two", []), shutdown_timeout=60)
+    with anyio.fail_after(30):
+        assert await (one if caller == "one" else two).call("leaving.withdraw") == "withdrawn"
+        await eventually(lambda: leaving.notes == ["still here", "stopped"])
 
 
 async def test_whoever_stops_a_node_second_waits_for_the_first(cluster: Cluster) -> None:
