@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
+# A string that does not end is a token too: looking for its end again from each quote in it would take for ever.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 
 _STRICT = re.compile(
     rb"""[ \t\r\n]*(?:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -118,3 +119,13 @@ def _accepts(read: Callable[[bytes], object], text: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    "text", [b'\\"' * 50_000, b"[[" * 50_000, b'",' * 50_000], ids=["quotes", "brackets", "commas"]
+)
+def test_a_text_that_does_not_end_is_refused_in_the_time_it_takes_to_read_it(text: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"."):
+        split_object(b'{"a":"' + text)
+    assert time.process_time() - started < 5, "looking for the end from each quote takes minutes"
