@@ -40,6 +40,7 @@ STREAM_MARK_BYTES = 1_048_576  # between two nodes of this kind, how often the r
 STREAM_MARK_CHUNKS = 256
 STREAM_MARKS_AHEAD = 4  # …and how many such steps the writer may be ahead: 4 MiB
 STREAM_BUFFER_BYTES = 67_108_864  # what a writer that cannot be slowed down (JS) may be ahead before we give up
+STREAM_PART_BYTES = 256  # what holding a chunk takes beside its own bytes: many small ones are more than their text
 STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
 STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeGuard, assert_never
 
 from broker.codec import Codec
+from broker.defaults import STREAM_PART_BYTES
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -182,6 +183,7 @@ class Performing:
                 self._acknowledge(reader, CONTINUE)
             return
         size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
+        size += STREAM_PART_BYTES
         reader.feed(chunk, size, partial(self._acknowledge, reader, CONTINUE) if effect.reply else None)
 
     def _end(self, effect: EndStream) -> None:

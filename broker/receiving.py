@@ -1,15 +1,22 @@
 """The streams that come in: their packets put in order and turned into effects (moleculer protocol §8.4)."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
 
 from msgspec import UNSET, Raw
 
-from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
-from broker.errors import MoleculerError, RequestRejectedError, RequestTimeoutError, error_from_wire
+from broker.defaults import STREAM_PART_BYTES
+from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle
+from broker.errors import (
+    MoleculerError,
+    QueueIsFullError,
+    RequestRejectedError,
+    RequestTimeoutError,
+    error_from_wire,
+)
 from broker.packets import Address, Request, Response
 from broker.reader import StreamOverflowError, StreamReader
-from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, Ordered, control, without_control
+from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, Ordered, Part, control, without_control
 
 Direction = Literal["REQ", "RES"]
 
@@ -17,6 +24,8 @@ Key = tuple[Direction, str, str]
 """The direction, the sender and the id: only the sender itself may add to its stream."""
 
 Begin = Callable[[Request, StreamReader], tuple[bool, list[Effect]]]
+
+Refuse = Callable[[], list[Effect]]
 
 
 class Receiving:
@@ -26,7 +35,8 @@ class Receiving:
     that is missing; a reader waits at most `idle_s` for the next chunk.
     """
 
-    def __init__(self, limit: int, buffer_bytes: int, idle_s: float) -> None:
+    def __init__(self, node_id: str, limit: int, buffer_bytes: int, idle_s: float) -> None:
+        self._node_id = node_id
         self._limit = limit
         self._buffer_bytes = buffer_bytes
         self._idle_s = idle_s
@@ -38,26 +48,27 @@ class Receiving:
     def has_response(self, response: Response) -> bool:
         return ("RES", response.sender, response.id) in self._streams
 
-    def request(self, request: Request, reply: str, now: float, begin: Begin) -> list[Effect]:
-        """A packet of a request stream. `begin` runs the action, or refuses it, when the opening packet is due."""
+    def request(self, request: Request, reply: str, now: float, begin: Begin, refuse: Refuse) -> list[Effect]:
+        """A packet of a request stream. `begin` runs the action, or refuses it, when the opening packet is due;
+        `refuse` answers that too many streams are open."""
         key: Key = ("REQ", request.sender, request.id)
         stream = self._open(key, request, now)
         if stream is None:
-            return []
+            return [] if _sequence(request) else refuse()
         if stream.broken:
             return self._swallow(key, stream, more=request.stream is True, reply=reply)
         effects: list[Effect] = []
-        for packet, packet_reply in stream.ordered.take(_sequence(request), (request, reply), len(request.params)):
-            if packet.sequence == 0 or packet.sequence is UNSET:
+        for part in _due(stream, request, request.params, reply):
+            if part.packet is None:
+                effects += _fed(stream, part.chunk, part.reply)
+            elif not _sequence(part.packet):
                 reader = self._new_reader(request.sender)
-                packet.meta, packet.headers = _clean(packet.meta), _clean(packet.headers)
-                accepted, begun = begin(packet, reader)
+                request.meta, request.headers = _clean(request.meta), _clean(request.headers)
+                accepted, begun = begin(request, reader)
                 stream.reader = reader if accepted else None
                 effects += begun
-            elif packet.stream is True:
-                effects += _fed(stream, packet.params, packet_reply)
             else:
-                broken = control(packet, STREAM_ERROR)
+                broken = control(part.packet, STREAM_ERROR)
                 effects += self._end(key, error_from_wire(broken, request.sender) if broken else None)
         return effects + self._overflown(key, stream)
 
@@ -68,24 +79,30 @@ class Receiving:
         key: Key = ("RES", response.sender, response.id)
         stream = self._open(key, response, now)
         if stream is None:
-            return []
+            refused = None if _sequence(response) else take_pending(response.id)
+            return [] if refused is None else [Reject(refused, self.overfull(refused.action))]
         if stream.broken:
             return self._swallow(key, stream, more=response.stream is True, reply=reply)
         effects: list[Effect] = []
-        for packet, packet_reply in stream.ordered.take(_sequence(response), (response, reply), len(response.data)):
-            if packet.sequence == 0 or packet.sequence is UNSET:
+        for part in _due(stream, response, response.data, reply):
+            if part.packet is None:
+                effects += _fed(stream, part.chunk, part.reply)
+            elif not _sequence(part.packet):
                 pending = take_pending(response.id)
                 if pending is not None:
                     stream.reader = self._new_reader(response.sender)
-                    packet.meta = _clean(packet.meta)
-                    effects.append(Settle(pending, packet, stream.reader))
-            elif packet.stream is True:
-                effects += _fed(stream, packet.data, packet_reply)
+                    response.meta = _clean(response.meta)
+                    effects.append(Settle(pending, response, stream.reader))
             else:
-                failed = not packet.success
-                error = None if packet.error is UNSET else packet.error
-                effects += self._end(key, error_from_wire(error, response.sender) if failed else None)
+                end = cast(Response, part.packet)
+                error = None if end.error is UNSET else end.error
+                effects += self._end(key, None if end.success else error_from_wire(error, response.sender))
         return effects + self._overflown(key, stream)
+
+    def overfull(self, action: str) -> QueueIsFullError:
+        """The error for a stream that is one too many."""
+        data = {"action": action, "nodeID": self._node_id, "size": len(self._streams), "limit": self._limit}
+        return QueueIsFullError(data)
 
     def lose(self, node_id: str | None, error: Callable[[str], MoleculerError] | None = None) -> list[Effect]:
         """A node is gone (None: all are out of reach): what it was sending breaks off (§4.3)."""
@@ -154,6 +171,20 @@ class Receiving:
 
 def _sequence(packet: Request | Response) -> int:
     return packet.sequence if isinstance(packet.sequence, int) else 0
+
+
+def _due(stream: Incoming, packet: Request | Response, value: Any, reply: str) -> Iterator[Part]:
+    """What can be done now that a packet is here. One that is early is kept, in no more bytes than are counted."""
+    sequence = _sequence(packet)
+    early = stream.ordered.is_early(sequence)
+    if sequence and packet.stream is True:
+        if early and isinstance(value, Raw):
+            value = value.copy()  # else it keeps its whole message
+        return stream.ordered.take(sequence, Part(None, value, reply), len(value) + STREAM_PART_BYTES)
+    if early and stream.has_end:
+        return iter(())  # a stream has one end
+    stream.has_end = early
+    return stream.ordered.take(sequence, Part(packet, None, reply), STREAM_PART_BYTES)
 
 
 def _fed(stream: Incoming, chunk: Any, reply: str) -> list[Effect]:

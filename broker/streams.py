@@ -1,7 +1,7 @@
 """Streams on the wire: packets put in order, bytes cut into chunks, the streams that are under way (protocol §8)."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from msgspec import UNSET
 
@@ -31,6 +31,10 @@ class Ordered(Generic[T]):
         self._waiting: dict[int, tuple[T, int]] = {}
         self.size = 0
 
+    def is_early(self, sequence: int) -> bool:
+        """Whether a packet of this sequence would have to wait for another."""
+        return sequence > self._next
+
     def take(self, sequence: int, packet: T, size: int) -> Iterator[T]:
         """The packets that are due now."""
         if sequence < self._next or sequence in self._waiting:
@@ -54,16 +58,27 @@ def split(data: bytes, size: int) -> Iterator[bytes]:
         yield bytes(view[start : start + size])
 
 
+class Part(NamedTuple):
+    """What is kept of a packet of a stream: of a chunk nothing else."""
+
+    packet: "Request | Response | None"
+    """The opening or the end; None for a chunk."""
+    chunk: Any
+    reply: str
+
+
 class Incoming:
     """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed, as it is
     when the stream is `broken`."""
 
-    __slots__ = ("broken", "node_id", "objects", "ordered", "reader", "touched")
+    __slots__ = ("broken", "has_end", "node_id", "objects", "ordered", "reader", "touched")
 
     def __init__(self, node_id: str, *, objects: bool, now: float) -> None:
         self.node_id = node_id
         self.objects = objects
-        self.ordered: Ordered[tuple[Any, str]] = Ordered()
+        self.ordered: Ordered[Part] = Ordered()
+        self.has_end = False
+        """Whether an end has come, and waits for what is before it."""
         self.reader: StreamReader | None = None
         self.touched = now
         self.broken = False

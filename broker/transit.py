@@ -103,7 +103,9 @@ class Transit:
         self.in_work = 0
         self.ready = False
         self.stopping = False
-        self.streams = Receiving(limits.streams_open, limits.stream_buffer_bytes, limits.stream_idle_s)
+        self.streams = Receiving(
+            identity.node_id, limits.streams_open, limits.stream_buffer_bytes, limits.stream_idle_s
+        )
         self._pinned = protocol
         self._active: set[Protocol] = {protocol or PROTOCOLS[0]}
         self._sequence = 1
@@ -322,7 +324,13 @@ class Transit:
 
     def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
         if isinstance(packet, Request):
-            return self.streams.request(packet, reply, now, lambda opening, reader: self._begin(opening, now, reader))
+            return self.streams.request(
+                packet,
+                reply,
+                now,
+                begin=lambda opening, reader: self._begin(opening, now, reader),
+                refuse=lambda: self.respond_error(packet, packet.meta, self.streams.overfull(packet.action)),
+            )
         if packet.id not in self.pending and not self.streams.has_response(packet):
             return []  # nobody waits for it any more
         return self.streams.response(packet, reply, now, lambda request_id: self.pending.pop(request_id, None))

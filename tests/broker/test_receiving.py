@@ -1,10 +1,13 @@
 """Streams that come in: what each packet makes the node do (protocol §8.4)."""
 
+import tracemalloc
 from typing import Any
 
 from msgspec import UNSET, Raw
 
-from broker.effects import Effect, EndStream, FeedStream, Pending, Settle
+from broker.codec import JSONCodec
+from broker.defaults import STREAM_PART_BYTES
+from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle
 from broker.errors import InvalidPacketDataError
 from broker.packets import Address, Request, Response
 from broker.reader import StreamReader
@@ -26,12 +29,13 @@ class Side:
     """One receiving node, and what it was told to do."""
 
     def __init__(self, *, accept: bool = True, limit: int = 10, buffer_bytes: int = 1000) -> None:
-        self.receiving = Receiving(limit, buffer_bytes, 60.0)
+        self.receiving = Receiving("py", limit, buffer_bytes, 60.0)
         self.begun: list[tuple[Request, StreamReader]] = []
         self.accept = accept
+        self.refused = 0
 
     def request(self, packet: Request, now: float = 0.0) -> list[Effect]:
-        return self.receiving.request(packet, "", now, self._begin)
+        return self.receiving.request(packet, "", now, self._begin, self._refuse)
 
     def response(self, packet: Response, pending: Pending | None) -> list[Effect]:
         return self.receiving.response(packet, "", 0.0, lambda _id: pending)
@@ -39,6 +43,10 @@ class Side:
     def _begin(self, packet: Request, reader: StreamReader) -> tuple[bool, list[Effect]]:
         self.begun.append((packet, reader))
         return self.accept, []
+
+    def _refuse(self) -> list[Effect]:
+        self.refused += 1
+        return []
 
 
 def kinds(effects: list[Effect]) -> list[str]:
@@ -166,7 +174,7 @@ def test_a_writer_that_can_be_told_hears_that_its_stream_was_broken_off() -> Non
     side = Side()
     side.request(request(0))
     side.receiving.refuse("REQ", Address(sender="js", id="1"), InvalidPacketDataError({"command": "REQ"}))
-    (told,) = side.receiving.request(request(2, params=b"1"), "mark", 0.0, side._begin)
+    (told,) = side.receiving.request(request(2, params=b"1"), "mark", 0.0, side._begin, side._refuse)
     assert isinstance(told, FeedStream)
     assert (told.reply, bytes(told.chunk)) == ("mark", b"")
 
@@ -175,7 +183,52 @@ def test_the_number_of_streams_is_bounded() -> None:
     side = Side(limit=2)
     for number in range(5):
         side.request(request(0, id=str(number)))
-    assert len(side.begun) == 2
+        side.request(request(1, id=str(number)))
+    assert (len(side.begun), side.refused) == (2, 3)
+
+
+def test_an_answer_that_is_one_stream_too_many_fails_its_call() -> None:
+    side = Side(limit=1)
+    side.response(response(0), Pending("1", "js", "a.b", None))
+    (rejected,) = side.response(response(0, id="2"), Pending("2", "js", "a.b", None))
+    assert isinstance(rejected, Reject)
+    assert rejected.error.data == {"action": "a.b", "nodeID": "py", "size": 1, "limit": 1}
+    assert side.response(response(1, id="2"), None) == []
+
+
+def test_chunks_without_content_that_wait_for_a_missing_packet_are_bounded() -> None:
+    side = Side(buffer_bytes=10 * STREAM_PART_BYTES)
+    side.request(request(0))
+    effects = [effect for number in range(2, 30) for effect in side.request(request(number, params=b""))]
+    assert kinds(effects) == ["EndStream"]
+
+
+def test_of_a_chunk_that_waits_for_a_missing_packet_its_message_is_not_kept() -> None:
+    side = Side()
+    side.request(request(0))
+    tracemalloc.start()
+    try:
+        for number in range(2, 5):
+            more = b'{"ver":"5","sender":"js","id":"1","action":"a.b","stream":true,"params":"chunk","seq":%d' % number
+            packet = JSONCodec().decode("REQ", more + b',"meta":{"much":"%s"}}' % (b"x" * 1_000_000))
+            assert isinstance(packet, Request)
+            assert side.request(packet) == []
+            del packet
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100_000
+    fed = side.request(request(1, params=b"1"))
+    assert [bytes(effect.chunk) for effect in fed if isinstance(effect, FeedStream)] == [b"1", *[b'"chunk"'] * 3]
+
+
+def test_of_the_ends_that_wait_for_a_missing_packet_one_is_kept() -> None:
+    side = Side()
+    side.request(request(0))
+    for number in range(5, 1000):
+        assert side.request(request(number, more=False, meta={"much": "x" * 1000})) == []
+    (stream,) = side.receiving._streams.values()
+    assert len(stream.ordered._waiting) == 1
 
 
 def test_what_nobody_reads_is_forgotten_after_a_while() -> None:

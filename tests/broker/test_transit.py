@@ -35,6 +35,7 @@ from broker.packets import (
     Request,
     Response,
 )
+from broker.receiving import Receiving
 from broker.service import Service, action, event
 from broker.transit import Transit
 from tests.support.transits import captured, info, make_transit, offer, publishes, request, service_info, subjects
@@ -412,6 +413,17 @@ def test_a_protected_action_that_is_called_directly_is_run_as_in_js() -> None:
     offer(transit, Math())
     (run,) = transit.receive("REQ", request("math.inner"), 0.0)
     assert isinstance(run, RunAction)
+
+
+def test_a_request_with_a_stream_that_is_one_too_many_is_refused_at_once() -> None:
+    transit = make_transit()
+    transit.streams = Receiving("py-1", 1, 100, 60.0)
+    offer(transit, Math())
+    transit.receive("REQ", request("math.add", stream=True, sequence=0), 0.0)
+    (refusal,) = publishes(transit.receive("REQ", request("math.add", id="r-2", stream=True, sequence=0), 0.0))
+    assert isinstance(refusal.packet, Response)
+    assert (refusal.packet.id, refusal.packet.error["name"]) == ("r-2", "QueueIsFullError")
+    assert transit.receive("REQ", request("math.add", id="r-2", stream=True, sequence=1), 0.0) == []
 
 
 def test_a_stream_to_an_unknown_action_is_refused_once_and_its_rest_is_swallowed() -> None:
