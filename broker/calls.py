@@ -30,7 +30,7 @@ from broker.packets import Request, Response
 from broker.performing import Answer, Undelivered
 from broker.reader import StreamReader
 from broker.registry import Registry
-from broker.sending import RequestStream, Sending
+from broker.sending import OutgoingStream, Sending
 from broker.transit import Transit
 
 
@@ -69,6 +69,8 @@ class Calls:
             return await self._attempt(ctx, options)
         finally:
             self._node.end_own_work(before)
+            if isinstance(ctx.stream, Source) and not ctx.stream.taken:
+                await ctx.stream.close()
             if options.parent is not None:
                 options.parent.meta.update(ctx.meta)
             if tracked:
@@ -114,6 +116,8 @@ class Calls:
                 return self._result(*await self._ask(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
                 rejected = gone.error
+            if isinstance(ctx.stream, Source) and ctx.stream.taken:
+                raise rejected
             try:
                 if not ctx.attempt and ctx.options is not None and ctx.options.node_id is not None:
                     raise rejected
@@ -147,23 +151,33 @@ class Calls:
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         packet = self._packet(endpoint.node_id, ctx)
         stream = await self._stream_along(packet, endpoint.node_id, ctx)
-        answered_by_stream = False
         try:
             for effect in self._transit.request(packet, target, waiter):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
             if stream is not None:
-                stream.start()
+                await self._start(stream, waiter)
             answer = await waiter
-            answered_by_stream = answer[1] is not None
+            if stream is not None and answer[1] is None:
+                stream.answered()
             return answer
+        except BaseException:
+            if stream is not None:
+                stream.give_up()
+            raise
         finally:
             self._transit.forget_request(packet.id)
             _retrieve(waiter)
-            if stream is not None and not answered_by_stream:
-                stream.cancel()
 
-    async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> RequestStream | None:
+    async def _start(self, stream: OutgoingStream, waiter: "asyncio.Future[Answer]") -> None:
+        """Send a stream when the server has taken its request and not said that nobody listens: only what has not
+        begun can go to another node. A handler that has answered already, but with a stream, may still read."""
+        assert self._node.transport is not None
+        await self._node.transport.flush()
+        if not waiter.done() or (waiter.exception() is None and waiter.result()[1] is not None):
+            stream.start()
+
+    async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> OutgoingStream | None:
         if ctx.stream is None:
             return None
         if not isinstance(ctx.stream, Source):

@@ -82,6 +82,14 @@ class EndStream:
 
 
 @dataclass(slots=True)
+class NobodyReads:
+    """A node is gone: the streams that this node sends to it end."""
+
+    node_id: str
+    error: MoleculerError
+
+
+@dataclass(slots=True)
 class Reject:
     """A request will not be answered. `undelivered`: no node has seen it, so another may be asked."""
 
@@ -135,6 +143,7 @@ Effect = (
     | Settle
     | FeedStream
     | EndStream
+    | NobodyReads
     | Reject
     | Notify
     | AnswerPing

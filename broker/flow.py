@@ -6,6 +6,8 @@ it has read that far, or when it will read no further.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from broker.defaults import STREAM_MARK_BYTES, STREAM_MARK_CHUNKS, STREAM_MARKS_AHEAD
 
@@ -17,15 +19,33 @@ STOP = b"-"
 
 
 class Flow:
-    """The writer's side of one stream. `acknowledges` tells whether the reader's node answers marks at all."""
+    """The writer's side of one stream. `acknowledges` tells whether the reader's node, `node_id`, answers marks."""
 
-    def __init__(self, *, acknowledges: bool) -> None:
+    def __init__(self, node_id: str = "", *, acknowledges: bool) -> None:
+        self.node_id = node_id
         self.stopped = False
+        self.error: Exception | None = None
+        """Why the writer gave up, for the reader; None when it was the reader that went."""
+        self.answered_for = False
+        """Whether the stream's request was answered, so that nothing more is said."""
         self._acknowledges = acknowledges
         self._open_marks = 0
         self._bytes = STREAM_MARK_BYTES  # the first chunk carries a mark, so that the reader can stop us from then on
         self._chunks = 0
         self._wake: asyncio.Future[None] | None = None
+        self._writing: asyncio.Timeout | None = None
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """What is done in here is broken off by a stop, wherever it waits: the next item may never come."""
+        try:
+            async with asyncio.timeout(None) as self._writing:
+                yield
+        except TimeoutError:
+            if not self.stopped or self._writing is None or not self._writing.expired():
+                raise
+        finally:
+            self._writing = None
 
     def mark(self, size: int) -> bool:
         """Count a chunk that goes out now; True when it must carry a reply subject."""
@@ -49,13 +69,22 @@ class Flow:
         """The reader answered a mark."""
         self._open_marks -= 1
         if answer != CONTINUE:
-            self.stopped = True
+            self.stop()
         self._notify()
 
-    def stop(self) -> None:
-        """Nobody reads any more."""
-        self.stopped = True
+    def stop(self, error: Exception | None = None) -> None:
+        """Write no more: nobody reads, or with `error`, the writer gives up and its reader is told why."""
+        if self.stopped:
+            return
+        self.stopped, self.error = True, error
         self._notify()
+        if self._writing is not None:
+            self._writing.reschedule(asyncio.get_running_loop().time())
+
+    def forget(self) -> None:
+        """Write no more, not even the end: what the stream was sent along with has its answer."""
+        self.answered_for = True
+        self.stop()
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():

@@ -25,7 +25,6 @@ from broker.errors import (
     InvalidPacketDataError,
     MoleculerError,
 )
-from broker.flow import STOP
 from broker.notices import not_processed, transporter_failed
 from broker.packets import Command, Ping
 from broker.performing import Performing, epoch_ms
@@ -281,8 +280,11 @@ class Node:
     # The connection
 
     async def _nobody_listens(self, reply_id: str) -> None:
-        self.performing.marked(reply_id, STOP)
-        await self.perform(self.transit.nobody_listens(reply_id, anyio.current_time()))
+        reader = self.performing.reader_of(reply_id)
+        if reader is None:
+            await self.perform(self.transit.nobody_listens(reply_id, anyio.current_time()))
+        else:
+            await self.perform(self.transit.reader_gone(reader, anyio.current_time()))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.marked(reply_id, answer)

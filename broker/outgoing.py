@@ -28,6 +28,8 @@ class Source:
         self._items = async_iterator(items)
         self._first: list[Any] = []
         self.objects = False
+        self.taken = False
+        """Whether items were asked for: what is sent once cannot be sent again."""
 
     async def open(self) -> None:
         """Wait for the first item. Raises what the iterable raises."""
@@ -36,8 +38,12 @@ class Source:
             self.objects = not isinstance(item, bytes | bytearray | memoryview)
             break
 
-    async def items(self) -> AsyncIterator[Any]:
+    def items(self) -> AsyncIterator[Any]:
         """Every item, the first one too."""
+        self.taken = True
+        return self._all()
+
+    async def _all(self) -> AsyncIterator[Any]:
         for item in self._first:
             yield item
         self._first.clear()
@@ -80,22 +86,30 @@ class Outgoing:
     async def write(self, source: Source) -> None:
         """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
         try:
-            room = self._room()
-            async for item in source.items():
-                for chunk in self._chunks(item, room, objects=source.objects):
-                    await self._flow.room()
-                    if self._flow.stopped:
-                        await self._finish(None)  # the reader has gone; the end lets its node forget the stream
-                        return
-                    await self._send(chunk)
-            await self._finish(None)
+            async with self._flow.writing():
+                await self._write(source)
+            if not self._flow.answered_for:  # of what was broken off, the end lets the reader's node forget the stream
+                await self._finish(self._flow.error)
         except BrokerDisconnectedError as error:
             logger.warning("A stream was cut off: %s", error)
         except Exception as error:
-            with suppress(BrokerDisconnectedError):
-                await self._finish(error)
+            await self.break_off(error)
         finally:
             await source.close()
+
+    async def break_off(self, error: Exception) -> None:
+        """Tell the reader why nothing more will come."""
+        with suppress(BrokerDisconnectedError):
+            await self._finish(error)
+
+    async def _write(self, source: Source) -> None:
+        room = self._room()
+        async for item in source.items():
+            for chunk in self._chunks(item, room, objects=source.objects):
+                await self._flow.room()
+                if self._flow.stopped:
+                    return
+                await self._send(chunk)
 
     def _chunks(self, item: Any, room: int | None, *, objects: bool) -> "list[Raw]":
         if item is None:
@@ -138,7 +152,7 @@ def is_stream(value: object) -> bool:
 
 async def async_iterator(items: Any) -> AsyncIterator[Any]:
     """One async iterator for async and plain iterables; bytes themselves are one chunk."""
-    if isinstance(items, bytes | bytearray):
+    if isinstance(items, bytes | bytearray | memoryview):
         yield bytes(items)
     elif hasattr(items, "__aiter__"):
         try:

@@ -16,6 +16,7 @@ from broker.effects import (
     Effect,
     EndStream,
     FeedStream,
+    NobodyReads,
     Notify,
     PongArrived,
     Publish,
@@ -106,6 +107,10 @@ class Performing:
                     logger.warning("%s", effect.reason)
                     if effect.error is not None:
                         self.notify(*not_processed(effect.error))
+                case NobodyReads():
+                    for flow in list(self.flows.values()):
+                        if flow.node_id == effect.node_id:
+                            flow.stop(effect.error)
                 case Conflict():
                     self.give_way()
                 case _:
@@ -132,14 +137,22 @@ class Performing:
         for effect in self._transit.streams.lose(None, lambda _node: error):
             if isinstance(effect, EndStream):
                 self._end(effect)
-        for flow in self.flows.values():
-            flow.stop()
+        for flow in list(self.flows.values()):
+            flow.stop(error)
 
     def marked(self, reply_id: str, answer: bytes) -> None:
         """The reader of a stream of ours answered a mark."""
-        flow = self.flows.get(reply_id.partition(":")[0])
+        flow = self._flow(reply_id)
         if flow is not None:
             flow.answered(answer)
+
+    def reader_of(self, reply_id: str) -> str | None:
+        """The node to which a marked chunk went; None when this was no mark, or of a stream that is over."""
+        flow = self._flow(reply_id)
+        return None if flow is None else flow.node_id
+
+    def _flow(self, reply_id: str) -> Flow | None:
+        return self.flows.get(reply_id.partition(":")[0])
 
     async def _publish_quietly(self, effect: Publish) -> None:
         try:

@@ -8,41 +8,72 @@ from msgspec import UNSET, Raw
 
 from broker.codec import Codec
 from broker.context import Context
-from broker.errors import MoleculerClientError, error_to_wire
+from broker.errors import MoleculerClientError, RequestRejectedError, error_to_wire
 from broker.flow import FLOW_CONTROL, Flow
 from broker.node import Node
-from broker.outgoing import Outgoing, Source
+from broker.outgoing import MakePacket, Outgoing, Source
 from broker.packets import NULL, Request, Response
 from broker.streams import OBJECT_MODE, STREAM_ERROR
 from broker.transit import Transit
 
 
-class RequestStream:
-    """The stream of one request: started when the request is out, cancelled when its answer makes it pointless."""
+class OutgoingStream:
+    """One stream of this node, under way until its source ends, nobody reads it any more, or the node stops."""
 
-    def __init__(self, node: Node, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
+    def __init__(self, node: Node, action: str, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
         self._node = node
+        self._action = action
         self._outgoing = outgoing
         self._source = source
         self._prefix = prefix
         self._flow = flow
-        self._scope = anyio.CancelScope()
+        self._begun = False
+        node.performing.flows[prefix] = flow
 
     def start(self) -> None:
         """Send the chunks in the background."""
-        self._node.performing.flows[self._prefix] = self._flow
-        self._node.start_handler(self._write())
+        self._begun = True
+        self._node.start_handler(self.write())
 
-    def cancel(self) -> None:
-        """Send no more."""
-        self._scope.cancel()
-
-    async def _write(self) -> None:
+    async def open(self) -> None:
+        """Send the packet that opens the stream. Errors of the transport pass."""
         try:
-            with self._scope:
-                await self._outgoing.write(self._source)
+            await self._outgoing.open()
+        except BaseException:
+            await self._source.close()
+            self._drop()
+            raise
+
+    def answered(self) -> None:
+        """Send no more of what came with a call: it is over."""
+        self._flow.forget()
+        self._drop_unbegun()
+
+    def give_up(self) -> None:
+        """Send no more of what came with a call, and tell the handler that reads it: nobody waits for its answer."""
+        self._flow.stop(self._cut_off())
+        self._drop_unbegun()
+
+    async def write(self) -> None:
+        """Send the chunks; returns when there are no more, or nobody reads them."""
+        try:
+            await self._outgoing.write(self._source)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self._outgoing.break_off(self._cut_off())
+            raise
         finally:
-            self._node.performing.flows.pop(self._prefix, None)
+            self._drop()
+
+    def _drop_unbegun(self) -> None:
+        if not self._begun:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._node.performing.flows.pop(self._prefix, None)
+
+    def _cut_off(self) -> RequestRejectedError:
+        return RequestRejectedError({"action": self._action, "nodeID": self._node.options.node_id})
 
 
 class Sending:
@@ -53,7 +84,7 @@ class Sending:
         self._transit = transit
         self._codec = codec
 
-    def along_with(self, request: Request, node_id: str, source: Source, *, has_params: bool) -> RequestStream:
+    def along_with(self, request: Request, node_id: str, source: Source, *, has_params: bool) -> OutgoingStream:
         """Make `request` the opening packet of a stream from `source`.
 
         Raises MoleculerClientError when params cannot travel too: towards a node of protocol 4 the stream takes their
@@ -86,9 +117,7 @@ class Sending:
             )
 
         subject = self._transit.topics.to_node("REQ", node_id)
-        prefix = f"q{request.id}"
-        flow = Flow(acknowledges=self._acknowledges(node_id))
-        return RequestStream(self._node, self._outgoing(subject, prefix, flow, packet), source, prefix, flow)
+        return self._stream(node_id, subject, f"q{request.id}", request.action, source, packet)
 
     async def answer(self, request: Request, ctx: Context, source: Source) -> None:
         """Answer a request with a stream; returns when it was sent, or nobody reads it any more."""
@@ -111,19 +140,18 @@ class Sending:
                 sequence=sequence,
             )
 
-        prefix = f"r{request.id}"
-        flow = Flow(acknowledges=self._acknowledges(request.sender))
-        outgoing = self._outgoing(self._transit.topics.to_node("RES", request.sender), prefix, flow, packet)
-        self._node.performing.flows[prefix] = flow
-        try:
-            await outgoing.open()
-            await outgoing.write(source)
-        finally:
-            self._node.performing.flows.pop(prefix, None)
+        subject = self._transit.topics.to_node("RES", request.sender)
+        stream = self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet)
+        await stream.open()
+        await stream.write()
 
-    def _outgoing(self, subject: str, prefix: str, flow: Flow, packet: Any) -> Outgoing:
+    def _stream(
+        self, node_id: str, subject: str, prefix: str, action: str, source: Source, packet: MakePacket
+    ) -> OutgoingStream:
         limit = self._node.transport.max_payload if self._node.transport else None
-        return Outgoing(self._codec, self._node.publish, subject, prefix, flow, limit, packet)
+        flow = Flow(node_id, acknowledges=self._acknowledges(node_id))
+        outgoing = Outgoing(self._codec, self._node.publish, subject, prefix, flow, limit, packet)
+        return OutgoingStream(self._node, action, outgoing, source, prefix, flow)
 
     def _acknowledges(self, node_id: str) -> bool:
         node = self._transit.registry.nodes.get(node_id)

@@ -86,10 +86,13 @@ class Serving:
     async def _answer(self, effect: RunAction) -> list[Effect]:
         request = effect.request
         ctx = self._context(effect)
+        streaming = False
         try:
             result = await self._catalog.run(effect.action, ctx)
             if is_stream(result):
-                await self._answer_with_stream(request, ctx, result)
+                source = await self._begun(ctx, result)
+                streaming = True
+                await self._sending.answer(request, ctx, source)
                 return []
             data = self._codec.encode_value(result)
             return self._transit.respond(request, ctx.meta, data, headers=ctx.response_headers)
@@ -97,6 +100,8 @@ class Serving:
             self._log_failure(request, error)
             return self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
         except anyio.get_cancelled_exc_class():
+            if streaming:
+                raise  # its reader was told
             refusal = ServiceNotAvailableError({"action": request.action, "nodeID": self._transit.identity.node_id})
             with anyio.CancelScope(shield=True):
                 await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
@@ -105,14 +110,14 @@ class Serving:
             if effect.stream is not None:
                 await effect.stream.aclose()
 
-    async def _answer_with_stream(self, request: Request, ctx: Context, result: Any) -> None:
-        """Send what the handler yields. The deadline covers the opening alone, that is the first item (§8.2)."""
+    async def _begun(self, ctx: Context, result: Any) -> Source:
+        """What the handler yields, with its first item. The deadline covers the opening alone, that is this (§8.2)."""
         source = Source(result)
         with anyio.CancelScope(deadline=float("inf") if ctx.deadline is None else ctx.deadline) as scope:
             await source.open()
         if scope.cancelled_caught:
             raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
-        await self._sending.answer(request, ctx, source)
+        return source
 
     async def _send(self, request: Request, answer: list[Effect]) -> None:
         for effect in answer:

@@ -16,6 +16,7 @@ from broker.effects import (
     Conflict,
     Dropped,
     Effect,
+    NobodyReads,
     Notify,
     Pending,
     PongArrived,
@@ -209,6 +210,10 @@ class Transit:
         error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
         return [*lost, Reject(pending, error, undelivered=True)]
 
+    def reader_gone(self, node_id: str, now: float) -> list[Effect]:
+        """The NATS server says that no connection listens for a stream to this node."""
+        return self._lose(node_id, now, self.pending.values(), unexpected=True)
+
     def event(self, node_id: str, packet: Event) -> list[Effect]:
         """Send an event to a node."""
         return [Publish(self.topics.to_node("EVENT", node_id), packet)]
@@ -401,6 +406,7 @@ class Transit:
             del self.pending[pending.id]
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
+        effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id})))
         return effects + self.streams.lose(node_id)
 
     def _info(self, ver: Protocol) -> Info:

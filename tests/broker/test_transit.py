@@ -14,6 +14,7 @@ from broker.effects import (
     Dropped,
     EndStream,
     FeedStream,
+    NobodyReads,
     Notify,
     PongArrived,
     Publish,
@@ -297,7 +298,7 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-1"), 10.0)
     transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter")
     assert transit.tick(40.0) == []
-    lost, changed, rejected = transit.tick(40.1)
+    lost, changed, rejected, unread = transit.tick(40.1)
     assert isinstance(lost, Notify)
     assert (lost.event, lost.payload["unexpected"]) == ("$node.disconnected", True)
     assert isinstance(changed, Notify)
@@ -306,6 +307,8 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     assert isinstance(rejected.error, RequestRejectedError)
     assert rejected.error.data == {"action": "posts.find", "nodeID": "js-1"}
     assert rejected.undelivered is False
+    assert isinstance(unread, NobodyReads)
+    assert (unread.node_id, unread.error.name) == ("js-1", "RequestRejectedError")
     assert transit.pending == {}
     assert transit.tick(50.0) == []
 
@@ -333,12 +336,14 @@ def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
     transit = make_transit()
     meet(transit, "js-1")
     transit.request(request("posts.find", "py-1", id="1"), "js-1", None)
-    lost, _, rejected = transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 1.0)
+    lost, _, rejected, unread = transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 1.0)
     assert isinstance(lost, Notify)
     assert lost.payload["unexpected"] is False
     assert isinstance(rejected, Reject)
-    assert transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 2.0) == []
-    assert transit.receive("DISCONNECT", Disconnect(ver="5", sender="stranger"), 2.0) == []
+    assert isinstance(unread, NobodyReads)
+    for sender in ("js-1", "stranger"):  # who never said what it offers may have called, and read a stream
+        (unread,) = transit.receive("DISCONNECT", Disconnect(ver="5", sender=sender), 2.0)
+        assert isinstance(unread, NobodyReads)
 
 
 # Pings

@@ -4,13 +4,25 @@ import hashlib
 import random
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from broker import Context, MoleculerClientError, MoleculerError, Service, ServiceBroker, ServiceNotFoundError, action
+from broker import (
+    Context,
+    MoleculerClientError,
+    MoleculerError,
+    QueueIsFullError,
+    Service,
+    ServiceBroker,
+    ServiceNotFoundError,
+    action,
+)
 from broker.defaults import STREAM_CHUNK_BYTES, STREAM_MARK_BYTES, STREAM_MARKS_AHEAD
+from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60
@@ -22,7 +34,9 @@ class Streams(Service):
 
     def __init__(self) -> None:
         self.sent = 0
+        self.outcomes: list[Any] = []
         self.closed = anyio.Event()
+        self.go_on = anyio.Event()
 
     @action
     async def digest(self, ctx: Context) -> list[Any]:
@@ -45,6 +59,34 @@ class Streams(Service):
                 yield bytes(100_000)
         finally:
             self.closed.set()
+
+    @action
+    async def one_and_no_more(self, ctx: Context) -> AsyncIterator[bytes]:
+        try:
+            yield b"one"
+            await anyio.sleep_forever()
+        finally:
+            await anyio.lowlevel.checkpoint()  # an end may have to wait for something, too
+            self.closed.set()
+
+    @action
+    async def slowly(self, ctx: Context) -> AsyncIterator[bytes]:
+        try:
+            yield bytes(STREAM_CHUNK_BYTES)
+            await self.go_on.wait()
+            while True:
+                yield bytes(STREAM_CHUNK_BYTES)
+        finally:
+            self.closed.set()
+
+    @action
+    async def outcome(self, ctx: Context) -> None:
+        """Keeps how its stream ended."""
+        try:
+            self.outcomes.append(await ctx.stream.read())
+        except MoleculerError as error:
+            self.outcomes.append(error.name)
+        self.closed.set()
 
     @action
     async def ignore(self, ctx: Context) -> str:
@@ -145,6 +187,85 @@ async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pai
         await pair.service.closed.wait()
         while pair.caller._node.transit.streams._streams or pair.server._node.performing.flows:
             await pair.caller.ping("server")  # what the server sent before is here when the answer is
+
+
+async def test_a_reader_that_stops_ends_a_writer_that_waits_for_what_it_sends_next(pair: Pair) -> None:
+    stream = await pair.call("one_and_no_more")
+    assert await anext(stream) == b"one"
+    await stream.aclose()
+    with anyio.fail_after(DEADLINE_S):
+        await pair.service.closed.wait()
+
+
+async def test_a_call_that_is_given_up_breaks_the_stream_it_sent_at_once(pair: Pair) -> None:
+    began, closed = anyio.Event(), anyio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            yield b"some"
+            began.set()
+            await anyio.sleep_forever()
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(pair.call, "outcome", stream=source()))
+        await began.wait()
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(DEADLINE_S):
+        await closed.wait()
+        await pair.service.closed.wait()
+    assert pair.service.outcomes == ["RequestRejectedError"]
+
+
+async def test_a_source_is_closed_also_when_its_call_is_not_made(pair: Pair) -> None:
+    closed = anyio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            yield b"some"
+        finally:
+            closed.set()
+
+    pair.caller._node.transit.limits = pair.caller._node.transit.limits._replace(requests_pending=0)
+    with pytest.raises(QueueIsFullError):
+        await pair.call("digest", stream=source())
+    assert closed.is_set()
+
+
+async def test_c74_the_loss_of_the_reader_ends_the_writer(cluster: Cluster) -> None:
+    service = Streams()
+    caller, server = await cluster.start(("caller", []), ("server", [service]))
+    stream = await caller.call("streams.one_and_no_more", timeout=DEADLINE_S)
+    assert await anext(stream) == b"one"
+    await cluster.kill(caller)
+    server._node.transit.registry.nodes["caller"].last_heartbeat = -1000.0
+    with anyio.fail_after(DEADLINE_S):
+        await service.closed.wait()
+
+
+async def test_c74_a_writer_learns_from_nats_that_its_reader_is_lost(cluster: Cluster) -> None:
+    service = Streams()
+    caller, server = await cluster.start(("caller", []), ("server", [service]))
+    stream = await caller.call("streams.slowly", timeout=DEADLINE_S)
+    assert len(await anext(stream)) > 0
+    await cluster.kill(caller)
+    service.go_on.set()
+    with anyio.fail_after(DEADLINE_S):
+        await service.closed.wait()
+    assert not server.registry.nodes["caller"].available
+
+
+async def test_a_stream_goes_whole_to_another_node_when_the_first_is_gone(cluster: Cluster) -> None:
+    """Nothing of it may be sent to the node that cannot hear it."""
+    caller, one, _other = await cluster.start(
+        ("caller", []), ("one", [Streams()]), ("other", [Streams()]), prefer_local=False
+    )
+    await cluster.kill(one)
+    values = list(range(500))
+    for _ in range(2):  # one of them would go to the node that is gone
+        assert [value async for value in await caller.call("streams.echo", stream=values)] == values
 
 
 async def test_a_handler_that_does_not_read_ends_the_writer(pair: Pair) -> None:

@@ -87,6 +87,9 @@ return { values, size, digest: hash.digest("hex") };
 class Streams(Service):
     name = "pystream"
 
+    def __init__(self) -> None:
+        self.read_first = anyio.Event()
+
     @action
     async def digest(self, ctx: Context) -> dict[str, Any]:
         digest, size = hashlib.sha256(), 0
@@ -125,6 +128,10 @@ class Streams(Service):
         yield {"i": 0}
         await self.read.wait()  # 0.14 cannot take an error that comes together with the opening: nobody listens yet
         raise MoleculerClientError("broke in Python", 418, "TEAPOT")
+
+    @action
+    async def read_one(self, ctx: Context) -> None:
+        self.read_first.set()
 
     @action
     async def seen(self, ctx: Context) -> None:
@@ -291,3 +298,30 @@ async def test_c74_the_loss_of_a_js_writer_breaks_our_reader(
         await js.stop()
         with pytest.raises(RequestRejectedError), anyio.fail_after(DEADLINE_S):
             await anext(stream)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_c74_a_python_writer_that_stops_breaks_the_js_reader(
+    version: str, nats_url: str, namespace: str, js_modules: object
+) -> None:
+    """By a packet of the stream: a reader of 0.14 learns nothing from the DISCONNECT."""
+    service = Streams()
+    async with (
+        js_node(version, nats_url, namespace, "js") as js,
+        ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[service], shutdown_timeout=1) as py,
+        anyio.create_task_group() as tasks,
+    ):
+        await js.wait_for_services("pystream", deadline_s=DEADLINE_S)
+        answers: list[dict[str, Any]] = []
+
+        async def read() -> None:
+            code = JS_CALLER.replace("GIVEN", json.dumps({"action": "pystream.breaks", "onFirst": "pystream.read_one"}))
+            code = code.replace("VERSION", json.dumps(version))
+            answers.append(await js.command("run", code=code, deadline_s=DEADLINE_S))
+
+        tasks.start_soon(read)
+        with anyio.fail_after(DEADLINE_S):
+            await service.read_first.wait()
+        await py.stop()
+    assert answers[0]["error"]["name"] == "RequestRejectedError"
+    assert answers[0]["values"] == [{"i": 0}]
