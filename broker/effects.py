@@ -82,6 +82,13 @@ class EndStream:
 
 
 @dataclass(slots=True)
+class StopWriter:
+    """A chunk came that nobody will read; its writer hears it at the subject `reply`."""
+
+    reply: str
+
+
+@dataclass(slots=True)
 class NobodyReads:
     """A node is gone: the streams that this node sends to it end."""
 
@@ -143,6 +150,7 @@ Effect = (
     | Settle
     | FeedStream
     | EndStream
+    | StopWriter
     | NobodyReads
     | Reject
     | Notify

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeGuard, assert_never
 
@@ -24,6 +25,7 @@ from broker.effects import (
     RunAction,
     RunEvent,
     Settle,
+    StopWriter,
 )
 from broker.encoding import UNDECODABLE
 from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError, PayloadTooLargeError
@@ -107,6 +109,8 @@ class Performing:
                     logger.warning("%s", effect.reason)
                     if effect.error is not None:
                         self.notify(*not_processed(effect.error))
+                case StopWriter():
+                    self._tell_writer(effect.reply, go_on=False)
                 case NobodyReads():
                     for flow in list(self.flows.values()):
                         if flow.node_id == effect.node_id:
@@ -174,15 +178,12 @@ class Performing:
 
     def _watch(self, reader: StreamReader | None) -> None:
         if reader is not None:
-            reader.on_abort = partial(self._acknowledge, reader, STOP)
+            reader.tell = partial(self._tell_from_any_thread, asyncio.get_running_loop())
 
     def _feed(self, effect: FeedStream) -> None:
         reader = effect.reader
         if effect.reply:
             reader.reply = effect.reply
-        if reader.ended:
-            self._acknowledge(reader, STOP)
-            return
         try:
             chunk = self._codec.decode_chunk(effect.chunk, objects=effect.objects)
         except InvalidPacketDataError as error:
@@ -193,11 +194,10 @@ class Performing:
             return
         if chunk is None:  # no value, which a stream cannot hold (§8.3)
             if effect.reply:
-                self._acknowledge(reader, CONTINUE)
+                self._tell_writer(effect.reply, go_on=True)
             return
         size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
-        size += STREAM_PART_BYTES
-        reader.feed(chunk, size, partial(self._acknowledge, reader, CONTINUE) if effect.reply else None)
+        reader.feed(chunk, size + STREAM_PART_BYTES, marked=bool(effect.reply))
 
     def _end(self, effect: EndStream) -> None:
         if effect.error is None:
@@ -205,9 +205,13 @@ class Performing:
         else:
             effect.reader.fail(effect.error)
 
-    def _acknowledge(self, reader: StreamReader, answer: bytes) -> None:
-        if reader.reply and self._transport is not None:
-            self.start(self._answer_mark(self._transport, reader.reply, answer))
+    def _tell_from_any_thread(self, loop: asyncio.AbstractEventLoop, reply: str, go_on: bool) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(partial(self._tell_writer, reply, go_on=go_on))
+
+    def _tell_writer(self, reply: str, *, go_on: bool) -> None:
+        if self._transport is not None:
+            self.start(self._answer_mark(self._transport, reply, CONTINUE if go_on else STOP))
 
     async def _answer_mark(self, transport: Transport, subject: str, answer: bytes) -> None:
         try:

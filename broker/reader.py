@@ -24,24 +24,26 @@ class StreamReader:
 
     Ends when the writer ends. Raises the writer's error, RequestRejectedError when its node is lost,
     RequestTimeoutError when nothing came for the idle timeout, StreamOverflowError when a writer that cannot be slowed
-    down is too far ahead. `aclose` (also by leaving `async with`) stops a writer that can be told to.
+    down is too far ahead. `aclose` (also by leaving `async with`) stops a writer that can be told to; so does dropping
+    the reader, as a `break` out of `async for chunk in await ctx.call(…)` does.
     """
 
     def __init__(self, *, limit_bytes: int, idle_timeout_s: float, describe_idle: Callable[[], Exception]) -> None:
         self._limit = limit_bytes
         self._idle_timeout_s = idle_timeout_s
         self._describe_idle = describe_idle
-        self._chunks: deque[tuple[Any, int, Callable[[], None] | None]] = deque()
+        self._chunks: deque[tuple[Any, int, bool]] = deque()
         self._waiting = 0
         self._end: Exception | StopAsyncIteration | None = None
         self._wake: asyncio.Future[None] | None = None
         self.reply = ""
         """Where the writer can be told how far we are; empty when it does not listen."""
-        self.on_abort: Callable[[], None] | None = None
-        """Called when the reader stops before the writer does."""
+        self.tell: Callable[[str, bool], None] | None = None
+        """Tells the writer, at `reply`, whether to go on: called for each marked chunk that is read, and when the
+        reader stops before the writer does; from any thread, as who drops a reader may be the garbage collector."""
 
-    def feed(self, chunk: Any, size: int, consumed: Callable[[], None] | None = None) -> None:
-        """A chunk arrived. `consumed` is called when it is read. Chunks after the end are dropped."""
+    def feed(self, chunk: Any, size: int, *, marked: bool = False) -> None:
+        """A chunk arrived. When a marked one is read the writer is told. Chunks after the end are dropped."""
         if self._end is not None:
             return
         if self._waiting + size > self._limit:
@@ -54,7 +56,7 @@ class StreamReader:
             )
             return
         self._waiting += size
-        self._chunks.append((chunk, size, consumed))
+        self._chunks.append((chunk, size, marked))
         self._notify()
 
     def end(self) -> None:
@@ -78,10 +80,10 @@ class StreamReader:
             if self._end is not None:
                 raise self._end
             await self._wait()
-        chunk, size, consumed = self._chunks.popleft()
+        chunk, size, marked = self._chunks.popleft()
         self._waiting -= size
-        if consumed is not None:
-            consumed()
+        if marked:
+            self._tell(go_on=True)
         return chunk
 
     async def read(self) -> bytes:
@@ -94,8 +96,12 @@ class StreamReader:
         self._finish(StopAsyncIteration())
         self._chunks.clear()
         self._waiting = 0
-        if aborted and self.on_abort is not None:
-            self.on_abort()
+        if aborted:
+            self._tell(go_on=False)
+
+    def __del__(self) -> None:
+        if self._end is None:
+            self._tell(go_on=False)
 
     async def __aenter__(self) -> "StreamReader":
         return self
@@ -112,6 +118,10 @@ class StreamReader:
             self.fail(self._describe_idle())
         finally:
             self._wake = None
+
+    def _tell(self, *, go_on: bool) -> None:
+        if self.tell is not None and self.reply:
+            self.tell(self.reply, go_on)
 
     def _finish(self, end: Exception) -> None:
         if self._end is None:

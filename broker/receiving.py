@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 from msgspec import UNSET, Raw
 
 from broker.defaults import STREAM_PART_BYTES
-from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle
+from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
 from broker.errors import (
     MoleculerError,
     QueueIsFullError,
@@ -65,7 +65,8 @@ class Receiving:
                 reader = self._new_reader(request.sender)
                 request.meta, request.headers = _clean(request.meta), _clean(request.headers)
                 accepted, begun = begin(request, reader)
-                stream.reader = reader if accepted else None
+                if accepted:
+                    stream.read_by(reader)
                 effects += begun
             else:
                 broken = control(part.packet, STREAM_ERROR)
@@ -90,9 +91,10 @@ class Receiving:
             elif not _sequence(part.packet):
                 pending = take_pending(response.id)
                 if pending is not None:
-                    stream.reader = self._new_reader(response.sender)
+                    reader = self._new_reader(response.sender)
+                    stream.read_by(reader)
                     response.meta = _clean(response.meta)
-                    effects.append(Settle(pending, response, stream.reader))
+                    effects.append(Settle(pending, response, reader))
             else:
                 end = cast(Response, part.packet)
                 error = None if end.error is UNSET else end.error
@@ -120,7 +122,8 @@ class Receiving:
     def expire(self, now: float) -> None:
         """Forget what nobody reads and nobody has added to for long, such as the rest of a refused stream."""
         for key, stream in list(self._streams.items()):
-            abandoned = stream.broken or stream.reader is None or stream.reader.ended
+            reader = stream.reader
+            abandoned = stream.broken or reader is None or reader.ended
             if abandoned and now - stream.touched > self._idle_s:
                 del self._streams[key]
 
@@ -142,7 +145,7 @@ class Receiving:
 
     def _end(self, key: Key, error: MoleculerError | None) -> list[Effect]:
         stream = self._streams.pop(key, None)  # a peer may send more than one end
-        return [EndStream(stream.reader, error)] if stream is not None and stream.reader is not None else []
+        return _ended(stream, error) if stream is not None else []
 
     def _break(self, key: Key, error: MoleculerError) -> list[Effect]:
         """End a stream from here. It stays known, so that what its writer still sends is not kept for its sake."""
@@ -150,14 +153,13 @@ class Receiving:
         if stream is None or stream.broken:
             return []
         stream.broken, stream.ordered = True, Ordered()
-        return [EndStream(stream.reader, error)] if stream.reader is not None else []
+        return _ended(stream, error)
 
     def _swallow(self, key: Key, stream: Incoming, *, more: bool, reply: str) -> list[Effect]:
         if not more:
             del self._streams[key]
-        elif stream.reader is not None and reply:  # a reader that has ended tells the writer to stop
-            return [FeedStream(stream.reader, Raw(), stream.objects, reply)]
-        return []
+            return []
+        return _stopped(reply)
 
     def _overflown(self, key: Key, stream: Incoming) -> list[Effect]:
         if stream.ordered.size <= self._buffer_bytes or key not in self._streams:
@@ -188,9 +190,20 @@ def _due(stream: Incoming, packet: Request | Response, value: Any, reply: str) -
 
 
 def _fed(stream: Incoming, chunk: Any, reply: str) -> list[Effect]:
-    if stream.reader is None or not chunk:
-        return []
-    return [FeedStream(stream.reader, chunk, stream.objects, reply)]
+    reader = stream.reader
+    if reader is None or reader.ended:
+        return _stopped(reply)
+    return [FeedStream(reader, chunk, stream.objects, reply)] if chunk else []
+
+
+def _stopped(reply: str) -> list[Effect]:
+    """A writer that can be told hears that nobody reads."""
+    return [StopWriter(reply)] if reply else []
+
+
+def _ended(stream: Incoming, error: MoleculerError | None) -> list[Effect]:
+    reader = stream.reader
+    return [EndStream(reader, error)] if reader is not None else []
 
 
 def _clean(place: Any) -> Any:

@@ -1,5 +1,6 @@
 """Streams on the wire: packets put in order, bytes cut into chunks, the streams that are under way (protocol §8)."""
 
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -69,9 +70,9 @@ class Part(NamedTuple):
 
 class Incoming:
     """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed, as it is
-    when the stream is `broken`."""
+    when the stream is `broken`, or its reader was dropped."""
 
-    __slots__ = ("broken", "has_end", "node_id", "objects", "ordered", "reader", "touched")
+    __slots__ = ("_reader", "broken", "has_end", "node_id", "objects", "ordered", "touched")
 
     def __init__(self, node_id: str, *, objects: bool, now: float) -> None:
         self.node_id = node_id
@@ -79,9 +80,18 @@ class Incoming:
         self.ordered: Ordered[Part] = Ordered()
         self.has_end = False
         """Whether an end has come, and waits for what is before it."""
-        self.reader: StreamReader | None = None
+        self._reader: weakref.ref[StreamReader] | None = None
         self.touched = now
         self.broken = False
+
+    @property
+    def reader(self) -> "StreamReader | None":
+        """Who reads it holds the reader: when nobody does, the rest is swallowed as well."""
+        return self._reader() if self._reader is not None else None
+
+    def read_by(self, reader: "StreamReader") -> None:
+        """The stream was accepted."""
+        self._reader = weakref.ref(reader)
 
 
 def is_part_of_stream(packet: "Request | Response") -> bool:

@@ -1,5 +1,7 @@
 """The reading end of a stream."""
 
+import gc
+
 import anyio
 import pytest
 
@@ -15,6 +17,15 @@ def make_reader(limit_bytes: int = 100, idle_timeout_s: float = 30) -> StreamRea
         idle_timeout_s=idle_timeout_s,
         describe_idle=lambda: RequestTimeoutError({"action": "stream", "nodeID": "a"}),
     )
+
+
+def listened_to() -> tuple[StreamReader, list[tuple[str, bool]]]:
+    """A reader, and what its writer was told."""
+    told: list[tuple[str, bool]] = []
+    reader = make_reader()
+    reader.reply = "writer"
+    reader.tell = lambda reply, go_on: told.append((reply, go_on))
+    return reader, told
 
 
 async def test_chunks_are_read_in_order_to_the_end() -> None:
@@ -71,12 +82,12 @@ async def test_reading_makes_room() -> None:
 
 
 async def test_the_writer_hears_what_was_read_and_not_before() -> None:
-    reader = make_reader()
-    consumed: list[str] = []
-    reader.feed(b"a", 1, lambda: consumed.append("a"))
-    assert not consumed
-    await anext(reader)
-    assert consumed == ["a"]
+    reader, told = listened_to()
+    reader.feed(b"a", 1, marked=True)
+    reader.feed(b"b", 1)
+    assert not told
+    assert [await anext(reader), await anext(reader)] == [b"a", b"b"]
+    assert told == [("writer", True)]
 
 
 async def test_nothing_for_the_idle_timeout_is_a_timeout() -> None:
@@ -86,18 +97,36 @@ async def test_nothing_for_the_idle_timeout_is_a_timeout() -> None:
 
 
 async def test_stopping_early_is_told_once_and_stopping_after_the_end_is_not() -> None:
-    aborted: list[str] = []
-    reader = make_reader()
-    reader.on_abort = lambda: aborted.append("early")
+    reader, told = listened_to()
     async with reader:
         reader.feed(b"a", 1)
     await reader.aclose()
-    ended = make_reader()
-    ended.on_abort = lambda: aborted.append("late")
+    assert told == [("writer", False)]
+    assert [chunk async for chunk in reader] == []
+    ended, told = listened_to()
     ended.end()
     await ended.aclose()
-    assert aborted == ["early"]
-    assert [chunk async for chunk in reader] == []
+    assert told == []
+
+
+async def test_dropping_the_reader_stops_the_writer() -> None:
+    reader, told = listened_to()
+    reader.feed(b"a", 1)
+    reader.feed(b"b", 1)
+    async for _ in reader:
+        break
+    assert told == []
+    del reader
+    gc.collect()
+    assert told == [("writer", False)]
+
+
+async def test_dropping_the_reader_after_the_end_is_not_told() -> None:
+    reader, told = listened_to()
+    reader.end()
+    del reader
+    gc.collect()
+    assert told == []
 
 
 async def test_the_rest_of_a_stream_of_bytes_can_be_read_at_once() -> None:

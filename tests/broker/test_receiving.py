@@ -1,5 +1,6 @@
 """Streams that come in: what each packet makes the node do (protocol §8.4)."""
 
+import gc
 import tracemalloc
 from typing import Any
 
@@ -7,7 +8,7 @@ from msgspec import UNSET, Raw
 
 from broker.codec import JSONCodec
 from broker.defaults import STREAM_PART_BYTES
-from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle
+from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
 from broker.errors import InvalidPacketDataError
 from broker.packets import Address, Request, Response
 from broker.reader import StreamReader
@@ -117,7 +118,7 @@ def test_c68_an_answer_settles_its_request_with_a_reader() -> None:
 
 def test_c71_a_broken_answer_ends_with_its_error() -> None:
     side = Side()
-    side.response(response(0), Pending("1", "js", "a.b", None))
+    _held = side.response(response(0), Pending("1", "js", "a.b", None))
     broken = response(1, more=False, success=False, error={"name": "X", "message": "broke"})
     (end,) = side.response(broken, None)
     assert isinstance(end, EndStream)
@@ -175,8 +176,20 @@ def test_a_writer_that_can_be_told_hears_that_its_stream_was_broken_off() -> Non
     side.request(request(0))
     side.receiving.refuse("REQ", Address(sender="js", id="1"), InvalidPacketDataError({"command": "REQ"}))
     (told,) = side.receiving.request(request(2, params=b"1"), "mark", 0.0, side._begin, side._refuse)
-    assert isinstance(told, FeedStream)
-    assert (told.reply, bytes(told.chunk)) == ("mark", b"")
+    assert told == StopWriter("mark")
+
+
+def test_of_a_stream_whose_reader_was_dropped_nothing_is_kept_and_its_writer_hears_so() -> None:
+    side = Side()
+    side.request(request(0))
+    side.begun.clear()
+    gc.collect()
+    assert side.receiving.request(request(1, params=b"1"), "mark", 0.0, side._begin, side._refuse) == [
+        StopWriter("mark")
+    ]
+    assert side.request(request(2, params=b"1")) == []
+    side.receiving.expire(61.0)
+    assert not side.receiving.has_request(request(3))
 
 
 def test_the_number_of_streams_is_bounded() -> None:

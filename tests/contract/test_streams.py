@@ -197,6 +197,13 @@ async def test_a_reader_that_stops_ends_a_writer_that_waits_for_what_it_sends_ne
         await pair.service.closed.wait()
 
 
+async def test_leaving_the_loop_that_reads_ends_the_writer(pair: Pair) -> None:
+    async for _ in await pair.call("one_and_no_more"):
+        break
+    with anyio.fail_after(DEADLINE_S):
+        await pair.service.closed.wait()
+
+
 async def test_a_call_that_is_given_up_breaks_the_stream_it_sent_at_once(pair: Pair) -> None:
     began, closed = anyio.Event(), anyio.Event()
 
