@@ -10,7 +10,7 @@ from msgspec import Raw
 from broker.codec import Codec
 from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
 from broker.effects import Publish
-from broker.errors import BrokerDisconnectedError, PayloadTooLargeError
+from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError
 from broker.flow import Flow
 from broker.packets import NULL, Packet
 from broker.streams import split
@@ -51,10 +51,11 @@ class Source:
             yield item
 
     async def close(self) -> None:
-        """Tell the iterable that nobody wants more."""
-        aclose = getattr(self._items, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        """Tell the iterable that nobody wants more. What its end raises is logged: nobody waits for it."""
+        try:
+            await close(self._items)
+        except Exception:
+            logger.exception("The source of a stream failed when it was closed")
 
 
 class Outgoing:
@@ -99,8 +100,14 @@ class Outgoing:
 
     async def break_off(self, error: Exception) -> None:
         """Tell the reader why nothing more will come."""
-        with suppress(BrokerDisconnectedError):
+        try:
             await self._finish(error)
+        except BrokerDisconnectedError:
+            pass
+        except MoleculerError as unsendable:  # the error's data are too large, or have no form on the wire
+            logger.warning("The error that broke a stream could not be sent: %s: %s", unsendable, error)
+            with suppress(MoleculerError):
+                await self._finish(unsendable)
 
     async def _write(self, source: Source) -> None:
         room = self._room()
@@ -129,13 +136,21 @@ class Outgoing:
         return [self._codec.encode_value(piece) for piece in split(bytes(item), limit)]
 
     async def _send(self, chunk: Raw) -> None:
-        self._sequence += 1
-        reply_id = f"{self._mark_prefix}:{self._sequence}" if self._flow.mark(len(chunk)) else None
-        await self._publish(Publish(self._subject, self._packet(self._sequence, True, chunk, None), reply_id))
+        sequence = self._sequence + 1
+        reply_id = f"{self._mark_prefix}:{sequence}" if self._flow.mark(len(chunk)) else None
+        await self._next(self._packet(sequence, True, chunk, None), reply_id)
 
     async def _finish(self, error: BaseException | None) -> None:
+        await self._next(self._packet(self._sequence + 1, False, NULL, error))
+
+    async def _next(self, packet: Packet, reply_id: str | None = None) -> None:
+        """Send the next packet. One that was refused has used up no sequence; one that was broken off may be out."""
         self._sequence += 1
-        await self._publish(Publish(self._subject, self._packet(self._sequence, False, NULL, error)))
+        try:
+            await self._publish(Publish(self._subject, packet, reply_id))
+        except MoleculerError:
+            self._sequence -= 1
+            raise
 
     def _room(self) -> int | None:
         """What a chunk may take of a packet: every packet of a stream repeats its envelope."""
@@ -159,9 +174,14 @@ async def async_iterator(items: Any) -> AsyncIterator[Any]:
             async for item in items:
                 yield item
         finally:
-            aclose = getattr(items, "aclose", None)
-            if aclose is not None:
-                await aclose()
+            await close(items)
     else:
         for item in items:
             yield item
+
+
+async def close(items: Any) -> None:
+    """Close what can be closed."""
+    aclose = getattr(items, "aclose", None)
+    if aclose is not None:
+        await aclose()

@@ -9,10 +9,11 @@ from msgspec import Raw
 
 from broker.codec import JSONCodec
 from broker.effects import Publish
-from broker.errors import BrokerDisconnectedError
+from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.flow import STOP, Flow
 from broker.outgoing import Outgoing, Source, is_stream
 from broker.packets import Packet, Response
+from broker.transports.memory import too_large
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +41,8 @@ class Wire:
         if self.broken:
             raise BrokerDisconnectedError
         encoded = self.codec.encode(publish.packet)
-        assert self.max_payload is None or len(encoded) <= self.max_payload
+        if self.max_payload is not None and len(encoded) > self.max_payload:
+            raise too_large(len(encoded), self.max_payload)
         if publish.reply_id:
             self.marks.append(publish.reply_id)
         self.packets.append(json.loads(encoded))
@@ -93,6 +95,16 @@ async def test_an_exception_of_the_source_reaches_the_reader() -> None:
 
     packets = await Wire().send(breaking())
     assert (packets[-1]["success"], packets[-1]["error"]["message"]) == (False, "broke")
+
+
+async def test_an_exception_that_is_too_large_is_told_as_such_in_its_place() -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerError("much" * 2000)
+
+    packets = await Wire(max_payload=4096).send(breaking())
+    assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (2, False, False)
+    assert "max_payload" in packets[-1]["error"]["message"]
 
 
 async def test_a_stream_of_bytes_that_goes_on_with_values_breaks() -> None:

@@ -226,6 +226,34 @@ async def test_a_call_that_is_given_up_breaks_the_stream_it_sent_at_once(pair: P
     assert pair.service.outcomes == ["RequestRejectedError"]
 
 
+async def test_a_source_that_fails_when_it_is_closed_harms_nothing_else(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(STREAM_CHUNK_BYTES)
+        finally:
+            raise ValueError("failed at the end")
+
+    assert await pair.call("ignore", stream=source()) == "not interested"
+    assert await pair.call("digest", stream=[b"a"]) == [1, hashlib.sha256(b"a").hexdigest()]
+    assert [record.getMessage() for record in caplog.records] == [
+        "The source of a stream failed when it was closed",
+    ]
+
+
+async def test_an_exception_of_the_source_that_has_no_form_on_the_wire_is_another_at_the_reader(pair: Pair) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerClientError("broke", 418, "TEAPOT", {"no": object()})
+
+    with pytest.raises(MoleculerError) as caught:
+        await pair.call("digest", stream=breaking())
+    assert caught.value.type == "UNSERIALIZABLE"
+    assert await pair.call("ignore", stream=[b"a"]) == "not interested"
+
+
 async def test_a_source_is_closed_also_when_its_call_is_not_made(pair: Pair) -> None:
     closed = anyio.Event()
 
