@@ -24,11 +24,12 @@ from broker.errors import (
     error_from_wire,
 )
 from broker.ids import new_id
+from broker.local_stream import LocalStream
 from broker.node import Node
-from broker.outgoing import Source, async_iterator
+from broker.outgoing import Source, async_iterator, is_stream
 from broker.packets import Request, Response
 from broker.performing import Answer, Undelivered
-from broker.reader import StreamReader
+from broker.reader import Readable, StreamReader
 from broker.registry import Registry
 from broker.sending import OutgoingStream, Sending
 from broker.transit import Transit
@@ -103,9 +104,29 @@ class Calls:
         assert endpoint.action is not None
         if _is_record(ctx.params):
             ctx.params = self._as_remote(ctx.params)
-        if ctx.stream is not None:
-            ctx.stream = ctx.stream.items() if isinstance(ctx.stream, Source) else async_iterator(ctx.stream)
-        return self._as_remote(await self._catalog.run(endpoint.action, ctx))
+        stream = ctx.stream = self._handed_over(ctx.stream)
+        if stream is None:
+            return self._result_here(await self._catalog.run(endpoint.action, ctx), None)
+        result = None
+        try:
+            result = await self._catalog.run(endpoint.action, ctx)
+        finally:
+            if not is_stream(result):  # else the handler has only begun
+                await stream.aclose()
+        return self._result_here(result, stream)
+
+    def _handed_over(self, stream: Any) -> Readable | None:
+        """A stream for a handler of this node."""
+        if stream is None or isinstance(stream, Readable):
+            return stream
+        items = stream.items() if isinstance(stream, Source) else async_iterator(stream)
+        return LocalStream(items, self._as_remote)
+
+    def _result_here(self, result: Any, along: Readable | None) -> Any:
+        """The result of an action of this node for its caller."""
+        if not is_stream(result) or isinstance(result, Readable):
+            return self._as_remote(result)
+        return LocalStream(aiter(result), self._as_remote, along)
 
     async def _send(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""

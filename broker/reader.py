@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from broker.errors import MoleculerError
 
@@ -19,8 +19,32 @@ class StreamOverflowError(MoleculerError):
         return "MoleculerError"
 
 
-class StreamReader:
-    """What a handler or a caller reads: `async for chunk in stream`, bytes or values as the writer sent them.
+class Readable:
+    """What a handler or a caller reads: `async for chunk in stream`, bytes or values as the writer sent them."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Read no further. Twice is quiet."""
+        raise NotImplementedError
+
+    async def read(self) -> bytes:
+        """Everything that is left of a stream of bytes."""
+        return b"".join([chunk async for chunk in self])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class StreamReader(Readable):
+    """A stream from another node.
 
     Ends when the writer ends. Raises the writer's error, RequestRejectedError when its node is lost,
     RequestTimeoutError when nothing came for the idle timeout, StreamOverflowError when a writer that cannot be slowed
@@ -72,9 +96,6 @@ class StreamReader:
         """Whether nothing more will come."""
         return self._end is not None
 
-    def __aiter__(self) -> "StreamReader":
-        return self
-
     async def __anext__(self) -> Any:
         while not self._chunks:
             if self._end is not None:
@@ -86,12 +107,7 @@ class StreamReader:
             self._tell(go_on=True)
         return chunk
 
-    async def read(self) -> bytes:
-        """Everything that is left of a stream of bytes."""
-        return b"".join([chunk async for chunk in self])
-
     async def aclose(self) -> None:
-        """Read no further. Twice is quiet."""
         aborted = self._end is None
         self._finish(StopAsyncIteration())
         self._chunks.clear()
@@ -102,12 +118,6 @@ class StreamReader:
     def __del__(self) -> None:
         if self._end is None:
             self._tell(go_on=False)
-
-    async def __aenter__(self) -> "StreamReader":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     async def _wait(self) -> None:
         self._wake = asyncio.get_running_loop().create_future()

@@ -19,7 +19,7 @@ BROKER = [
     " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
     "cli.options context declarations defaults encoding reader strategies.shard topics transports.memory",
-    "balanced cli.files cli.values cache_keys cacher codec flow middleware notices parameters policies"
+    "balanced cli.files cli.values cache_keys cacher codec flow local_stream middleware notices parameters policies"
     " transforms.compression transforms.encryption transports.nats",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
