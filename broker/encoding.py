@@ -1,14 +1,17 @@
 """What the serializers share: their errors, and which parts of a packet are a user's (moleculer protocol §11)."""
 
 from collections.abc import Callable, Mapping, Sized
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from broker.errors import InvalidPacketDataError, MoleculerError
 from broker.packets import COMMANDS, Command, Packet
 from broker.values import Rewrite
+
+LOGGED_CHARACTERS = 200
+"""Of what a peer sent, in a log line: more than any name that makes sense."""
 
 UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec and json raise for bytes they cannot read; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
@@ -38,7 +41,7 @@ def unserializable_packet(packet: Packet, name: str, error: Exception) -> Molecu
 
 def invalid_packet(command: Command, data: bytes, reason: str) -> InvalidPacketDataError:
     """The error for bytes that are no packet."""
-    return InvalidPacketDataError({"command": command, "reason": reason, "size": len(data)})
+    return InvalidPacketDataError({"command": command, "reason": short(reason), "size": len(data)})
 
 
 def invalid_value(raw: Sized, error: Exception) -> InvalidPacketDataError:
@@ -46,9 +49,21 @@ def invalid_value(raw: Sized, error: Exception) -> InvalidPacketDataError:
     return InvalidPacketDataError({"command": "value", "reason": reason(error), "size": len(raw)})
 
 
+def is_unreadable(error: Exception) -> TypeGuard[InvalidPacketDataError]:
+    """Whether this is the error of `invalid_value`, and not one that another node, or a service, has raised."""
+    if not isinstance(error, InvalidPacketDataError) or error.node_id is not None:
+        return False
+    return isinstance(error.data, dict) and error.data.get("command") == "value"
+
+
 def reason(error: Exception) -> str:
     """What is wrong with bytes, in words for people."""
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))
+
+
+def short(text: str) -> str:
+    """The beginning of a text that may be a peer's, for a log line: one packet must not fill a disk."""
+    return text if len(text) <= LOGGED_CHARACTERS else f"{text[:LOGGED_CHARACTERS]}…"
 
 
 def chunk_of(value: Any, *, objects: bool) -> Any:
@@ -82,6 +97,9 @@ def _names(wanted: Callable[[msgspec.structs.FieldInfo], bool]) -> dict[type[Pac
 
 USER_FIELDS = _names(lambda field: field.name in ("meta", "headers", "error", "services", "client", "metadata"))
 """What users put into a packet beside params and data."""
+
+TEXT_FIELDS = _names(lambda field: field.type in (str, str | None, str | UnsetType))
+"""What is text and nothing else."""
 
 PLAIN_FIELDS = _names(lambda field: field.type is not Raw)
 """Everything but params and data, which are encoded apart."""

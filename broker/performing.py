@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeGuard, assert_never
 
+import msgspec
+
 from broker.codec import Codec
 from broker.defaults import STREAM_PART_BYTES
 from broker.effects import (
@@ -27,11 +29,17 @@ from broker.effects import (
     Settle,
     StopWriter,
 )
-from broker.encoding import UNDECODABLE
-from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError, PayloadTooLargeError
+from broker.encoding import UNDECODABLE, reason
+from broker.errors import (
+    BrokerDisconnectedError,
+    InvalidPacketDataError,
+    MoleculerError,
+    PayloadTooLargeError,
+    error_to_wire,
+)
 from broker.flow import CONTINUE, STOP, Flow
 from broker.notices import not_processed, not_sent
-from broker.packets import Info, Pong, Response
+from broker.packets import NULL, Info, Pong, Response
 from broker.reader import StreamReader
 from broker.transit import Transit
 from broker.transports.base import Transport
@@ -162,13 +170,23 @@ class Performing:
         try:
             await self.publish(effect)
         except PayloadTooLargeError as error:
-            if not isinstance(effect.packet, Info):
+            if isinstance(effect.packet, Response):
+                await self._refuse_to_answer(effect.subject, effect.packet, error)
+            elif not isinstance(effect.packet, Info):
                 logger.warning("Could not send %s: %s", effect.subject, error)
             elif self._invisible_since != effect.packet.sequence:  # once for each change of the services (§14)
                 self._invisible_since = effect.packet.sequence
                 logger.error(INVISIBLE, error.data["size"], error.data["limit"])
         except MoleculerError as error:
             logger.warning("Could not send %s: %s", effect.subject, error)
+
+    async def _refuse_to_answer(self, subject: str, answer: Response, error: PayloadTooLargeError) -> None:
+        """A refusal repeats the meta of its request, and perhaps the name of an action, which may be too much."""
+        logger.warning("Could not send %s: %s", subject, error)
+        told = error_to_wire(error, self._node_id)
+        refusal = msgspec.structs.replace(answer, meta={}, success=False, data=NULL, error=told)
+        with suppress(MoleculerError):  # what is still too large has an id that is
+            await self.publish(Publish(subject, refusal))
 
     def _settle(self, effect: Settle) -> None:
         waiter = effect.pending.waiter
@@ -190,7 +208,7 @@ class Performing:
             reader.fail(error)
             return
         except UNDECODABLE as error:
-            reader.fail(InvalidPacketDataError({"command": "stream", "reason": str(error)}))
+            reader.fail(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
             return
         if chunk is None:  # no value, which a stream cannot hold (§8.3)
             if effect.reply:

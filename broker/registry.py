@@ -24,6 +24,7 @@ CALLABLE_FROM_AFAR = (None, "published", "public")
 """Visibilities that let other nodes call an action (§9.4)."""
 
 REMEMBERED_EVENT_NAMES = 10_000
+REMEMBERED_EVENT_NAME_CHARACTERS = 256
 """Event names whose listeners are remembered; names are chosen by peers, so the memory for them has a bound."""
 
 
@@ -210,7 +211,8 @@ class Registry:
             heard_by = [choices for (pattern, _group), choices in self.listeners.items() if matches(event, pattern)]
             if len(self._heard_by) >= REMEMBERED_EVENT_NAMES:
                 self._heard_by.clear()
-            self._heard_by[event] = heard_by
+            if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
+                self._heard_by[event] = heard_by
         for choices in heard_by:
             if choices.members and (not groups or choices.members[0].group in groups):
                 yield choices

@@ -12,7 +12,7 @@ from broker.codec import Codec
 from broker.context import Caller, Context
 from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
-from broker.encoding import UNSERIALIZABLE
+from broker.encoding import UNSERIALIZABLE, is_unreadable
 from broker.endpoints import Listener
 from broker.errors import MoleculerError, PayloadTooLargeError, RequestTimeoutError, ServiceNotAvailableError
 from broker.middleware import Next
@@ -71,8 +71,13 @@ class Serving:
         """A failure of an event handler is logged here and nowhere else (§7.1)."""
         try:
             await handler(ctx)
-        except Exception:
-            logger.exception("The handler of '%s' in service '%s' failed", ctx.event, service)
+        except Exception as error:
+            if is_unreadable(error):
+                logger.warning(
+                    "The data of '%s', sent by '%s', cannot be read: %s", ctx.event, ctx.node_id, error.data["reason"]
+                )
+            else:
+                logger.exception("The handler of '%s' in service '%s' failed", ctx.event, service)
 
     async def _serve(self, effect: RunAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""
@@ -134,7 +139,14 @@ class Serving:
                 )
 
     def _log_failure(self, request: Request, error: Exception) -> None:
-        if not isinstance(error, MoleculerError):
+        if is_unreadable(error):
+            logger.warning(
+                "The params of '%s', called by '%s', cannot be read: %s",
+                request.action,
+                request.sender,
+                error.data["reason"],
+            )
+        elif not isinstance(error, MoleculerError):
             logger.error("Action '%s', called by '%s', failed", request.action, request.sender, exc_info=error)
 
     def _context(self, effect: RunAction) -> Context:

@@ -26,6 +26,7 @@ from broker.effects import (
     RunEvent,
     Settle,
 )
+from broker.encoding import short
 from broker.errors import (
     MoleculerError,
     ProtocolVersionMismatchError,
@@ -254,6 +255,8 @@ class Transit:
 
     def refuse_request(self, address: Address, error: MoleculerError) -> list[Effect]:
         """A request that cannot be read, or a chunk of its stream: its caller is told so, and who reads the stream."""
+        if not is_token(address.sender):  # no subject could reach it
+            return []
         return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
 
     def tick(self, now: float) -> list[Effect]:
@@ -286,12 +289,12 @@ class Transit:
                 return []
         elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
             spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
-            ver = _short(repr(packet.ver))
-            sender = _short(packet.sender)
+            ver = _described(packet.ver)
+            sender = short(packet.sender)
             error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
             return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
         elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
-            return [Dropped(f"{command} from {_short(packet.sender)!r}, which cannot be the id of a node; dropped")]
+            return [Dropped(f"{command} from {short(packet.sender)!r}, which cannot be the id of a node; dropped")]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
             return self._on_stream(packet, now, reply)
         return self._handlers[command](packet, now)
@@ -346,7 +349,7 @@ class Transit:
 
     def _on_event(self, event: Event, now: float) -> list[Effect]:
         if self.stopping:
-            return [Dropped(f"event '{event.event}' from '{event.sender}' came while stopping; dropped")]
+            return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
         groups = event.groups or ()
         listeners = []
         for choices in self.registry.find_listeners(event.event, groups if isinstance(groups, list) else ()):
@@ -448,9 +451,12 @@ class Transit:
         return Publish(self.topics.broadcast("DISCOVER"), Discover(ver=ver, sender=self.identity.node_id))
 
 
-def _short(text: str) -> str:
-    """A part of a peer's text for a log line: one line must not fill a disk."""
-    return text if len(text) <= 100 else f"{text[:100]}…"
+def _described(value: Any) -> str:
+    """Any value of a peer for a log line."""
+    try:
+        return short(repr(value))
+    except ValueError:  # an integer with more digits than Python prints
+        return f"a large {type(value).__name__}"
 
 
 def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:

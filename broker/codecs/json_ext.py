@@ -12,6 +12,7 @@ from broker.codec import JSONCodec, ValueDecoder, json_text, parse_json
 from broker.codecs.marks import ESCAPED, escape, has_marks, unescape
 from broker.encoding import (
     PLAIN_FIELDS,
+    TEXT_FIELDS,
     UNDECODABLE,
     UNENCODABLE,
     invalid_packet,
@@ -40,9 +41,13 @@ class JSONExtCodec(JSONCodec):
         if not has_marks(data):
             return packet
         try:
-            return rewritten(packet, PLAIN_FIELDS, _revive)
+            revived = rewritten(packet, PLAIN_FIELDS, _revive)
         except UNDECODABLE as error:
             raise invalid_packet(command, data, reason(error)) from None
+        for name in TEXT_FIELDS[type(packet)]:
+            if isinstance(getattr(packet, name), str) and not isinstance(getattr(revived, name), str):
+                raise invalid_packet(command, data, f"`{name}` is marked as something else than text")
+        return revived
 
     def decode_address(self, data: bytes) -> Address | None:
         address = super().decode_address(data)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.context import ABSENT, Context
+from broker.encoding import short
 from broker.errors import ServiceSchemaError
 from broker.middleware import Next, Target, bound, settle
 
@@ -24,7 +25,7 @@ def fallback(call_next: Next, target: Target) -> Next:
             asked = own if ctx.options is None or ctx.options.fallback is ABSENT else ctx.options.fallback
             if asked is None and (ctx.options is None or ctx.options.fallback is ABSENT):
                 raise
-            logger.warning("The call of '%s' failed; its fallback answers instead: %s", ctx.action, error)
+            logger.warning("The call of '%s' failed; its fallback answers instead: %s", ctx.action, short(str(error)))
             return await settle(asked(ctx, error)) if callable(asked) else asked
 
     return with_fallback

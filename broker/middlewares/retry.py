@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 
 from broker.context import Context
+from broker.encoding import short
 from broker.middleware import Next, Target, Wrap
 from broker.policies import RetryPolicy, merge
 
@@ -32,7 +33,9 @@ def retrying(policy: RetryPolicy, again: Callable[[Context], Awaitable[Any]]) ->
                 if ctx.attempt >= _retries(ctx, own) or ctx.stream is not None or not _may_succeed(error, own):
                     raise
                 delay = retry_delay(own, ctx.attempt + 1)
-                logger.warning("The call of '%s' failed, again in %.0f ms: %s", ctx.action, delay * 1000, error)
+                logger.warning(
+                    "The call of '%s' failed, again in %.0f ms: %s", ctx.action, delay * 1000, short(str(error))
+                )
             await anyio.sleep(delay)
             return await again(ctx)
 

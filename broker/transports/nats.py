@@ -23,6 +23,7 @@ from broker.defaults import (
     NATS_READ_BYTES,
     NATS_RECONNECT_JITTER_S,
     NATS_RECONNECT_WAIT_S,
+    NATS_SUBJECT_BYTES,
 )
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.transports.base import Observer, OnMessage
@@ -325,10 +326,15 @@ _BLANK = re.compile(r"[ \t\r\n]")
 
 
 def _check_subject(text: str) -> None:
-    """Nothing in a subject may end it. A star that is but a part of a token is a letter to the server, as JS nodes
-    subscribe it (§1.3); nats-py itself refuses it."""
-    if not text or _BLANK.search(text):
+    """Nothing in a subject may end it, nor be so long that it ends the connection for good. A star that is but a part
+    of a token is a letter to the server, as JS nodes subscribe it (§1.3); nats-py itself refuses it."""
+    if not text or _BLANK.search(text) or _is_long(text):
         raise _invalid_subject()
+
+
+def _is_long(text: str) -> bool:
+    """Whether a subject has more bytes than the server takes; four are the most for a character."""
+    return len(text) > NATS_SUBJECT_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > NATS_SUBJECT_BYTES
 
 
 def _invalid_subject() -> MoleculerError:

@@ -277,11 +277,14 @@ def test_listeners_that_come_later_hear_events_that_were_sent_before() -> None:
 
 def test_memory_for_event_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.registry.REMEMBERED_EVENT_NAMES", 10)
+    monkeypatch.setattr("broker.registry.REMEMBERED_EVENT_NAME_CHARACTERS", 20)
     registry = Registry("py-1")
     registry.apply_info(info("js-1", service_info("mail", events=("**",))), 5.0)
     for number in range(100):
         assert len(list(registry.find_listeners(f"event.{number}"))) == 1
     assert len(registry._heard_by) <= 10
+    list(registry.find_listeners("x" * 21))
+    assert "x" * 21 not in registry._heard_by
 
 
 @pytest.mark.parametrize("protocol", ["4", "5"])

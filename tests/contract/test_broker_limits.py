@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import cbor2
 import pytest
 
 from broker import (
@@ -17,7 +18,9 @@ from broker import (
     QueueIsFullError,
     Service,
     action,
+    event,
 )
+from broker.packets import Command
 from broker.topics import Topics
 from broker.transports.memory import Hub
 from tests.conftest import NatsServerFactory
@@ -67,6 +70,18 @@ async def test_an_error_or_meta_above_the_limit_is_a_413_too(small_cluster: Clus
         await two.call("math.fail", {"name": "MoleculerError", "message": "m" * (LIMIT // 2)})
     with pytest.raises(PayloadTooLargeError):
         await two.call("echo.context", {"text": "x" * 9000}, meta={"text": "y" * 9000})
+
+
+async def test_a_refusal_that_repeats_too_much_is_a_413_too(small_cluster: Cluster) -> None:
+    await small_cluster.start_one("one")
+    stranger = await small_cluster.stranger("stranger", "RES")
+    odd: list[dict[str, Any]] = [
+        {"action": "no.such", "meta": {"text": "x" * (LIMIT - 300)}},
+        {"action": "x" * (LIMIT // 2)},
+    ]
+    for fields in odd:
+        answer = await stranger.ask("one", **{"id": str(len(stranger.heard)), **fields})
+        assert (answer["error"]["type"], answer["success"], answer["meta"]) == ("PAYLOAD_TOO_LARGE", False, {})
 
 
 async def test_c86_params_above_the_limit_fail_at_the_caller(small_cluster: Cluster) -> None:
@@ -140,6 +155,14 @@ class Reading(Service):
         except MoleculerError as error:
             self.ended.append(error.name)
             raise
+
+
+class Hearing(Service):
+    name = "hearing"
+
+    @event("heard.*")
+    async def on_heard(self, ctx: Context) -> None:
+        assert ctx.params is not None
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -227,6 +250,38 @@ async def test_c11_garbage_on_every_subject_is_one_line_each(
     assert len(lines) == expected
     assert all(line.startswith(f"Dropped {len(garbage)} bytes that are no ") for line in lines)
     assert all(len(line) < 300 for line in lines)
+
+
+HEAD = b'{"ver":"5","sender":"stranger","id":"1",'
+MANY = 500_000
+
+
+@pytest.mark.parametrize(
+    ("serializer", "command", "packet"),
+    [
+        ("JSON", "REQ", HEAD + b'"action":"echo.params","params":"\xff"}'),
+        ("JSON", "REQ", HEAD + b'"action":"echo.params","params":' + b"[" * MANY + b"]" * MANY + b"}"),
+        ("JSON", "EVENT", HEAD + b'"event":"heard.one","data":"\xff"}'),
+        ("JSON", "EVENT", HEAD + b'"event":"heard.one","data":' + b"[" * MANY + b"]" * MANY + b"}"),
+        ("JSON", "REQ", HEAD + b'"action":"' + b'\\"' * MANY),
+        ("JSONExt", "REQ", HEAD + b'"action":"echo.params","meta":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
+        ("JSONExt", "EVENT", HEAD + b'"event":"heard.one","data":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
+        ("JSONExt", "REQ", b'{"ver":"5","sender":"[[DT]]1e400","id":"1","action":"echo.params"}'),
+        ("CBOR", "REQ", cbor2.dumps({"ver": 2**MANY, "sender": "stranger", "id": "1", "action": "echo.params"})),
+    ],
+    ids=["text", "deep", "event text", "deep event", "no end", "date", "event date", "sender", "large version"],
+)
+async def test_c11_a_packet_that_cannot_be_read_is_one_short_line_however_large_it_is(
+    serializer: str, command: Command, packet: bytes, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await cluster.start_one("one", [Echo(), Hearing()], serializer=serializer)
+    stranger = await cluster.stranger("stranger")
+    await stranger.say(cluster.topics.to_node(command, "one"), packet)
+    await eventually(lambda: warnings_of(caplog), "a line")
+    assert await one.call("echo.where") == "one"
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(line.getMessage()) < 400
+    assert line.exc_info is None
 
 
 @pytest.mark.parametrize("ver", [4, 5, None, "3", "55", [], {"a": 1}])
@@ -330,6 +385,7 @@ async def test_senders_that_no_subject_can_name_do_not_cost_the_connection(
             packet = {"ver": "5", "sender": sender, "id": "1", "action": "echo.where"}
             subject = cluster.topics.to_node("REQ", "one") if command == "REQ" else f"{cluster.topics.prefix}.{command}"
             await stranger.say(subject, json.dumps(packet).encode())
+            await stranger.say(subject, json.dumps({**packet, "meta": [], "cpu": "?"}).encode())
     assert (await stranger.ask("one", "echo.where"))["data"] == "one"
     assert not [line for line in warnings_of(caplog) if "connection" in line.lower()]
 

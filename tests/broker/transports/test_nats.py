@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
 
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport, masked
 from tests.support.nats_server import NatsServer
@@ -171,3 +171,21 @@ async def test_credentials_without_the_package_that_reads_them_say_what_to_insta
     transport = NATSTransport([nats_url], user_credentials="node.creds")
     with pytest.raises(BrokerOptionsError, match=r"transporter_options cannot be used: .*\(pip install nkeys\)"):
         await transport.connect(Observer(), "one")
+
+
+@pytest.mark.anyio
+async def test_a_subject_that_would_cost_the_connection_is_refused(nats_url: str) -> None:
+    transport = NATSTransport([nats_url])
+    await transport.connect(Observer(), "one")
+    for subject in ("MOL." + "x" * 5000, "MOL." + "\U0001f600" * 1100):
+        for work in (transport.publish(subject, b""), transport.subscribe(subject, _ignore)):
+            with pytest.raises(MoleculerError) as caught:
+                await work
+            assert caught.value.type == "INVALID_SUBJECT"
+    await transport.publish("MOL." + "x" * 3800, b"", "reply")
+    await transport.flush()
+    assert transport.connected
+    await transport.close()
+
+
+async def _ignore(_data: bytes, _reply: str) -> None: ...
