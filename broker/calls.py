@@ -26,13 +26,14 @@ from broker.errors import (
 from broker.ids import new_id
 from broker.local_stream import LocalStream
 from broker.node import Node
-from broker.outgoing import Source, async_iterator, is_stream
+from broker.outgoing import async_iterator, is_stream
 from broker.packets import Request, Response
 from broker.performing import Answer, Undelivered
 from broker.reader import Readable, StreamReader
 from broker.registry import Registry
 from broker.sending import OutgoingStream, Sending
 from broker.transit import Transit
+from broker.upload import Upload
 
 
 class Calls:
@@ -70,8 +71,8 @@ class Calls:
             return await self._attempt(ctx, options)
         finally:
             self._node.end_own_work(before)
-            if isinstance(ctx.stream, Source) and not ctx.stream.taken:
-                await ctx.stream.close()
+            if isinstance(ctx.stream, Upload):
+                ctx.stream.drop()
             if options.parent is not None:
                 options.parent.meta.update(ctx.meta)
             if tracked:
@@ -119,7 +120,7 @@ class Calls:
         """A stream for a handler of this node."""
         if stream is None or isinstance(stream, Readable):
             return stream
-        items = stream.items() if isinstance(stream, Source) else async_iterator(stream)
+        items = stream.hand_over() if isinstance(stream, Upload) else async_iterator(stream)
         return LocalStream(items, self._as_remote)
 
     def _result_here(self, result: Any, along: Readable | None) -> Any:
@@ -137,7 +138,7 @@ class Calls:
                 return self._result(*await self._ask(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
                 rejected = gone.error
-            if isinstance(ctx.stream, Source) and ctx.stream.taken:
+            if isinstance(ctx.stream, Upload) and ctx.stream.sent:
                 raise rejected
             try:
                 if not ctx.attempt and ctx.options is not None and ctx.options.node_id is not None:
@@ -177,7 +178,7 @@ class Calls:
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
             if stream is not None:
-                await self._start(stream, waiter)
+                await self._start(stream, ctx.stream, waiter)
             answer = await waiter
             if stream is not None and answer[1] is None:
                 stream.answered()
@@ -190,22 +191,22 @@ class Calls:
             self._transit.forget_request(packet.id)
             _retrieve(waiter)
 
-    async def _start(self, stream: OutgoingStream, waiter: "asyncio.Future[Answer]") -> None:
+    async def _start(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
         """Send a stream when the server has taken its request and not said that nobody listens: only what has not
         begun can go to another node. A handler that has answered already, but with a stream, may still read."""
         assert self._node.transport is not None
         await self._node.transport.flush()
         if not waiter.done() or (waiter.exception() is None and waiter.result()[1] is not None):
-            stream.start()
+            stream.go_on(upload)
 
     async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> OutgoingStream | None:
         if ctx.stream is None:
             return None
-        if not isinstance(ctx.stream, Source):
-            ctx.stream = Source(ctx.stream)
+        if not isinstance(ctx.stream, Upload):
+            ctx.stream = Upload(self._node, ctx.stream)
             await ctx.stream.open()
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        return self._sending.along_with(packet, node_id, ctx.stream, has_params=has_params)
+        return self._sending.along_with(packet, node_id, ctx.stream.source, has_params=has_params)
 
     async def _require_connection(self) -> None:
         transport = self._node.transport

@@ -225,14 +225,19 @@ class Node:
         """A request was answered."""
         self.transit.in_work -= 1
 
-    def start_handler(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the work for one request or one event. It must not raise; when the node stops it may be cancelled."""
+    def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run the work for one request or one event. It must not raise; when the node stops it may be cancelled.
+
+        False when the node has stopped.
+        """
         context = copy_context()
         context.run(self.begin_own_work)
         try:
             self._handlers.create_task(work, context=context)
         except RuntimeError:  # the group is closed: everything that ran has been waited for
             work.close()
+            return False
+        return True
 
     def after(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
         """Run a function later. What it gives back cancels that."""

@@ -28,8 +28,6 @@ class Source:
         self._items = async_iterator(items)
         self._first: list[Any] = []
         self.objects = False
-        self.taken = False
-        """Whether items were asked for: what is sent once cannot be sent again."""
 
     async def open(self) -> None:
         """Wait for the first item. Raises what the iterable raises."""
@@ -38,12 +36,8 @@ class Source:
             self.objects = not isinstance(item, bytes | bytearray | memoryview)
             break
 
-    def items(self) -> AsyncIterator[Any]:
+    async def items(self) -> AsyncIterator[Any]:
         """Every item, the first one too."""
-        self.taken = True
-        return self._all()
-
-    async def _all(self) -> AsyncIterator[Any]:
         for item in self._first:
             yield item
         self._first.clear()

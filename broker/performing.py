@@ -74,7 +74,7 @@ class Performing:
     run_event: Callable[[RunEvent], None]
     notify: Callable[[str, dict[str, Any]], None]
     give_way: Callable[[], None]
-    start: Callable[[Coroutine[Any, Any, None]], None]
+    start: Callable[[Coroutine[Any, Any, None]], bool]
 
     def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit) -> None:
         self._node_id = node_id

@@ -15,6 +15,7 @@ from broker.outgoing import MakePacket, Outgoing, Source
 from broker.packets import NULL, Request, Response
 from broker.streams import OBJECT_MODE, STREAM_ERROR
 from broker.transit import Transit
+from broker.upload import Upload
 
 
 class OutgoingStream:
@@ -30,10 +31,10 @@ class OutgoingStream:
         self._begun = False
         node.performing.flows[prefix] = flow
 
-    def start(self) -> None:
-        """Send the chunks in the background."""
+    def go_on(self, upload: Upload) -> None:
+        """Send the chunks of what a call takes along."""
         self._begun = True
-        self._node.start_handler(self.write())
+        upload.send(self.write)
 
     async def open(self) -> None:
         """Send the packet that opens the stream. Errors of the transport pass."""

@@ -1,5 +1,6 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
+import asyncio
 import logging
 from functools import partial
 from typing import Any
@@ -116,12 +117,19 @@ class Serving:
                 await effect.stream.aclose()
 
     async def _begun(self, ctx: Context, result: Any) -> Source:
-        """What the handler yields, with its first item. The deadline covers the opening alone, that is this (§8.2)."""
+        """What the handler yields, with its first item. The deadline covers the opening alone, that is this (§8.2).
+
+        It is asyncio's: scopes of anyio nest, and one that the handler opens before its first item stays open.
+        """
         source = Source(result)
-        with anyio.CancelScope(deadline=float("inf") if ctx.deadline is None else ctx.deadline) as scope:
-            await source.open()
-        if scope.cancelled_caught:
-            raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
+        try:
+            async with asyncio.timeout_at(ctx.deadline) as opening:
+                await source.open()
+        except TimeoutError:
+            if not opening.expired():
+                raise
+            await source.close()
+            raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id}) from None
         return source
 
     async def _send(self, request: Request, answer: list[Effect]) -> None:

@@ -32,6 +32,7 @@ BROKER = [
     "transit",
     "performing",
     "node",
+    "upload",
     "catalog emitting pinging sending",
     "calls serving",
     "broker",
@@ -68,7 +69,8 @@ ENVIRONMENTS_STORE = [
 LIBRARIES = {
     "nats": {"broker.transports.nats"},
     "asyncio": {
-        f"broker.{name}" for name in ("broker", "calls", "flow", "node", "performing", "reader", "transports.nats")
+        f"broker.{name}"
+        for name in ("broker", "calls", "flow", "node", "performing", "reader", "serving", "transports.nats")
     },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {

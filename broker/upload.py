@@ -1,0 +1,78 @@
+"""The source of a stream that a call takes along: read in one task, from its first item to its end.
+
+What a source opens on the way, such as a scope or a task group, can be closed in no other task. The call waits for the
+first item, which tells whether the stream is one of bytes; the node it goes to is known only later, and may be another
+one when the first turns out to be gone.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from broker.errors import BrokerDisconnectedError
+from broker.flow import Flow
+from broker.node import Node
+from broker.outgoing import Source
+
+
+class Upload:
+    """One source on its way out."""
+
+    def __init__(self, node: Node, items: Any) -> None:
+        self.source = Source(items)
+        self.sent = False
+        """Whether items have gone out: they cannot be sent again."""
+        self._node = node
+        self._reading = Flow(acknowledges=False)
+        self._begun = anyio.Event()
+        self._decided = anyio.Event()
+        self._failure: Exception | None = None
+        self._write: Callable[[], Awaitable[None]] | None = None
+        self._handed_over = False
+
+    async def open(self) -> None:
+        """Wait for the first item. Raises what the source raises."""
+        if not self._node.start_handler(self._read()):
+            raise BrokerDisconnectedError("The broker has stopped.")
+        await self._begun.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def send(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Go on with the source in `write`."""
+        self.sent, self._write = True, write
+        self._decided.set()
+
+    def hand_over(self) -> AsyncIterator[Any]:
+        """The items, for a handler of this node. Whoever reads them closes the source."""
+        self._handed_over = True
+        self._decided.set()
+        return self.source.items()
+
+    def drop(self) -> None:
+        """Close the source, unless it was sent."""
+        self._reading.stop()
+
+    async def _read(self) -> None:
+        try:
+            async with self._reading.writing():
+                await self._open()
+                await self._decided.wait()
+            if self._write is not None:
+                await self._write()
+        finally:
+            if not self._handed_over:
+                await self.source.close()
+
+    async def _open(self) -> None:
+        self._failure = BrokerDisconnectedError("The broker has stopped.")  # unless this comes to its end
+        try:
+            await self.source.open()
+        except Exception as error:
+            self._failure = error
+            self.drop()
+        else:
+            self._failure = None
+        finally:
+            self._begun.set()
