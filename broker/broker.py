@@ -295,7 +295,8 @@ class ServiceBroker:
         after retryable errors; None leaves it to the retry policies, 0 allows none. `fallback`, a value or a function
         of (context of the call, error), stands in for an error, except that of an action that nobody offers.
         `node_id` asks exactly that node. `stream` is any iterable, async or not, of bytes or of values, sent while the
-        callee runs. An action that answers with a stream gives a StreamReader: `async for chunk in …`.
+        callee runs, and to a JS node also when that has answered first. An action that answers with a stream gives a
+        StreamReader: `async for chunk in …`.
 
         Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
         RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.

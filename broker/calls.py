@@ -180,12 +180,12 @@ class Calls:
             if stream is not None:
                 await self._start(stream, ctx.stream, waiter)
             answer = await waiter
-            if stream is not None and answer[1] is None:
-                stream.answered()
+            if stream is not None:
+                stream.answered(answer)
             return answer
         except BaseException:
             if stream is not None:
-                stream.give_up()
+                stream.give_up(overdue=ctx.deadline is not None and ctx.deadline <= anyio.current_time())
             raise
         finally:
             self._transit.forget_request(packet.id)
@@ -193,10 +193,10 @@ class Calls:
 
     async def _start(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
         """Send a stream when the server has taken its request and not said that nobody listens: only what has not
-        begun can go to another node. A handler that has answered already, but with a stream, may still read."""
+        begun can go to another node. A handler that has answered already may still read."""
         assert self._node.transport is not None
         await self._node.transport.flush()
-        if not waiter.done() or (waiter.exception() is None and waiter.result()[1] is not None):
+        if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
             stream.go_on(upload)
 
     async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> OutgoingStream | None:

@@ -9,7 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from broker.defaults import STREAM_MARK_BYTES, STREAM_MARK_CHUNKS, STREAM_MARKS_AHEAD
+from broker.defaults import (
+    STREAM_ERROR_AFTER_OPENING_S,
+    STREAM_MARK_BYTES,
+    STREAM_MARK_CHUNKS,
+    STREAM_MARKS_AHEAD,
+)
 
 FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO that tells of a node that answers marks."""
@@ -26,18 +31,20 @@ class Flow:
         self.stopped = False
         self.error: Exception | None = None
         """Why the writer gave up, for the reader; None when it was the reader that went."""
-        self.answered_for = False
-        """Whether the stream's request was answered, so that nothing more is said."""
-        self._acknowledges = acknowledges
+        self.forgotten = False
+        """Whether the reader's node has forgotten the stream, so that nothing more is said, not even its end."""
+        self.acknowledges = acknowledges
         self._open_marks = 0
         self._bytes = STREAM_MARK_BYTES  # the first chunk carries a mark, so that the reader can stop us from then on
         self._chunks = 0
         self._wake: asyncio.Future[None] | None = None
         self._writing: asyncio.Timeout | None = None
+        self._hears_errors_at = 0.0
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
         """What is done in here is broken off by a stop, wherever it waits: the next item may never come."""
+        self._hears_errors_at = asyncio.get_running_loop().time() + STREAM_ERROR_AFTER_OPENING_S
         try:
             async with asyncio.timeout(None) as self._writing:
                 yield
@@ -49,7 +56,7 @@ class Flow:
 
     def mark(self, size: int) -> bool:
         """Count a chunk that goes out now; True when it must carry a reply subject."""
-        if not self._acknowledges:
+        if not self.acknowledges:
             return False
         self._bytes += size
         self._chunks += 1
@@ -64,6 +71,15 @@ class Flow:
         while self._open_marks >= STREAM_MARKS_AHEAD and not self.stopped:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
+
+    async def hears_errors(self) -> None:
+        """Return when the reader can be told of an error.
+
+        A JS node that takes in the opening and an error at once has no reader yet to tell: the error is lost there, and
+        with it the end, so that its reader would wait for ever.
+        """
+        if not self.acknowledges:
+            await asyncio.sleep(self._hears_errors_at - asyncio.get_running_loop().time())
 
     def answered(self, answer: bytes) -> None:
         """The reader answered a mark."""
@@ -82,8 +98,9 @@ class Flow:
             self._writing.reschedule(asyncio.get_running_loop().time())
 
     def forget(self) -> None:
-        """Write no more, not even the end: what the stream was sent along with has its answer."""
-        self.answered_for = True
+        """Write no more, not even the end. A JS node forgets the stream of a request that it answers with an error, or
+        whose time is over, and takes what comes then for a new one, which it keeps (§8.4)."""
+        self.forgotten = True
         self.stop()
 
     def _notify(self) -> None:

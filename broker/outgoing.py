@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw
@@ -19,6 +18,10 @@ logger = logging.getLogger("broker")
 
 MakePacket = Callable[[int, bool, Raw, BaseException | None], Packet]
 """Makes a packet of the stream: its sequence, whether more follow, the chunk, and what broke the stream."""
+
+
+class _CutOff(Exception):
+    """The connection is gone, so nothing more can be said. A source may raise BrokerDisconnectedError of its own."""
 
 
 class Source:
@@ -80,28 +83,39 @@ class Outgoing:
 
     async def write(self, source: Source) -> None:
         """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
+        error: Exception | None = None
         try:
-            async with self._flow.writing():
-                await self._write(source)
-            if not self._flow.answered_for:  # of what was broken off, the end lets the reader's node forget the stream
-                await self._finish(self._flow.error)
-        except BrokerDisconnectedError as error:
-            logger.warning("A stream was cut off: %s", error)
-        except Exception as error:
-            await self.break_off(error)
+            try:
+                async with self._flow.writing():
+                    await self._write(source)
+                error = self._flow.error
+            except _CutOff:
+                raise
+            except Exception as failure:
+                error = failure
+            if not self._flow.forgotten:  # of what was broken off, the end lets the reader's node forget the stream
+                await self._end(error)
+        except _CutOff as cut:
+            logger.warning("A stream was cut off: %s", cut)
         finally:
             await source.close()
 
     async def break_off(self, error: Exception) -> None:
         """Tell the reader why nothing more will come."""
         try:
+            await self._end(error)
+        except _CutOff as cut:
+            logger.warning("A stream was cut off: %s", cut)
+
+    async def _end(self, error: Exception | None) -> None:
+        """The end of the stream, or what broke it."""
+        if error is not None:
+            await self._flow.hears_errors()
+        try:
             await self._finish(error)
-        except BrokerDisconnectedError:
-            pass
         except MoleculerError as unsendable:  # the error's data are too large, or have no form on the wire
             logger.warning("The error that broke a stream could not be sent: %s: %s", unsendable, error)
-            with suppress(MoleculerError):
-                await self._finish(unsendable)
+            await self._finish(unsendable)
 
     async def _write(self, source: Source) -> None:
         room = self._room()
@@ -142,6 +156,8 @@ class Outgoing:
         self._sequence += 1
         try:
             await self._publish(Publish(self._subject, packet, reply_id))
+        except BrokerDisconnectedError as lost:
+            raise _CutOff(str(lost)) from lost
         except MoleculerError:
             self._sequence -= 1
             raise

@@ -13,6 +13,7 @@ from broker.flow import FLOW_CONTROL, Flow
 from broker.node import Node
 from broker.outgoing import MakePacket, Outgoing, Source
 from broker.packets import NULL, Request, Response
+from broker.performing import Answer
 from broker.streams import OBJECT_MODE, STREAM_ERROR
 from broker.transit import Transit
 from broker.upload import Upload
@@ -23,11 +24,12 @@ class OutgoingStream:
 
     def __init__(self, node: Node, action: str, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
         self._node = node
-        self._action = action
         self._outgoing = outgoing
         self._source = source
         self._prefix = prefix
         self._flow = flow
+        self._cut_off = RequestRejectedError({"action": action, "nodeID": node.options.node_id})
+        """What the reader is told when this node ends the stream before its source does."""
         self._begun = False
         node.performing.flows[prefix] = flow
 
@@ -45,14 +47,29 @@ class OutgoingStream:
             self._drop()
             raise
 
-    def answered(self) -> None:
-        """Send no more of what came with a call: it is over."""
-        self._flow.forget()
+    def outlives(self, answer: Answer) -> bool:
+        """Whether what came with a call goes on when that is answered: a handler that answers with a stream reads on,
+        and one of a JS node may. One of a node like this has read what it wanted; after an error nobody reads."""
+        response, reader = answer
+        return reader is not None or (bool(response.success) and not self._flow.acknowledges)
+
+    def answered(self, answer: Answer) -> None:
+        """What came with a call is answered: send no more of it, unless it goes on."""
+        if self.outlives(answer):
+            return
+        if self._flow.acknowledges:
+            self._flow.stop()
+        else:
+            self._flow.forget()
         self._drop_unbegun()
 
-    def give_up(self) -> None:
-        """Send no more of what came with a call, and tell the handler that reads it: nobody waits for its answer."""
-        self._flow.stop(self._cut_off())
+    def give_up(self, *, overdue: bool) -> None:
+        """Send no more of what came with a call, and tell the handler that reads it: nobody waits for its answer. When
+        the call's time is over the handler's node knows it."""
+        if overdue and not self._flow.acknowledges:
+            self._flow.forget()
+        else:
+            self._flow.stop(self._cut_off)
         self._drop_unbegun()
 
     async def write(self) -> None:
@@ -61,7 +78,7 @@ class OutgoingStream:
             await self._outgoing.write(self._source)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._outgoing.break_off(self._cut_off())
+                await self._outgoing.break_off(self._cut_off)
             raise
         finally:
             self._drop()
@@ -72,9 +89,6 @@ class OutgoingStream:
 
     def _drop(self) -> None:
         self._node.performing.flows.pop(self._prefix, None)
-
-    def _cut_off(self) -> RequestRejectedError:
-        return RequestRejectedError({"action": self._action, "nodeID": self._node.options.node_id})
 
 
 class Sending:

@@ -51,8 +51,9 @@ class Upload:
         return self.source.items()
 
     def drop(self) -> None:
-        """Close the source, unless it was sent."""
-        self._reading.stop()
+        """Close the source, unless it is on its way."""
+        if not self._decided.is_set():
+            self._reading.stop()
 
     async def _read(self) -> None:
         try:

@@ -4,10 +4,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import pytest
 from msgspec import Raw
 
 from broker.codec import JSONCodec
+from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
 from broker.effects import Publish
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.flow import STOP, Flow
@@ -48,7 +50,7 @@ class Wire:
         self.packets.append(json.loads(encoded))
 
     def _packet(self, sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Packet:
-        failure = {"error": {"message": str(error)}} if error else {}
+        failure = {"error": {"message": str(error), "data": getattr(error, "data", None)}} if error else {}
         return Response(
             sender="b", id="1", success=error is None, data=chunk, stream=more, sequence=sequence, **failure
         )
@@ -105,6 +107,36 @@ async def test_an_exception_that_is_too_large_is_told_as_such_in_its_place() -> 
     packets = await Wire(max_payload=4096).send(breaking())
     assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (2, False, False)
     assert "max_payload" in packets[-1]["error"]["message"]
+
+
+async def test_c71_an_early_error_comes_to_a_js_node_when_it_has_a_reader_to_tell() -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise ValueError("broke")
+
+    began = anyio.current_time()
+    await Wire(acknowledges=False).send(breaking())
+    assert anyio.current_time() - began >= STREAM_ERROR_AFTER_OPENING_S
+
+
+@pytest.mark.parametrize("data", [{"no": "form", "in": {"json": object()}}, "x" * 5000], ids=["no form", "too large"])
+async def test_an_error_that_cannot_be_sent_still_ends_the_stream(data: Any) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerError("broke", 500, "BROKE", data)
+
+    packets = await Wire(max_payload=4096).send(breaking())
+    assert [(packet["seq"], packet["stream"]) for packet in packets] == [(0, True), (1, True), (2, False)]
+    assert not packets[-1]["success"]
+
+
+async def test_an_error_of_the_source_is_told_though_it_speaks_of_a_lost_connection() -> None:
+    async def passing_on() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise BrokerDisconnectedError("of a third node")
+
+    packets = await Wire().send(passing_on())
+    assert packets[-1]["error"]["message"] == "of a third node"
 
 
 async def test_a_stream_of_bytes_that_goes_on_with_values_breaks() -> None:

@@ -23,6 +23,7 @@ from broker import (
 )
 from broker.defaults import STREAM_CHUNK_BYTES, STREAM_MARK_BYTES, STREAM_MARKS_AHEAD
 from tests.support.cluster import Cluster
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60
@@ -317,6 +318,36 @@ async def test_a_handler_that_does_not_read_ends_the_writer(pair: Pair) -> None:
     assert await pair.call("ignore", stream=endless()) == "not interested"
     with anyio.fail_after(DEADLINE_S):
         await closed.wait()
+
+
+async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pair) -> None:
+    """The handler must not wait for the rest of a stream that nobody sends any more."""
+    closed = anyio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"a"
+                await anyio.sleep(0.001)
+        finally:
+            closed.set()
+
+    async def call() -> None:
+        await pair.caller.call("streams.digest", stream=slow())
+
+    transit = pair.server._node.transit
+    for delay_s in (0.0, 0.001, 0.02, 0.05):
+        closed = anyio.Event()
+        with anyio.move_on_after(delay_s):
+            await call()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await eventually(lambda: transit.in_work == 1, "the handler")
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(DEADLINE_S / 4):  # well below the time after which a silent stream ends
+        await closed.wait()
+        await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of all handlers")
+    assert pair.caller._node.performing.flows == {}
 
 
 async def test_an_error_before_the_first_chunk_is_the_answer_to_the_call(pair: Pair) -> None:

@@ -112,16 +112,22 @@ async def test_c67_c68_a_stream_goes_there_and_back(pair: Pair) -> None:
     assert await pair.js.command("sendStream", action="pystreams.back", order=order, meta={}) == expected
 
 
-async def test_c71_an_answer_that_breaks_raises_the_writers_error_at_the_reader(pair: Pair) -> None:
-    # Large, so that JS does not take in the beginning and the error at once: it would have no reader to tell yet.
-    order = {**LARGE, "breakAfter": 3}
-    stream = await pair.broker.call("streams.send", order, timeout=60)
-    with pytest.raises(MoleculerError, match="broken on purpose") as in_python:
+async def test_c71_an_answer_of_js_that_breaks_raises_its_error_at_the_reader(pair: Pair) -> None:
+    # Large: of a small one, JS may see it broken before anybody can read it, and then sends neither error nor end.
+    stream = await pair.broker.call("streams.send", {**LARGE, "breakAfter": 3}, timeout=60)
+    with pytest.raises(MoleculerError, match="broken on purpose") as caught:
         await read(stream)
-    assert (in_python.value.code, in_python.value.type, in_python.value.data) == (418, "BROKEN", {"after": 3})
-    with pytest.raises(JsError) as in_js:
+    assert (caught.value.code, caught.value.type, caught.value.data) == (418, "BROKEN", {"after": 3})
+
+
+@pytest.mark.parametrize("order", [{**LARGE, "breakAfter": 3}, {"size": 3, "chunk": 1, "breakAfter": 1}], ids=str)
+async def test_c71_an_answer_that_breaks_however_early_raises_its_error_at_the_js_reader(
+    pair: Pair, order: dict[str, int]
+) -> None:
+    with pytest.raises(JsError) as caught:
         await pair.js.command("callForStream", action="pystreams.send", params=order)
-    assert (in_js.value.name, in_js.value.code, in_js.value.data) == ("MoleculerError", 418, {"after": 3})
+    error = caught.value
+    assert (error.name, error.code, error.data) == ("MoleculerError", 418, {"after": order["breakAfter"]})
 
 
 async def test_c71_a_request_stream_that_breaks_raises_the_writers_error_at_the_handler(pair: Pair) -> None:
