@@ -14,6 +14,7 @@ import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from broker.defaults import (
     NATS_CANCEL_WAIT_S,
@@ -51,6 +52,16 @@ class _Client(Client):
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call] # as most of nats-py
         await super()._connect_to_server(s)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """nats-py closes for good at nearly all that a server may say to a running connection: the rights of the user
+        were changed, or expired, some limit is reached. The next connection may be taken, now or in an hour."""
+        if not self.is_connected or PERMISSIONS_ERR in err_msg.lower():
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error("nats: " + err_msg.strip("'"))
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
         """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""

@@ -11,6 +11,7 @@ from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Servic
 from broker.transports import make_transport
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
+from tests.conftest import NatsServerFactory
 from tests.support.cluster import Cluster, open_cluster, shorten_waits
 from tests.support.example_services import Echo, Gate
 from tests.support.nats_server import NatsServer
@@ -19,13 +20,17 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    """A cluster over a NATS server that the test may stop."""
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_waits(monkeypatch)
     monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.05)
     monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0.01)
     monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
+
+
+@pytest.fixture
+async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    """A cluster over a NATS server that the test may stop."""
+    hurry(monkeypatch)
     async with open_cluster(nats_server.url, namespace) as cluster:
         yield cluster
 
@@ -278,3 +283,32 @@ async def test_a_message_limit_that_the_server_lowered_counts_from_then_on(
     assert transport.max_payload == 1 << 20
     nats_server.restart(max_payload=4096)
     await eventually(lambda: connected(outage) and transport.max_payload == 4096)
+
+
+async def test_rights_that_are_revoked_and_given_back_are_an_outage_like_another(
+    make_nats_server: NatsServerFactory, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    server = make_nats_server(authorization="{ user: node, password: secret }")
+    url = server.url.replace("://", "://node:secret@")
+    async with open_cluster(url, namespace) as cluster:
+        _, two = await cluster.start(("one", [Echo()]), ("two", []))
+        server.reload(authorization="{ user: node, password: another }")
+        await eventually(lambda: cut_off(cluster))
+        with pytest.raises(BrokerDisconnectedError):
+            await two.call("echo.params", {"a": 1})
+        server.reload(authorization="{ user: node, password: secret }")
+        await eventually(lambda: connected(cluster))
+        assert await two.call("echo.params", {"a": 1}) == {"a": 1}
+
+
+async def test_what_the_server_ends_a_connection_for_is_an_outage_like_another(outage: Cluster) -> None:
+    """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    transport = one._node.transport
+    assert isinstance(transport, NATSTransport)
+    client = transport._client
+    assert client is not None
+    await client._send_command(b"NO SUCH OPERATION\r\n")
+    await eventually(lambda: client.stats["reconnects"] == 1 and connected(outage))
+    assert await two.call("echo.params", {"a": 1}) == {"a": 1}

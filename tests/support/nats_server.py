@@ -50,8 +50,7 @@ class NatsServer:
         """Returns when clients can connect. Starting a running server does nothing."""
         if self._process is not None and self._process.running:
             return
-        settings = self._folder / "server.conf"
-        settings.write_text("".join(f"{name}: {_setting(value)}\n" for name, value in self._options.items()))
+        settings = self._write_settings()
         command: list[str | Path] = [script_path("nats-server"), "-c", settings, "-a", LOOPBACK, "-p", str(self._port)]
         self._process = ServerProcess(command, self._folder / "server.log")
         self._port = self._process.wait_until(self._listening_port)
@@ -69,6 +68,12 @@ class NatsServer:
         self.stop()
         self._options = {**self._options, **options}
         self.start()
+
+    def reload(self, **options: int | str | bool) -> None:
+        """Changes `options` while it runs, as far as the server can; who is connected may lose his connection."""
+        self._options = {**self._options, **options}
+        self._write_settings()
+        self._signal(signal.SIGHUP)
 
     def pause(self) -> None:
         """Freezes it: connections stay open and nothing is answered, as with a network that drops packets."""
@@ -91,6 +96,11 @@ class NatsServer:
         if self._process is not None and self._process.running:
             self.resume()  # a frozen process takes no SIGTERM
         self.stop()
+
+    def _write_settings(self) -> Path:
+        settings = self._folder / "server.conf"
+        settings.write_text("".join(f"{name}: {_setting(value)}\n" for name, value in self._options.items()))
+        return settings
 
     def _listening_port(self) -> int | None:
         text = self.log()
