@@ -171,14 +171,15 @@ class Calls:
         """Send a request and wait for its answer."""
         await self._require_connection()
         waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        upload = await self._upload(ctx)
         packet = self._packet(endpoint.node_id, ctx)
-        stream = await self._stream_along(packet, endpoint.node_id, ctx)
+        stream = self._stream_along(packet, endpoint.node_id, upload, ctx)
         try:
             for effect in self._transit.request(packet, target, waiter):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
-            if stream is not None:
-                await self._start(stream, ctx.stream, waiter)
+            if stream is not None and upload is not None:
+                await self._start(stream, upload, waiter)
             answer = await waiter
             if stream is not None:
                 stream.answered(answer)
@@ -199,14 +200,21 @@ class Calls:
         if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
             stream.go_on(upload)
 
-    async def _stream_along(self, packet: Request, node_id: str, ctx: Context) -> OutgoingStream | None:
-        if ctx.stream is None:
+    async def _upload(self, ctx: Context) -> Upload | None:
+        """The stream of a call, begun: by an attempt before this one, maybe."""
+        if ctx.stream is None or isinstance(ctx.stream, Upload):
+            return ctx.stream
+        upload = ctx.stream = Upload(self._node, ctx.stream)
+        await upload.open()
+        return upload
+
+    def _stream_along(
+        self, packet: Request, node_id: str, upload: Upload | None, ctx: Context
+    ) -> OutgoingStream | None:
+        if upload is None:
             return None
-        if not isinstance(ctx.stream, Upload):
-            ctx.stream = Upload(self._node, ctx.stream)
-            await ctx.stream.open()
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        return self._sending.along_with(packet, node_id, ctx.stream.source, has_params=has_params)
+        return self._sending.along_with(packet, node_id, upload.source, has_params=has_params)
 
     async def _require_connection(self) -> None:
         transport = self._node.transport

@@ -41,6 +41,7 @@ STREAM_MARK_CHUNKS = 256
 STREAM_MARKS_AHEAD = 4  # …and how many such steps the writer may be ahead: 4 MiB
 STREAM_BUFFER_BYTES = 67_108_864  # what a writer that cannot be slowed down (JS) may be ahead before we give up
 STREAM_PART_BYTES = 256  # what holding a chunk takes beside its own bytes: many small ones are more than their text
+STREAM_OPENING_S = 1.0  # how long a stream waits for its first item to open; what it opens without one is of values
 STREAM_ERROR_AFTER_OPENING_S = 0.1  # for JS to hand a stream to its reader: far above one turn of its event loop
 STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
 STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work

@@ -6,7 +6,7 @@ it has read that far, or when it will read no further.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from broker.defaults import (
@@ -33,6 +33,8 @@ class Flow:
         """Why the writer gave up, for the reader; None when it was the reader that went."""
         self.forgotten = False
         """Whether the reader's node has forgotten the stream, so that nothing more is said, not even its end."""
+        self.on_stop: Callable[[], None] | None = None
+        """Called when the writer is stopped, which may be before it began."""
         self.acknowledges = acknowledges
         self._open_marks = 0
         self._bytes = STREAM_MARK_BYTES  # the first chunk carries a mark, so that the reader can stop us from then on
@@ -96,6 +98,8 @@ class Flow:
         self._notify()
         if self._writing is not None:
             self._writing.reschedule(asyncio.get_running_loop().time())
+        if self.on_stop is not None:
+            self.on_stop()
 
     def forget(self) -> None:
         """Write no more, not even the end. A JS node forgets the stream of a request that it answers with an error, or

@@ -30,20 +30,40 @@ class Source:
     def __init__(self, items: Any) -> None:
         self._items = async_iterator(items)
         self._first: list[Any] = []
-        self.objects = False
+        self._failure: Exception | None = None
+        self._announced = False
+        self.of_bytes = True
+        """Whether its items are bytes, which may be cut to fit."""
+
+    @property
+    def objects(self) -> bool:
+        """Whether its reader is told that it is one of values."""
+        return self._announced or not self.of_bytes
 
     async def open(self) -> None:
-        """Wait for the first item. Raises what the iterable raises."""
-        async for item in self._items:
-            self._first.append(item)
-            self.objects = not isinstance(item, bytes | bytearray | memoryview)
-            break
+        """Wait for the first item. Raises what the iterable raises; when it was announced, its reader gets that."""
+        try:
+            async for item in self._items:
+                self._first.append(item)
+                self.of_bytes = isinstance(item, bytes | bytearray | memoryview)
+                break
+        except Exception as error:
+            if not self._announced:
+                raise
+            self._failure = error
+
+    def announce(self) -> None:
+        """Its reader will be told of it before its first item is there: as of a stream of values, which bytes may be,
+        too (§8.3)."""
+        self._announced = True
 
     async def items(self) -> AsyncIterator[Any]:
         """Every item, the first one too."""
         for item in self._first:
             yield item
         self._first.clear()
+        if self._failure is not None:
+            raise self._failure
         async for item in self._items:
             yield item
 
@@ -120,16 +140,16 @@ class Outgoing:
     async def _write(self, source: Source) -> None:
         room = self._room()
         async for item in source.items():
-            for chunk in self._chunks(item, room, objects=source.objects):
+            for chunk in self._chunks(item, room, of_bytes=source.of_bytes):
                 await self._flow.room()
                 if self._flow.stopped:
                     return
                 await self._send(chunk)
 
-    def _chunks(self, item: Any, room: int | None, *, objects: bool) -> "list[Raw]":
+    def _chunks(self, item: Any, room: int | None, *, of_bytes: bool) -> "list[Raw]":
         if item is None:
             raise TypeError("A stream cannot hold None: in JavaScript that is the end of a stream.")
-        if objects:
+        if not of_bytes:
             raw = self._codec.encode_value(item)
             if room is not None and len(raw) > room and self._codec.size(raw) > room:
                 raise PayloadTooLargeError(

@@ -1,5 +1,8 @@
 """Streams that this node sends along with a request or as an answer (moleculer protocol §8.1, §8.2)."""
 
+import asyncio
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 import anyio
@@ -8,7 +11,8 @@ from msgspec import UNSET, Raw
 
 from broker.codec import Codec
 from broker.context import Context
-from broker.errors import MoleculerClientError, RequestRejectedError, error_to_wire
+from broker.defaults import STREAM_OPENING_S
+from broker.errors import MoleculerClientError, MoleculerError, RequestRejectedError, RequestTimeoutError, error_to_wire
 from broker.flow import FLOW_CONTROL, Flow
 from broker.node import Node
 from broker.outgoing import MakePacket, Outgoing, Source
@@ -24,6 +28,7 @@ class OutgoingStream:
 
     def __init__(self, node: Node, action: str, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
         self._node = node
+        self._action = action
         self._outgoing = outgoing
         self._source = source
         self._prefix = prefix
@@ -31,20 +36,56 @@ class OutgoingStream:
         self._cut_off = RequestRejectedError({"action": action, "nodeID": node.options.node_id})
         """What the reader is told when this node ends the stream before its source does."""
         self._begun = False
+        self.is_open = False
         node.performing.flows[prefix] = flow
 
     def go_on(self, upload: Upload) -> None:
         """Send the chunks of what a call takes along."""
         self._begun = True
+        self._flow.on_stop = upload.abandon
         upload.send(self.write)
 
-    async def open(self) -> None:
-        """Send the packet that opens the stream. Errors of the transport pass."""
+    async def begin(self, deadline: float | None) -> None:
+        """Open the stream of an answer with its first item, or without it when that does not come soon.
+
+        Until it is open, what the source raises passes, RequestTimeoutError when the deadline does, and errors of the
+        transport. The deadline is asyncio's: scopes of anyio nest, and one that a handler opens before its first item
+        stays open.
+        """
+        try:
+            async with self._flow.writing(), asyncio.timeout_at(deadline) as in_time:
+                enough = self._node.after(STREAM_OPENING_S, partial(self._announce, in_time))
+                try:
+                    await self._source.open()
+                finally:
+                    enough()
+            await self._open()
+        except BaseException as error:
+            if self.is_open and isinstance(error, anyio.get_cancelled_exc_class()):
+                await self._cut_short()
+            await self._source.close()
+            self._drop()
+            if isinstance(error, TimeoutError) and in_time.expired():
+                raise RequestTimeoutError({"action": self._action, "nodeID": self._flow.node_id}) from None
+            raise
+
+    def _announce(self, in_time: asyncio.Timeout) -> None:
+        self._source.announce()
+        in_time.reschedule(None)
+        self._node.start_handler(self._open_quietly())
+
+    async def _open_quietly(self) -> None:
+        with suppress(MoleculerError):  # it is tried again with the first item, and told
+            await self._open()
+
+    async def _open(self) -> None:
+        if self.is_open:
+            return
+        self.is_open = True
         try:
             await self._outgoing.open()
         except BaseException:
-            await self._source.close()
-            self._drop()
+            self.is_open = False
             raise
 
     def outlives(self, answer: Answer) -> bool:
@@ -77,11 +118,14 @@ class OutgoingStream:
         try:
             await self._outgoing.write(self._source)
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await self._outgoing.break_off(self._cut_off)
+            await self._cut_short()
             raise
         finally:
             self._drop()
+
+    async def _cut_short(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._outgoing.break_off(self._cut_off)
 
     def _drop_unbegun(self) -> None:
         if not self._begun:
@@ -134,14 +178,19 @@ class Sending:
         subject = self._transit.topics.to_node("REQ", node_id)
         return self._stream(node_id, subject, f"q{request.id}", request.action, source, packet)
 
-    async def answer(self, request: Request, ctx: Context, source: Source) -> None:
-        """Answer a request with a stream; returns when it was sent, or nobody reads it any more."""
-        in_meta = request.ver == "4"
-        flags = {OBJECT_MODE: True} if source.objects else {}
-        meta = {**ctx.meta, **flags} if in_meta else ctx.meta
-        headers: Any = UNSET if in_meta else {**ctx.response_headers, **flags}
+    def answer(self, request: Request, ctx: Context, items: Any) -> OutgoingStream:
+        """The stream that answers a request, which its `begin` opens and its `write` sends."""
+        source = Source(items)
+
+        @cache  # meta and headers are those of the moment in which the stream opens
+        def places() -> tuple[dict[str, Any], Any]:
+            flags = {OBJECT_MODE: True} if source.objects else {}
+            if request.ver == "4":
+                return {**ctx.meta, **flags}, UNSET
+            return ctx.meta, {**ctx.response_headers, **flags}
 
         def packet(sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Response:
+            meta, headers = places()
             return Response(
                 ver=request.ver,
                 sender=self._node.options.node_id,
@@ -156,9 +205,7 @@ class Sending:
             )
 
         subject = self._transit.topics.to_node("RES", request.sender)
-        stream = self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet)
-        await stream.open()
-        await stream.write()
+        return self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet)
 
     def _stream(
         self, node_id: str, subject: str, prefix: str, action: str, source: Source, packet: MakePacket

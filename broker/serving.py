@@ -1,9 +1,7 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
-import asyncio
 import logging
 from functools import partial
-from typing import Any
 
 import anyio
 from msgspec import UNSET, Raw
@@ -15,12 +13,12 @@ from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
 from broker.encoding import UNSERIALIZABLE, is_unreadable
 from broker.endpoints import Listener
-from broker.errors import MoleculerError, PayloadTooLargeError, RequestTimeoutError, ServiceNotAvailableError
+from broker.errors import MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
 from broker.middleware import Next
 from broker.node import Node
-from broker.outgoing import Source, is_stream
+from broker.outgoing import is_stream
 from broker.packets import NULL, Event, Request
-from broker.sending import Sending
+from broker.sending import OutgoingStream, Sending
 from broker.transit import Transit
 
 logger = logging.getLogger("broker")
@@ -92,13 +90,13 @@ class Serving:
     async def _answer(self, effect: RunAction) -> list[Effect]:
         request = effect.request
         ctx = self._context(effect)
-        streaming = False
+        stream: OutgoingStream | None = None
         try:
             result = await self._catalog.run(effect.action, ctx)
             if is_stream(result):
-                source = await self._begun(ctx, result)
-                streaming = True
-                await self._sending.answer(request, ctx, source)
+                stream = self._sending.answer(request, ctx, result)
+                await stream.begin(ctx.deadline)
+                await stream.write()
                 return []
             data = self._codec.encode_value(result)
             return self._transit.respond(request, ctx.meta, data, headers=ctx.response_headers)
@@ -106,7 +104,7 @@ class Serving:
             self._log_failure(request, error)
             return self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
         except anyio.get_cancelled_exc_class():
-            if streaming:
+            if stream is not None and stream.is_open:
                 raise  # its reader was told
             refusal = ServiceNotAvailableError({"action": request.action, "nodeID": self._transit.identity.node_id})
             with anyio.CancelScope(shield=True):
@@ -115,22 +113,6 @@ class Serving:
         finally:
             if effect.stream is not None:
                 await effect.stream.aclose()
-
-    async def _begun(self, ctx: Context, result: Any) -> Source:
-        """What the handler yields, with its first item. The deadline covers the opening alone, that is this (§8.2).
-
-        It is asyncio's: scopes of anyio nest, and one that the handler opens before its first item stays open.
-        """
-        source = Source(result)
-        try:
-            async with asyncio.timeout_at(ctx.deadline) as opening:
-                await source.open()
-        except TimeoutError:
-            if not opening.expired():
-                raise
-            await source.close()
-            raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id}) from None
-        return source
 
     async def _send(self, request: Request, answer: list[Effect]) -> None:
         for effect in answer:

@@ -1,8 +1,8 @@
 """The source of a stream that a call takes along: read in one task, from its first item to its end.
 
 What a source opens on the way, such as a scope or a task group, can be closed in no other task. The call waits for the
-first item, which tells whether the stream is one of bytes; the node it goes to is known only later, and may be another
-one when the first turns out to be gone.
+first item, which tells whether the stream is one of bytes, but not for long: that may be an answer to what the call
+brings. The node it goes to is known only later, and may be another one when the first turns out to be gone.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from broker.defaults import STREAM_OPENING_S
 from broker.errors import BrokerDisconnectedError
 from broker.flow import Flow
 from broker.node import Node
@@ -32,11 +33,14 @@ class Upload:
         self._handed_over = False
 
     async def open(self) -> None:
-        """Wait for the first item. Raises what the source raises."""
+        """Wait for the first item, but not for long. Raises what the source raises meanwhile."""
         if not self._node.start_handler(self._read()):
             raise BrokerDisconnectedError("The broker has stopped.")
-        await self._begun.wait()
-        if self._failure is not None:
+        with anyio.move_on_after(STREAM_OPENING_S):
+            await self._begun.wait()
+        if not self._begun.is_set():
+            self.source.announce()
+        elif self._failure is not None:
             raise self._failure
 
     def send(self, write: Callable[[], Awaitable[None]]) -> None:
@@ -48,11 +52,21 @@ class Upload:
         """The items, for a handler of this node. Whoever reads them closes the source."""
         self._handed_over = True
         self._decided.set()
-        return self.source.items()
+        return self._items()
+
+    async def _items(self) -> AsyncIterator[Any]:
+        await self._begun.wait()
+        async for item in self.source.items():
+            yield item
 
     def drop(self) -> None:
         """Close the source, unless it is on its way."""
         if not self._decided.is_set():
+            self._reading.stop()
+
+    def abandon(self) -> None:
+        """Wait no more for its first item."""
+        if not self._begun.is_set():
             self._reading.stop()
 
     async def _read(self) -> None:

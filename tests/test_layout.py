@@ -70,7 +70,7 @@ LIBRARIES = {
     "nats": {"broker.transports.nats"},
     "asyncio": {
         f"broker.{name}"
-        for name in ("broker", "calls", "flow", "node", "performing", "reader", "serving", "transports.nats")
+        for name in ("broker", "calls", "flow", "node", "performing", "reader", "sending", "transports.nats")
     },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {

@@ -104,6 +104,18 @@ class Streams(Service):
         yield b""
 
     @action
+    async def feed(self, ctx: Context) -> AsyncIterator[Any]:
+        """Says nothing until it is told what."""
+        try:
+            await self.go_on.wait()
+            for outcome in self.outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+        finally:
+            self.closed.set()
+
+    @action
     async def headers_and_meta(self, ctx: Context) -> AsyncIterator[dict[str, Any]]:
         ctx.meta["left"] = 1
         yield {"meta": dict(ctx.meta), "headers": ctx.headers, "params": ctx.params}
@@ -347,6 +359,68 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
     with anyio.fail_after(DEADLINE_S / 4):  # well below the time after which a silent stream ends
         await closed.wait()
         await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of all handlers")
+    assert pair.caller._node.performing.flows == {}
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams open without their first item after a moment."""
+    monkeypatch.setattr("broker.sending.STREAM_OPENING_S", 0.01)
+    monkeypatch.setattr("broker.upload.STREAM_OPENING_S", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("outcomes", [[], [b"a", bytes(range(256)) * 9000], [{"a": 1}, b"b", "c"]], ids=["", "b", "v"])
+async def test_an_answer_whose_first_item_is_not_there_yet_opens_without_it(pair: Pair, outcomes: list[Any]) -> None:
+    feed = await pair.call("feed")
+    assert not pair.service.go_on.is_set()
+    pair.service.outcomes = outcomes
+    pair.service.go_on.set()
+    items = [item async for item in feed]
+    if outcomes[:1] == [b"a"]:
+        items = [b"a", b"".join(items[1:])]  # bytes are cut to fit
+    assert items == outcomes
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_an_error_after_such_an_opening_is_raised_at_the_reader(pair: Pair) -> None:
+    feed = await pair.call("feed")
+    pair.service.outcomes = [MoleculerClientError("no more", 418, "TEAPOT")]
+    pair.service.go_on.set()
+    with pytest.raises(MoleculerClientError, match="no more"):
+        await anext(feed)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_two_sides_may_talk_by_streams_that_open_before_they_say_anything(pair: Pair) -> None:
+    send, receive = anyio.create_memory_object_stream[Any](1)
+    answers = await pair.call("echo", stream=receive)
+    for word in ("one", {"two": 2}, b"three"):
+        await send.send(word)
+        assert await anext(answers) == word
+    await send.aclose()
+    assert [word async for word in answers] == []
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pair: Pair) -> None:
+    closed = anyio.Event()
+
+    async def silent() -> AsyncIterator[bytes]:
+        try:
+            await anyio.sleep_forever()
+            yield b""
+        finally:
+            closed.set()
+
+    transit = pair.server._node.transit
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(pair.call, "digest", stream=silent()))
+        await eventually(lambda: transit.in_work == 1, "the handler")
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(DEADLINE_S / 4):
+        await closed.wait()
+        await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of the handler")
     assert pair.caller._node.performing.flows == {}
 
 

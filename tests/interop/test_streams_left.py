@@ -43,6 +43,19 @@ await globalThis.begun;
 class Left(Service):
     name = "pyleft"
 
+    def __init__(self) -> None:
+        self.told = anyio.Event()
+
+    @action
+    async def feed(self, ctx: Context) -> AsyncIterator[Any]:
+        await self.told.wait()
+        yield {"a": 1}
+        yield b"bytes"
+
+    @action
+    async def tell(self, ctx: Context) -> None:
+        self.told.set()
+
     @action
     async def endless(self, ctx: Context) -> AsyncIterator[bytes]:
         while True:
@@ -117,3 +130,10 @@ async def test_c71_a_js_handler_is_told_when_the_call_was_cancelled(pair: Pair) 
         tasks.cancel_scope.cancel()
     result = await pair.broker.call("jsleft.result", {"of": "never"}, timeout=DEADLINE_S)
     assert result["error"] == "RequestRejectedError"
+
+
+async def test_c68_a_js_caller_has_the_stream_of_a_feed_that_has_nothing_to_say_yet(pair: Pair) -> None:
+    """Its timeout is for the answer, and the answer is the stream (§8.2)."""
+    code = 'const feed = await broker.call("pyleft.feed", null, { timeout: 20000 }); await broker.call("pyleft.tell");'
+    code += "const told = []; for await (const item of feed) told.push(item); return told.map(String);"
+    assert await pair.js.run(code) == ["[object Object]", "bytes"]
