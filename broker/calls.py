@@ -175,7 +175,7 @@ class Calls:
         packet = self._packet(endpoint.node_id, ctx)
         stream = self._stream_along(packet, endpoint.node_id, upload, ctx)
         try:
-            for effect in self._transit.request(packet, target, waiter):
+            for effect in self._transit.request(packet, target, waiter, anyio.current_time()):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
             if stream is not None and upload is not None:

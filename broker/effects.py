@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Pending:
-    """A request that waits for its answer. `waiter` belongs to whoever made the request.
+    """A request that waits for its answer, since a monotonic time. `waiter` belongs to whoever made the request.
 
     `node_id` is None when NATS chose the node.
     """
@@ -25,6 +25,7 @@ class Pending:
     node_id: str | None
     action: str
     waiter: Any
+    since: float
 
 
 @dataclass(slots=True)
@@ -90,10 +91,11 @@ class StopWriter:
 
 @dataclass(slots=True)
 class NobodyReads:
-    """A node is gone: the streams that this node sends to it end."""
+    """A node is gone: the streams that this node sends to it, and opened until a monotonic time, end."""
 
     node_id: str
     error: MoleculerError
+    until: float
 
 
 @dataclass(slots=True)

@@ -24,10 +24,12 @@ STOP = b"-"
 
 
 class Flow:
-    """The writer's side of one stream. `acknowledges` tells whether the reader's node, `node_id`, answers marks."""
+    """The writer's side of one stream, opened at the monotonic time `since`. `acknowledges` tells whether the reader's
+    node, `node_id`, answers marks."""
 
-    def __init__(self, node_id: str = "", *, acknowledges: bool) -> None:
+    def __init__(self, node_id: str = "", since: float = 0.0, *, acknowledges: bool) -> None:
         self.node_id = node_id
+        self.since = since
         self.stopped = False
         self.error: Exception | None = None
         """Why the writer gave up, for the reader; None when it was the reader that went."""

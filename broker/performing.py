@@ -121,7 +121,7 @@ class Performing:
                     self._tell_writer(effect.reply, go_on=False)
                 case NobodyReads():
                     for flow in list(self.flows.values()):
-                        if flow.node_id == effect.node_id:
+                        if flow.node_id == effect.node_id and flow.since <= effect.until:
                             flow.stop(effect.error)
                 case Conflict():
                     self.give_way()

@@ -1,5 +1,6 @@
 """The streams that come in: their packets put in order and turned into effects (moleculer protocol §8.4)."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
@@ -106,11 +107,24 @@ class Receiving:
         data = {"action": action, "nodeID": self._node_id, "size": len(self._streams), "limit": self._limit}
         return QueueIsFullError(data)
 
-    def lose(self, node_id: str | None, error: Callable[[str], MoleculerError] | None = None) -> list[Effect]:
-        """A node is gone (None: all are out of reach): what it was sending breaks off (§4.3)."""
+    def waits_for(self, until: float) -> set[str]:
+        """The nodes from which nothing came since then for a stream that somebody reads."""
+        return {
+            stream.node_id
+            for stream in self._streams.values()
+            if stream.touched <= until and not stream.broken and stream.reader is not None and not stream.reader.ended
+        }
+
+    def lose(
+        self,
+        node_id: str | None,
+        error: Callable[[str], MoleculerError] | None = None,
+        until: float = math.inf,
+    ) -> list[Effect]:
+        """A node is gone (None: all are out of reach): what it was sending, until then, breaks off (§4.3)."""
         effects: list[Effect] = []
         for key, stream in list(self._streams.items()):
-            if node_id is None or stream.node_id == node_id:
+            if node_id in (None, stream.node_id) and stream.touched <= until:
                 make = error or (lambda sender: RequestRejectedError({"action": None, "nodeID": sender}))
                 effects += self._end(key, make(stream.node_id))
         return effects

@@ -211,7 +211,7 @@ class Sending:
         self, node_id: str, subject: str, prefix: str, action: str, source: Source, packet: MakePacket
     ) -> OutgoingStream:
         limit = self._node.transport.max_payload if self._node.transport else None
-        flow = Flow(node_id, acknowledges=self._acknowledges(node_id))
+        flow = Flow(node_id, anyio.current_time(), acknowledges=self._acknowledges(node_id))
         outgoing = Outgoing(self._codec, self._node.publish, subject, prefix, flow, limit, packet)
         return OutgoingStream(self._node, action, outgoing, source, prefix, flow)
 

@@ -4,13 +4,14 @@ It speaks both protocol versions at once, to each peer in the peer's own (§2.4)
 while a live peer speaks it, since a JS node logs an error for every broadcast in the other version.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw
 
-from broker.defaults import STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_OPEN
+from broker.defaults import NODE_PROBE_AFTER_S, STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_OPEN
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -59,6 +60,10 @@ from broker.registry import Change, KnownNode, Registry
 from broker.schema import ActionDefinition
 from broker.streams import is_part_of_stream
 from broker.topics import Topics, is_token
+from broker.watch import Watch
+
+PROBE = "probe:"
+"""Begins the reply ids of the pings by which it is seen whether a node is still there."""
 
 
 class Identity(NamedTuple):
@@ -102,6 +107,7 @@ class Transit:
         registry.local.metadata, registry.local.sequence = identity.metadata, 1
         self.limits = limits
         self.pending: dict[str, Pending] = {}
+        self._watch = Watch()
         self.in_work = 0
         self.ready = False
         self.stopping = False
@@ -176,7 +182,7 @@ class Transit:
         node = self.registry.nodes.get(node_id)
         return node.ver if node and not node.local else self._pinned or PROTOCOLS[0]
 
-    def request(self, packet: Request, node_id: str | None, waiter: Any) -> list[Effect]:
+    def request(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> list[Effect]:
         """Send a call to a node, or with None to whichever NATS chooses (§5.7).
 
         Raises QueueIsFullError when too many wait for answers already (§5.2).
@@ -186,7 +192,7 @@ class Transit:
             raise QueueIsFullError(
                 {"action": packet.action, "nodeID": self.identity.node_id, "size": size, "limit": limit}
             )
-        self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter)
+        self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
         balanced = node_id is None
         subject = self.topics.balanced_request(packet.action) if balanced else self.topics.to_node("REQ", node_id or "")
         return [Publish(subject, packet, reply_id=packet.id)]
@@ -197,6 +203,8 @@ class Transit:
 
     def nobody_listens(self, request_id: str, now: float) -> list[Effect]:
         """The NATS server says that no connection listens for this request: its node is gone (§4.3)."""
+        if request_id.startswith(PROBE):
+            return self._unheard(request_id.removeprefix(PROBE), now)
         pending = self.pending.get(request_id)
         if pending is None:
             return []
@@ -270,7 +278,7 @@ class Transit:
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
         self.streams.expire(now)
-        return effects
+        return effects + self._look_after(now)
 
     def resume(self, now: float) -> None:
         """The connection was away, and no heartbeat could arrive: nobody is to blame for that silence."""
@@ -360,14 +368,19 @@ class Transit:
         return [RunEvent(event, listeners)] if listeners else []
 
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
+        if packet.sender in self.registry.nodes:
+            self._watch.began(packet.sender, now)
         if not self.ready:  # §4.1: not answered while starting
             return []
         return [Publish(self.topics.to_node("INFO", packet.sender), self._info(packet.ver))]
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
+        known = self.registry.nodes.get(info.sender)
+        replaced = known is not None and known.available and known.instance_id != info.instance_id
         changes = self.registry.apply_info(info, now)
         self.registry.nodes[info.sender].ver = info.ver
-        return [*_notices(changes), *self._greet_new_versions()]
+        lost = self._not_answered(info.sender, self._watch.begun(info.sender)) if replaced else []
+        return [*_notices(changes), *self._greet_new_versions(), *lost]
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
         return self._lose(packet.sender, now, self.pending.values(), unexpected=False)
@@ -402,15 +415,43 @@ class Transit:
             headers=UNSET if ver == "4" else headers,
         )
 
-    def _lose(self, node_id: str, now: float, waiting: Iterable[Pending], *, unexpected: bool) -> list[Effect]:
+    def _look_after(self, now: float) -> list[Effect]:
+        """Pings to the nodes that keep somebody here waiting. The answers go to a name that nobody listens to: only
+        whether the server knows of somebody who takes the question counts."""
+        until = now - NODE_PROBE_AFTER_S
+        old = takewhile(lambda pending: pending.since <= until, self.pending.values())
+        waited_for = {pending.node_id for pending in old if pending.node_id} | self.streams.waits_for(until)
+        asker = f"{self.identity.node_id}~probe"
+        effects: list[Effect] = []
+        for node_id in self._watch.due([one for one in waited_for if one in self.registry.nodes], now):
+            ping = Ping(ver=self.version_of(node_id), sender=asker, time=0, id=asker)
+            effects.append(Publish(self.topics.to_node("PING", node_id), ping, reply_id=f"{PROBE}{node_id}"))
+        return effects
+
+    def _unheard(self, node_id: str, now: float) -> list[Effect]:
+        until = self._watch.unheard(node_id, now)
+        if until is None:
+            return []
+        return self._lose(node_id, now, self.pending.values(), unexpected=True, until=until)
+
+    def _lose(
+        self, node_id: str, now: float, waiting: Iterable[Pending], *, unexpected: bool, until: float = math.inf
+    ) -> list[Effect]:
         """A node is gone, and so are its answers to those of `waiting` that asked it."""
-        effects: list[Effect] = list(_notices(self.registry.lose_node(node_id, now, unexpected=unexpected)))
-        for pending in [pending for pending in waiting if pending.node_id == node_id]:
+        self._watch.forget(node_id)
+        changes = self.registry.lose_node(node_id, now, unexpected=unexpected)
+        return [*_notices(changes), *self._not_answered(node_id, until, waiting)]
+
+    def _not_answered(self, node_id: str, until: float, waiting: Iterable[Pending] | None = None) -> list[Effect]:
+        """What a node was asked, and what it was sending or reading, until then, comes to nothing."""
+        effects: list[Effect] = []
+        asked = self.pending.values() if waiting is None else waiting
+        for pending in [one for one in asked if one.node_id == node_id and one.since <= until]:
             del self.pending[pending.id]
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
-        effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id})))
-        return effects + self.streams.lose(node_id)
+        effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id}), until))
+        return effects + self.streams.lose(node_id, until=until)
 
     def _info(self, ver: Protocol) -> Info:
         if self._services_changed:

@@ -20,7 +20,7 @@ BROKER = [
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
     "cli.options context declarations defaults encoding reader strategies.shard topics transports.memory",
     "balanced cli.files cli.values cache_keys cacher codec flow local_stream middleware notices parameters policies"
-    " transforms.compression transforms.encryption transports.nats",
+    " transforms.compression transforms.encryption transports.nats watch",
     "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options",
@@ -128,7 +128,7 @@ PURE = (
         "packets",
     ),
     *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "streams"),
-    *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values"),
+    *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values", "watch"),
     *("cache_keys", "javascript", "policies", "strategies", "strategies.base", "strategies.latencies"),
     *("strategies.lowest", "strategies.round_robin", "strategies.shard", "strategies.uniform"),
     *("middlewares.caching", "middlewares.circuit", "middlewares.debounce", "middlewares.error_handling"),

@@ -107,7 +107,7 @@ def test_the_rest_of_a_refused_stream_is_swallowed() -> None:
 
 def test_c68_an_answer_settles_its_request_with_a_reader() -> None:
     side = Side()
-    pending = Pending("1", "js", "a.b", None)
+    pending = Pending("1", "js", "a.b", None, 0.0)
     (settle,) = side.response(response(0, meta={"m": 1}), pending)
     fed = side.response(response(1, data=b"1"), None)
     ended = side.response(response(2, more=False), None)
@@ -118,7 +118,7 @@ def test_c68_an_answer_settles_its_request_with_a_reader() -> None:
 
 def test_c71_a_broken_answer_ends_with_its_error() -> None:
     side = Side()
-    _held = side.response(response(0), Pending("1", "js", "a.b", None))
+    _held = side.response(response(0), Pending("1", "js", "a.b", None, 0.0))
     broken = response(1, more=False, success=False, error={"name": "X", "message": "broke"})
     (end,) = side.response(broken, None)
     assert isinstance(end, EndStream)
@@ -202,8 +202,8 @@ def test_the_number_of_streams_is_bounded() -> None:
 
 def test_an_answer_that_is_one_stream_too_many_fails_its_call() -> None:
     side = Side(limit=1)
-    side.response(response(0), Pending("1", "js", "a.b", None))
-    (rejected,) = side.response(response(0, id="2"), Pending("2", "js", "a.b", None))
+    side.response(response(0), Pending("1", "js", "a.b", None, 0.0))
+    (rejected,) = side.response(response(0, id="2"), Pending("2", "js", "a.b", None, 0.0))
     assert isinstance(rejected, Reject)
     assert rejected.error.data == {"action": "a.b", "nodeID": "py", "size": 1, "limit": 1}
     assert side.response(response(1, id="2"), None) == []

@@ -8,6 +8,7 @@ from msgspec import UNSET, Raw
 
 from broker.codec import JSONCodec
 from broker.context import Context
+from broker.defaults import NODE_PROBE_AFTER_S, NODE_UNHEARD_S
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -296,7 +297,7 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
     transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-1"), 10.0)
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter")
+    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter", 39.0)
     assert transit.tick(40.0) == []
     lost, changed, rejected, unread = transit.tick(40.1)
     assert isinstance(lost, Notify)
@@ -335,7 +336,7 @@ def test_nobody_is_blamed_for_the_silence_of_an_outage() -> None:
 def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
     transit = make_transit()
     meet(transit, "js-1")
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", None)
+    transit.request(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
     lost, _, rejected, unread = transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 1.0)
     assert isinstance(lost, Notify)
     assert lost.payload["unexpected"] is False
@@ -479,7 +480,7 @@ def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
 def test_a_call_is_sent_to_its_node_and_its_answer_settles_it_once() -> None:
     transit = make_transit()
     call = request("posts.find", "py-1", id="1")
-    assert transit.request(call, "js-1", "waiter") == [Publish("MOL.REQ.js-1", call, reply_id="1")]
+    assert transit.request(call, "js-1", "waiter", 0.0) == [Publish("MOL.REQ.js-1", call, reply_id="1")]
     answer = Response(ver="5", sender="js-1", id="1", success=True, data=Raw(b"1"))
     (settled,) = transit.receive("RES", answer, 0.0)
     assert isinstance(settled, Settle)
@@ -489,7 +490,7 @@ def test_a_call_is_sent_to_its_node_and_its_answer_settles_it_once() -> None:
 
 def test_c43_unknown_and_late_answers_are_ignored() -> None:
     transit = make_transit()
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter")
+    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
     transit.forget_request("1")
     transit.forget_request("1")
     assert transit.receive("RES", Response(ver="5", sender="js-1", id="1", success=True), 0.0) == []
@@ -499,19 +500,19 @@ def test_c43_unknown_and_late_answers_are_ignored() -> None:
 def test_too_many_waiting_calls_are_refused_at_once() -> None:
     transit = make_transit(requests_pending=2)
     for number in ("1", "2"):
-        transit.request(request("posts.find", "py-1", id=number), "js-1", None)
+        transit.request(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
     with pytest.raises(QueueIsFullError) as caught:
-        transit.request(request("posts.find", "py-1", id="3"), "js-1", None)
+        transit.request(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
     assert caught.value.data == {"action": "posts.find", "nodeID": "py-1", "size": 2, "limit": 2}
     transit.forget_request("1")
-    assert transit.request(request("posts.find", "py-1", id="3"), "js-1", None)
+    assert transit.request(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
 
 
 def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> None:
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.request(request("posts.find", "py-1", id="earlier"), "js-1", None)
-    transit.request(request("posts.find", "py-1", id="unheard"), "js-1", None)
+    transit.request(request("posts.find", "py-1", id="earlier"), "js-1", None, 0.0)
+    transit.request(request("posts.find", "py-1", id="unheard"), "js-1", None, 0.0)
     effects = transit.nobody_listens("unheard", 1.0)
     rejects = {effect.pending.id: effect for effect in effects if isinstance(effect, Reject)}
     assert rejects["unheard"].undelivered is True
@@ -528,12 +529,41 @@ def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server()
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
     for number in ("1", "2"):
-        transit.request(request("posts.find", "py-1", id=number), "js-1", None)
+        transit.request(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
     first = [effect for effect in transit.nobody_listens("1", 1.0) if isinstance(effect, Reject)]
     assert [reject.pending.id for reject in first] == ["1"]
     (second,) = transit.nobody_listens("2", 1.0)
     assert isinstance(second, Reject)
     assert second.undelivered is True
+
+
+def test_a_node_that_keeps_a_call_waiting_is_asked_in_its_version_and_lost_when_it_is_unheard() -> None:
+    transit = make_transit()
+    meet(transit, "js-1", service_info("posts", "find"), ver="4")
+    transit.request(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+    assert transit.tick(NODE_PROBE_AFTER_S / 2) == []
+    (probe,) = publishes(transit.tick(NODE_PROBE_AFTER_S))
+    assert (probe.subject, probe.packet.ver, probe.packet.sender) == ("MOL.PING.js-1", "4", "py-1~probe")
+    assert probe.reply_id is not None
+    assert transit.nobody_listens(probe.reply_id, NODE_PROBE_AFTER_S) == []
+    late = NODE_PROBE_AFTER_S + NODE_UNHEARD_S
+    assert len(publishes(transit.tick(late))) == 1
+    transit.request(request("posts.find", "py-1", id="2"), "js-1", None, late + 0.1)
+    effects = transit.nobody_listens(probe.reply_id, late + 0.2)
+    assert [effect.pending.id for effect in effects if isinstance(effect, Reject)] == ["1"], "2 has its own word"
+    assert not transit.registry.nodes["js-1"].available
+
+
+def test_what_a_replaced_process_was_asked_is_rejected_and_nothing_later() -> None:
+    transit = make_transit()
+    meet(transit, "js-1", service_info("posts", "find"))
+    transit.request(request("posts.find", "py-1", id="before"), "js-1", None, 1.0)
+    transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 2.0)
+    transit.request(request("posts.find", "py-1", id="after"), "js-1", None, 3.0)
+    same = transit.receive("INFO", info("js-1", service_info("posts", "find"), sequence=3), 4.0)
+    assert not [effect for effect in same if isinstance(effect, Reject)], "the same process: it only connected anew"
+    other = transit.receive("INFO", info("js-1", service_info("posts", "find"), instance="another"), 5.0)
+    assert [effect.pending.id for effect in other if isinstance(effect, Reject)] == ["before"]
 
 
 def test_a_failure_names_whom_it_concerns_and_has_null_data() -> None:
@@ -638,7 +668,7 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
 
     deliver(first.discover(), "py-1")
     assert first.registry.find_action("math.add").node_id == "py-2"
-    deliver(first.request(request("math.add", "py-1", id="1"), "py-2", "waiter"), "py-1")
+    deliver(first.request(request("math.add", "py-1", id="1"), "py-2", "waiter", 0.0), "py-1")
     run = next(effect for _, effect in done if isinstance(effect, RunAction))
     deliver(second.respond(run.request, {}, Raw(b"3")), "py-2")
     settled = next(effect for _, effect in done if isinstance(effect, Settle))
@@ -655,7 +685,7 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
     for number, command, packet, note in captured(protocol):
         decoded = codec.decode(command, json.dumps(packet).encode())
         if command == "RES":
-            transit.request(request("a.b", "py-1", id=packet["id"]), packet["sender"], number)
+            transit.request(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
         effects = transit.receive(command, decoded, float(number))
         assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
         if command == "RES":

@@ -120,6 +120,58 @@ async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: st
         assert caught.value.retryable
 
 
+HANGING = """
+broker.createService({ name: "hanging", actions: {
+    hang(ctx) { globalThis.asked = true; return new Promise(() => {}); },
+} });
+await broker.waitForServices("hanging", 10000, 20);
+"""
+
+
+@contextlib.asynccontextmanager
+async def call_under_way(js: JsNode, broker: ServiceBroker) -> AsyncIterator[anyio.Event]:
+    """A call that the JS node has begun, and will not answer; the event tells that it was rejected."""
+    rejected = anyio.Event()
+
+    async def call() -> None:
+        with pytest.raises(RequestRejectedError):
+            await broker.call("hanging.hang")
+        rejected.set()
+
+    await js.run(HANGING)
+    await broker.wait_for_services("hanging", timeout=DEADLINE_S)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await js.run("while (!globalThis.asked) await new Promise(resolve => setTimeout(resolve, 5)); return true;")
+        yield rejected
+
+
+async def test_c28_a_call_in_flight_fails_soon_after_its_js_node_was_killed(
+    js: JsNode, nats_url: str, namespace: str
+) -> None:
+    async with broker_with_services(nats_url, namespace, heartbeat_timeout=3600) as broker:
+        async with call_under_way(js, broker) as rejected:
+            await js.process.kill()
+            with anyio.fail_after(DEADLINE_S):
+                await rejected.wait()
+        assert not broker.registry.nodes["js"].available
+
+
+async def test_c21_a_call_in_flight_fails_when_another_process_takes_the_place_of_its_js_node(
+    js: JsNode, version: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.transit.NODE_PROBE_AFTER_S", 3600)
+    async with (
+        broker_with_services(nats_url, namespace, heartbeat_timeout=3600) as broker,
+        call_under_way(js, broker) as rejected,
+    ):
+        await js.process.kill()
+        async with js_node(version, nats_url, namespace, "js"):
+            with anyio.fail_after(DEADLINE_S):
+                await rejected.wait()
+            assert broker.registry.nodes["js"].available
+
+
 async def test_c8_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
     with pytest.raises(BrokerOptionsError, match="Another node with the id 'js' is running"):
