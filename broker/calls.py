@@ -181,12 +181,16 @@ class Calls:
             if stream is not None and upload is not None:
                 await self._start(stream, upload, waiter)
             answer = await waiter
-            if stream is not None:
-                stream.answered(answer)
+            if stream is not None and upload is not None:
+                stream.answered(answer, upload)
             return answer
-        except BaseException:
+        except asyncio.CancelledError:
+            if stream is not None and upload is not None:  # the request may be out, also when it was being sent
+                stream.give_up(upload, overdue=ctx.deadline is not None and ctx.deadline <= anyio.current_time())
+            raise
+        except Exception:
             if stream is not None:
-                stream.give_up(overdue=ctx.deadline is not None and ctx.deadline <= anyio.current_time())
+                stream.drop()
             raise
         finally:
             self._transit.forget_request(packet.id)

@@ -94,24 +94,40 @@ class OutgoingStream:
         response, reader = answer
         return reader is not None or (bool(response.success) and not self._flow.acknowledges)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer, upload: Upload) -> None:
         """What came with a call is answered: send no more of it, unless it goes on."""
         if self.outlives(answer):
             return
         if self._flow.acknowledges:
-            self._flow.stop()
+            self._end(upload, None)
         else:
-            self._flow.forget()
-        self._drop_unbegun()
+            self._forget()
 
-    def give_up(self, *, overdue: bool) -> None:
+    def give_up(self, upload: Upload, *, overdue: bool) -> None:
         """Send no more of what came with a call, and tell the handler that reads it: nobody waits for its answer. When
         the call's time is over the handler's node knows it."""
         if overdue and not self._flow.acknowledges:
-            self._flow.forget()
+            self._forget()
         else:
+            self._end(upload, self._cut_off)
+
+    def drop(self) -> None:
+        """Send no more of what came with a call that reached nobody, or whose node is gone."""
+        if self._begun:
             self._flow.stop(self._cut_off)
-        self._drop_unbegun()
+        else:
+            self._drop()
+
+    def _end(self, upload: Upload, error: MoleculerError | None) -> None:
+        """The end goes out also of a stream that had not begun: its handler waits for it."""
+        if not self._begun:
+            self.go_on(upload)
+        self._flow.stop(error)
+
+    def _forget(self) -> None:
+        self._flow.forget()
+        if not self._begun:
+            self._drop()
 
     async def write(self) -> None:
         """Send the chunks; returns when there are no more, or nobody reads them."""
@@ -126,10 +142,6 @@ class OutgoingStream:
     async def _cut_short(self) -> None:
         with anyio.CancelScope(shield=True):
             await self._outgoing.break_off(self._cut_off)
-
-    def _drop_unbegun(self) -> None:
-        if not self._begun:
-            self._drop()
 
     def _drop(self) -> None:
         self._node.performing.flows.pop(self._prefix, None)

@@ -22,7 +22,7 @@ from broker import (
     action,
 )
 from broker.defaults import STREAM_CHUNK_BYTES, STREAM_MARK_BYTES, STREAM_MARKS_AHEAD
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, shorten_waits
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -134,7 +134,8 @@ class Pair:
 
 
 @pytest.fixture(params=["memory", "nats"])
-async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+async def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pair]:
+    shorten_waits(monkeypatch)
     name = f"streams-{uuid.uuid4().hex[:12]}"
     url = f"memory://{name}" if request.param == "memory" else cast(str, request.getfixturevalue("nats_url"))
     service = Streams()
