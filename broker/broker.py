@@ -13,6 +13,7 @@ from typing import Any, Self, Unpack
 
 import anyio
 
+from broker.announcing import Identity
 from broker.cacher import make_cacher
 from broker.calls import Calls
 from broker.catalog import Catalog
@@ -54,7 +55,7 @@ from broker.registry import Registry
 from broker.service import Service
 from broker.serving import Serving
 from broker.topics import Topics, check_token
-from broker.transit import Identity, Limits, Transit
+from broker.transit import Limits, Transit
 from broker.transports import make_transport
 from broker.uptime import STARTED
 

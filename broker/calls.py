@@ -175,7 +175,7 @@ class Calls:
         packet = self._packet(endpoint.node_id, ctx)
         stream = self._stream_along(packet, endpoint.node_id, upload, ctx)
         try:
-            for effect in self._transit.request(packet, target, waiter, anyio.current_time()):
+            for effect in self._transit.waiting.request(packet, target, waiter, anyio.current_time()):
                 assert isinstance(effect, Publish)
                 await self._node.publish(effect)
             if stream is not None and upload is not None:
@@ -193,7 +193,7 @@ class Calls:
                 stream.drop()
             raise
         finally:
-            self._transit.forget_request(packet.id)
+            self._transit.waiting.take(packet.id)
             _retrieve(waiter)
 
     async def _start(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
@@ -228,7 +228,7 @@ class Calls:
             await self._node.wait_for_connection()
 
     def _packet(self, node_id: str, ctx: Context) -> Request:
-        version = self._transit.version_of(node_id)
+        version = self._transit.announcing.version_for(node_id)
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
         return Request(
             ver=version,

@@ -170,7 +170,7 @@ class Emitting:
                 logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 
     def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
-        version = self._transit.version_of(node_id)
+        version = self._transit.announcing.version_for(node_id)
         return Event(
             ver=version,
             sender=self._node.options.node_id,

@@ -94,9 +94,9 @@ class Node:
         for command, subject in self.transit.topics.base_subscriptions(self.options.node_id):
             await self.transport.subscribe(subject, self._receiver(command))
         self._joined = True
-        await self.perform(self.transit.discover())
+        await self.perform(self.transit.announcing.discover())
         await anyio.sleep(defaults.DISCOVERY_SECOND_VERSION_S)
-        await self.perform(self.transit.discover_others())
+        await self.perform(self.transit.announcing.discover_others())
         await anyio.sleep(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
         self.transit.ready = True
         self.performing.notify("$transporter.connected", {"wasReconnect": False})
@@ -107,7 +107,7 @@ class Node:
         """Stop being offered work, and finish what runs (§4.2)."""
         if self._may_speak():
             await self._balance([])
-            await self.perform(self.transit.leave())
+            await self.perform(self.transit.announcing.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
         deadline = anyio.current_time() + self.options.shutdown_timeout
@@ -122,7 +122,7 @@ class Node:
     async def close(self) -> None:
         """Say good-bye and go. Nothing of this node runs when it returns."""
         if self._may_speak():
-            await self.perform(self.transit.disconnect())
+            await self.perform(self.transit.announcing.disconnect())
         if self.transport is not None:
             await self.transport.close()
         self.performing.reject_pending(BrokerDisconnectedError("The broker has stopped."))
@@ -279,7 +279,7 @@ class Node:
 
     def announce_soon(self) -> None:
         """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
-        self.transit.service_changed()
+        self.transit.announcing.service_changed()
         self._changed.set()
 
     # The connection
@@ -287,9 +287,9 @@ class Node:
     async def _nobody_listens(self, reply_id: str) -> None:
         reader = self.performing.reader_of(reply_id)
         if reader is None:
-            await self.perform(self.transit.nobody_listens(reply_id, anyio.current_time()))
+            await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))
         else:
-            await self.perform(self.transit.reader_gone(reader, anyio.current_time()))
+            await self.perform(self.transit.waiting.lose(reader, anyio.current_time(), unexpected=True))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.marked(reply_id, answer)
@@ -306,16 +306,16 @@ class Node:
         logger.info("The connection to NATS is back")
         self._connection.set()
         self.transit.resume(anyio.current_time())
-        await _safely(self.perform(self.transit.discover()))
+        await _safely(self.perform(self.transit.announcing.discover()))
         if self.transit.ready and not self.transit.stopping:
             await _safely(self._announce())
-            await _safely(self.perform(self.transit.heartbeat(self._cpu.percent())))
+            await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
     async def _announce(self) -> None:
         """Tell what is offered, after subscribing to it (§1.3)."""
         await self._balance(self.transit.registry.local.services)
-        await self.perform(self.transit.announce())
+        await self.perform(self.transit.announcing.announce())
 
     async def _balance(self, services: list[dict[str, Any]]) -> None:
         """With `disable_balancer`, subscribe to what NATS shall share out, and to nothing else. What stays is not
@@ -361,7 +361,7 @@ class Node:
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
-                await _safely(self.perform(self.transit.heartbeat(self._cpu.percent())))
+                await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
 
     async def _look_for_silence(self) -> None:
         while True:

@@ -143,8 +143,8 @@ class Performing:
 
     def reject_pending(self, error: MoleculerError) -> None:
         """Fail every request that waits for an answer, and every stream that is under way."""
-        for pending in list(self._transit.pending.values()):
-            self._transit.forget_request(pending.id)
+        for pending in list(self._transit.waiting.pending.values()):
+            self._transit.waiting.take(pending.id)
             reject(Reject(pending, error))
         for effect in self._transit.streams.lose(None, lambda _node: error):
             if isinstance(effect, EndStream):

@@ -21,7 +21,7 @@ class Pinging:
 
     async def run(self) -> None:
         """For ever."""
-        await self._node.perform(self._node.transit.ping_all(new_id(), epoch_ms()))
+        await self._node.perform(self._node.transit.announcing.ping_all(new_id(), epoch_ms()))
         while True:
             await anyio.sleep(self._registry.latencies.ping_interval_s)
             for node_id in one_of_each_host(self._registry.nodes.values()):

@@ -28,7 +28,7 @@ BROKER = [
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
     "chains farewell internals.listing outgoing receiving",
-    "internals.service",
+    "announcing internals.service waiting",
     "transit",
     "performing",
     "node",
@@ -108,6 +108,7 @@ LIBRARIES = {
 PURE = (
     *(
         "actions",
+        "announcing",
         "balanced",
         "codec",
         "codecs.cbor",
@@ -128,7 +129,8 @@ PURE = (
         "packets",
     ),
     *("outgoing", "parameters", "patterns", "receiving", "registry", "schema", "service", "streams"),
-    *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values", "watch"),
+    *("topics", "transforms.base", "transforms.compression", "transforms.encryption", "transit", "values"),
+    *("waiting", "watch"),
     *("cache_keys", "javascript", "policies", "strategies", "strategies.base", "strategies.latencies"),
     *("strategies.lowest", "strategies.round_robin", "strategies.shard", "strategies.uniform"),
     *("middlewares.caching", "middlewares.circuit", "middlewares.debounce", "middlewares.error_handling"),

@@ -8,23 +8,20 @@ from msgspec import UNSET, Raw
 
 from broker.codec import JSONCodec
 from broker.context import Context
-from broker.defaults import NODE_PROBE_AFTER_S, NODE_UNHEARD_S
 from broker.effects import (
     AnswerPing,
     Conflict,
     Dropped,
     EndStream,
     FeedStream,
-    NobodyReads,
     Notify,
     PongArrived,
     Publish,
-    Reject,
     RunAction,
     RunEvent,
     Settle,
 )
-from broker.errors import MoleculerError, QueueIsFullError, RequestRejectedError
+from broker.errors import MoleculerError
 from broker.packets import (
     Disconnect,
     Discover,
@@ -40,7 +37,7 @@ from broker.packets import (
 from broker.receiving import Receiving
 from broker.service import Service, action, event
 from broker.transit import Transit
-from tests.support.transits import captured, info, make_transit, offer, publishes, request, service_info, subjects
+from tests.support.transits import captured, info, make_transit, meet, offer, publishes, request, service_info, subjects
 
 
 class Math(Service):
@@ -65,10 +62,6 @@ class Math(Service):
     async def third(self, ctx: Context) -> None: ...
 
 
-def meet(transit: Transit, node_id: str, *services: dict[str, Any], ver: str = "5", now: float = 0.0) -> None:
-    transit.receive("INFO", info(node_id, *services, ver=ver), now)
-
-
 def refusal(effects: list[Any]) -> tuple[str, Any, Response]:
     (publish,) = publishes(effects)
     assert isinstance(publish.packet, Response)
@@ -77,20 +70,6 @@ def refusal(effects: list[Any]) -> tuple[str, Any, Response]:
 
 
 # Finding each other
-
-
-def test_c3_a_node_asks_who_is_there_in_its_default_version_first() -> None:
-    (publish,) = publishes(make_transit(namespace="ns").discover())
-    assert publish.subject == "MOL-ns.DISCOVER"
-    assert publish.packet == Discover(ver="5", sender="py-1")
-
-
-def test_the_other_version_is_asked_only_when_nobody_answered() -> None:
-    transit = make_transit()
-    assert subjects(transit.discover_others()) == [("MOL.DISCOVER", "4")]
-    meet(transit, "js-1")
-    assert transit.discover_others() == []
-    assert make_transit(protocol="4").discover_others() == []
 
 
 def test_c5_a_discover_is_answered_to_its_sender_in_its_version() -> None:
@@ -116,41 +95,6 @@ def test_c6_a_discover_registers_nobody_and_info_is_not_answered_with_info() -> 
     assert "js-1" not in transit.registry.nodes
     effects = transit.receive("INFO", info("js-1"), 0.0)
     assert all(isinstance(effect, Notify) for effect in effects)
-
-
-def test_c15_info_tells_everything_the_reference_names() -> None:
-    transit = make_transit(metadata={"zone": "z1"})
-    (publish,) = publishes(transit.announce())
-    assert publish.packet == Info(
-        ver="5",
-        sender="py-1",
-        services=[],
-        ip_list=["10.0.0.1"],
-        hostname="host",
-        client={"type": "python"},
-        config={},
-        instance_id="instance of py-1",
-        metadata={"zone": "z1"},
-        sequence=1,
-    )
-
-
-def test_c20_the_sequence_grows_with_each_announced_change_and_at_the_stop() -> None:
-    transit = make_transit()
-
-    def announced() -> Any:
-        (publish,) = publishes(transit.announce())
-        assert isinstance(publish.packet, Info)
-        return publish.packet.sequence
-
-    offer(transit, Math())
-    transit.service_changed()
-    assert (announced(), announced()) == (2, 2)  # several changes are one step
-    transit.service_changed()
-    assert announced() == 3
-    (publish,) = publishes(transit.leave())
-    assert isinstance(publish.packet, Info)
-    assert (publish.packet.sequence, publish.packet.services) == (4, [])
 
 
 def test_c8_another_process_with_our_id_is_a_conflict_and_our_own_echo_is_not() -> None:
@@ -204,49 +148,11 @@ def test_a_node_pinned_to_one_version_drops_the_other() -> None:
     (dropped,) = transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 0.0)
     assert isinstance(dropped, Dropped)
     assert "not 4" in dropped.reason
-    assert subjects(transit.discover()) == [("MOL.DISCOVER", "4")]
-    assert transit.version_of("nobody") == "4"
+    assert subjects(transit.announcing.discover()) == [("MOL.DISCOVER", "4")]
+    assert transit.announcing.version_for("nobody") == "4"
 
 
 # Both versions at once
-
-
-def test_c14_broadcasts_go_out_once_for_each_version_in_use() -> None:
-    transit = make_transit()
-    assert subjects(transit.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
-    meet(transit, "js-5", ver="5")
-    meet(transit, "js-4", ver="4")
-    for effects in (transit.heartbeat(5), transit.announce(), transit.discover(), transit.disconnect()):
-        assert [ver for _, ver in subjects(effects)] == ["5", "4"]
-
-
-def test_c14_a_version_that_nobody_speaks_any_more_is_not_used() -> None:
-    transit = make_transit()
-    meet(transit, "js-5", ver="5")
-    meet(transit, "js-4", ver="4")
-    transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-5"), 1.0)
-    assert subjects(transit.heartbeat(5)) == [("MOL.HEARTBEAT", "4")]
-    transit.receive("DISCONNECT", Disconnect(ver="4", sender="js-4"), 1.0)
-    assert [ver for _, ver in subjects(transit.heartbeat(5))] == ["4"], "the last one spoken, for who comes next"
-
-
-def test_the_first_peer_of_a_version_makes_the_node_known_in_it() -> None:
-    transit = make_transit()
-    meet(transit, "js-5", ver="5")
-    effects = [e for e in transit.receive("INFO", info("js-4", ver="4"), 0.0) if not isinstance(e, Notify)]
-    assert subjects(effects) == [("MOL.DISCOVER", "4"), ("MOL.INFO", "4")]
-    more = [e for e in transit.receive("INFO", info("js-4b", ver="4"), 0.0) if not isinstance(e, Notify)]
-    assert more == []
-
-
-def test_c14_a_peer_is_spoken_to_in_its_own_version() -> None:
-    transit = make_transit()
-    meet(transit, "js-5", ver="5")
-    meet(transit, "js-4", ver="4")
-    assert (transit.version_of("js-5"), transit.version_of("js-4"), transit.version_of("nobody")) == ("5", "4", "5")
-    transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-4"), 1.0)  # it was updated in the meantime
-    assert transit.version_of("js-4") == "5"
-    assert [publish.packet.ver for publish in publishes(transit.ping("js-4", "p", 1))] == ["5"]
 
 
 def test_an_answer_has_the_version_of_its_question() -> None:
@@ -259,11 +165,6 @@ def test_an_answer_has_the_version_of_its_question() -> None:
 
 
 # Heartbeats
-
-
-def test_c26_a_heartbeat_carries_the_load() -> None:
-    (publish,) = publishes(make_transit().heartbeat(17))
-    assert publish.packet == Heartbeat(ver="5", sender="py-1", cpu=17)
 
 
 def test_c27_the_heartbeat_of_a_stranger_is_answered_with_one_question() -> None:
@@ -293,27 +194,6 @@ def test_a_heartbeat_of_another_state_is_a_question_and_does_not_count() -> None
     assert transit.registry.nodes["js-1"].last_heartbeat == 9.0
 
 
-def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected() -> None:
-    transit = make_transit()
-    meet(transit, "js-1", service_info("posts", "find"))
-    transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-1"), 10.0)
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter", 39.0)
-    assert transit.tick(40.0) == []
-    lost, changed, rejected, unread = transit.tick(40.1)
-    assert isinstance(lost, Notify)
-    assert (lost.event, lost.payload["unexpected"]) == ("$node.disconnected", True)
-    assert isinstance(changed, Notify)
-    assert isinstance(rejected, Reject)
-    assert rejected.pending.waiter == "waiter"
-    assert isinstance(rejected.error, RequestRejectedError)
-    assert rejected.error.data == {"action": "posts.find", "nodeID": "js-1"}
-    assert rejected.undelivered is False
-    assert isinstance(unread, NobodyReads)
-    assert (unread.node_id, unread.error.name) == ("js-1", "RequestRejectedError")
-    assert transit.pending == {}
-    assert transit.tick(50.0) == []
-
-
 def test_c30_a_lost_node_is_forgotten_after_ten_minutes() -> None:
     transit = make_transit()
     meet(transit, "js-1", now=0.0)
@@ -331,20 +211,6 @@ def test_nobody_is_blamed_for_the_silence_of_an_outage() -> None:
     assert transit.tick(3629.0) == []
     assert transit.registry.nodes["js-1"].available
     assert transit.tick(3631.0) != []
-
-
-def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
-    transit = make_transit()
-    meet(transit, "js-1")
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
-    lost, _, rejected, unread = transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 1.0)
-    assert isinstance(lost, Notify)
-    assert lost.payload["unexpected"] is False
-    assert isinstance(rejected, Reject)
-    assert isinstance(unread, NobodyReads)
-    for sender in ("js-1", "stranger"):  # who never said what it offers may have called, and read a stream
-        (unread,) = transit.receive("DISCONNECT", Disconnect(ver="5", sender=sender), 2.0)
-        assert isinstance(unread, NobodyReads)
 
 
 # Pings
@@ -443,23 +309,13 @@ def test_a_stream_to_an_unknown_action_is_refused_once_and_its_rest_is_swallowed
 def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> None:
     transit = make_transit()
     offer(transit, Math())
-    transit.leave()
+    transit.announcing.leave()
     (run,) = transit.receive("REQ", request("math.add"), 0.0)
     assert isinstance(run, RunAction)
     transit.stopping = True
     _, error, _ = refusal(transit.receive("REQ", request("math.add"), 0.0))
     assert error["name"] == "ServiceNotAvailableError"
     assert error["data"] == {"action": "math.add", "nodeID": "py-1"}
-
-
-def test_c34_a_stopping_node_says_that_it_offers_nothing() -> None:
-    transit = make_transit()
-    offer(transit, Math())
-    transit.leave()
-    transit.stopping = True
-    (publish,) = publishes(transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 0.0))
-    assert isinstance(publish.packet, Info)
-    assert publish.packet.services == []
 
 
 def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
@@ -475,95 +331,6 @@ def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
 
 
 # Calls of this node
-
-
-def test_a_call_is_sent_to_its_node_and_its_answer_settles_it_once() -> None:
-    transit = make_transit()
-    call = request("posts.find", "py-1", id="1")
-    assert transit.request(call, "js-1", "waiter", 0.0) == [Publish("MOL.REQ.js-1", call, reply_id="1")]
-    answer = Response(ver="5", sender="js-1", id="1", success=True, data=Raw(b"1"))
-    (settled,) = transit.receive("RES", answer, 0.0)
-    assert isinstance(settled, Settle)
-    assert (settled.pending.waiter, settled.response) == ("waiter", answer)
-    assert transit.receive("RES", answer, 0.0) == []
-
-
-def test_c43_unknown_and_late_answers_are_ignored() -> None:
-    transit = make_transit()
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
-    transit.forget_request("1")
-    transit.forget_request("1")
-    assert transit.receive("RES", Response(ver="5", sender="js-1", id="1", success=True), 0.0) == []
-    assert transit.receive("RES", Response(ver="5", sender="js-1", id="never", success=True), 0.0) == []
-
-
-def test_too_many_waiting_calls_are_refused_at_once() -> None:
-    transit = make_transit(requests_pending=2)
-    for number in ("1", "2"):
-        transit.request(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
-    with pytest.raises(QueueIsFullError) as caught:
-        transit.request(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
-    assert caught.value.data == {"action": "posts.find", "nodeID": "py-1", "size": 2, "limit": 2}
-    transit.forget_request("1")
-    assert transit.request(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
-
-
-def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> None:
-    transit = make_transit()
-    meet(transit, "js-1", service_info("posts", "find"))
-    transit.request(request("posts.find", "py-1", id="earlier"), "js-1", None, 0.0)
-    transit.request(request("posts.find", "py-1", id="unheard"), "js-1", None, 0.0)
-    effects = transit.nobody_listens("unheard", 1.0)
-    rejects = {effect.pending.id: effect for effect in effects if isinstance(effect, Reject)}
-    assert rejects["unheard"].undelivered is True
-    assert rejects["earlier"].undelivered is False
-    assert [effect.event for effect in effects if isinstance(effect, Notify)] == [
-        "$node.disconnected",
-        "$services.changed",
-    ]
-    assert not transit.registry.nodes["js-1"].available
-    assert transit.nobody_listens("unheard", 1.0) == []
-
-
-def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server() -> None:
-    transit = make_transit()
-    meet(transit, "js-1", service_info("posts", "find"))
-    for number in ("1", "2"):
-        transit.request(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
-    first = [effect for effect in transit.nobody_listens("1", 1.0) if isinstance(effect, Reject)]
-    assert [reject.pending.id for reject in first] == ["1"]
-    (second,) = transit.nobody_listens("2", 1.0)
-    assert isinstance(second, Reject)
-    assert second.undelivered is True
-
-
-def test_a_node_that_keeps_a_call_waiting_is_asked_in_its_version_and_lost_when_it_is_unheard() -> None:
-    transit = make_transit()
-    meet(transit, "js-1", service_info("posts", "find"), ver="4")
-    transit.request(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
-    assert transit.tick(NODE_PROBE_AFTER_S / 2) == []
-    (probe,) = publishes(transit.tick(NODE_PROBE_AFTER_S))
-    assert (probe.subject, probe.packet.ver, probe.packet.sender) == ("MOL.PING.js-1", "4", "py-1~probe")
-    assert probe.reply_id is not None
-    assert transit.nobody_listens(probe.reply_id, NODE_PROBE_AFTER_S) == []
-    late = NODE_PROBE_AFTER_S + NODE_UNHEARD_S
-    assert len(publishes(transit.tick(late))) == 1
-    transit.request(request("posts.find", "py-1", id="2"), "js-1", None, late + 0.1)
-    effects = transit.nobody_listens(probe.reply_id, late + 0.2)
-    assert [effect.pending.id for effect in effects if isinstance(effect, Reject)] == ["1"], "2 has its own word"
-    assert not transit.registry.nodes["js-1"].available
-
-
-def test_what_a_replaced_process_was_asked_is_rejected_and_nothing_later() -> None:
-    transit = make_transit()
-    meet(transit, "js-1", service_info("posts", "find"))
-    transit.request(request("posts.find", "py-1", id="before"), "js-1", None, 1.0)
-    transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 2.0)
-    transit.request(request("posts.find", "py-1", id="after"), "js-1", None, 3.0)
-    same = transit.receive("INFO", info("js-1", service_info("posts", "find"), sequence=3), 4.0)
-    assert not [effect for effect in same if isinstance(effect, Reject)], "the same process: it only connected anew"
-    other = transit.receive("INFO", info("js-1", service_info("posts", "find"), instance="another"), 5.0)
-    assert [effect.pending.id for effect in other if isinstance(effect, Reject)] == ["before"]
 
 
 def test_a_failure_names_whom_it_concerns_and_has_null_data() -> None:
@@ -666,15 +433,15 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
             for node_id in target or nodes:
                 deliver(nodes[node_id].receive(command, effect.packet, 0.0), node_id)  # type: ignore[arg-type]  # a command
 
-    deliver(first.discover(), "py-1")
+    deliver(first.announcing.discover(), "py-1")
     assert first.registry.find_action("math.add").node_id == "py-2"
-    deliver(first.request(request("math.add", "py-1", id="1"), "py-2", "waiter", 0.0), "py-1")
+    deliver(first.waiting.request(request("math.add", "py-1", id="1"), "py-2", "waiter", 0.0), "py-1")
     run = next(effect for _, effect in done if isinstance(effect, RunAction))
     deliver(second.respond(run.request, {}, Raw(b"3")), "py-2")
     settled = next(effect for _, effect in done if isinstance(effect, Settle))
     assert settled.response.data == Raw(b"3")
-    deliver(second.leave(), "py-2")
-    deliver(second.disconnect(), "py-2")
+    deliver(second.announcing.leave(), "py-2")
+    deliver(second.announcing.disconnect(), "py-2")
     assert not first.registry.nodes["py-2"].available
 
 
@@ -685,7 +452,7 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
     for number, command, packet, note in captured(protocol):
         decoded = codec.decode(command, json.dumps(packet).encode())
         if command == "RES":
-            transit.request(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
+            transit.waiting.request(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
         effects = transit.receive(command, decoded, float(number))
         assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
         if command == "RES":

@@ -190,5 +190,5 @@ async def open_cluster(transporter: str, namespace: str) -> AsyncIterator[Cluste
         with anyio.CancelScope(shield=True):
             await cluster.close()
         for broker in cluster.brokers:
-            assert broker._node.transit.pending == {}
+            assert broker._node.transit.waiting.pending == {}
             assert broker._node.transit.in_work == 0

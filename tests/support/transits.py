@@ -7,12 +7,13 @@ from typing import Any
 
 from msgspec import Raw
 
+from broker.announcing import Identity
 from broker.effects import Effect, Publish
 from broker.packets import Command, Info, Protocol, Request
 from broker.registry import Registry
 from broker.service import Service, define
 from broker.topics import Topics
-from broker.transit import Identity, Limits, Transit
+from broker.transit import Limits, Transit
 
 __all__ = [
     "GOLDEN",
@@ -20,6 +21,7 @@ __all__ = [
     "captured_packet",
     "info",
     "make_transit",
+    "meet",
     "offer",
     "publishes",
     "request",
@@ -51,7 +53,7 @@ def offer(transit: Transit, *services: Service) -> None:
     """Let the node offer services, as the catalog does once they have started."""
     for service in services:
         transit.registry.add_service(define(service))
-        transit.service_changed()
+        transit.announcing.service_changed()
 
 
 def service_info(
@@ -91,6 +93,11 @@ def info(
 def request(action: str, sender: str = "js-1", *, ver: Any = "5", id: str = "r-1", **fields: Any) -> Request:
     """A call of a peer."""
     return Request(ver=ver, sender=sender, id=id, action=action, **{"params": Raw(b"{}"), **fields})
+
+
+def meet(transit: Transit, node_id: str, *services: dict[str, Any], ver: str = "5", now: float = 0.0) -> None:
+    """A peer says what it is and offers."""
+    transit.receive("INFO", info(node_id, *services, ver=ver), now)
 
 
 def publishes(effects: Sequence[Effect]) -> list[Publish]:
