@@ -3,22 +3,17 @@
 import asyncio
 import logging
 import os
-import platform
-import socket
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import anyio
 
-from broker.announcing import Identity
 from broker.cacher import make_cacher
 from broker.calls import Calls
 from broker.catalog import Catalog
 from broker.chains import Chains
-from broker.codec import Codec
 from broker.codecs import make_codec
 from broker.context import ABSENT, CallOptions, Context
 from broker.defaults import (
@@ -27,29 +22,25 @@ from broker.defaults import (
     REQUESTS_IN_WORK,
     REQUESTS_PENDING,
 )
-from broker.effects import RunEvent
 from broker.emitting import Emitting, EventOptions, event_options
 from broker.endpoints import Endpoint
 from broker.errors import (
     BrokerDisconnectedError,
     BrokerOptionsError,
-    MoleculerError,
     MoleculerServerError,
     ServiceSchemaError,
-    first_error,
 )
 from broker.farewell import Farewell
-from broker.flow import FLOW_CONTROL
-from broker.ids import new_id
-from broker.internals.service import NAME as NODE_SERVICE
+from broker.identity import make_identity
+from broker.internal_events import InternalEvents
 from broker.internals.service import NodeService
 from broker.interruptible import Interruptible
 from broker.lifecycle import Lifecycle
+from broker.mcall import Calls as MultipleCalls
+from broker.mcall import call_all
 from broker.middleware import check_middlewares, compose, hooks
-from broker.network import ip_addresses
 from broker.node import Node
 from broker.options import make_options
-from broker.performing import epoch_ms
 from broker.pinging import Pinging
 from broker.registry import Registry
 from broker.service import Service
@@ -96,9 +87,8 @@ class ServiceBroker:
         )
         self.registry.started = STARTED
         self._codec = make_codec(self.options.serializer, self.options.transforms)
-        _check_metadata(self._codec, self.options.metadata)
         transit = Transit(
-            _identity(self.node_id, self.options.metadata),
+            make_identity(self.node_id, self.options.metadata, self._codec),
             Topics(self.options.namespace),
             self.registry,
             Limits(self.options.heartbeat_timeout, FORGET_OFFLINE_S, REQUESTS_IN_WORK, REQUESTS_PENDING),
@@ -121,14 +111,14 @@ class ServiceBroker:
         self._lifecycle = Lifecycle(self.options.middlewares)
         self._catalog.tell = self._lifecycle.tell
         self._pinging = Pinging(node, self.registry)
-        self._hearing = self._internal_listeners()
-        self._registry_changed = anyio.Event()
+        self._events = InternalEvents(self, transit, self.registry, self._serving.start_listener)
+        self._listen_inside(self._events)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = Interruptible()
         node.performing.run_action = self._serving.start_request
-        node.performing.run_event = self._run_event
-        node.performing.notify = self._notify
+        node.performing.run_event = self._serving.start_event
+        node.performing.notify = self._events.fire
         for service in [NodeService(), *services] if self.options.internal_services else services:
             self._adopt(service)
         self._lifecycle.created(self)
@@ -159,12 +149,12 @@ class ServiceBroker:
         await self._node.open()
         await self._lifecycle.tell("starting", self)
         await self._node.join()
-        await self._start_all_services()
+        await self._catalog.start_all(self.wait_for_services)
         if self._state != "starting":
             return
         self._state = "started"
-        self._start_pinging()
-        self._notify("$broker.started", {})
+        self._pinging.start()
+        self._events.fire("$broker.started", {})
         await self._lifecycle.tell("started", self)
 
     async def stop(self) -> None:
@@ -195,10 +185,11 @@ class ServiceBroker:
         for name in reversed(self._catalog.names()):
             await self._catalog.stop(name)
         self._chains.breaker.stop()
+        last_words = partial(self._events.tell_last, farewell, timeout_s=self.options.shutdown_timeout)
         if self._node.transport is not None:
-            await self._tell_last(farewell, "$transporter.disconnected", {"graceFul": True})
+            await last_words("$transporter.disconnected", {"graceFul": True})
         await self._node.close()
-        await self._tell_last(farewell, "$broker.stopped", {})
+        await last_words("$broker.stopped", {})
         await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
 
@@ -228,7 +219,7 @@ class ServiceBroker:
         name = self._adopt(service)
         if self._state == "started":
             try:
-                await self._start_services([name])
+                await self._catalog.start_some([name], self.wait_for_services)
             except BaseException:
                 if self._catalog.service(name) is service:
                     with anyio.CancelScope(shield=True):
@@ -246,12 +237,7 @@ class ServiceBroker:
         if self._state == "new" or self._catalog.service(name) is None:
             await self._catalog.stop(name)
             return
-        gone = anyio.Event()
-        # In a task of its own: a service that withdraws itself ends the task that asks for it.
-        within = self._catalog.is_within(name)
-        self._node.background.start_soon(self._withdraw, name, gone)
-        if not within:
-            await gone.wait()
+        await self._catalog.withdraw(name)
 
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.
@@ -261,7 +247,7 @@ class ServiceBroker:
         self._require_own_loop()
         with anyio.move_on_after(timeout):
             while any(not self.registry.has_service(name) for name in names):
-                await self._registry_changed.wait()
+                await self._events.services_changed()
             return
         missing = [name for name in names if not self.registry.has_service(name)]
         raise MoleculerServerError(
@@ -319,7 +305,7 @@ class ServiceBroker:
 
     async def mcall(
         self,
-        calls: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]],
+        calls: MultipleCalls,
         *,
         settled: bool = False,
         **options: Any,
@@ -330,32 +316,7 @@ class ServiceBroker:
         "value"}` or `{"status": "rejected", "reason"}` instead, and nothing is raised but MoleculerServerError
         `INVALID_PARAMETERS` for a call that names no action.
         """
-        named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
-        for key, item in named.items():
-            if not isinstance(item, Mapping) or not isinstance(item.get("action"), str):
-                raise MoleculerServerError(
-                    f"Call {key!r} of mcall needs to be a dict with the name of an action in 'action'.",
-                    type="INVALID_PARAMETERS",
-                )
-        results: dict[Any, Any] = dict.fromkeys(named)
-
-        async def one(key: Any, item: Mapping[str, Any]) -> None:
-            wanted = {**options, **item.get("options", {})}
-            try:
-                value = await self.call(item["action"], item.get("params", ABSENT), **wanted)
-                results[key] = {"status": "fulfilled", "value": value} if settled else value
-            except Exception as error:
-                if not settled:
-                    raise
-                results[key] = {"status": "rejected", "reason": error}
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                for key, item in named.items():
-                    tasks.start_soon(one, key, item)
-        except* Exception as group:
-            raise first_error(group) from None
-        return results if isinstance(calls, Mapping) else list(results.values())
+        return await call_all(self.call, calls, settled=settled, options=options)
 
     async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to one node of each group that listens."""
@@ -375,20 +336,11 @@ class ServiceBroker:
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
         self._require_running()
-        ping_id = new_id()
-        waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._node.performing.pongs[ping_id] = (node_id, waiter)
-        try:
-            await self._node.perform(self._node.transit.ping(node_id, ping_id, epoch_ms()))
-            with anyio.move_on_after(timeout):
-                return await waiter
-            return None
-        finally:
-            self._node.performing.pongs.pop(ping_id, None)
+        return await self._pinging.ping(node_id, timeout)
 
     async def registry_changed(self) -> None:
         """Return when services came or went, somewhere in the cluster."""
-        await self._registry_changed.wait()
+        await self._events.services_changed()
 
     # For contexts and services
 
@@ -429,87 +381,23 @@ class ServiceBroker:
         service.logger = self.logger.getChild(definition.full_name)
         return definition.full_name
 
-    async def _start_all_services(self) -> None:
-        """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
-        begun = {name for name in self._catalog.names() if name == NODE_SERVICE}
-        await self._start_services(list(begun))
-        while waiting := [name for name in self._catalog.names() if name not in begun]:
-            begun.update(waiting)
-            await self._start_services(waiting)
-
-    async def _start_services(self, names: Sequence[str]) -> None:
-        try:
-            async with anyio.create_task_group() as tasks:
-                for name in names:
-                    tasks.start_soon(self._catalog.start, name, self.wait_for_services)
-        except* Exception as group:
-            raise first_error(group) from None
-
-    async def _withdraw(self, name: str, gone: anyio.Event) -> None:
-        try:
-            await self._catalog.stop(name)
-        finally:
-            gone.set()
-
-    def _run_event(self, effect: RunEvent) -> None:
-        self._serving.start_event(effect)
-
     def _around(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """A function of this broker inside the hooks that users' middlewares have for it."""
         return compose(hooks(self.options.middlewares, name), inner)
 
-    def _internal_listeners(self) -> dict[str, list[Callable[[dict[str, Any]], None]]]:
-        """Parts of this broker that act on its internal events."""
-        hearing: dict[str, list[Callable[[dict[str, Any]], None]]] = {
-            "$node.pong": [self._pinging.on_pong],
-            "$node.disconnected": [
-                self._pinging.on_disconnected,
-                lambda payload: self._chains.breaker.forget_node(payload["node"]["id"]),
-            ],
-        }
+    def _listen_inside(self, events: InternalEvents) -> None:
+        """Parts of this broker act on internal events."""
+        events.on("$node.pong", self._pinging.on_pong)
+        events.on("$node.disconnected", self._pinging.on_disconnected)
+        events.on("$node.disconnected", lambda payload: self._chains.breaker.forget_node(payload["node"]["id"]))
         if self.cacher is not None:  # what others said while we were away may concern what it holds
             cacher = self.cacher
-            hearing["$transporter.connected"] = [lambda payload: cacher.clean()]
-        return hearing
-
-    def _start_pinging(self) -> None:
-        """As soon as some strategy asks for latencies."""
-        if self._node.transport is None:
-            return
-
-        def start() -> None:
-            self._node.background.start_soon(self._pinging.run)
-
-        if self.registry.latencies.used:
-            start()
-        else:
-            self.registry.latencies.on_use = start
+            events.on("$transporter.connected", lambda payload: cacher.clean())
 
     def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event (§7.4), from where nobody can wait for it."""
         if not self._node.transit.stopping:
             self._node.start_handler(self._broadcast(event, payload, {}))  # type: ignore[arg-type]  # hooks are coroutine functions
-
-    def _notify(self, event: str, payload: dict[str, Any]) -> None:
-        """Fire an internal event (§7.4): it reaches the services of this node, nobody else."""
-        if event == "$services.changed":
-            self._registry_changed.set()
-            self._registry_changed = anyio.Event()
-        if self._node.transit.stopping:
-            return
-        for hear in self._hearing.get(event, ()):
-            hear(payload)
-        for choices in self.registry.find_listeners(event):
-            for listener in choices.members:
-                if listener.local:
-                    ctx = Context(self, event=event, params=payload, node_id=self.node_id)
-                    self._serving.start_listener(listener, ctx)
-
-    async def _tell_last(self, farewell: Farewell, event: str, payload: dict[str, Any]) -> None:
-        def make_context() -> Context:
-            return Context(self, event=event, params=payload, node_id=self.node_id)
-
-        await farewell.tell(event, make_context, self.options.shutdown_timeout)
 
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):
@@ -535,25 +423,3 @@ def _running_loop() -> asyncio.AbstractEventLoop:
             "anyio.run without another backend.",
             type=BROKER_STATE,
         ) from None
-
-
-def _check_metadata(codec: Codec, metadata: dict[str, Any]) -> None:
-    """INFO must be sendable, or the whole node would stay invisible."""
-    try:
-        codec.encode_value(metadata)
-    except MoleculerError as error:
-        raise BrokerOptionsError(f"The option metadata cannot be sent to other nodes: {error}") from error
-
-
-def _identity(node_id: str, metadata: dict[str, Any]) -> Identity:
-    try:
-        own_version = version("environments-store")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        own_version = "0"
-    client = {
-        "type": "python",
-        "version": own_version,
-        "langVersion": platform.python_version(),
-        FLOW_CONTROL: True,
-    }
-    return Identity(node_id, str(uuid.uuid4()), socket.gethostname(), ip_addresses(), client, metadata)

@@ -1,7 +1,7 @@
 """The services of this node: started, offered, run, withdrawn and stopped."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,9 @@ from broker.errors import (
     MoleculerError,
     ServiceNotFoundError,
     ServiceSchemaError,
+    first_error,
 )
+from broker.internals.service import NAME as NODE_SERVICE
 from broker.interruptible import Interruptible
 from broker.middleware import Next
 from broker.node import Node
@@ -152,6 +154,38 @@ class Catalog:
         await self.tell("service_started", entry.service)
         logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
 
+    async def start_all(self, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
+        begun = {name for name in self._entries if name == NODE_SERVICE}
+        await self.start_some(begun, wait_for_services)
+        while waiting := [name for name in self._entries if name not in begun]:
+            begun.update(waiting)
+            await self.start_some(waiting, wait_for_services)
+
+    async def start_some(self, names: Iterable[str], wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """Start services at once. The first failure is raised and ends the others' start."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for name in names:
+                    tasks.start_soon(self.start, name, wait_for_services)
+        except* Exception as group:
+            raise first_error(group) from None
+
+    async def withdraw(self, full_name: str) -> None:
+        """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
+        it has stopped; at once when a handler of it asks."""
+        within, gone = self._is_within(full_name), anyio.Event()
+
+        async def stop() -> None:
+            try:
+                await self.stop(full_name)
+            finally:
+                gone.set()
+
+        self._node.background.start_soon(stop)
+        if not within:
+            await gone.wait()
+
     async def stop(self, full_name: str) -> None:
         """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. A
         failure is logged."""
@@ -206,11 +240,6 @@ class Catalog:
             _WITHIN.reset(outside)
             entry.in_work.end()
 
-    def is_within(self, full_name: str) -> bool:
-        """Whether a handler of this service is asking, or one that it called here: what it does would wait for its own
-        end, if it waited until the service is idle."""
-        return any(entry.definition.full_name == full_name for entry in _WITHIN.get())
-
     async def _wait_until_idle(self, entry: _Entry) -> None:
         """A node that stops has waited already, and has ended what took too long."""
         if self._node.transit.stopping:
@@ -247,6 +276,11 @@ class Catalog:
         with anyio.move_on_after(self._node.options.shutdown_timeout):
             for job in jobs:
                 await job.ended.wait()
+
+    def _is_within(self, full_name: str) -> bool:
+        """Whether a handler of this service is asking, or one that it called here: what it does would wait for its own
+        end, if it waited until the service is idle."""
+        return any(entry.definition.full_name == full_name for entry in _WITHIN.get())
 
     def _check_is_json(self, definition: ServiceDefinition) -> None:
         """INFO must be sendable, or the whole node would stay invisible."""

@@ -1,5 +1,6 @@
-"""The pings behind the Latency strategy (moleculer protocol §9.2): to all nodes once, then to one of each host."""
+"""Pings: one that somebody asks for, and those behind the Latency strategy (moleculer protocol §9.2)."""
 
+import asyncio
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,14 +14,40 @@ from broker.registry import KnownNode, Registry
 
 
 class Pinging:
-    """Runs from the moment a strategy asks for latencies. The answers come by `$node.pong`."""
+    """Pings nodes. The answers come by `$node.pong` as well."""
 
     def __init__(self, node: Node, registry: Registry) -> None:
         self._node = node
         self._registry = registry
 
+    async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
+        """See `ServiceBroker.ping`."""
+        ping_id = new_id()
+        waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        pongs = self._node.performing.pongs
+        pongs[ping_id] = (node_id, waiter)
+        try:
+            await self._node.perform(self._node.transit.ping(node_id, ping_id, epoch_ms()))
+            with anyio.move_on_after(timeout_s):
+                return await waiter
+            return None
+        finally:
+            pongs.pop(ping_id, None)
+
+    def start(self) -> None:
+        """Ping all nodes as soon as some strategy asks for latencies, then one of each host, for ever."""
+        if self._node.transport is None:
+            return
+
+        def run() -> None:
+            self._node.background.start_soon(self.run)
+
+        if self._registry.latencies.used:
+            run()
+        else:
+            self._registry.latencies.on_use = run
+
     async def run(self) -> None:
-        """For ever."""
         await self._node.perform(self._node.transit.announcing.ping_all(new_id(), epoch_ms()))
         while True:
             await anyio.sleep(self._registry.latencies.ping_interval_s)

@@ -21,7 +21,7 @@ BROKER = [
     "cli.options context declarations defaults encoding reader strategies.shard topics transports.memory",
     "balanced cli.files cli.values cache_keys cacher codec flow local_stream middleware notices parameters policies"
     " transforms.compression transforms.encryption transports.nats watch",
-    "lifecycle strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
+    "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options",
     "middlewares.debounce schema",
@@ -29,8 +29,8 @@ BROKER = [
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
     "chains farewell internals.listing outgoing receiving",
     "announcing internals.service waiting",
-    "transit",
-    "performing",
+    "identity transit",
+    "internal_events performing",
     "node",
     "upload",
     "catalog emitting pinging sending",
@@ -70,7 +70,7 @@ LIBRARIES = {
     "nats": {"broker.transports.nats"},
     "asyncio": {
         f"broker.{name}"
-        for name in ("broker", "calls", "flow", "node", "performing", "reader", "sending", "transports.nats")
+        for name in ("broker", "calls", "flow", "node", "performing", "pinging", "reader", "sending", "transports.nats")
     },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {
@@ -154,9 +154,11 @@ SUITES = {
     "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
     " broker.transforms.encryption",
     "contract/test_fault_tolerance.py": "broker.chains",
+    "interop/test_info.py": "broker.identity",
+    "contract/test_broker.py": "broker.mcall",
     "contract/test_strategies.py": "broker.pinging broker.strategies broker.strategies.base",
     "contract/test_streams.py": "broker.performing broker.sending",
-    "contract/test_broker_notices.py": "broker.farewell",
+    "contract/test_broker_notices.py": "broker.farewell broker.internal_events",
     "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
     "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"
     " broker.sending broker.streams",
