@@ -20,11 +20,11 @@ BROKER = [
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
     "cli.options context declarations defaults encoding reader strategies.shard topics transports.memory",
     "balanced cli.files cli.values cache_keys cacher codec flow local_stream middleware notices parameters policies"
-    " transforms.compression transforms.encryption transports.nats watch",
+    " transforms.compression transforms.encryption transports.nats_address transports.nats_client watch",
     "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options",
-    "middlewares.debounce schema",
+    "middlewares.debounce schema transports.nats",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
     "chains farewell internals.listing outgoing receiving",
@@ -67,10 +67,20 @@ ENVIRONMENTS_STORE = [
 
 # The files that may import a library; nobody else.
 LIBRARIES = {
-    "nats": {"broker.transports.nats"},
+    "nats": {"broker.transports.nats", "broker.transports.nats_client"},
     "asyncio": {
         f"broker.{name}"
-        for name in ("broker", "calls", "flow", "node", "performing", "pinging", "reader", "sending", "transports.nats")
+        for name in (
+            "broker",
+            "calls",
+            "flow",
+            "node",
+            "performing",
+            "pinging",
+            "reader",
+            "sending",
+            "transports.nats_client",
+        )
     },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
     "aiosqlite": {
@@ -149,7 +159,7 @@ SUITES = {
     " broker.endpoints broker.node broker.service broker.serving",
     "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
     "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
-    " broker.transports.nats",
+    " broker.transports.nats broker.transports.nats_address broker.transports.nats_client",
     "broker/test_codecs.py": "broker.encoding broker.typed broker.values",
     "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
     " broker.transforms.encryption",

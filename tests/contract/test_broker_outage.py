@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_waits(monkeypatch)
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.05)
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0.01)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_WAIT_S", 0.05)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_JITTER_S", 0.01)
     monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
 
 

@@ -10,7 +10,7 @@ from anyio.abc import SocketStream
 
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.transports.base import Observer
-from broker.transports.nats import NATSTransport, masked
+from broker.transports.nats import NATSTransport
 from tests.support.nats_server import NatsServer
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.waiting import eventually
@@ -51,11 +51,11 @@ def test_a_password_is_in_no_error() -> None:
     [
         ("nats://user:topsecret@host:4222", "nats://***@host:4222"),
         ("nats://token@host", "nats://***@host"),
+        ("nats://user:topsecret@[::1]:4222", "nats://***@[::1]:4222"),
         ("nats://host:4222", "nats://host:4222"),
     ],
 )
 def test_passwords_are_masked(url: str, shown: str) -> None:
-    assert masked(url) == shown
     assert str(NATSTransport([url, url])) == f"{shown}, {shown}"
 
 
@@ -65,8 +65,8 @@ async def test_a_reconnection_that_came_to_nothing_leaves_no_socket_open(
 ) -> None:
     """Something listens at the server's address, and hangs up: a server that just dies, or a load balancer without one.
     The test fails for what Python says of a socket that is collected open."""
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.01)
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_WAIT_S", 0.01)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_JITTER_S", 0)
     transport = NATSTransport([nats_server.url])
     calls = 0
 
@@ -91,8 +91,8 @@ async def test_who_closes_while_the_connection_comes_back_does_not_find_it_open_
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Python 3.12 a connection that is made in the moment of its cancellation is not cancelled."""
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_WAIT_S", 0.001)
-    monkeypatch.setattr("broker.transports.nats.NATS_RECONNECT_JITTER_S", 0)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_WAIT_S", 0.001)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_JITTER_S", 0)
     for moment in range(4, 14):
         transport = NATSTransport([nats_server.url])
         await transport.connect(Observer(), "one")
