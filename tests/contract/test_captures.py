@@ -118,7 +118,7 @@ async def test_c87_captured_requests_are_answered_as_js_answered_them(
         await tap.sees("INFO", sender="node-b")  # subscribed to what NATS shares out, too
         compared = 0
         for request_id, packets in groupby(requests, key=lambda line: line[1]["id"]):
-            mark = tap.mark()
+            mark = await tap.mark()
             sent = list(packets)
             for topic, packet in sent:
                 await tap.say(topic, packet)
@@ -158,7 +158,7 @@ async def test_c87_captured_answers_reach_the_caller(ver: str, nats_url: str, na
         await tap.say("INFO", {**info, "services": [service]})
         await broker.wait_for_services("cap", timeout=30)
         for packets in results:
-            mark = tap.mark()
+            mark = await tap.mark()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(check_call, broker, [packet for _, packet in packets])
                 request = await tap.sees("REQ.node-b", after=mark)

@@ -124,17 +124,19 @@ async def test_c81_c82_packets_go_where_those_of_js_go(balanced: Balanced) -> No
     one, _ = balanced.brokers
     tap, ver = balanced.tap, PROTOCOLS[balanced.js.version]
     for called, params in (("shared.who", {}), ("math.add", {"a": 1, "b": 2})):
-        mark = tap.mark()
+        mark = await tap.mark()
         await one.call(called, params)
         await balanced.js.call(called, params)
+        await tap.catch_up()
         for node in ("py-0", "js"):
             (request,) = tap.find(f"REQB.{called}", after=mark, sender=node)
             assert request["ver"] == ver
             assert len(tap.find(f"RES.{node}", after=mark, id=request["id"])) == 1
         assert tap.find("REQ.", after=mark) == []
-    mark = tap.mark()
+    mark = await tap.mark()
     await one.call("shared.who", node_id="py-1")
     await balanced.js.call("shared.who", nodeID="py-1")
+    await tap.catch_up()
     assert [request["sender"] for request in tap.find("REQ.py-1", after=mark)] == ["py-0", "js"]
 
     cases: list[tuple[str, dict[str, Any]]] = [
@@ -143,7 +145,7 @@ async def test_c81_c82_packets_go_where_those_of_js_go(balanced: Balanced) -> No
         ("broadcast", {"groups": ["workers"]}),
     ]
     for kind, options in cases:
-        mark = tap.mark()
+        mark = await tap.mark()
         await getattr(one, kind)("user.one", {"a": 1}, **options)
         await getattr(balanced.js, kind)("user.one", {"a": 1}, **options)
         for node in ("py-0", "py-1", "js"):

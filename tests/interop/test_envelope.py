@@ -42,7 +42,7 @@ async def test_c9_every_packet_has_a_version_that_is_text_and_a_sender(cluster: 
 @pytest.mark.parametrize("ver", ["6", 4, 5, None, ["4"], "absent"], ids=repr)
 async def test_c10_packets_of_no_known_version_are_dropped_without_an_answer(cluster: Cluster, ver: Any) -> None:
     await settle(cluster)
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     packet: dict[str, Any] = {"sender": "old", "id": "1", "time": 1, "services": [], "instanceID": "i", "seq": 1}
     if ver != "absent":
         packet["ver"] = ver
@@ -59,7 +59,7 @@ async def test_c10_packets_of_no_known_version_are_dropped_without_an_answer(clu
 @pytest.mark.parametrize("data", [b"", b"null", b"{", b"\xff\xfe", b"[]", b"17", b'"text"'], ids=repr)
 async def test_c11_bytes_that_are_no_packet_are_dropped(cluster: Cluster, data: bytes) -> None:
     await settle(cluster)
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     for node in NODES:
         for command in ("REQ", "RES", "EVENT", "PING", "DISCOVER", "INFO", "PONG"):
             await cluster.tap.say(f"{command}.{node}", data)
@@ -72,7 +72,7 @@ async def test_c11_bytes_that_are_no_packet_are_dropped(cluster: Cluster, data: 
 async def test_c12_what_seems_to_come_from_the_node_itself_is_ignored_except_calls(cluster: Cluster) -> None:
     instances = {node["id"]: node["instanceID"] for node in (await cluster.js.nodes()).values()}
     await settle(cluster)
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     for node in NODES:
         own = {"ver": cluster.ver, "sender": node}
         for topic in ("DISCOVER", f"DISCOVER.{node}", "PING", f"PING.{node}", "HEARTBEAT"):
@@ -89,7 +89,7 @@ async def test_c12_what_seems_to_come_from_the_node_itself_is_ignored_except_cal
     assert await cluster.js.call("math.add", {"a": 1, "b": 1}) == 2
     assert await cluster.broker.call("pymath.add", {"a": 1}) == 2
 
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     for node, action in (("js", "echo.params"), ("py", "pyecho.params")):
         packet = {"ver": cluster.ver, "sender": node, "id": "own", "action": action, "params": 5}
         await cluster.tap.say(f"REQ.{node}", packet)
@@ -101,7 +101,7 @@ async def test_c13_unknown_fields_are_ignored(cluster: Cluster) -> None:
     for node, action in (("js", "echo.params"), ("py", "pyecho.params")):
         answer = await cluster.tap.ask(node, action, ver=cluster.ver, params=[1], **extra)
         assert (answer["success"], answer["data"], "zebra" in answer) == (True, [1], False)
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     for node in NODES:
         await cluster.tap.say(f"PING.{node}", {"ver": cluster.ver, "sender": "tap", "id": "x", "time": 5, **extra})
         pong = await cluster.tap.sees("PONG.tap", after=mark, id="x", sender=node)
@@ -148,9 +148,10 @@ async def test_c43_answers_that_nobody_waits_for_are_ignored(cluster: Cluster) -
         packet = {"ver": cluster.ver, "sender": "tap", "id": request_id, "meta": {}, "success": True, "data": "forged"}
         await cluster.tap.say(f"RES.{node}", packet)
 
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     assert await cluster.broker.call("echo.params", "one") == "one"
     assert await cluster.js.call("pyecho.params", "one") == "one"
+    await cluster.tap.catch_up()
     for asked, asking in (("js", "py"), ("py", "js")):
         request = cluster.tap.find(f"REQ.{asked}", after=mark)[0]
         await answer(asking, request["id"])  # a second answer

@@ -160,7 +160,7 @@ OWN_GROUPS = {"patterns-js", *(f"group-of-{number}" for number in range(len(PATT
 async def test_c60_an_emitted_event_goes_to_one_node_of_each_group(bus: Bus) -> None:
     for sender, emit in bus.emits("emit").items():
         bus.forget()
-        mark = bus.tap.mark()
+        mark = await bus.tap.mark()
         for number in range(4):
             await emit("task.one", {"n": number})
         await bus.settle()
@@ -178,7 +178,7 @@ async def test_c60_an_emitted_event_goes_to_one_node_of_each_group(bus: Bus) -> 
 
 async def test_c60_c64_a_group_with_two_patterns_gets_an_event_on_one_node(bus: Bus) -> None:
     bus.forget()
-    mark = bus.tap.mark()
+    mark = await bus.tap.mark()
     for number in range(4):
         await bus.sender.emit("task.done", {"n": number})
     await bus.settle()
@@ -199,7 +199,7 @@ async def test_c61_a_broadcast_goes_to_every_node_once(bus: Bus) -> None:
     for sender, broadcast in bus.emits("broadcast").items():
         for options, expected in (({}, None), ({"groups": ["workers"]}, ["workers"])):
             bus.forget()
-            mark = bus.tap.mark()
+            mark = await bus.tap.mark()
             await broadcast("task.all", {"a": 1}, **options)
             await bus.settle()
             assert bus.heard() == {("py-1", "star", "task.all"): 1, ("py-2", "star", "task.all"): 1}
@@ -213,7 +213,7 @@ async def test_c61_a_broadcast_goes_to_every_node_once(bus: Bus) -> None:
 async def test_c36_c60_an_event_has_the_fields_that_js_gives_it(bus: Bus) -> None:
     for kind in ("emit", "broadcast"):
         for data in ({"a": 1}, None):
-            mark = bus.tap.mark()
+            mark = await bus.tap.mark()
             for emit in bus.emits(kind).values():
                 await emit("task.fields", data, meta={"m": 1}, headers={"h": "1"}, groups=["workers"])
             await bus.settle()
@@ -227,7 +227,7 @@ async def test_c36_c60_an_event_has_the_fields_that_js_gives_it(bus: Bus) -> Non
 
 async def test_c62_versions_of_a_service_share_its_unversioned_name_as_their_group(bus: Bus) -> None:
     for sender, emit in bus.emits("emit").items():
-        mark = bus.tap.mark()
+        mark = await bus.tap.mark()
         for _ in range(4):
             await emit("shared.it")
         await bus.settle()
@@ -287,7 +287,7 @@ async def test_c65_data_may_be_missing_and_a_failing_handler_says_nothing(bus: B
     await bus.js.broadcast("task.one")
     await bus.settle()
     assert [data for _, _, data in bus.workers["py-1"].heard] == [None, None, None]
-    mark = bus.tap.mark()
+    mark = await bus.tap.mark()
     await bus.js.broadcast("task.broken", {"a": 1})
     await bus.settle()
     for node in bus.workers:

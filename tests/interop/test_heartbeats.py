@@ -115,7 +115,7 @@ async def quick(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
 
 async def test_c26_heartbeats_tell_the_load_as_a_whole_number(quick: Quick) -> None:
     for node in ("js", "py"):
-        mark = quick.tap.mark()
+        mark = await quick.tap.mark()
         beat = await quick.tap.sees("HEARTBEAT", after=mark, sender=node)
         assert set(beat) == {"cpu", "ver", "sender"}
         assert beat["cpu"] is None or (type(beat["cpu"]) is int and 0 <= beat["cpu"] <= 100)
@@ -184,7 +184,7 @@ async def test_c27_c28_a_lost_node_is_asked_again_and_its_actions_are_not_availa
     with pytest.raises(JsError) as caught:
         await quick.js.call("lost.run")
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
-    mark = quick.tap.mark()
+    mark = await quick.tap.mark()
     await quick.tap.say("HEARTBEAT", quick.beat("lost"))
     for node in ("js", "py"):
         await quick.tap.settle(node, ver=quick.ver)

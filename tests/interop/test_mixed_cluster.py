@@ -124,7 +124,7 @@ async def test_c14_events_reach_both_versions(mixed: MixedCluster) -> None:
 async def test_c14_what_goes_to_one_node_is_in_its_version_and_what_goes_to_all_once_in_each(
     mixed: MixedCluster,
 ) -> None:
-    mark, tap = mixed.tap.mark(), mixed.tap
+    mark, tap = await mixed.tap.mark(), mixed.tap
 
     def versions(topic: str, after: int = mark) -> list[str]:
         return [packet["ver"] for packet in tap.find(topic, after=after, sender="py-2")]
@@ -137,7 +137,7 @@ async def test_c14_what_goes_to_one_node_is_in_its_version_and_what_goes_to_all_
             assert await second.ping(node.node_id, timeout=30)
         await second.wait_for_services("old-recorder", "new-recorder", timeout=30)
         await second.broadcast("mixed.versions")
-        knows_both = tap.mark()
+        knows_both = await tap.mark()
         await eventually(lambda: len(versions("HEARTBEAT", knows_both)) >= 5, "heartbeats")
     await tap.sees("DISCONNECT", after=knows_both, ver="4")
     for node in (mixed.old, mixed.new):

@@ -29,6 +29,7 @@ async def test_c66_c90_traffic_of_every_kind_makes_no_error_in_the_logs_of_js(
         traffic = Traffic(js, broker, options)
         await traffic.prepare()
         await traffic.flow(seconds)
+        await tap.catch_up()
         for node in ("js", "py"):
             traffic.counts[f"heartbeats of {node}"] = len(tap.find("HEARTBEAT", sender=node))
         traffic.counts["packets"] = len(tap.seen)

@@ -125,6 +125,7 @@ async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_nobo
     ):
         await js.wait_for_services("pymath")
         nodes = ("js", "py")
+        await tap.catch_up()
         assert tap.find("INFO.py", sender="js"), "JS answered our DISCOVER"
         assert tap.find("INFO.py", sender="py") == [], "nobody answers himself"
 
@@ -136,7 +137,7 @@ async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_nobo
         assert "ghost" not in await js.nodes()
         assert "ghost" not in broker.registry.nodes
 
-        mark = tap.mark()
+        mark = await tap.mark()
         info: dict[str, Any] = {
             "ver": ver,
             "sender": "ghost",
@@ -167,6 +168,7 @@ async def test_c1_namespaces_never_mix(version: str, nats_url: str, namespace: s
         assert set(await js.nodes()) == {"js", "py"}
         assert "two.run" not in await js.actions()
         assert set(elsewhere.registry.nodes) == {"py"}
+        await tap.catch_up()
         assert tap.find("INFO", sender="py"), "without a namespace the prefix is MOL alone"
 
 

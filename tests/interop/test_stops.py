@@ -49,8 +49,9 @@ async def test_c33_c34_a_node_stops_in_the_steps_of_js(version: str, nats_url: s
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
             await slow.running.wait()
+            await tap.catch_up()
             before = max(info["seq"] for info in tap.find("INFO", sender="py"))
-            mark = tap.mark()
+            mark = await tap.mark()
             tasks.start_soon(broker.stop)
             last = await tap.sees("INFO", after=mark, sender="py")
             assert (last["services"], last["seq"]) == ([], before + 1)
@@ -68,6 +69,7 @@ async def test_c33_c34_a_node_stops_in_the_steps_of_js(version: str, nats_url: s
             gone = await js.local_event("$node.disconnected")
             assert (gone["node"], gone["unexpected"]) == ("py", False)
         assert results == ["done"]
+        await tap.catch_up()
         assert tap.topics(after=mark, sender="py")[-1] == "DISCONNECT"
         assert tap.find("DISCONNECT") == [{"ver": ver, "sender": "py"}]
 

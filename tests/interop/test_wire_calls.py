@@ -19,13 +19,14 @@ CALLERS_OWN = ("id", "action", "sender", "requestID")
 
 async def requests(cluster: Cluster, params: Any, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The REQ of a Python and of a JS caller for the same call."""
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     await cluster.broker.call("echo.params", params, **options)
     in_js = {"requestID": options["request_id"]} if "request_id" in options else {}
     in_js |= {name: value for name, value in options.items() if name in ("meta", "headers", "caller")}
     in_js |= {"timeout": options["timeout"] * 1000} if "timeout" in options else {}
     given = {} if params is ABSENT else {"params": params}
     await cluster.js.command("call", action="pyecho.params", options=in_js, **given)
+    await cluster.tap.catch_up()
     ours, theirs = cluster.tap.find("REQ.js", after=mark), cluster.tap.find("REQ.py", after=mark)
     assert (len(ours), len(theirs)) == (1, 1)
     return ours[0], theirs[0]
@@ -56,23 +57,25 @@ async def test_c35_c36_c46_options_travel_as_those_of_js(cluster: Cluster) -> No
 
 async def test_c36_c39_c40_one_answer_to_the_asking_node_with_the_fields_of_js(cluster: Cluster) -> None:
     for params in ({"a": 1}, None):
-        mark = cluster.tap.mark()
+        mark = await cluster.tap.mark()
         await cluster.broker.call("echo.params", params, meta={"m": 1})
         await cluster.js.call("pyecho.params", params, meta={"m": 1})
+        await cluster.tap.catch_up()
         theirs, ours = cluster.tap.find("RES.py", after=mark), cluster.tap.find("RES.js", after=mark)
         assert (len(theirs), len(ours)) == (1, 1)
         asked = cluster.tap.find("REQ.py", after=mark)[0]["id"]
         assert {**theirs[0], "id": asked, "sender": "py"} == ours[0]
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     await cluster.js.call("pyecho.nothing")
+    await cluster.tap.catch_up()
     assert cluster.tap.find("RES.js", after=mark)[0].get("data") is None
 
 
 async def test_c39_each_of_many_requests_is_answered_once(cluster: Cluster) -> None:
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     await cluster.js.mcall([{"action": "pymath.add", "params": {"a": number}} for number in range(50)])
+    await cluster.tap.catch_up()
     asked = [packet["id"] for packet in cluster.tap.find("REQ.py", after=mark)]
-    await cluster.tap.settle("py", ver=cluster.ver)
     assert sorted(asked) == sorted(packet["id"] for packet in cluster.tap.find("RES.js", after=mark))
 
 
@@ -99,12 +102,13 @@ async def test_c44_what_the_callee_sets_wins_and_what_it_removes_stays(cluster: 
 async def test_c45_a_nested_call_says_where_it_belongs(cluster: Cluster) -> None:
     """Without headers: those belong to one call."""
     for first, action_name, nested in (("js", "pychain.call", "REQ.js"), ("py", "chain.call", "REQ.py")):
-        mark = cluster.tap.mark()
+        mark = await cluster.tap.mark()
         order = {"action": "echo.params" if first == "js" else "pyecho.params", "params": 1}
         if first == "js":
             await cluster.js.call(action_name, order, meta={"m": 1}, headers={"h": "1"}, requestID="r-2")
         else:
             await cluster.broker.call(action_name, order, meta={"m": 1}, headers={"h": "1"}, request_id="r-2")
+        await cluster.tap.catch_up()
         outer = cluster.tap.find(f"REQ.{'py' if first == 'js' else 'js'}", after=mark)[0]
         inner = cluster.tap.find(nested, after=mark)[0]
         assert (outer["level"], inner["level"]) == (1, 2)
@@ -119,14 +123,16 @@ async def test_c46_c47_the_time_that_is_left_travels_on_in_fractions(cluster: Cl
         ("REQ.js", cluster.js.call("pychain.call", {"action": "echo.params", "params": 1}, timeout=5000.25)),
         ("REQ.py", cluster.broker.call("chain.call", {"action": "pyecho.params", "params": 1}, timeout=5.00025)),
     ):
-        mark = cluster.tap.mark()
+        mark = await cluster.tap.mark()
         await call
+        await cluster.tap.catch_up()
         left = cluster.tap.find(nested, after=mark)[0]["timeout"]
         assert 0 < left < 5000.25
         assert left != int(left)
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     order = {"action": "echo.params", "params": 1, "options": {"timeout": 0.5}}
     await cluster.js.call("pychain.call", order, timeout=20_000)
+    await cluster.tap.catch_up()
     assert cluster.tap.find("REQ.js", after=mark)[0]["timeout"] <= 500, "an option may make it shorter"
 
 
@@ -156,12 +162,13 @@ async def test_c47_without_time_left_nothing_is_sent(cluster: Cluster) -> None:
     seen: list[RequestSkippedError] = []
     await cluster.broker.add_service(Late())
     await cluster.js.wait_for_services("late")
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     with pytest.raises(JsError) as caught:
         await cluster.js.call("late.call", timeout=50)
     assert caught.value.type == "REQUEST_TIMEOUT"
     error = (await eventually(lambda: seen, "the nested call to be skipped"))[0]
     assert (error.code, error.type, error.data) == (514, "REQUEST_SKIPPED", {"action": "echo.params", "nodeID": "py"})
+    await cluster.tap.catch_up()
     assert cluster.tap.find("REQ.js", after=mark) == []
     await cluster.broker.remove_service("late")
 
@@ -190,9 +197,10 @@ async def test_c83_bytes_dates_and_numbers_are_written_as_javascript_writes_them
         "return broker.call('pyecho.params', { bytes: Buffer.from([0, 255]), date: new Date(1700000000123),"
         " old: new Date(-1500), nan: NaN, infinite: Infinity, list: [-Infinity] })"
     )
-    mark = cluster.tap.mark()
+    mark = await cluster.tap.mark()
     there = await cluster.broker.call("echo.params", values)
     back = await cluster.js.run(code)
+    await cluster.tap.catch_up()
     ours, theirs = cluster.tap.find("REQ.js", after=mark)[0], cluster.tap.find("REQ.py", after=mark)[0]
     assert ours["params"] == theirs["params"] == there == back
     assert ours["params"]["bytes"] == {"type": "Buffer", "data": [0, 255]}

@@ -113,7 +113,7 @@ def comparable(packet: dict[str, Any]) -> dict[str, Any]:
 async def test_c68_c69_c71_c73_an_answer_streams_in_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
     packets = {}
     for node, called in (("js", "flow.out"), ("py", "pyflow.out")):
-        mark = flow.tap.mark()
+        mark = await flow.tap.mark()
         packet = {"ver": flow.ver, "sender": "tap", "id": f"out-{node}", "action": called, "params": order}
         await flow.tap.say(f"REQ.{node}", {**packet, "meta": {"m": 1}, "headers": {"h": "1"}})
         await flow.tap.sees("RES.tap", after=mark, sender=node, stream=False)
@@ -124,7 +124,7 @@ async def test_c68_c69_c71_c73_an_answer_streams_in_the_packets_of_js(flow: Clus
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(order) or "bytes")
 async def test_c67_c69_c71_c73_a_request_streams_in_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
-    mark = flow.tap.mark()
+    mark = await flow.tap.mark()
     options: dict[str, Any] = {"meta": {"m": 1}, "stream": contents(**order)}
     if flow.ver == "5":
         options |= {"headers": {"h": "1"}, "params": {"p": 1}}
@@ -136,6 +136,7 @@ async def test_c67_c69_c71_c73_a_request_streams_in_the_packets_of_js(flow: Clus
         if not order.get("fails"):  # then JS throws away what it has not read yet
             assert result["seen"] == expected
         assert result.get("error") == ("broke" if order.get("fails") else None)
+    await flow.tap.catch_up()
     ours = [comparable(packet) for packet in flow.tap.find("REQ.js", after=mark, action="flow.in")]
     theirs = [comparable(packet) for packet in flow.tap.find("REQ.py", after=mark, action="pyflow.in")]
     assert ours == theirs
@@ -162,7 +163,7 @@ async def test_c70_chunks_in_any_order_come_out_in_theirs_and_once(flow: Cluster
         seed = random.SystemRandom().randrange(2**32)
         shuffled = [*packets, *(chunks if doubled else ())]
         random.Random(seed).shuffle(shuffled)
-        mark = flow.tap.mark()
+        mark = await flow.tap.mark()
         for one in shuffled:
             await flow.tap.say(f"REQ.{node}", one)
         answer = await flow.tap.sees("RES.tap", after=mark, id=f"any-{node}")
@@ -172,11 +173,12 @@ async def test_c70_chunks_in_any_order_come_out_in_theirs_and_once(flow: Cluster
 
 
 async def test_c72_no_packet_is_above_max_payload_whatever_the_bytes_are(flow: Cluster) -> None:
-    mark = flow.tap.mark()
+    mark = await flow.tap.mark()
     size = await flow.js.run(
         "let size = 0; for await (const chunk of await broker.call('pyflow.worst')) size += chunk.length; return size"
     )
     assert size == 3_000_000
+    await flow.tap.catch_up()
     sizes = [len(seen.data) for seen in flow.tap.seen[mark:] if seen.topic == "RES.js"]
     assert max(sizes) <= 1024 * 1024
     assert max(sizes) > 512 * 1024, "and not needlessly small"
@@ -216,7 +218,7 @@ async def test_c74_streams_of_a_node_that_goes_break(flow: Cluster) -> None:
     chunk = {"type": "Buffer", "data": [1]}
     await flow.tap.say("REQ.py", {**packet, "seq": 1, "stream": True, "params": chunk})
     await flow.tap.settle("py", ver=flow.ver)
-    mark = flow.tap.mark()
+    mark = await flow.tap.mark()
     await flow.tap.say("DISCONNECT", {"ver": flow.ver, "sender": "leaver"})
     answer = await flow.tap.sees("RES.leaver", after=mark, id="left")
     assert (answer["success"], answer["error"]["name"]) == (False, "RequestRejectedError")

@@ -1,10 +1,11 @@
 """What goes over the wire of a namespace, seen by a client of NATS that belongs to no node.
 
     async with open_tap(nats_url, namespace) as tap:
-        mark = tap.mark()
+        mark = await tap.mark()
         await js.call("pymath.add", {"a": 1})
-        request = await tap.sees("REQ.py", after=mark)
-        assert tap.count("RES.js", id=request["id"]) == 1
+        await tap.catch_up()
+        (request,) = tap.find("REQ.py", after=mark)
+        assert len(tap.find("RES.js", id=request["id"])) == 1
 
 It can also speak, as a node made by hand does: `say`, and `ask` for a request with its answer.
 """
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -22,6 +24,8 @@ from nats.aio.msg import Msg
 from tests.support.waiting import eventually
 
 __all__ = ["Seen", "Tap", "open_tap"]
+CATCH_UP = "TAP."
+DEADLINE_S = 30
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,24 @@ class Tap:
         self._client = client
         self._prefix = f"MOL-{namespace}" if namespace else "MOL"
         self._questions = 0
+        self._catching_up: dict[str, anyio.Event] = {}
 
     async def listen(self) -> None:
         await self._client.subscribe(f"{self._prefix}.>", cb=self._take)
         await self._client.flush()
 
-    def mark(self) -> int:
+    async def catch_up(self) -> None:
+        """Returns when all is here that any node has received by now: it came to the server before this does."""
+        caught_up = anyio.Event()
+        topic = f"{CATCH_UP}{id(caught_up)}"
+        self._catching_up[topic] = caught_up
+        await self.say(topic, b"")
+        with anyio.fail_after(DEADLINE_S):
+            await caught_up.wait()
+
+    async def mark(self) -> int:
         """Now, to be given as `after`: only what comes later counts."""
+        await self.catch_up()
         return len(self.seen)
 
     def find(self, topic: str, *, after: int = 0, **fields: Any) -> list[dict[str, Any]]:
@@ -84,7 +99,7 @@ class Tap:
         """A request of a node that nobody knows, and its answer."""
         self._questions += 1
         request_id = fields.pop("id", f"{sender}-{self._questions}")
-        mark = self.mark()
+        mark = await self.mark()
         packet = {"ver": ver, "sender": sender, "id": request_id, "action": action, **fields}
         await self.say(f"REQ.{node_id}", packet)
         return await self.sees(f"RES.{sender}", after=mark, id=request_id)
@@ -97,11 +112,15 @@ class Tap:
         await self.sees("PONG.tap", id=ping_id)
 
     async def _take(self, message: Msg) -> None:
+        topic = message.subject.removeprefix(self._prefix + ".")
+        if topic.startswith(CATCH_UP):
+            if topic in self._catching_up:  # a question of this tap, and not of another one
+                self._catching_up.pop(topic).set()
+            return
         try:
             packet = json.loads(message.data)
         except ValueError:
             packet = None
-        topic = message.subject.removeprefix(self._prefix + ".")
         self.seen.append(Seen(topic, packet if isinstance(packet, dict) else {}, message.data))
 
 
