@@ -2,40 +2,9 @@
 
 from typing import Any
 
-from broker.context import Context
-from broker.effects import (
-    Notify,
-)
-from broker.packets import (
-    Disconnect,
-    Discover,
-    Heartbeat,
-    Info,
-)
-from broker.service import Service, action, event
-from tests.support.transits import info, make_transit, meet, offer, publishes, subjects
-
-
-class Math(Service):
-    name = "math"
-
-    @action
-    async def add(self, ctx: Context) -> None: ...
-
-    @action(visibility="private")
-    async def hidden(self, ctx: Context) -> None: ...
-
-    @action(visibility="protected")
-    async def inner(self, ctx: Context) -> None: ...
-
-    @event("user.*")
-    async def first(self, ctx: Context) -> None: ...
-
-    @event("user.created")
-    async def second(self, ctx: Context) -> None: ...
-
-    @event("user.c*", group="audit")
-    async def third(self, ctx: Context) -> None: ...
+from broker.effects import Notify
+from broker.packets import Disconnect, Discover, Heartbeat, Info
+from tests.support.transits import Math, info, make_transit, meet, offer, publishes, subjects
 
 
 def test_c3_a_node_asks_who_is_there_in_its_default_version_first() -> None:

@@ -7,7 +7,6 @@ import pytest
 from msgspec import UNSET, Raw
 
 from broker.codec import JSONCodec
-from broker.context import Context
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -35,31 +34,19 @@ from broker.packets import (
     Response,
 )
 from broker.receiving import Receiving
-from broker.service import Service, action, event
 from broker.transit import Transit
-from tests.support.transits import captured, info, make_transit, meet, offer, publishes, request, service_info, subjects
-
-
-class Math(Service):
-    name = "math"
-
-    @action
-    async def add(self, ctx: Context) -> None: ...
-
-    @action(visibility="private")
-    async def hidden(self, ctx: Context) -> None: ...
-
-    @action(visibility="protected")
-    async def inner(self, ctx: Context) -> None: ...
-
-    @event("user.*")
-    async def first(self, ctx: Context) -> None: ...
-
-    @event("user.created")
-    async def second(self, ctx: Context) -> None: ...
-
-    @event("user.c*", group="audit")
-    async def third(self, ctx: Context) -> None: ...
+from tests.support.transits import (
+    Math,
+    captured,
+    info,
+    make_transit,
+    meet,
+    offer,
+    publishes,
+    request,
+    service_info,
+    subjects,
+)
 
 
 def refusal(effects: list[Any]) -> tuple[str, Any, Response]:

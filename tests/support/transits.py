@@ -8,15 +8,17 @@ from typing import Any
 from msgspec import Raw
 
 from broker.announcing import Identity
+from broker.context import Context
 from broker.effects import Effect, Publish
 from broker.packets import Command, Info, Protocol, Request
 from broker.registry import Registry
-from broker.service import Service, define
+from broker.service import Service, action, define, event
 from broker.topics import Topics
 from broker.transit import Limits, Transit
 
 __all__ = [
     "GOLDEN",
+    "Math",
     "captured",
     "captured_packet",
     "info",
@@ -30,6 +32,30 @@ __all__ = [
 ]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+class Math(Service):
+    """A service with actions of each visibility, and events of several patterns and groups."""
+
+    name = "math"
+
+    @action
+    async def add(self, ctx: Context) -> None: ...
+
+    @action(visibility="private")
+    async def hidden(self, ctx: Context) -> None: ...
+
+    @action(visibility="protected")
+    async def inner(self, ctx: Context) -> None: ...
+
+    @event("user.*")
+    async def first(self, ctx: Context) -> None: ...
+
+    @event("user.created")
+    async def second(self, ctx: Context) -> None: ...
+
+    @event("user.c*", group="audit")
+    async def third(self, ctx: Context) -> None: ...
 
 
 def make_transit(
