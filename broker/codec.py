@@ -92,12 +92,13 @@ class JSONCodec:
         self._address = msgspec.json.Decoder(Address)
 
     def decode(self, command: Command, data: bytes) -> Packet:
-        return self._decode_cut(command, data) or self._decode_whole(command, data)
+        packet = self._decode_cut(command, data) if command in ("REQ", "RES") else None
+        return packet or self._decode_whole(command, data)
 
     def _decode_cut(self, command: Command, data: bytes) -> Packet | None:
         """A packet whose value is one large Buffer, several times faster; None when it is not."""
         parts = buffers.cut(data)
-        if parts is None or command not in ("REQ", "RES"):
+        if parts is None:
             return None
         rest, buffer = parts
         try:

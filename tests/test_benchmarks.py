@@ -6,7 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.benchmarks import calls, listing, store_at_size, transfer
+from tests.benchmarks import calls, listing, store_at_size, streams, transfer
+from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase
 
 DIALECTS = ["SQLite", "PostgreSQL"]
@@ -63,3 +64,10 @@ async def test_calls_and_lists_are_measured(
     shown = capsys.readouterr().out
     assert re.search(r"ratio +\d", shown)
     assert shown.count("lists/s") == 4
+
+
+@pytest.mark.anyio
+async def test_streams_are_measured(js_modules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with NatsServer(tmp_path / "nats", http="127.0.0.1:-1") as server:
+        await streams.measure("0.15", 1_000_000, server)
+    assert re.search(r"\d MB/s +\d+\.\d MB behind +\d+ MB memory", capsys.readouterr().out)
