@@ -24,6 +24,7 @@ STOP_DELAY_S = 0.1
 SHUTDOWN_TIMEOUT_S = 5.0  # JS `tracking.shutdownTimeout`; here always on
 NODE_PROBE_AFTER_S = 2.0  # longer than most calls take
 NODE_UNHEARD_S = 3.0  # longer than a node takes to connect to NATS anew (nats.js: 2 s)
+NODE_SOUGHT_S = 30.0  # the heartbeat timeout: later, a node that comes back is found by its heartbeat
 ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseconds
 
 # Bounds.

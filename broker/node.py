@@ -289,7 +289,7 @@ class Node:
         if reader is None:
             await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))
         else:
-            await self.perform(self.transit.waiting.lose(reader, anyio.current_time(), unexpected=True))
+            await self.perform(self.transit.waiting.nobody_reads(reader, anyio.current_time()))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.marked(reply_id, answer)

@@ -165,7 +165,7 @@ class Transit:
         for node in list(self.registry.nodes.values()):
             if node.local:
                 continue
-            if node.available and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
+            if self.waiting.may_answer(node) and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
                 effects += self.waiting.lose(node.id, now, unexpected=True)
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
@@ -267,9 +267,10 @@ class Transit:
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
         known = self.registry.nodes.get(info.sender)
-        replaced = known is not None and known.available and known.instance_id != info.instance_id
+        replaced = known is not None and known.instance_id != info.instance_id
         changes = self.registry.apply_info(info, now)
         self.registry.nodes[info.sender].ver = info.ver
+        self.waiting.found(info.sender)
         lost = self.waiting.replaced(info.sender) if replaced else []
         return [*notices(changes), *self.announcing.greet_new_versions(ready=self.ready), *lost]
 

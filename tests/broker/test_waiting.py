@@ -18,6 +18,7 @@ from broker.packets import (
     Heartbeat,
     Response,
 )
+from broker.transit import Transit
 from tests.support.transits import info, make_transit, meet, publishes, request, service_info
 
 
@@ -95,13 +96,76 @@ def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> Non
     effects = transit.waiting.nobody_listens("unheard", 1.0)
     rejects = {effect.pending.id: effect for effect in effects if isinstance(effect, Reject)}
     assert rejects["unheard"].undelivered is True
-    assert rejects["earlier"].undelivered is False
+    assert set(rejects) == {"unheard"}, "the earlier one was heard, and may be answered yet"
     assert [effect.event for effect in effects if isinstance(effect, Notify)] == [
         "$node.disconnected",
         "$services.changed",
     ]
     assert not transit.registry.nodes["js-1"].available
     assert transit.waiting.nobody_listens("unheard", 1.0) == []
+
+
+def missed(now: float) -> Transit:
+    """A node that was asked `earlier`, and did not hear what came then."""
+    transit = make_transit()
+    meet(transit, "js-1", service_info("posts", "find"), ver="4")
+    transit.waiting.request(request("posts.find", "py-1", id="earlier"), "js-1", None, now)
+    transit.waiting.request(request("posts.find", "py-1", id="unheard"), "js-1", None, now)
+    transit.waiting.nobody_listens("unheard", now)
+    return transit
+
+
+def test_a_node_that_was_not_heard_is_asked_who_it_is_until_it_is_back_and_then_still_answers() -> None:
+    transit = missed(0.0)
+    for now in (1.0, 2.0):
+        (question,) = publishes(transit.tick(now))
+        assert (question.subject, question.packet) == ("MOL.DISCOVER.js-1", Discover(ver="4", sender="py-1"))
+        assert question.reply_id is not None
+        assert transit.waiting.nobody_listens(question.reply_id, now) == []
+    assert len(publishes(transit.tick(3.0))) == 1, "heard"
+    transit.receive("INFO", info("js-1", service_info("posts", "find"), ver="4"), 3.1)
+    assert transit.registry.nodes["js-1"].available
+    assert transit.registry.find_action("posts.find").node_id == "js-1"
+    answer = Response(ver="4", sender="js-1", id="earlier", success=True, data=Raw(b"1"))
+    (settled,) = transit.receive("RES", answer, 3.2)
+    assert isinstance(settled, Settle)
+    assert transit.tick(4.0) == transit.tick(10.0) == []
+
+
+def test_what_a_node_was_asked_that_was_not_heard_later_is_rejected_when_it_does_not_come_back() -> None:
+    transit = missed(0.0)
+    rejected = []
+    for now in range(1, 11):
+        for question in publishes(transit.tick(now)):
+            assert question.reply_id is not None
+            effects = transit.waiting.nobody_listens(question.reply_id, now)
+            rejected += [(effect.pending.id, now) for effect in effects if isinstance(effect, Reject)]
+    assert rejected == [("earlier", NODE_UNHEARD_S)]
+
+
+def test_what_a_node_was_asked_that_was_not_heard_later_is_rejected_by_its_silence() -> None:
+    transit = missed(0.0)
+    transit.tick(30.0)  # the server has nothing to say against the question: somebody took it
+    (rejected,) = [effect for effect in transit.tick(30.1) if isinstance(effect, Reject)]
+    assert rejected.pending.id == "earlier"
+
+
+def test_what_a_node_was_asked_that_was_not_heard_later_is_rejected_when_another_process_takes_its_place() -> None:
+    transit = missed(0.0)
+    transit.receive("DISCOVER", Discover(ver="4", sender="js-1"), 1.0)
+    effects = transit.receive("INFO", info("js-1", service_info("posts", "find"), ver="4", instance="another"), 2.0)
+    assert [effect.pending.id for effect in effects if isinstance(effect, Reject)] == ["earlier"]
+    assert transit.registry.nodes["js-1"].available
+
+
+def test_the_reader_of_a_stream_that_is_not_heard_may_still_answer_what_it_was_asked() -> None:
+    transit = make_transit()
+    meet(transit, "py-2", service_info("posts", "find"))
+    transit.waiting.request(request("posts.find", "py-1", id="1"), "py-2", None, 0.0)
+    effects = transit.waiting.nobody_reads("py-2", 1.0)
+    assert [effect for effect in effects if isinstance(effect, Reject)] == []
+    assert [effect.until for effect in effects if isinstance(effect, NobodyReads)] == [1.0]
+    assert not transit.registry.nodes["py-2"].available
 
 
 def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server() -> None:
@@ -126,7 +190,8 @@ def test_a_node_that_keeps_a_call_waiting_is_asked_in_its_version_and_lost_when_
     assert probe.reply_id is not None
     assert transit.waiting.nobody_listens(probe.reply_id, NODE_PROBE_AFTER_S) == []
     late = NODE_PROBE_AFTER_S + NODE_UNHEARD_S
-    assert len(publishes(transit.tick(late))) == 1
+    (probe,) = publishes(transit.tick(late))
+    assert probe.reply_id is not None
     transit.waiting.request(request("posts.find", "py-1", id="2"), "js-1", None, late + 0.1)
     effects = transit.waiting.nobody_listens(probe.reply_id, late + 0.2)
     assert [effect.pending.id for effect in effects if isinstance(effect, Reject)] == ["1"], "2 has its own word"

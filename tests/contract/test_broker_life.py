@@ -674,6 +674,34 @@ async def test_calls_that_a_killed_node_had_taken_are_rejected_when_its_death_is
     gate.opened.set()
 
 
+async def test_a_node_that_lost_its_connection_for_a_moment_still_answers_and_is_known_again_at_once(
+    cluster: Cluster,
+) -> None:
+    service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
+    caller = await cluster.start_one("caller", heartbeat_timeout=3600)
+    away = await cluster.stranger("js-1", "REQ", "RES", "PING", "DISCOVER")
+    await away.introduce(service)
+    await caller.wait_for_services("posts", timeout=30)
+    answers: list[Any] = []
+
+    async def call() -> None:
+        answers.append(await caller.call("posts.find"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        request = await away.hears("REQ")
+        await cluster.cut_off(away)
+        with pytest.raises(RequestRejectedError):
+            await caller.call("posts.find")
+        back = await cluster.stranger("js-1", "REQ", "RES", "PING", "DISCOVER")  # says nothing, as JS nodes do
+        await back.hears("DISCOVER", lambda packet: packet["sender"] == "caller")
+        await back.introduce(service)
+        await caller.wait_for_services("posts", timeout=30)
+        answer = {"ver": "5", "sender": "js-1", "id": request["id"], "success": True, "data": "found"}
+        await back.say(cluster.topics.to_node("RES", "caller"), answer)
+    assert answers == ["found"]
+
+
 async def test_c28_a_silent_node_is_lost_after_its_heartbeat_timeout(cluster: Cluster) -> None:
     gate = Gate()
     one, caller = await cluster.start(("one", [gate]), ("caller", []), heartbeat_interval=0.05, heartbeat_timeout=0.3)

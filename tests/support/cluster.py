@@ -157,6 +157,11 @@ class Cluster:
         await transport.close()
         await self._until_unheard(broker.node_id)
 
+    async def cut_off(self, stranger: Stranger) -> None:
+        """End the connection of a hand-made peer, which hears RES."""
+        await stranger.transport.close()
+        await self._until_unheard(stranger.node_id)
+
     async def _until_unheard(self, node_id: str) -> None:
         """The bus knows that a connection is gone a moment after it is: what is sent before is lost."""
         stranger = await self.stranger("undertaker")
