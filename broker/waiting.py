@@ -90,8 +90,8 @@ class Waiting:
 
     def look_after(self, now: float) -> list[Effect]:
         """Questions to the nodes that keep somebody here waiting, or were not heard. Only whether the server knows of
-        somebody who takes it counts: the answers to pings go to a name that nobody listens to. A node that counts as
-        gone is asked who it is, so that it is known again by its answer."""
+        somebody who takes it counts: the answers to pings go to a name that nobody listens to. A node that did not hear
+        is asked who it is, so that it is known again by its answer; and it may have no right to hear pings."""
         until = now - NODE_PROBE_AFTER_S
         old = takewhile(lambda pending: pending.since <= until, self.pending.values())
         waited_for = {pending.node_id for pending in old if pending.node_id} | self._streams.waits_for(until)
@@ -99,9 +99,9 @@ class Waiting:
         return [self._question(node_id, f"{PROBE}:{now!r}:{node_id}") for node_id in due]
 
     def _question(self, node_id: str, reply_id: str) -> Publish:
-        node = self._registry.nodes.get(node_id)
         version = self._version_for(node_id)
-        if node is None or not node.available:
+        node = self._registry.nodes.get(node_id)
+        if node is None or not node.available or self._watch.suspects(node_id):
             who = Discover(ver=version, sender=self._node_id)
             return Publish(self._topics.to_node("DISCOVER", node_id), who, reply_id=reply_id)
         asker = f"{self._node_id}~probe"

@@ -63,6 +63,11 @@ class Watch:
         watched.sought_until = max(watched.sought_until, watched.unheard_since + NODE_SOUGHT_S)
         return True
 
+    def suspects(self, node_id: str) -> bool:
+        """Whether the last question to a node was not heard."""
+        watched = self._watched.get(node_id)
+        return watched is not None and watched.unheard_since is not None
+
     def missed(self, node_id: str, since: float) -> None:
         """Nobody listens for what was sent to a node then: it is asked from now on, whether or not it is waited for."""
         watched = self._watched.setdefault(node_id, _Watched())

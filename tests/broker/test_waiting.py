@@ -19,7 +19,7 @@ from broker.packets import (
     Response,
 )
 from broker.transit import Transit
-from tests.support.transits import info, make_transit, meet, publishes, request, service_info
+from tests.support.transits import info, make_transit, meet, publishes, request, service_info, subjects
 
 
 def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected() -> None:
@@ -105,6 +105,21 @@ def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> Non
     assert transit.waiting.nobody_listens("unheard", 1.0) == []
 
 
+def test_a_node_that_does_not_hear_pings_is_not_gone_while_it_hears_other_questions() -> None:
+    transit = make_transit()
+    meet(transit, "js-1", service_info("posts", "find"))
+    transit.waiting.request(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+    asked = []
+    for now in range(1, 20):
+        for question in publishes(transit.tick(now)):
+            asked.append(question.subject)
+            if question.subject == "MOL.PING.js-1":
+                assert question.reply_id is not None
+                assert transit.waiting.nobody_listens(question.reply_id, now) == []
+    assert set(asked) == {"MOL.PING.js-1", "MOL.DISCOVER.js-1"}
+    assert transit.registry.nodes["js-1"].available
+
+
 def missed(now: float) -> Transit:
     """A node that was asked `earlier`, and did not hear what came then."""
     transit = make_transit()
@@ -122,14 +137,15 @@ def test_a_node_that_was_not_heard_is_asked_who_it_is_until_it_is_back_and_then_
         assert (question.subject, question.packet) == ("MOL.DISCOVER.js-1", Discover(ver="4", sender="py-1"))
         assert question.reply_id is not None
         assert transit.waiting.nobody_listens(question.reply_id, now) == []
-    assert len(publishes(transit.tick(3.0))) == 1, "heard"
-    transit.receive("INFO", info("js-1", service_info("posts", "find"), ver="4"), 3.1)
+    assert len(publishes(transit.tick(3.0))) == 1, "heard, but too early for an answer"
+    assert subjects(transit.tick(3.0 + NODE_PROBE_AFTER_S)) == [("MOL.DISCOVER.js-1", "4")]
+    transit.receive("INFO", info("js-1", service_info("posts", "find"), ver="4"), 5.1)
     assert transit.registry.nodes["js-1"].available
     assert transit.registry.find_action("posts.find").node_id == "js-1"
     answer = Response(ver="4", sender="js-1", id="earlier", success=True, data=Raw(b"1"))
-    (settled,) = transit.receive("RES", answer, 3.2)
+    (settled,) = transit.receive("RES", answer, 5.2)
     assert isinstance(settled, Settle)
-    assert transit.tick(4.0) == transit.tick(10.0) == []
+    assert transit.tick(6.0) == transit.tick(20.0) == []
 
 
 def test_what_a_node_was_asked_that_was_not_heard_later_is_rejected_when_it_does_not_come_back() -> None:
@@ -191,6 +207,7 @@ def test_a_node_that_keeps_a_call_waiting_is_asked_in_its_version_and_lost_when_
     assert transit.waiting.nobody_listens(probe.reply_id, NODE_PROBE_AFTER_S) == []
     late = NODE_PROBE_AFTER_S + NODE_UNHEARD_S
     (probe,) = publishes(transit.tick(late))
+    assert (probe.subject, probe.packet) == ("MOL.DISCOVER.js-1", Discover(ver="4", sender="py-1"))
     assert probe.reply_id is not None
     transit.waiting.request(request("posts.find", "py-1", id="2"), "js-1", None, late + 0.1)
     effects = transit.waiting.nobody_listens(probe.reply_id, late + 0.2)

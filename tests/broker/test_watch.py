@@ -25,7 +25,9 @@ def test_a_node_that_is_unheard_for_long_is_gone() -> None:
 def test_a_node_that_is_heard_again_is_not_gone() -> None:
     watch = Watch()
     watch.due(["a"], 10.0)
+    assert not watch.suspects("a")
     watch.unheard("a", 10.0)
+    assert watch.suspects("a")
     watch.due(["a"], 11.0)  # heard: nobody says otherwise
     watch.due(["a"], 12.0)
     late = 12.0 + NODE_UNHEARD_S
