@@ -1,6 +1,7 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
 import logging
+import math
 from functools import partial
 
 import anyio
@@ -13,7 +14,7 @@ from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
 from broker.encoding import UNSERIALIZABLE, is_unreadable
 from broker.endpoints import Listener
-from broker.errors import MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
+from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
 from broker.middleware import Next
 from broker.node import Node
 from broker.outgoing import is_stream
@@ -81,7 +82,7 @@ class Serving:
     async def _serve(self, effect: RunAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""
         try:
-            await self._send(effect.request, await self._answer(effect))
+            await self._send(effect.request, await self._answer(effect), self._deadline(effect))
         except Exception:  # one request must not end the others
             logger.exception("The call of '%s' by '%s' went wrong", effect.request.action, effect.request.sender)
         finally:
@@ -114,11 +115,11 @@ class Serving:
             if effect.stream is not None:
                 await effect.stream.aclose()
 
-    async def _send(self, request: Request, answer: list[Effect]) -> None:
+    async def _send(self, request: Request, answer: list[Effect], deadline: float | None = None) -> None:
         for effect in answer:
             assert isinstance(effect, Publish)
             try:
-                await self._node.publish(effect)
+                await self._publish(effect, deadline)
             except PayloadTooLargeError as error:
                 await self._node.perform(self._transit.respond_error(request, None, _too_large(request, error)))
             except MoleculerError as error:
@@ -127,6 +128,17 @@ class Serving:
                 logger.warning(
                     "The answer to '%s' could not be sent to '%s': %s", request.action, request.sender, error
                 )
+
+    async def _publish(self, answer: Publish, deadline: float | None) -> None:
+        """An answer that is ready while only this node has no connection goes out when it has: its caller waits."""
+        try:
+            await self._node.publish(answer)
+        except BrokerDisconnectedError:
+            if self._transit.stopping:
+                raise
+            with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
+                await self._node.wait_for_connection()
+            await self._node.publish(answer)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
         if is_unreadable(error):
@@ -141,7 +153,6 @@ class Serving:
 
     def _context(self, effect: RunAction) -> Context:
         request = effect.request
-        timeout_s = self._timeout_s(effect)
         ctx = Context(
             self._broker,
             action=request.action,
@@ -155,19 +166,21 @@ class Serving:
             parent_id=request.parent_id,
             caller=request.caller,
             level=_level(request.level),
-            deadline=effect.arrived + timeout_s if timeout_s > 0 else None,
+            deadline=self._deadline(effect),
             tracing=request.tracing,
             remote=True,
         )
         ctx.stream = effect.stream
         return ctx
 
-    def _timeout_s(self, effect: RunAction) -> float:
+    def _deadline(self, effect: RunAction) -> float | None:
         """What the caller gives; this node's own default when it does not say (§2.3)."""
         if effect.request.timeout is not None:
-            return effect.request.timeout / 1000
-        own = effect.action.timeout_s
-        return self._node.options.request_timeout if own is None else own
+            timeout_s = effect.request.timeout / 1000
+        else:
+            own = effect.action.timeout_s
+            timeout_s = self._node.options.request_timeout if own is None else own
+        return effect.arrived + timeout_s if timeout_s > 0 else None
 
     def _event_context(self, event: Event) -> Context:
         return Context(

@@ -6,8 +6,9 @@ from typing import Any
 
 import anyio
 import pytest
+from nats.aio.client import Client
 
-from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, event
+from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, ServiceBroker, action, event
 from broker.transports import make_transport
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
@@ -302,13 +303,53 @@ async def test_rights_that_are_revoked_and_given_back_are_an_outage_like_another
         assert await two.call("echo.params", {"a": 1}) == {"a": 1}
 
 
-async def test_what_the_server_ends_a_connection_for_is_an_outage_like_another(outage: Cluster) -> None:
-    """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
-    one, two = await outage.start(("one", [Echo()]), ("two", []))
-    transport = one._node.transport
+async def kick(broker: ServiceBroker) -> Client:
+    """Let the server end the connection of one node."""
+    transport = broker._node.transport
     assert isinstance(transport, NATSTransport)
     client = transport._client
     assert client is not None
     await client._send_command(b"NO SUCH OPERATION\r\n")
+    return client
+
+
+class AnswersWhenCutOff(Service):
+    name = "late"
+
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+        self.cut_off = anyio.Event()
+
+    @action
+    async def answer(self, ctx: Context) -> str:
+        self.asked.set()
+        await self.cut_off.wait()
+        return "late"
+
+    @event("$transporter.disconnected")
+    async def on_cut_off(self, ctx: Context) -> None:
+        self.cut_off.set()
+
+
+async def test_an_answer_that_is_ready_while_only_its_node_is_cut_off_arrives(outage: Cluster) -> None:
+    """Its caller has noticed nothing, and waits for ever when it has no timeout."""
+    service = AnswersWhenCutOff()
+    one, two = await outage.start(("one", [service]), ("two", []))
+    answers: list[str] = []
+
+    async def call() -> None:
+        answers.append(await two.call("late.answer"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await service.asked.wait()
+        await kick(one)
+        await eventually(lambda: answers == ["late"])
+
+
+async def test_what_the_server_ends_a_connection_for_is_an_outage_like_another(outage: Cluster) -> None:
+    """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    client = await kick(one)
     await eventually(lambda: client.stats["reconnects"] == 1 and connected(outage))
     assert await two.call("echo.params", {"a": 1}) == {"a": 1}
