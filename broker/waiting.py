@@ -79,10 +79,10 @@ class Waiting:
         error = RequestRejectedError({"action": None, "nodeID": node_id})
         return [*self._miss(node_id, now, now), NobodyReads(node_id, error, now)]
 
-    def lose(self, node_id: str, now: float, *, unexpected: bool, until: float = math.inf) -> list[Effect]:
-        """A node is gone, and so are its answers to what it was asked until then."""
+    def lose(self, node_id: str, now: float, *, unexpected: bool) -> list[Effect]:
+        """A node is gone, and so are its answers."""
         self._watch.forget(node_id)
-        return self._gone(node_id, now, unexpected=unexpected, until=until)
+        return self._gone(node_id, now, unexpected=unexpected, until=math.inf)
 
     def may_answer(self, node: KnownNode) -> bool:
         """Whether answers of a node are expected."""

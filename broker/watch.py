@@ -60,6 +60,7 @@ class Watch:
             watched.unheard_since = asked
         if asked - watched.unheard_since < NODE_UNHEARD_S:
             return False
+        self._begun.pop(node_id, None)
         watched.sought_until = max(watched.sought_until, watched.unheard_since + NODE_SOUGHT_S)
         return True
 

@@ -79,3 +79,16 @@ def test_it_is_known_when_the_process_of_a_node_began() -> None:
     assert watch.begun("a") == 10.0
     watch.forget("a")
     assert watch.begun("a") < 0
+
+
+def test_nothing_is_kept_of_nodes_that_came_and_were_killed() -> None:
+    watch = Watch()
+    for number in range(5):
+        watch.began(f"node-{number}", 10.0)
+        watch.missed(f"node-{number}", 20.0)
+    watch.due([], 20.0 + NODE_UNHEARD_S)
+    for number in range(5):
+        assert watch.unheard(f"node-{number}", 20.0 + NODE_UNHEARD_S)
+    assert watch.due([], 20.0 + NODE_SOUGHT_S) == []
+    assert watch._watched == {}
+    assert watch._begun == {}
