@@ -66,6 +66,9 @@ class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
     """How often the log repeats who blocks."""
     index_retry_s: float = 300.0
     """Least time between two builds of the index: each failed one costs the whole work again."""
+    pooler_answer_s: float = 1.0
+    """How soon a pooler has to give a second connection beside the one that holds the lock. Where it has one alone,
+    every caller waits for so long, and for the build would wait for ever."""
     index_drop_lock_timeout_s: float = 1.0
     index_invalid_recheck_s: float = 1.0
     """An INVALID index is dropped only if nobody works on it at two looks so far apart."""

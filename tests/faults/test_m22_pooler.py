@@ -4,24 +4,28 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 
 from services.environments_store.errors import OperationError
+from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.operations.rollback import refuse_unsafe, roll_back, survey
 from services.environments_store.schema.messages import ADDED, ADDING, FAILED
 from services.environments_store.schema.migrator import migrate_once
-from tests.support.migrations import ADVISORY_LOCKS, INDEX_STATE, SHORT_START, VALID_INDEX, old_transaction
+from tests.support.migrations import ADVISORY_LOCKS, BUDGETS, INDEX_STATE, SHORT_START, VALID_INDEX, old_transaction
 from tests.support.operations import LOGGER
 from tests.support.pgbouncer import POOLERS, pooled_url
 from tests.support.postgres import PostgresDatabase
 from tests.support.processes import DEADLINE_S
 from tests.support.served import serving
-from tests.support.shapes import postgres_sql
+from tests.support.shapes import postgres_sql, until
 from tests.support.starters import starters
 
 pytestmark = pytest.mark.anyio
 
 through_each = pytest.mark.parametrize("pooler", POOLERS)
+LOOK = "SELECT pg_backend_pid() AS pid"
+"""How each connection begins, one of them for each look at the schema."""
 LIVE = "c0ffee00-0000-4000-8000-000000000001"
 
 
@@ -99,6 +103,50 @@ async def test_m22_the_index_is_built_for_a_role_whose_transactions_keep_their_s
             status = await migrate_once(url, logger=LOGGER)
     assert [step.state for step in status.steps] == ["done"] * len(status.steps)
     assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
+
+
+@through_each
+async def test_m22_a_pooler_with_one_connection_is_told_of_and_its_callers_are_not_held_up_again_and_again(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    postgres_database.run_sql(f"ALTER DATABASE \"{postgres_database.name}\" SET log_statement = 'all'")
+    budgets = msgspec.structs.replace(BUDGETS, pooler_answer_s=0.3, index_retry_s=3_600)
+    async with (
+        pooled_url(pooler, postgres_database.server, postgres_database.url, connections=1) as url,
+        serving(url, budgets=budgets) as service,
+    ):
+        line = await service.until_logged("The index on deletedAt has to wait")
+        assert "default_pool_size" in line
+        assert "direct address" in line
+        looks = postgres_database.log().count(LOOK)
+        await until(lambda: postgres_database.log().count(LOOK) >= looks + 5)
+        # It goes on looking, without taking the only connection for the lock.
+        assert postgres_database.log().count("BEGIN ISOLATION LEVEL READ COMMITTED") == 1
+        assert not any("cannot be looked at" in line for line in service.lines)
+        schema = await service.ask("schema")
+        pending = {step["name"]: step["detail"] for step in schema["steps"] if step["state"] != "done"}
+        assert schema["state"] == "ready"
+        assert "default_pool_size" in pending["index"]
+        assert await service.ask("remove", uuid=LIVE) == {"success": True}
+        await migrate_once(postgres_database.url, logger=LOGGER)
+        await service.until_state("ready", steps=True)
+    assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
+    assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
+
+
+@through_each
+async def test_m22_the_commands_that_build_an_index_say_that_a_pooler_has_one_connection(
+    pooler: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    budgets = msgspec.structs.replace(BUDGETS, pooler_answer_s=0.3)
+    async with pooled_url(pooler, postgres_database.server, postgres_database.url, connections=1) as url:
+        status = await migrate_once(url, logger=LOGGER, budgets=budgets)
+        assert [step.name for step in status.steps if "default_pool_size" in (step.detail or "")] == ["index"]
+        with pytest.raises(OperationError, match=r"The index was not built: .*default_pool_size"):
+            await build_list_index(url, LOGGER, budgets)
+        assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
 
 
 @through_each

@@ -28,29 +28,30 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {folder}/users
 pool_mode = transaction
-default_pool_size = 2
+default_pool_size = {connections}
 """
 
 
 @asynccontextmanager
-async def pooled_url(kind: str, server: PostgresServer, url: str) -> AsyncIterator[str]:
-    """The URL of the same database through a transaction pooler with two connections to it."""
+async def pooled_url(kind: str, server: PostgresServer, url: str, connections: int = 2) -> AsyncIterator[str]:
+    """The URL of the same database through a transaction pooler with so many connections to it."""
     if kind == "our pooler":
-        async with PostgresPooler(url).running() as pooler:
+        async with PostgresPooler(url, connections=connections).running() as pooler:
             yield pooler.url
         return
-    with _pgbouncer(server, url) as port:
+    with _pgbouncer(server, url, connections) as port:
         target = urlsplit(url)
         yield urlunsplit(target._replace(netloc=f"{target.netloc.rpartition('@')[0]}@{LOOPBACK}:{port}"))
 
 
 @contextmanager
-def _pgbouncer(server: PostgresServer, url: str) -> Iterator[int]:
+def _pgbouncer(server: PostgresServer, url: str, connections: int) -> Iterator[int]:
     program, port, target = shutil.which("pgbouncer"), free_port(), urlsplit(url)
     assert program is not None
     with tempfile.TemporaryDirectory(prefix="environments-store-pgbouncer-") as name:
         folder = Path(name)
-        text = _CONFIGURATION.format(host=LOOPBACK, server_port=server.port, port=port, folder=folder)
+        places = {"host": LOOPBACK, "server_port": server.port, "port": port, "folder": folder}
+        text = _CONFIGURATION.format(**places, connections=connections)
         (folder / "pgbouncer.ini").write_text(text)
         (folder / "users").write_text(f'"{unquote(target.username or "")}" "{unquote(target.password or "")}"\n')
         for path in (folder, *folder.iterdir()):

@@ -13,7 +13,7 @@ from services.environments_store.errors import (
     StalePlanError,
 )
 
-__all__ = ["LOST_STATES", "MOVED", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
+__all__ = ["CROWDED", "LOST_STATES", "MOVED", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
 
 ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
@@ -25,6 +25,8 @@ REBUILT = "SQLITE_SCHEMA"
 """SQLite's own name for a schema that somebody else has changed."""
 MOVED = "SQLITE_READONLY_DBMOVED"
 """And for a file that is not any more where it was opened."""
+CROWDED = "POOLER_CROWDED"
+"""No database's name: a pooler gave no second connection beside the one that holds the lock of the migration."""
 MISSING = frozenset({"42703", "42P01", REBUILT})
 READ_ONLY = frozenset({"25006"})
 # Lock, deadlock, serialisation, cancel or timeout, disk, memory, connections, login, unknown database, and a plan

@@ -121,6 +121,17 @@ class PostgresSession:
         with driver_failures():
             await self._connection.execute(script, timeout=None if unbounded else self._answer_timeout_s)
 
+    async def answers(self, within_s: float) -> bool:
+        """Whether the server answers so soon. When it does not, the connection is of use no more: close it."""
+        try:
+            with driver_failures():
+                await self._connection.execute("SELECT 1", timeout=within_s)
+        except StatementFailure as failure:
+            if not failure.timed_out:
+                raise
+            return False
+        return True
+
     async def close(self) -> None:
         """Close quietly, whatever state the connection is in, also while the caller is being cancelled."""
         with anyio.CancelScope(shield=True):

@@ -102,6 +102,5 @@ async def _build_on_server(url: str, found: Inspection, budgets: MigrationBudget
             await remove_index(session, found, invalid.name, budgets)
         await build_index(session, create_list_index("postgresql", found.schema, found.table), budgets)
     finally:
-        if not session.closed:
-            await lock.release()
+        await lock.release()
         await session.close()

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.failures import CROWDED, StatementFailure
 
 __all__ = ["Outcome", "outcome_of"]
 
-Outcome = Literal["blocked", "peer", "forbidden", "read-only", "exhausted", "unsupported", "lost", "collided", "failed"]
+Outcome = Literal[
+    "blocked", "peer", "forbidden", "read-only", "exhausted", "crowded", "unsupported", "lost", "collided", "failed"
+]
 
 OUTCOMES: dict[str, Outcome] = {
     # A lock, a deadlock, a timeout or a cancel: again, after a pause.
@@ -24,6 +26,8 @@ OUTCOMES: dict[str, Outcome] = {
     "53100": "exhausted",
     "53200": "exhausted",
     "53300": "exhausted",
+    # A pooler with too few connections: seldom again, since each attempt keeps all callers waiting.
+    CROWDED: "crowded",
     # Column limit, wrong kind of relation: needs a person.
     "54011": "unsupported",
     "42809": "unsupported",

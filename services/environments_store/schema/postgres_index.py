@@ -14,6 +14,7 @@ from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.names import INDEX
 from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.plan import pending_steps
 from services.environments_store.schema.postgres_steps import analyse, build_index, remove_index
 from services.environments_store.schema.sql import create_index
 
@@ -28,6 +29,7 @@ class IndexBuilder:
         self._budgets = budgets
         self._journal = journal
         self._next_build_at = -math.inf
+        self._next_try_at = -math.inf
         self._analysed = False
         self._built = False
 
@@ -48,8 +50,18 @@ class IndexBuilder:
         else:
             self._journal.forget("index")
 
+    def postpone(self, found: Inspection, why: str) -> None:
+        """Nothing could be done under the lock: say so, and leave the callers in peace for a while."""
+        self._next_try_at = anyio.current_time() + self._budgets.index_retry_s
+        self._journal.step(None)
+        self._journal.warn("postponed", f"The index on deletedAt has to wait: {why}")
+        for name in pending_steps(found):
+            self._journal.detail(name, why)
+
     def can_work(self, found: Inspection) -> bool:
         """Whether something can be done now, so that the lock is worth taking."""
+        if anyio.current_time() < self._next_try_at:
+            return False
         action = next_action(found, self._budgets)
         if action.kind in ("create", "create-blocking"):
             return anyio.current_time() >= self._next_build_at
@@ -59,6 +71,7 @@ class IndexBuilder:
 
     async def work(self, session: PostgresSession) -> float:
         """Do what is missing; returns the seconds until it is worth looking again. The lock is held by the caller."""
+        self._journal.forget("postponed")
         deadline = anyio.current_time() + self._budgets.index_wait_s
         suspect: str | None = None
         while True:

@@ -84,8 +84,14 @@ class PostgresMigration:
                 return self._budgets.reinspect_s
             lock = migration_lock(session, self._url, self._node_id, self._budgets, found)
             deadline = anyio.current_time() + self._budgets.index_wait_s
-            async with self._locked(lock, session, deadline, lambda found: not pending_steps(found)) as held:
-                return await self._index.work(session) if held else self._budgets.poll_max_s
+            try:
+                async with self._locked(lock, session, deadline, lambda found: not pending_steps(found)) as held:
+                    return await self._index.work(session) if held else self._budgets.poll_max_s
+            except StatementFailure as failure:
+                if outcome_of(failure) != "crowded":
+                    raise
+                self._index.postpone(found, failure.message)
+                return self._budgets.reinspect_s
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[PostgresSession]:

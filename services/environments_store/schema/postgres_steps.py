@@ -5,7 +5,7 @@ Every function raises StatementFailure and changes all or nothing.
 
 from typing import Protocol
 
-from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.failures import CROWDED, StatementFailure
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.inspect_postgres import inspect
@@ -78,7 +78,9 @@ def lock_key(found: Inspection) -> str:
 class MigrationLock(Protocol):
     """Held by one node at a time. Nobody waits in it: a waiting statement would hold the index build up for ever."""
 
-    async def try_acquire(self) -> bool: ...
+    async def try_acquire(self) -> bool:
+        """Raises StatementFailure, also when it is free and the pooler has too few connections to work under it."""
+
     async def release(self) -> None: ...
 
 
@@ -101,9 +103,11 @@ class SessionLock:
 
 
 class PooledLock:
-    """Behind a pooler only a transaction keeps its server process: a second connection holds one open."""
+    """Behind a pooler only a transaction keeps its server process: a second connection holds one open, beside the one
+    that works (`worker`)."""
 
-    def __init__(self, url: str, node_id: str, budgets: MigrationBudgets, key: str) -> None:
+    def __init__(self, worker: PostgresSession, url: str, node_id: str, budgets: MigrationBudgets, key: str) -> None:
+        self._worker = worker
         self._url = url
         self._node_id = node_id
         self._budgets = budgets
@@ -124,11 +128,14 @@ class PooledLock:
         except BaseException:
             await session.close()
             raise
-        if held:
-            self._session = session
-        else:
+        if not held:
             await session.close()
-        return held
+            return False
+        self._session = session
+        if not await self._worker.answers(self._budgets.pooler_answer_s):
+            await self.release()
+            raise _crowded(self._budgets)
+        return True
 
     async def release(self) -> None:
         session, self._session = self._session, None
@@ -139,12 +146,22 @@ class PooledLock:
                 await session.close()
 
 
+def _crowded(budgets: MigrationBudgets) -> StatementFailure:
+    return StatementFailure(
+        f"The pooler gave no second connection within {budgets.pooler_answer_s:g} s beside the one that holds the lock"
+        " of the migration: its pool has one connection alone, or all of them are busy. Give it two or more"
+        " (default_pool_size in PgBouncer), or run `environments-store migrate run` with the direct address of the"
+        " database",
+        sqlstate=CROWDED,
+    )
+
+
 def migration_lock(
     session: PostgresSession, url: str, node_id: str, budgets: MigrationBudgets, found: Inspection
 ) -> MigrationLock:
     """The lock of this table, of the kind that means something on this connection."""
     key = lock_key(found)
-    return PooledLock(url, node_id, budgets, key) if session.pooled else SessionLock(session, key)
+    return PooledLock(session, url, node_id, budgets, key) if session.pooled else SessionLock(session, key)
 
 
 async def create_the_tables(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> bool:
