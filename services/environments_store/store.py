@@ -6,8 +6,8 @@ the connection dies during a write, the row is read back before the caller is an
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
@@ -41,6 +41,8 @@ __all__ = ["Store"]
 
 _DOCUMENT_REFUSED = {"22P02", "22P05", "22021", "22003", "22023", "54000", "54001", "SQLITE_TOOBIG"}
 """What the databases say to a document they cannot hold: an escape that `jsonb` refuses, depth, size."""
+_UNTRANSLATABLE = "22P05"
+"""A character that the encoding of the database does not have."""
 _ALREADY_SO = Written(b"", None)
 
 
@@ -79,7 +81,7 @@ class Store:
     async def get(self, uuid: str) -> bytes:
         """The record of a live environment. Raises EnvironmentNotFoundError."""
         check_uuid(uuid, "uuid", self._limits)
-        with self._watched():
+        async with self._seeking(uuid):
             queries = self._shape.queries()
             row = await self._database.fetch_one(queries.get, uuid)
             if row is None and await self._aliases.may_name(uuid):
@@ -94,13 +96,13 @@ class Store:
     async def list(self, request: ListRequest) -> bytes:
         """The live records as a JSON array, by `createdAt, id`. Raises PayloadTooLargeError (413), and
         EnvironmentNotFoundError when the environment to go on after is gone."""
-        with self._watched():
+        async with self._seeking(request.after, field="after"):
             queries = self._shape.queries()
             return await self._list(queries, queries.listing, request, deleted=False)
 
     async def list_deleted(self, request: ListRequest) -> bytes:
         """The deleted records as a JSON array, by `deletedAt` newest first, `id`. Raises as `list` does."""
-        with self._watched():
+        async with self._seeking(request.after, field="after"):
             queries, soft_delete = self._shape.soft_delete()
             return await self._list(queries, soft_delete.listing, request, deleted=True)
 
@@ -140,7 +142,7 @@ class Store:
         """Delete a row for ever. Raises EnvironmentNotFoundError, and EnvironmentNotDeletedError for a live one unless
         `force`."""
         check_uuid(uuid, "uuid", self._limits)
-        with self._watched():
+        async with self._seeking(uuid):
             queries, soft_delete = self._shape.soft_delete()
             try:
                 row = await self._database.fetch_one(queries.delete_any if force else soft_delete.delete, uuid)
@@ -174,6 +176,24 @@ class Store:
                 message = f"The database cannot hold this 'environment': {error}"
                 raise invalid("environment", "object", message) from error
             raise
+
+    @asynccontextmanager
+    async def _seeking(self, uuid: str | None, **data: str) -> AsyncGenerator[None]:
+        """The same for statements that look for a uuid: one that the database cannot write, it cannot hold."""
+        try:
+            with self._watched():
+                yield
+        except DatabaseError as error:
+            if uuid is not None and error.sqlstate == _UNTRANSLATABLE and not await self._can_write(uuid):
+                raise EnvironmentNotFoundError(uuid, **data) from error
+            raise
+
+    async def _can_write(self, text: str) -> bool:
+        try:
+            await self._database.fetch_one("SELECT $1::text", text)
+        except DatabaseError:
+            return False
+        return True
 
     async def _accept(
         self, document: bytes, uuid: str | None, reply_limit: int | None, measure: Callable[[bytes], int]
@@ -237,7 +257,7 @@ class Store:
 
     async def _mark(self, uuid: str, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
-        with self._watched():
+        async with self._seeking(uuid):
             queries, soft_delete = self._shape.soft_delete()
             try:
                 row = await self._database.fetch_one(soft_delete.remove if deleted else soft_delete.restore, uuid)

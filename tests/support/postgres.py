@@ -234,13 +234,14 @@ class PostgresServer:
 
 
 class PostgresDatabase:
-    """A database of one test, with the roles made for it."""
+    """A database of one test, with the roles made for it; with `encoding`, of another one than UTF8."""
 
-    def __init__(self, server: PostgresServer) -> None:
+    def __init__(self, server: PostgresServer, encoding: str | None = None) -> None:
         self.server = server
         self.name = f"test_{uuid.uuid4().hex[:12]}"
         self._roles: list[str] = []
-        server.run_sql(f'CREATE DATABASE "{self.name}" TEMPLATE template0')
+        other = f" ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'" if encoding else ""
+        server.run_sql(f'CREATE DATABASE "{self.name}" TEMPLATE template0{other}')
 
     @property
     def url(self) -> str:

@@ -8,6 +8,7 @@ import anyio.to_thread
 from services.environments_store.canonical import parse
 from services.environments_store.database.base import Database, Dialect, Row
 from services.environments_store.defaults import OperationLimits
+from services.environments_store.queries.postgresql import DOCUMENT
 from services.environments_store.schema.findings import Finding
 from services.environments_store.shape import TableShape
 
@@ -166,7 +167,7 @@ class _Found:
 
 
 async def _batches(database: Database, shape: TableShape, limits: OperationLimits) -> AsyncGenerator[list[Row]]:
-    document = "CAST(environment AS BLOB)" if shape.status.dialect == "sqlite" else "environment::text"
+    document = "CAST(environment AS BLOB)" if shape.status.dialect == "sqlite" else DOCUMENT
     query = f"SELECT id, {document} AS document FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
     async with database.stream(query, batch=limits.export_batch) as batches:
         async for rows in batches:

@@ -7,7 +7,7 @@ UTC wall time: `now()` alone would be stored in the zone of the session.
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
 from services.environments_store.schema.names import quoted
 
-__all__ = ["POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT", "nearest_date", "readable"]
+__all__ = ["DOCUMENT", "POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT", "nearest_date", "readable"]
 
 _FIRST, _LAST = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999+00'"
 
@@ -24,12 +24,16 @@ def readable(*dates: str) -> str:
     return ", ".join(f"{nearest_date(name)} AS {name}" for name in map(quoted, dates))
 
 
+# As bytes: in a database of the encoding SQL_ASCII, which checks nothing, a document whose text is no UTF-8 must not
+# make a whole list fail. From other encodings it has to be converted.
+DOCUMENT = "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+_PG_DOCUMENT = f"{DOCUMENT} AS environment"
 _PG_DATES_WITHOUT = readable("createdAt", "updatedAt")
 _PG_DATES = readable("createdAt", "updatedAt", "deletedAt")
-_PG_COLUMNS = f'id, environment, "environmentUuid", "timestamp", {_PG_DATES}'
+_PG_COLUMNS = f'id, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES}'
 _PG_LIGHT = f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES}'
 _PG_COLUMNS_WITHOUT = (
-    f'id, environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT}, NULL::timestamptz AS "deletedAt"'
+    f'id, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT}, NULL::timestamptz AS "deletedAt"'
 )
 _PG_LIGHT_WITHOUT = (
     f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT},'

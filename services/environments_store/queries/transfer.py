@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.environments_store.queries.postgresql import readable
+from services.environments_store.queries.postgresql import DOCUMENT, readable
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["StoredRow", "Transfer", "choose_transfer"]
@@ -60,7 +60,7 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
         " AS r (id, environment, uuid, stamp, created, updated, deleted) ON CONFLICT (id)"
     )
     dates = readable(*(column.strip('"') for column in columns[4:]))
-    selected = f"{', '.join(columns[:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
+    selected = f"id, {DOCUMENT} AS environment, {', '.join(columns[2:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
     assignments = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns[1:])
     return Transfer(
         everything=f'SELECT {selected} FROM environments ORDER BY environments."createdAt", id COLLATE "C" LIMIT $1',
