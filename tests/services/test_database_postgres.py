@@ -240,10 +240,13 @@ async def test_a_wrong_password_is_told_without_it(postgres_database: ServerData
     assert "wrong-secret" not in str(caught.value)
 
 
-async def test_a_parameter_that_no_server_has_is_told_and_not_waited_for(postgres_database: ServerDatabase) -> None:
-    database = PostgresDatabase(f"{postgres_database.url}?schema=public", SETTINGS)
+@pytest.mark.parametrize("parameter", ["schema=public", "ssl=true", "statement_timeout=soon"])
+async def test_a_parameter_that_no_server_takes_is_told_and_not_waited_for(
+    postgres_database: ServerDatabase, parameter: str
+) -> None:
+    database = PostgresDatabase(f"{postgres_database.url}?{parameter}", SETTINGS)
     await database.open()
-    with pytest.raises(DatabaseError, match=r'parameter "schema".*remove what is none'):
+    with pytest.raises(DatabaseError, match=rf'parameter.*"{parameter.partition("=")[0]}".*remove what is none'):
         await database.fetch("SELECT 1")
     await database.close()
 

@@ -13,14 +13,25 @@ from services.environments_store.errors import (
     StalePlanError,
 )
 
-__all__ = ["CROWDED", "LOST_STATES", "MOVED", "REBUILT", "ServiceError", "StatementFailure", "service_error"]
+__all__ = [
+    "BAD_ADDRESS",
+    "CROWDED",
+    "LOST_STATES",
+    "MOVED",
+    "REBUILT",
+    "ServiceError",
+    "StatementFailure",
+    "service_error",
+]
 
 ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
-UNKNOWN_PARAMETER = "42704"
-"""What PostgreSQL says at the start of a connection to a setting that it does not have."""
+REFUSED_SETTINGS = frozenset({"42704", "22023", "55P02"})
+"""What PostgreSQL says at the start of a connection to a setting that it does not have, or cannot set so."""
+BAD_ADDRESS = "22000"
+"""What the driver's own refusals are given, as of an sslmode that there is not."""
 REBUILT = "SQLITE_SCHEMA"
 """SQLite's own name for a schema that somebody else has changed."""
 MOVED = "SQLITE_READONLY_DBMOVED"
@@ -78,7 +89,9 @@ class StatementFailure(Exception):
 def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
     """The error a caller gets. `write`: whether what failed may have stored something."""
     state = failure.sqlstate or ""
-    if state == UNKNOWN_PARAMETER and not failure.sent:
+    if state == BAD_ADDRESS and not failure.sent:
+        return DatabaseError(f"The address of the database cannot be used: {failure.message}", state)
+    if state in REFUSED_SETTINGS and not failure.sent:
         return DatabaseError(
             f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database "
             "goes to the server as a setting: remove what is none.",

@@ -24,9 +24,12 @@ refuses what it does not know; our connections have times of their own (`default
 PASSWORD_PARAMETERS = re.compile(r"(?i)\b(password|sslpassword|passfile)=[^&]*")
 
 
+FILES_OF_SSL = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+
+
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a database is. `label` is the URL without its password, and `dsn` what asyncpg takes of it; `path` and
-    `read_only` belong to SQLite."""
+    """Where a database is. `label` is the URL without its password, and `dsn` what asyncpg takes of it; `files` are the
+    parameters that name files for SSL, each with its file; `path` and `read_only` belong to SQLite."""
 
     dialect: Dialect
     url: str
@@ -35,6 +38,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     path: Path | None = None
     read_only: bool = False
     several_hosts: bool = False
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def read_location(url: str) -> Location:
@@ -71,8 +75,14 @@ def _postgres(url: str) -> Location:
         raise ConfigError(f"'{masked(url)}' is no database URL: {error}. {EXAMPLES}") from None
     if not url.split(":", 1)[1].startswith("//") or (parts.netloc == "" and not _names_a_socket(parts)):
         raise ConfigError(f"'{masked(url)}' names no host. {EXAMPLES}")
+    asked = parse_qs(parts.query)
     return Location(
-        dialect="postgresql", url=url, dsn=_for_asyncpg(url), label=masked(url), several_hosts=len(hosts) > 1
+        dialect="postgresql",
+        url=url,
+        dsn=_for_asyncpg(url),
+        label=masked(url),
+        several_hosts=len(hosts) > 1,
+        files=tuple((name, asked[name][-1]) for name in FILES_OF_SSL if name in asked),
     )
 
 

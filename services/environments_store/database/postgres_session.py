@@ -1,16 +1,18 @@
 """One PostgreSQL connection of its own, for the migration: never pooled, so what it SETs or locks stays with it."""
 
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import anyio
+import anyio.to_thread
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from services.environments_store.database.base import Row
-from services.environments_store.database.failures import LOST_STATES, StatementFailure
-from services.environments_store.database.location import read_location
+from services.environments_store.database.failures import BAD_ADDRESS, LOST_STATES, StatementFailure
+from services.environments_store.database.location import Location, read_location
 
 __all__ = ["Connection", "PostgresSession", "connect", "driver_failures"]
 
@@ -38,10 +40,41 @@ def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
         )
     if isinstance(error, (asyncpg.DataError, asyncpg.exceptions.ClientConfigurationError)):
         # asyncpg refused an argument itself: nothing was sent, and sending it again would not help.
-        return StatementFailure(str(error), sqlstate="22000", sent=sent)
+        return StatementFailure(" ".join(str(error).split()), sqlstate=BAD_ADDRESS, sent=sent)
     timed_out = isinstance(error, TimeoutError)
     text = str(error) or ("no answer in time" if timed_out else type(error).__name__)
+    if isinstance(error, ssl.SSLError):
+        text = _of_ssl(error)
     return StatementFailure(text, lost=True, sent=sent, timed_out=timed_out)
+
+
+def _of_ssl(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of the server is not accepted: {error.verify_message.rstrip('.')}. `sslrootcert` in the"
+            " address has to name the file of the authority that has signed it, and with sslmode=verify-full the host"
+            " has to be one that the certificate names"
+        )
+    return f"{error} (look at the files that `sslrootcert`, `sslcert` and `sslkey` in the address name)"
+
+
+def _check_files(location: Location) -> None:
+    """OpenSSL does not tell which file it misses. Raises StatementFailure, which does."""
+    for parameter, name in location.files:
+        if name == "system":
+            raise StatementFailure(
+                f"{parameter}=system is known to libpq alone: name the file of the system's certificates, such as"
+                " /etc/ssl/certs/ca-certificates.crt",
+                sqlstate=BAD_ADDRESS,
+                sent=False,
+            )
+        try:
+            with open(name, "rb"):
+                pass
+        except OSError as error:
+            raise StatementFailure(
+                f"the file '{name}' of `{parameter}` cannot be read: {error.strerror}", sqlstate=BAD_ADDRESS, sent=False
+            ) from error
 
 
 async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple[Connection, SessionAttribute]:
@@ -51,6 +84,7 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
     the attempt has ended, which takes `timeout_s` at most. Raises StatementFailure.
     """
     location = read_location(url)
+    await anyio.to_thread.run_sync(_check_files, location)
     several = location.several_hosts
     attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
     for attributes in attempts:
