@@ -2,8 +2,10 @@
 
 import pytest
 
+from services.environments_store.errors import DatabaseError
 from services.environments_store.operations.doctor import examine
 from services.environments_store.operations.exporting import Export
+from services.environments_store.operations.opening import count
 from services.environments_store.operations.purge import Purge
 from services.environments_store.schema.messages import FAILED
 from services.environments_store.shape import TableShape
@@ -152,6 +154,37 @@ async def test_a_table_in_a_schema_that_the_role_may_not_use_is_not_taken_for_no
         schema = await service.until_state("degraded", "forbidden")
         assert "GRANT USAGE ON SCHEMA" in schema["error"]
         assert "There is no table" not in schema["error"]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "''"])
+async def test_a_search_path_that_leads_nowhere_is_named_instead_of_a_right_that_would_not_help(
+    postgres_database: PostgresDatabase, path: str
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    url = postgres_database.create_role("guest")
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(f'GRANT ALL ON environments TO "{role}"; ALTER ROLE "{role}" SET search_path = {path}')
+    async with serving(url, budgets=BUDGETS) as service:
+        schema = await service.until_state("degraded", "forbidden")
+        assert f'ALTER ROLE "{role}" SET search_path = "public";' in schema["error"]
+        assert str(await service.failure("list")) == schema["error"]
+        with pytest.raises(DatabaseError, match="search_path of role"):
+            await count(url, 7, LOGGER)
+        postgres_database.run_sql(f'ALTER ROLE "{role}" SET search_path = "public"')
+        await service.until_state("ready")
+        await service.insist("list", fields=["id"])
+
+
+async def test_the_setting_that_makes_a_database_only_read_is_named(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    url = postgres_database.create_role("guest")
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(f'GRANT ALL ON environments TO "{role}"')
+    postgres_database.run_sql(f'ALTER ROLE "{role}" SET default_transaction_read_only = on')
+    async with serving(url, budgets=BUDGETS) as service:
+        schema = await service.until_state("degraded", "read-only")
+        assert "default_transaction_read_only" in schema["error"]
+        assert role in schema["error"]
 
 
 async def test_the_doctor_names_invalid_indexes_of_others_and_dates_that_nobody_can_show(

@@ -13,7 +13,7 @@ from services.environments_store.errors import DatabaseError
 from services.environments_store.schema.check import Seen, look
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import qualified, quoted
-from services.environments_store.schema.plan import status_of
+from services.environments_store.schema.plan import obstacle_to_column, status_of
 from services.environments_store.schema.sql import script
 from services.environments_store.shape import TableShape
 from services.environments_store.store import Store
@@ -64,8 +64,11 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
 
 
 def require_table(seen: Seen) -> None:
-    """Raises DatabaseError, with the name and the place, when there is no table."""
+    """Raises DatabaseError, with the name and the place, when there is no table, or none that the role can see."""
     if seen.found.kind is None:
+        obstacle = obstacle_to_column(seen.found)
+        if obstacle is not None and (seen.found.no_schema or seen.found.hidden_in is not None):
+            raise DatabaseError(obstacle.message)
         name = seen.found.table if seen.found.dialect == "sqlite" else f"{seen.found.schema}.{seen.found.table}"
         raise DatabaseError(f"There is no table '{name}' in {seen.location.label}.")
 

@@ -120,9 +120,8 @@ def _about_access(found: Inspection) -> Iterator[Finding]:
             level="error",
             subject="read-only",
             message=read_only_text(found),
-            remedy="Let the service's user write the file and its folder."
-            if sqlite
-            else "Name the primary in the URL.",
+            # What PostgreSQL's text says already.
+            remedy="Let the service's user write the file and its folder." if sqlite else None,
         )
     if found.row_security:
         how_many, may = ("all", "is") if found.rows_hidden else ("some", "may be")

@@ -103,8 +103,8 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
 def _absent(facts: Row, table: str, session: PostgresSession) -> Inspection:
     return Inspection(
         dialect="postgresql",
-        # No schema at all in the search_path: creating would fail, and says so by can_create.
         schema=facts["schema"] or "public",
+        no_schema=facts["schema"] is None,
         table=table,
         role=facts["role"],
         kind=None,

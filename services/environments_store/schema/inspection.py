@@ -62,6 +62,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     missing_grants: tuple[str, ...] = ()
     hidden_in: str | None = None
     """A schema with such a table that this role may not use, when it sees none."""
+    no_schema: bool = False
+    """PostgreSQL: the search_path of this role names no schema that is there and that it may use."""
     standby: bool = False
     read_only: bool = False
     read_only_reason: str = ""

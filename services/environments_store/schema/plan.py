@@ -39,7 +39,7 @@ def obstacle_to_column(found: Inspection) -> Obstacle | None:
         if unsupported:
             return Obstacle("unsupported", unsupported)
     if not found.writable:
-        when = "when both can be written" if found.dialect == "sqlite" else "on a primary that takes writes"
+        when = "when both can be written" if found.dialect == "sqlite" else "where writes are taken"
         return Obstacle("read-only", f"{read_only_text(found)} The column can be added {when}.")
     if found.kind is None and not found.can_create and found.hidden_in is not None:
         schema, role = quoted(found.hidden_in), quoted(found.role)
@@ -47,6 +47,13 @@ def obstacle_to_column(found: Inspection) -> Obstacle | None:
             "forbidden",
             f"Role {role} may not use schema {schema}, in which there is a table {quoted(found.table)}. As the owner "
             f"of the schema run: GRANT USAGE ON SCHEMA {schema} TO {role};",
+        )
+    if found.no_schema:
+        role = quoted(found.role)
+        return Obstacle(
+            "forbidden",
+            f"The search_path of role {role} names no schema that is there and that it may use, so it sees no table. "
+            f"Run: ALTER ROLE {role} SET search_path = {quoted(found.schema)}; with the schema of the table.",
         )
     if found.kind is None and not found.can_create:
         return Obstacle(
@@ -189,7 +196,13 @@ def read_only_text(found: Inspection) -> str:
     """What cannot be written, and why."""
     if found.read_only_reason:
         return found.read_only_reason
-    return "The database is a standby." if found.standby else "The database only reads."
+    if found.standby:
+        return "The database is a standby: name the primary in the URL."
+    return (
+        "The database only reads: default_transaction_read_only is on for the server, the database or role"
+        f" {quoted(found.role)}, as it is on some standbys and on some servers whose disk is full. Set it off there, or"
+        " name the primary in the URL."
+    )
 
 
 def _steps(found: Inspection, details: Mapping[str, str], running: str | None) -> tuple[Step, ...]:
