@@ -1,7 +1,10 @@
 """Scenario 44: a backup that failed is reported as failed, and leaves no file that could be taken for one."""
 
 import os
+import resource
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from tests.support.operations import fill
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import start_python
 from tests.support.shapes import postgres_sql
+from tests.support.small_disk import may_mount, small_folder
 from tests.support.store import Bench
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +151,37 @@ async def test_m44_a_place_that_cannot_be_written_to_is_named(
 async def test_m44_a_server_that_is_away_is_told(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError):
         await back_up("postgresql://nobody@127.0.0.1:1/none", tmp_path / "backup.dump")
+
+
+@contextmanager
+def full_folder(tmp_path: Path) -> Iterator[Path]:
+    """On a full disk of its own; and, as not everybody may mount one, with the kernel's limit for files meanwhile."""
+    if may_mount():
+        with small_folder() as small:
+            small.fill()
+            yield small.folder
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        yield tmp_path
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_m44_a_full_disk_is_told_of_the_backup_s_folder_and_not_of_the_database(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await fill(bench, 5_000)
+    path = tmp_path / "environments.sqlite"
+    with full_folder(tmp_path) as folder:
+        with pytest.raises(OperationError) as caught:
+            await back_up(f"sqlite:///{path}", folder / "backup.sqlite")
+        assert f"the folder '{folder}' cannot take it" in str(caught.value)
+        assert str(path) not in str(caught.value)
+        assert not (folder / "backup.sqlite").exists()
+        assert not partial(folder)
 
 
 @pytest.mark.parametrize("bench", ["sqlite"], indirect=True)

@@ -271,6 +271,15 @@ def test_rollback_refuses_asks_exports_and_prints_the_way_back(path: Path, url: 
     assert run("export", "-", "--all", DATABASE_URL=url).stdout == before
 
 
+def test_a_rollback_whose_file_is_there_already_asks_for_another_name_alone(path: Path, url: str) -> None:
+    """--force would replace no file here, and take the column from nodes that serve."""
+    taken = path.parent / "taken.ndjson"
+    taken.write_text("of an earlier attempt")
+    refused = run("migrate", "rollback", "--trash=keep", "--yes", "--export", str(taken), DATABASE_URL=url)
+    assert refused.stderr == f"Error: '{taken}' exists already. Choose another name.\n"
+    assert taken.read_text() == "of an earlier attempt"
+
+
 @pytest.mark.anyio
 async def test_a_killed_rollback_has_changed_nothing(postgres_database: PostgresDatabase, tmp_path: Path) -> None:
     postgres_database.run_sql(postgres_sql("p_dmig"))

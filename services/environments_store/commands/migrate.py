@@ -146,7 +146,8 @@ def migrate_rollback(
         assert trash is not None
         confirm(_question(seen, trash), yes)
         file = export or Path(f"environments-deleted-{datetime.now(UTC):%Y%m%d-%H%M%S}.ndjson")
-        exported = await export_to_file(config.database_url, file, "deleted", overwrite=False)
+        # Its --force means another thing, and what an earlier attempt has kept is never replaced.
+        exported = await export_to_file(config.database_url, file, "deleted", overwrite=False, option=None)
         outcome = await roll_back(config.database_url, trash, force=force, logger=logger)
         if outcome.rows != exported.exported:
             print_error(f"The file has {exported.exported} records, the table {outcome.copy} {outcome.rows} rows.")

@@ -32,9 +32,12 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     damaged: int
 
 
-async def export_to_file(url: str, file: Path, selection: Selection, *, overwrite: bool) -> Exported:
-    """Write the records, and give the file its name when it is whole. Raises OperationError."""
-    with new_file(file, overwrite=overwrite) as partial, partial.open("wb") as output:
+async def export_to_file(
+    url: str, file: Path, selection: Selection, *, overwrite: bool, option: str | None = "--force"
+) -> Exported:
+    """Write the records, and give the file its name when it is whole (`option`: see `new_file`). Raises
+    OperationError."""
+    with new_file(file, overwrite=overwrite, option=option) as partial, partial.open("wb") as output:
         exported, damaged = await _export(url, selection, output)
         output.flush()
     return Exported(file=str(file), exported=exported, damaged=damaged)

@@ -50,11 +50,13 @@ async def back_up(
 
 
 @contextlib.contextmanager
-def new_file(file: Path, *, overwrite: bool, never: Path | None = None) -> Iterator[Path]:
+def new_file(
+    file: Path, *, overwrite: bool, never: Path | None = None, option: str | None = "--force"
+) -> Iterator[Path]:
     """A name beside `file` to write to; it becomes `file` at the end of the block, and is removed when that raises.
 
-    Raises OperationError for a file that is there already, for a folder that cannot be written to, and for the file
-    that must `never` be replaced.
+    `option` is what the command replaces a file by, None when it replaces none. Raises OperationError for a file that
+    is there already, for a folder that cannot be written to, and for the file that must `never` be replaced.
     """
     partial = file.parent / f"{file.name}.partial"  # with_name refuses "." and "/"
     try:
@@ -63,7 +65,8 @@ def new_file(file: Path, *, overwrite: bool, never: Path | None = None) -> Itera
         if never is not None and file.exists() and file.samefile(never):
             raise OperationError(f"'{file}' is the database itself. Give the backup another name.")
         if file.exists() and not overwrite:
-            raise OperationError(f"'{file}' exists already. Choose another name, or pass --force to replace it.")
+            replacing = f", or pass {option} to replace it" if option else ""
+            raise OperationError(f"'{file}' exists already. Choose another name{replacing}.")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
         yield partial

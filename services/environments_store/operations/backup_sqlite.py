@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["vacuum_into"]
 
+_OF_THE_COPY = ("SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE")
 _BUSY_S = 30.0  # a backup may wait for a writer; nobody waits for the backup
 
 
@@ -24,7 +25,7 @@ async def vacuum_into(path: Path, copy: Path) -> dict[str, int]:
         try:
             version = await _version(source, path)
             there = await _counts(source, path)
-            await query(source, path, "VACUUM INTO $1", str(copy))
+            await _vacuum(source, path, copy)
             written = await _version(source, path) != version
         finally:
             await close_quietly(source)
@@ -42,6 +43,18 @@ async def vacuum_into(path: Path, copy: Path) -> dict[str, int]:
     if counts.keys() != there.keys() or (counts != there and not written):
         raise OperationError(f"The backup has {counts} rows, the file {there}: it is not whole.")
     return counts
+
+
+async def _vacuum(source: "aiosqlite.Connection", path: Path, copy: Path) -> None:
+    try:
+        await query(source, path, "VACUUM INTO $1", str(copy))
+    except StatementFailure as failure:
+        if (failure.sqlstate or "").startswith(_OF_THE_COPY):
+            # SQLite names no file, and the database itself is only read here.
+            raise StatementFailure(
+                f"the folder '{copy.parent}' cannot take it ({failure.__cause__})", sqlstate=failure.sqlstate
+            ) from failure
+        raise
 
 
 async def _version(connection: "aiosqlite.Connection", path: Path) -> int:
