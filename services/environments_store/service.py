@@ -82,12 +82,12 @@ class EnvironmentsStore(Service):
         self._migrator = Migrator(
             self._url, self._database, node_id=self.broker.node_id, logger=self.logger, budgets=self._budgets
         )
-        report = self._migrator.report_missing_column
+        report = self._migrator.report_mismatch
         self._shape = TableShape(lambda: self._migrator.status, report)
         self._store = Store(
             self._database,
             lambda: self._migrator.status,
-            report_missing_column=report,
+            report_mismatch=report,
             logger=self.logger,
             limits=self._limits,
         )

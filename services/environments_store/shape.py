@@ -3,7 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from services.environments_store.errors import DatabaseUnavailableError, MissingColumnError, SoftDeleteUnavailableError
+from services.environments_store.errors import (
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+    MissingColumnError,
+    SoftDeleteUnavailableError,
+)
 from services.environments_store.queries import Queries, SoftDelete, choose
 from services.environments_store.schema.status import SchemaStatus
 
@@ -11,11 +16,11 @@ __all__ = ["TableShape"]
 
 
 class TableShape:
-    """`status` tells how the schema was last seen; `report_missing_column` is called when a statement met another."""
+    """`status` tells how the schema was last seen; `report_mismatch` is called when a statement met another."""
 
-    def __init__(self, status: Callable[[], SchemaStatus], report_missing_column: Callable[[], None]) -> None:
+    def __init__(self, status: Callable[[], SchemaStatus], report_mismatch: Callable[[], None]) -> None:
         self._status = status
-        self._report_missing_column = report_missing_column
+        self._report_mismatch = report_mismatch
 
     @property
     def status(self) -> SchemaStatus:
@@ -51,8 +56,13 @@ class TableShape:
         """Statements in this block may meet a table that somebody has changed: callers then get a retryable error."""
         try:
             yield
+        except DatabaseReadOnlyError:
+            if self.status.writable:
+                # A pool may be left with connections to what was the primary, and is there still.
+                self._report_mismatch()
+            raise
         except MissingColumnError as error:
-            self._report_missing_column()
+            self._report_mismatch()
             if self.status.without_table:
                 why = self.status.error or "There is no table of environments yet: it is being made."
                 raise DatabaseUnavailableError(why) from error

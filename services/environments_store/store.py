@@ -47,7 +47,7 @@ _ALREADY_SO = Written(b"", None)
 
 
 class Store:
-    """The environments of one database. `status` tells how the schema was last seen; `report_missing_column` is called
+    """The environments of one database. `status` tells how the schema was last seen; `report_mismatch` is called
     when a statement met another one."""
 
     def __init__(
@@ -55,12 +55,12 @@ class Store:
         database: Database,
         status: Callable[[], SchemaStatus],
         *,
-        report_missing_column: Callable[[], None],
+        report_mismatch: Callable[[], None],
         logger: logging.Logger,
         limits: StoreLimits | None = None,
     ) -> None:
         self._database = database
-        self._shape = TableShape(status, report_missing_column)
+        self._shape = TableShape(status, report_mismatch)
         self._limits = limits or StoreLimits()
         self._records = Records(self._limits, logger)
         self._aliases = Aliases(database, self._limits)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 
 from services.environments_store.schema.messages import ADDED, ADDING, FAILED
-from tests.support.migrations import ADVISORY_LOCKS, INDEX_STATE, VALID_INDEX
+from tests.support.migrations import ADVISORY_LOCKS, BUDGETS, INDEX_STATE, VALID_INDEX
 from tests.support.postgres import PostgresServer
 from tests.support.served import serving
 from tests.support.shapes import postgres_sql, until
@@ -72,3 +73,26 @@ async def test_m15_of_a_primary_and_its_standby_the_one_that_takes_writes_is_use
             assert await service.ask("listDeleted") == deleted
             assert await service.ask("get", uuid=made["id"]) == made
     assert service.guide_lines() == [ADDING, ADDED]
+
+
+async def test_m15_a_primary_that_is_there_still_and_only_reads_is_left_for_the_one_that_takes_writes(
+    primary: PostgresServer,
+) -> None:
+    """Fenced off instead of killed: no connection is lost, so nothing but a refused write tells of the failover."""
+    primary.run_sql(postgres_sql("p_dmig"))
+    with PostgresServer(primary=primary) as standby:
+        both = primary.admin_url.replace("@127.0.0.1:", f"@127.0.0.1:{standby.port},127.0.0.1:")
+        # Not by the look that comes on a timer.
+        async with serving(both, budgets=msgspec.structs.replace(BUDGETS, reinspect_s=3_600)) as service:
+            await service.until_state("ready", steps=True)
+            made = await service.ask("create", environment={"name": "on the primary"})
+            replayed = f"SELECT count(*) FROM environments WHERE id = '{made['id']}'"
+            await until(lambda: standby.run_sql(replayed) == "1")
+            primary.run_sql("ALTER SYSTEM SET default_transaction_read_only = on")
+            primary.run_sql("SELECT pg_reload_conf()")
+            await anyio.to_thread.run_sync(standby.promote)
+            errors = await service.insist("create", environment={"uuid": "after the failover"})
+            assert {(error.type, error.retryable) for error in errors} <= {("DATABASE_READ_ONLY", True)}
+            await service.until_state("ready", steps=True)
+            assert await service.ask("get", uuid=made["id"]) == made
+        assert standby.run_sql("SELECT count(*) FROM environments WHERE id = 'after the failover'") == "1"

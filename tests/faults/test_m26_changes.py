@@ -34,14 +34,14 @@ async def test_m26_a_column_that_vanishes_is_lost_and_comes_back_by_a_person_onl
     async with anyio.create_task_group() as group:
         group.start_soon(one.run)
         postgres_database.run_sql('ALTER TABLE environments DROP COLUMN "deletedAt"')
-        one.report_missing_column()
+        one.report_mismatch()
         await until(lambda: one.status.reason == "lost")
         inspections = count_inspections(postgres_database)
         await until(lambda: inspections() >= 3)
-        one.report_missing_column()
-        one.report_missing_column()
+        one.report_mismatch()
+        one.report_mismatch()
         postgres_database.run_sql('ALTER TABLE environments ADD COLUMN "deletedAt" TIMESTAMPTZ')
-        one.report_missing_column()
+        one.report_mismatch()
         await until(lambda: one.status.state == "ready")
         group.cancel_scope.cancel()
 

@@ -128,10 +128,10 @@ async def test_a_column_that_vanishes_is_lost_and_comes_back_by_a_person_only(pa
         group.start_soon(one.run)
         query(path, "DROP INDEX environments_deleted_at_idx")
         query(path, "ALTER TABLE environments DROP COLUMN deletedAt")
-        one.report_missing_column()
+        one.report_mismatch()
         await until(lambda: one.status.reason == "lost")
         query(path, "ALTER TABLE environments ADD COLUMN deletedAt DATETIME")
-        one.report_missing_column()
+        one.report_mismatch()
         await until(lambda: one.status.state == "ready")
         group.cancel_scope.cancel()
     assert lines.guide_lines() == [ADDING, ADDED, EXISTS]

@@ -69,7 +69,7 @@ class Bench:
         return Store(
             database,
             lambda: self.status,
-            report_missing_column=self._count_missing_column,
+            report_mismatch=self._count_missing_column,
             logger=logging.getLogger("tests.store"),
             limits=limits,
         )

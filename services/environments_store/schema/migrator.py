@@ -52,6 +52,7 @@ class Migrator:
         self._migration = self._choose(url, node_id, table)
         self._wake = anyio.Event()
         self._queried = (False, True, True)
+        self._mismatch = False
 
     @property
     def status(self) -> SchemaStatus:
@@ -128,8 +129,10 @@ class Migrator:
             raise service_error(failure, write=False) from failure
         return self.status
 
-    def report_missing_column(self) -> None:
-        """A query met a column that is not there: look at once."""
+    def report_mismatch(self) -> None:
+        """A query met another table, or a server that takes no writes, than was seen: look at once, and let the
+        database look for its server anew."""
+        self._mismatch = True
         self._wake.set()
 
     def _choose(self, url: str, node_id: str, table: str) -> Migration:
@@ -174,7 +177,8 @@ class Migrator:
 
     async def _refresh(self) -> None:
         queried = (self.status.soft_delete, self.status.deleted_at_zone, self.status.writable)
-        changed, self._queried = queried != self._queried, queried
+        changed, self._queried = self._mismatch or queried != self._queried, queried
+        self._mismatch = False
         if changed and self._database is not None:
             await self._database.refresh()
 
