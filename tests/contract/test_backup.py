@@ -61,6 +61,18 @@ async def test_both_tables_of_the_right_schema_are_dumped(
     assert backup.tables == counts
 
 
+async def test_a_role_s_own_encoding_does_not_keep_characters_out_of_a_dump(
+    postgres_database: PostgresDatabase, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig"))
+    url = postgres_database.create_role("guest")
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(f'GRANT ALL ON environments, metadata TO "{role}"')
+    postgres_database.run_sql(f"ALTER ROLE \"{role}\" SET client_encoding = 'LATIN1'")
+    done = await back_up(url, tmp_path / "backup.dump", programs=postgres_server.programs)
+    assert done.tables["environments"] == 4
+
+
 @pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
 async def test_a_copy_of_a_file_that_is_in_use_is_whole(bench: Bench, tmp_path: Path) -> None:
     await fill(bench, 1_000)

@@ -36,10 +36,11 @@ async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -
     pg_dump, pg_restore = _program("pg_dump", programs), _program("pg_restore", programs)
     address, environment = _address(url)
     try:
-        async with _snapshot(url, found) as (snapshot, counts):
+        async with _snapshot(url, found) as (snapshot, encoding, counts):
             tables = [argument for table in counts for argument in ("-t", qualified(found.schema, table))]
-            command = [pg_dump, "-Fc", "-Z", _COMPRESSION, "-f", str(file), f"--snapshot={snapshot}", *tables]
-            await _run([*command, "-d", address], environment)
+            # The database's own encoding: a role's or an environment's own may have no character for what is there.
+            which = [f"--snapshot={snapshot}", f"--encoding={encoding}", *tables]
+            await _run([pg_dump, "-Fc", "-Z", _COMPRESSION, "-f", str(file), *which, "-d", address], environment)
     except StatementFailure as failure:
         raise OperationError(f"The backup failed: {failure}.") from failure
     listed = await _run([pg_restore, "--list", str(file)], environment)
@@ -53,8 +54,8 @@ async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -
 
 
 @asynccontextmanager
-async def _snapshot(url: str, found: Inspection) -> AsyncGenerator[tuple[str, dict[str, int]]]:
-    """A snapshot that pg_dump takes over, and the rows that are in it."""
+async def _snapshot(url: str, found: Inspection) -> AsyncGenerator[tuple[str, str, dict[str, int]]]:
+    """A snapshot that pg_dump takes over, the encoding of the database, and the rows that are in the snapshot."""
     session = await open_session(url, "backup", MigrationBudgets(statement_timeout_s=_COUNT_TIMEOUT_S))
     try:
         await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -63,7 +64,7 @@ async def _snapshot(url: str, found: Inspection) -> AsyncGenerator[tuple[str, di
         counts = {found.table: await _rows(session, found, found.table)}
         if await session.fetch_value("SELECT to_regclass($1)", qualified(found.schema, METADATA_TABLE)) is not None:
             counts[METADATA_TABLE] = await _rows(session, found, METADATA_TABLE)
-        yield str(snapshot), counts
+        yield str(snapshot), str(await session.fetch_value("SHOW server_encoding")), counts
     finally:
         await session.close()
 
