@@ -84,7 +84,8 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
     the attempt has ended, which takes `timeout_s` at most. Raises StatementFailure.
     """
     location = read_location(url)
-    await anyio.to_thread.run_sync(_check_files, location)
+    if location.files:
+        await anyio.to_thread.run_sync(_check_files, location)
     several = location.several_hosts
     attempts = (SessionAttribute.read_write, SessionAttribute.any) if several else (SessionAttribute.any,)
     for attributes in attempts:
