@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from broker.cancellation import ASKED_ONLY
 from broker.codec import Codec, ValueDecoder, json_text
 from broker.context import Context
 from broker.errors import first_error
@@ -24,7 +25,8 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
 
         async def invoke(ctx: Context) -> Any:
             try:
-                return handler(ctx) if streams else await handler(ctx)
+                with ASKED_ONLY:
+                    return handler(ctx) if streams else await handler(ctx)
             except ExceptionGroup as group:
                 raise first_error(group) from group
 
@@ -34,7 +36,8 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
         async def invoke(ctx: Context) -> Any:
             values = _typed(definition, ctx, decoder)
             try:
-                return handler(ctx, **values) if streams else await handler(ctx, **values)
+                with ASKED_ONLY:
+                    return handler(ctx, **values) if streams else await handler(ctx, **values)
             except ExceptionGroup as group:
                 raise first_error(group) from group
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from broker.cancellation import ASKED_ONLY
 from broker.chains import Chains
 from broker.codec import Codec
 from broker.context import Context
@@ -142,7 +143,8 @@ class Catalog:
             await wait_for_services(*entry.definition.dependencies)
         await self.tell("service_starting", entry.service)
         try:
-            await entry.service.started()
+            with ASKED_ONLY:
+                await entry.service.started()
         except Exception as error:
             logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, error)
             raise
@@ -201,7 +203,8 @@ class Catalog:
         await self.tell("service_stopping", entry.service)
         await self._end_background(entry)
         try:
-            await entry.service.stopped()
+            with ASKED_ONLY:
+                await entry.service.stopped()
         except Exception as error:
             logger.exception("Service '%s' did not stop cleanly", full_name)
             self._node.performing.notify(*service_not_stopped(error))
@@ -220,7 +223,8 @@ class Catalog:
         found.entry.in_work.begin()
         outside = _WITHIN.set((*_WITHIN.get(), found.entry))
         try:
-            return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
+            with ASKED_ONLY:  # hooks and middlewares wait for tasks, too
+                return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
         finally:
             _WITHIN.reset(outside)
             found.entry.in_work.end()
@@ -258,7 +262,7 @@ class Catalog:
         async def run() -> None:
             self._node.begin_own_work()
             try:
-                with job.scope:
+                with job.scope, ASKED_ONLY:
                     await function(*arguments)
             except Exception:
                 logger.exception("Background work of service '%s' failed", service.full_name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 
+from broker.cancellation import ASKED_ONLY
 from broker.context import Context
 from broker.registry import Registry
 
@@ -37,6 +38,7 @@ class Farewell:
 
 async def _run(handler: Any, ctx: Context) -> None:
     try:
-        await handler(ctx)
+        with ASKED_ONLY:
+            await handler(ctx)
     except Exception:
         logger.exception("A handler of '%s' failed", ctx.event)

@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 
+from broker.cancellation import ASKED_ONLY
+
 DECLARED = "_declared"
 """Where a class keeps what it declared itself, before it was merged."""
 
@@ -40,7 +42,8 @@ def run_all(handlers: Sequence[Callable[..., Awaitable[Any]]]) -> Callable[..., 
 
         async def run(handler: Callable[..., Awaitable[Any]]) -> None:
             try:
-                await handler(ctx)
+                with ASKED_ONLY:
+                    await handler(ctx)
             except Exception as error:
                 failures.append(error)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from broker.cancellation import ASKED_ONLY
 from broker.middleware import hooks, settle
 
 logger = logging.getLogger("broker")
@@ -26,10 +27,12 @@ class Lifecycle:
         """An exception of a beginning passes and fails it; an ending goes on, with a log entry."""
         if name not in ENDINGS:
             for hook in self._hooks[name]:
-                await settle(hook(subject))
+                with ASKED_ONLY:
+                    await settle(hook(subject))
             return
         for hook in reversed(self._hooks[name]):
             try:
-                await settle(hook(subject))
+                with ASKED_ONLY:
+                    await settle(hook(subject))
             except Exception:
                 logger.exception("The hook '%s' of a middleware failed", name)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from broker.cancellation import ASKED_ONLY
 from broker.reader import Readable
 
 logger = logging.getLogger("broker")
@@ -21,7 +22,8 @@ class LocalStream(Readable):
         self._along = along
 
     async def __anext__(self) -> Any:
-        return self._as_remote(await anext(self._items))
+        with ASKED_ONLY:
+            return self._as_remote(await anext(self._items))
 
     async def aclose(self) -> None:
         aclose = getattr(self._items, "aclose", None)

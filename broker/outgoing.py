@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from broker.cancellation import ASKED_ONLY
 from broker.codec import Codec
 from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
 from broker.effects import Publish
@@ -201,8 +202,9 @@ async def async_iterator(items: Any) -> AsyncIterator[Any]:
         yield bytes(items)
     elif hasattr(items, "__aiter__"):
         try:
-            async for item in items:
-                yield item
+            with ASKED_ONLY:
+                async for item in items:
+                    yield item
         finally:
             await close(items)
     else:

@@ -7,6 +7,7 @@ from functools import partial
 import anyio
 from msgspec import UNSET, Raw
 
+from broker.cancellation import ASKED_ONLY
 from broker.catalog import Catalog
 from broker.codec import Codec
 from broker.context import Caller, Context
@@ -70,7 +71,8 @@ class Serving:
     async def _handle(self, service: str, handler: Next, ctx: Context) -> None:
         """A failure of an event handler is logged here and nowhere else (§7.1)."""
         try:
-            await handler(ctx)
+            with ASKED_ONLY:
+                await handler(ctx)
         except Exception as error:
             if is_unreadable(error):
                 logger.warning(

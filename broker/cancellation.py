@@ -1,0 +1,28 @@
+"""Cancellations that nobody asked for. Users' code that waits for a task which somebody has cancelled ends by
+CancelledError, as if it was cancelled itself. Passed on, that would end without a word what the code runs in: a task
+group with all else in it, the stop of a node, the task of a caller."""
+
+import asyncio
+from types import TracebackType
+
+
+class _AskedOnly:
+    """Lets a cancellation out when somebody cancels the current task, and makes a RuntimeError of any other. Holds
+    nothing, so one is enough."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError) and not _is_asked():
+            raise RuntimeError("A task that was waited for has been cancelled.") from error
+
+
+ASKED_ONLY = _AskedOnly()
+
+
+def _is_asked() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
