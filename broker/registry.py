@@ -174,8 +174,11 @@ class Registry:
         ]
 
     def forget(self, node_id: str) -> None:
-        """Remove a node that has been gone for long (§4.4)."""
+        """Remove a node that has been gone for long (§4.4), and the groups that nobody is in any more: whoever listens
+        for a while, as `broker listen` does, has a group of its own."""
         self.nodes.pop(node_id, None)
+        self.listeners = {key: choices for key, choices in self.listeners.items() if choices.members}
+        self._heard_by.clear()
 
     # Looking up
 

@@ -79,7 +79,7 @@ def list_events(
     with_endpoints: bool = False,
     only_available: bool = False,
 ) -> list[Row]:
-    """Every pattern and group ever listened to."""
+    """Every pattern and group listened to, also when nobody does so now."""
     rows: list[Row] = []
     for (name, group), choices in registry.listeners.items():
         row = {"name": name, "group": group, **_counts(choices)}

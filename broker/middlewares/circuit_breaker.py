@@ -111,9 +111,12 @@ class CircuitBreaker:
         return circuit
 
     def _new_window(self) -> None:
-        """Counts begin anew; circuits that counted nothing are forgotten, unless they are not closed."""
-        for key, (_, circuit) in list(self._circuits.items()):
-            if not circuit.count and circuit.state == "close":
+        """Counts begin anew; circuits that counted nothing are forgotten, unless they are not closed, and so are those
+        of what nobody offers any more."""
+        for key, (endpoint, circuit) in list(self._circuits.items()):
+            is_offered = self._find(endpoint.name, endpoint.node_id) is endpoint
+            if not is_offered or (not circuit.count and circuit.state == "close"):
+                circuit.cancel()
                 del self._circuits[key]
             circuit.forget()
         self._cancel_window = self._after(self._policy.window_time, self._new_window) if self._circuits else None

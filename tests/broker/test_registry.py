@@ -365,3 +365,15 @@ def test_a_long_life_leaves_no_endpoints_behind() -> None:
         registry.forget(node_id)
     assert all(not choices.members for choices in registry.actions.values())
     assert all(not choices.members for choices in registry.listeners.values())
+
+
+def test_groups_of_listeners_that_come_and_go_are_forgotten_with_their_nodes() -> None:
+    registry = Registry("py-1")
+    for number in range(100):
+        listening = {"name": f"$listen-{number}", "events": {"**": {"name": "**"}}}
+        registry.apply_info(info(f"cli-{number}", listening), float(number))
+        registry.lose_node(f"cli-{number}", float(number), unexpected=False)
+        registry.forget(f"cli-{number}")
+    assert registry.listeners == {}
+    registry.apply_info(info("cli", {"name": "$listen-100", "events": {"**": {"name": "**"}}}), 200.0)
+    assert [choices.members[0].node_id for choices in registry.find_listeners("user.created")] == ["cli"]

@@ -30,8 +30,11 @@ class Setting:
             wanted,
             self.timers.after,
             lambda event, data: self.told.append((event, data)),
-            lambda action, node_id: self.others.get(node_id),
+            self.find,
         )
+
+    def find(self, action: str, node_id: str) -> Endpoint | None:
+        return self.endpoint if node_id == self.endpoint.node_id else self.others.get(node_id)
 
     def chain(self, handler: Next, **settings: Any) -> Next:
         return self.breaker.wrap(handler, target(local=False, endpoint=lambda: self.endpoint, **settings))
@@ -214,6 +217,14 @@ async def test_a_service_that_was_away_starts_anew() -> None:
     assert setting.endpoint.available
     setting.timers.advance(10)
     assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
+
+
+async def test_of_a_service_that_does_not_come_back_nothing_is_kept() -> None:
+    setting = Setting(window_time=60)
+    await setting.fail(error_of(None), error_of(None))
+    setting.endpoint = Endpoint("js-2", "posts.find", "v2.posts", {})
+    setting.timers.advance(1000)
+    assert setting.timers.pending == 0
 
 
 async def test_when_the_node_stops_nothing_is_pending() -> None:
