@@ -25,6 +25,7 @@ from broker.defaults import (
 from broker.emitting import Emitting, EventOptions, event_options
 from broker.endpoints import Endpoint
 from broker.errors import (
+    BROKER_STATE,
     BrokerDisconnectedError,
     BrokerOptionsError,
     MoleculerServerError,
@@ -39,7 +40,7 @@ from broker.lifecycle import Lifecycle
 from broker.mcall import Calls as MultipleCalls
 from broker.mcall import call_all
 from broker.middleware import check_middlewares, compose, hooks
-from broker.node import Node
+from broker.node import Node, safely
 from broker.options import make_options
 from broker.pinging import Pinging
 from broker.registry import Registry
@@ -49,9 +50,6 @@ from broker.topics import Topics, check_token
 from broker.transit import Limits, Transit
 from broker.transports import make_transport
 from broker.uptime import STARTED
-
-BROKER_STATE = "BROKER_STATE"
-"""The type of an error about what a broker cannot do before its start, during it, or after its stop."""
 
 
 class ServiceBroker:
@@ -192,6 +190,7 @@ class ServiceBroker:
         await last_words("$broker.stopped", {})
         await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
+        self._events.end()
 
     async def wait_stopped(self) -> None:
         """Return when the node has stopped. Raises when it had to stop by itself: its id was taken over."""
@@ -242,14 +241,19 @@ class ServiceBroker:
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.
 
-        Raises MoleculerServerError `WAITFOR_SERVICES` when `timeout` seconds pass before.
+        Raises MoleculerServerError `WAITFOR_SERVICES` when `timeout` seconds pass before, and BrokerDisconnectedError
+        when the broker stops.
         """
         self._require_own_loop()
+        if not all(isinstance(name, str) for name in names):  # no service could ever have such a name
+            raise TypeError("Services are waited for by their names: wait_for_services('users', 'posts', timeout=10).")
         with anyio.move_on_after(timeout):
             while any(not self.registry.has_service(name) for name in names):
                 await self._events.services_changed()
             return
         missing = [name for name in names if not self.registry.has_service(name)]
+        if not missing:  # the last one came in the last moment
+            return
         raise MoleculerServerError(
             f"Waited {timeout} s, and nobody offers: {', '.join(missing)}.",
             500,
@@ -339,7 +343,8 @@ class ServiceBroker:
         return await self._pinging.ping(node_id, timeout)
 
     async def registry_changed(self) -> None:
-        """Return when services came or went, somewhere in the cluster."""
+        """Return when services came or went, somewhere in the cluster. Raises BrokerDisconnectedError when the broker
+        stops."""
         await self._events.services_changed()
 
     # For contexts and services
@@ -397,7 +402,7 @@ class ServiceBroker:
     def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event (§7.4), from where nobody can wait for it."""
         if not self._node.transit.stopping:
-            self._node.start_handler(self._broadcast(event, payload, {}))  # type: ignore[arg-type]  # hooks are coroutine functions
+            self._node.start_handler(safely(self._broadcast(event, payload, {})))  # users' hooks may fail
 
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):

@@ -14,12 +14,15 @@ from broker.chains import Chains
 from broker.codec import Codec
 from broker.context import Context
 from broker.errors import (
+    BROKER_STATE,
     BrokerOptionsError,
     GracefulStopTimeoutError,
     MoleculerError,
+    MoleculerServerError,
     ServiceNotFoundError,
     ServiceSchemaError,
     first_error,
+    text_of,
 )
 from broker.internals.service import NAME as NODE_SERVICE
 from broker.interruptible import Interruptible
@@ -146,7 +149,7 @@ class Catalog:
             with ASKED_ONLY:
                 await entry.service.started()
         except Exception as error:
-            logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, error)
+            logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, text_of(error))
             raise
         if self._entries.get(full_name) is not entry:  # withdrawn, and its `started` did not heed that
             return
@@ -236,6 +239,13 @@ class Catalog:
         if handler is None or entry is None:  # removed after it was chosen
             return
         ctx.service = entry.service
+        await self.go_on(handler, ctx)
+
+    async def go_on(self, handler: Next, ctx: Context) -> None:
+        """Run what is left of a chain of a service of this node, which nobody waits for."""
+        entry = self._entries.get(ctx.service_name or "")
+        if entry is None or entry.service is not ctx.service:
+            return
         entry.in_work.begin()
         outside = _WITHIN.set((*_WITHIN.get(), entry))
         try:
@@ -255,8 +265,14 @@ class Catalog:
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Run a function until it ends or its service stops; an exception is logged."""
+        entry = self._entries.get(service.full_name)
+        if entry is None or entry.service is not service or not self._node.is_open:
+            raise MoleculerServerError(
+                f"The service '{service.full_name}' does not run: start background work in `started` and later, and "
+                "not in `stopped`.",
+                type=BROKER_STATE,
+            )
         job = _Background(anyio.CancelScope(), anyio.Event())
-        entry = self._entries[service.full_name]
         entry.background.append(job)
 
         async def run() -> None:

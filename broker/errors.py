@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+BROKER_STATE = "BROKER_STATE"
+"""The type of an error about what a broker cannot do before its start, during it, or after its stop."""
+
+
 class MoleculerError(Exception):
     """Base of all errors that cross the wire.
 
@@ -325,11 +329,19 @@ def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says. Classes of users may fail at that, which must not keep callers from hearing of the error."""
+    try:
+        return str(error)
+    except Exception:
+        return f"{type(error).__name__}, which cannot be printed"
+
+
 def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
     """The `error` object of a RESPONSE (§6.1). `node_id` is the answering node's; an error that came from a third
     node keeps that node's id (§6.3)."""
     if not isinstance(error, MoleculerError):
-        name, message = type(error).__name__, str(error)
+        name, message = type(error).__name__, text_of(error)
         return {
             "name": name,
             "message": message,

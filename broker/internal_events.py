@@ -7,6 +7,7 @@ import anyio
 
 from broker.context import Caller, Context
 from broker.endpoints import Listener
+from broker.errors import BrokerDisconnectedError
 from broker.farewell import Farewell
 from broker.registry import Registry
 from broker.transit import Transit
@@ -26,6 +27,7 @@ class InternalEvents:
         self._start_listener = start_listener
         self._hearing: dict[str, list[Hear]] = {}
         self._services_changed = anyio.Event()
+        self._over = False
 
     def on(self, event: str, hear: Hear) -> None:
         """Let a part of the broker act on an event, before the services do."""
@@ -46,8 +48,17 @@ class InternalEvents:
                     self._start_listener(listener, self._context(event, payload))
 
     async def services_changed(self) -> None:
-        """Return when services came or went, somewhere in the cluster."""
-        await self._services_changed.wait()
+        """Return when services came or went, somewhere in the cluster. Raises BrokerDisconnectedError when the node
+        has stopped."""
+        if not self._over:
+            await self._services_changed.wait()
+        if self._over:
+            raise BrokerDisconnectedError("The broker has stopped.")
+
+    def end(self) -> None:
+        """Nothing happens any more: whoever waits for it is told so."""
+        self._over = True
+        self._services_changed.set()
 
     async def tell_last(self, farewell: Farewell, event: str, payload: dict[str, Any], *, timeout_s: float) -> None:
         """Tell the services, which have stopped by now."""

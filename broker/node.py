@@ -81,6 +81,11 @@ class Node:
         self._main = asyncio.get_running_loop().create_task(self._hold_groups(), name="moleculer node")
         await self._running.wait()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether work can be given to the task groups."""
+        return self._main is not None and not self._main.done()
+
     async def join(self) -> None:
         """Connect and find the other nodes. Retries until the server answers, one log line each time.
 
@@ -306,10 +311,10 @@ class Node:
         logger.info("The connection to NATS is back")
         self._connection.set()
         self.transit.resume(anyio.current_time())
-        await _safely(self.perform(self.transit.announcing.discover()))
+        await safely(self.perform(self.transit.announcing.discover()))
         if self.transit.ready and not self.transit.stopping:
-            await _safely(self._announce())
-            await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+            await safely(self._announce())
+            await safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
     async def _announce(self) -> None:
@@ -348,7 +353,7 @@ class Node:
         )
         logger.critical("%s", self.failure)
         if self.transport is not None:
-            self.background.start_soon(_safely, self.transport.close())
+            self.background.start_soon(safely, self.transport.close())
         self.stopped.set()
 
     # Loops
@@ -361,7 +366,7 @@ class Node:
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
-                await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+                await safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
 
     async def _look_for_silence(self) -> None:
         while True:
@@ -370,7 +375,7 @@ class Node:
             self._look_for_standstill(anyio.current_time() - planned)
             # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and self._connection.is_set():
-                await _safely(self.perform(self.transit.tick(anyio.current_time())))
+                await safely(self.perform(self.transit.tick(anyio.current_time())))
 
     def _look_for_standstill(self, late: float) -> None:
         """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""
@@ -391,10 +396,10 @@ class Node:
                 with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
-                await _safely(self._announce())
+                await safely(self._announce())
 
 
-async def _safely(work: Awaitable[None]) -> None:
+async def safely(work: Awaitable[None]) -> None:
     """One round of background work: whatever it meets, the next round comes."""
     try:
         await work

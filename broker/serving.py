@@ -50,8 +50,8 @@ class Serving:
             self._start_handler(listener.service, partial(self._catalog.handle, listener.event), ctx)
 
     def start_handler(self, handler: Next, ctx: Context) -> None:
-        """Run the rest of an event handler's chain in a task of its own."""
-        self._start_handler(ctx.service_name or "", handler, ctx)
+        """Run the rest of a chain in a task of its own, unless its service has gone by then."""
+        self._start_handler(ctx.service_name or "", partial(self._catalog.go_on, handler), ctx)
 
     def reply_limit(self, ctx: Context) -> int | None:
         """What is left of `max_payload` for the result of a remote call, after the envelope and its meta."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from broker.context import ABSENT, Context
 from broker.encoding import short
-from broker.errors import ServiceSchemaError
+from broker.errors import ServiceSchemaError, text_of
 from broker.middleware import Next, Target, bound, settle
 
 logger = logging.getLogger("broker")
@@ -25,7 +25,9 @@ def fallback(call_next: Next, target: Target) -> Next:
             asked = own if ctx.options is None or ctx.options.fallback is ABSENT else ctx.options.fallback
             if asked is None and (ctx.options is None or ctx.options.fallback is ABSENT):
                 raise
-            logger.warning("The call of '%s' failed; its fallback answers instead: %s", ctx.action, short(str(error)))
+            logger.warning(
+                "The call of '%s' failed; its fallback answers instead: %s", ctx.action, short(text_of(error))
+            )
             return await settle(asked(ctx, error)) if callable(asked) else asked
 
     return with_fallback

@@ -8,6 +8,7 @@ import anyio
 
 from broker.context import Context
 from broker.encoding import short
+from broker.errors import text_of
 from broker.middleware import Next, Target, Wrap
 from broker.policies import RetryPolicy, merge
 
@@ -34,7 +35,7 @@ def retrying(policy: RetryPolicy, again: Callable[[Context], Awaitable[Any]]) ->
                     raise
                 delay = retry_delay(own, ctx.attempt + 1)
                 logger.warning(
-                    "The call of '%s' failed, again in %.0f ms: %s", ctx.action, delay * 1000, short(str(error))
+                    "The call of '%s' failed, again in %.0f ms: %s", ctx.action, delay * 1000, short(text_of(error))
                 )
             await anyio.sleep(delay)
             return await again(ctx)

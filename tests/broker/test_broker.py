@@ -1,6 +1,9 @@
 """A broker alone, without a cluster; with others it is in contract/test_broker*.py."""
 
 import gc
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -41,6 +44,52 @@ async def test_before_the_start_and_after_the_stop_nothing_is_sent() -> None:
     with pytest.raises(BrokerDisconnectedError):
         await broker.call("echo.where")
     await broker.wait_stopped()
+
+
+async def test_who_waits_for_services_is_told_that_the_broker_stops() -> None:
+    broker = ServiceBroker("one")
+    await broker.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(broken_off, partial(broker.wait_for_services, "users"))
+        await anyio.wait_all_tasks_blocked()
+        await broker.stop()
+    await broken_off(partial(broker.wait_for_services, "users"))
+    await broken_off(broker.registry_changed)
+
+
+async def broken_off(waiting: Callable[[], Awaitable[None]]) -> None:
+    with pytest.raises(BrokerDisconnectedError, match="has stopped"):
+        await waiting()
+
+
+@pytest.mark.parametrize("names", [(["users", "posts"],), ("users", 5000)])
+async def test_what_is_no_name_of_a_service_is_not_waited_for(names: Any) -> None:
+    async with ServiceBroker("one") as broker:
+        with pytest.raises(TypeError, match="wait_for_services"):
+            await broker.wait_for_services(*names)
+
+
+async def test_background_work_needs_a_service_that_runs() -> None:
+    class Late(Echo):
+        failure: MoleculerServerError | None = None
+
+        async def stopped(self) -> None:
+            try:
+                self.start_soon(anyio.sleep, 0)
+            except MoleculerServerError as error:
+                self.failure = error
+
+    service = Late()
+    broker = ServiceBroker("one", services=[service])
+    with pytest.raises(MoleculerServerError, match="'echo' does not run") as caught:
+        service.start_soon(anyio.sleep, 0)
+    assert caught.value.type == "BROKER_STATE"
+    await broker.start()
+    service.start_soon(anyio.sleep, 0)
+    await broker.stop()
+    assert service.failure is not None
+    with pytest.raises(MoleculerServerError, match="'echo' does not run"):
+        service.start_soon(anyio.sleep, 0)
 
 
 async def test_a_stop_before_the_start_is_quiet() -> None:

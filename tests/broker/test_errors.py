@@ -241,3 +241,12 @@ def test_every_captured_error_is_recreated(protocol: str) -> None:
         expected.setdefault("data", again.get("data"))
         assert {key: again.get(key) for key in expected} == expected, (number, note)
     assert {name for name, *_ in TAXONOMY} - {"PayloadTooLargeError"} <= seen
+
+
+def test_an_error_that_cannot_be_printed_is_sent_all_the_same() -> None:
+    class Unprintable(Exception):
+        def __str__(self) -> str:
+            raise AttributeError("half made")
+
+    wire = error_to_wire(Unprintable(), "py-1")
+    assert (wire["name"], wire["message"]) == ("Unprintable", "Unprintable, which cannot be printed")

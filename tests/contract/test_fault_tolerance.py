@@ -9,6 +9,7 @@ import pytest
 from broker import (
     Context,
     MemoryCacher,
+    Middleware,
     MoleculerError,
     MoleculerServerError,
     QueueIsFullError,
@@ -695,6 +696,35 @@ async def test_debounce_takes_the_last_event_of_a_burst_and_throttle_the_first(c
     assert (handlers["burst"]["debounce"], handlers["bur*"]["throttle"]) == (50, 60_000)
 
 
+class Farewells(Service):
+    name = "farewells"
+
+    def __init__(self) -> None:
+        self.open = False
+        self.handled_while_open: list[bool] = []
+
+    async def started(self) -> None:
+        self.open = True
+
+    async def stopped(self) -> None:
+        self.open = False
+
+    @event("farewell", debounce=0.02)
+    async def on_farewell(self, ctx: Context) -> None:
+        self.handled_while_open.append(self.open)
+
+
+async def test_a_debounced_event_finds_no_service_that_has_stopped(cluster: Cluster) -> None:
+    farewells, bursts = Farewells(), Bursts()
+    node = await cluster.start_one("one", [farewells, bursts])
+    await node.emit("farewell")
+    await node.emit("farewell")
+    await node.remove_service(farewells)
+    await node.emit("burst", "later")
+    await eventually(lambda: bursts.late)
+    assert farewells.handled_while_open in ([], [True])
+
+
 # What a stop waits for
 
 
@@ -796,3 +826,19 @@ async def test_a_service_that_does_not_finish_is_removed_all_the_same(
         assert slow.done == ["stopped"]
         assert "Unable to stop 'slow' service gracefully." in caplog.text
         slow.door.set()
+
+
+async def test_a_middleware_that_fails_at_the_broadcast_of_a_breaker_ends_no_node(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(Middleware):
+        async def broadcast(self, call_next: Any, event: str, data: Any, options: Mapping[str, Any]) -> None:
+            raise ValueError(f"no {event}")
+
+    await cluster.start_one("owner", [Flaky(failures=2)], middlewares=[Refusing()])
+    caller = await cluster.start_one("caller")
+    for _ in range(2):
+        with pytest.raises(MoleculerError):
+            await caller.call("flaky.guarded", retries=0)
+    await eventually(lambda: "no $circuit-breaker.opened" in caplog.text, "a line about it")
+    assert await caller.call("$node.list", node_id="owner")
