@@ -41,7 +41,7 @@ from broker.mcall import Calls as MultipleCalls
 from broker.mcall import call_all
 from broker.middleware import check_middlewares, compose, hooks
 from broker.node import Node, safely
-from broker.options import make_options
+from broker.options import ignored_settings, make_options
 from broker.pinging import Pinging
 from broker.registry import Registry
 from broker.service import Service
@@ -77,6 +77,8 @@ class ServiceBroker:
             raise BrokerOptionsError("services must be a list of services, not a service.")
         self.node_id = self.options.node_id
         self.logger = logger or logging.getLogger("broker")
+        for line in ignored_settings(os.environ):
+            self.logger.warning("%s", line)
         self.registry = Registry(
             self.node_id,
             strategy=self.options.strategy,

@@ -1,6 +1,8 @@
 """The options of a broker: from what was passed, else from the environment, else the defaults."""
 
-from collections.abc import Callable, Mapping
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -64,6 +66,26 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
 """How each option is read. Those that hold Python objects (`middlewares`, `transforms`, `error_handler`) cannot be."""
 
 
+_PREFIX = "BROKER_"
+
+_LINKED = re.compile(r"_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$")
+"""What Kubernetes and Docker put into the environment for a service that is called `broker`: nobody wrote these."""
+
+
+def ignored_settings(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that looks like an option of the broker and is none, such as a misspelt one."""
+    for variable in sorted(environment):
+        name = variable.removeprefix(_PREFIX).lower()
+        if not variable.startswith(_PREFIX) or name in _FROM_ENVIRONMENT or _LINKED.search(variable):
+            continue
+        if name in BrokerOptions.__struct_fields__:
+            yield f"{variable} is set and ignored: {name} holds Python objects, and is passed to the broker."
+            continue
+        alike = difflib.get_close_matches(name, _FROM_ENVIRONMENT, n=1)
+        hint = f" Did you mean {_PREFIX}{alike[0].upper()}?" if alike else ""
+        yield f"{variable} is set and ignored: the broker has no such option.{hint}"
+
+
 def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> BrokerOptions:
     """Options from what was passed, else from the environment (`BROKER_NAMESPACE`, …), else the defaults.
 
@@ -71,14 +93,14 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
     """
     values = {name: value for name, value in given.items() if value is not None}
     for name, convert in _FROM_ENVIRONMENT.items():
-        text = environment.get(f"BROKER_{name.upper()}")
+        text = environment.get(f"{_PREFIX}{name.upper()}")
         if text and name not in values:
             try:
                 values[name] = convert(text)
             except ValueError:  # msgspec's are, too
                 given_text = "what it is" if name == "transporter_options" else repr(text)  # which may hold a secret
                 raise BrokerOptionsError(
-                    f"BROKER_{name.upper()} must be {_MUST_BE[convert]}, not {given_text}."
+                    f"{_PREFIX}{name.upper()} must be {_MUST_BE[convert]}, not {given_text}."
                 ) from None
     values.setdefault("node_id", default_node_id())
     try:

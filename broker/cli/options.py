@@ -8,9 +8,16 @@ from broker.cli.logs import LogFormat
 
 DEFAULT_NATS = "nats://127.0.0.1:4222"
 
-NatsUrl = Annotated[str, typer.Option("--nats-url", envvar="NATS_URL", help="NATS servers, separated by commas.")]
-Namespace = Annotated[str, typer.Option(envvar="NAMESPACE", help="The cluster's namespace.")]
-NodeId = Annotated[str | None, typer.Option("--node-id", envvar="NODE_ID", help="This node's id; made when not given.")]
+# Every option of the broker can also be set by the name that it has in other programs, `BROKER_…`.
+NatsUrl = Annotated[
+    str,
+    typer.Option("--nats-url", envvar=["NATS_URL", "BROKER_TRANSPORTER"], help="NATS servers, separated by commas."),
+]
+Namespace = Annotated[str, typer.Option(envvar=["NAMESPACE", "BROKER_NAMESPACE"], help="The cluster's namespace.")]
+NodeId = Annotated[
+    str | None,
+    typer.Option("--node-id", envvar=["NODE_ID", "BROKER_NODE_ID"], help="This node's id; made when not given."),
+]
 ProtocolVersion = Annotated[
     str | None,
     typer.Option("--protocol", envvar="BROKER_PROTOCOL", help="4 or 5: speak with Moleculer 0.14 or 0.15 alone."),

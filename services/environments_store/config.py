@@ -24,6 +24,10 @@ _SERVER = re.compile(
 _BETWEEN_SERVERS = r",(?=\s*\w+://)"
 
 
+_OF_THE_BROKER = {"nats_url": "BROKER_TRANSPORTER", "namespace": "BROKER_NAMESPACE", "node_id": "BROKER_NODE_ID"}
+"""What the same settings are called in other programs that hold a broker."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What a node of the service runs with. `node_id` None: the broker makes one of host and process."""
 
@@ -49,9 +53,10 @@ def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
 
     Raises ConfigError: one line that names the setting and shows what a right value looks like.
     """
-    given: dict[str, Any] = {
-        name: environ[name.upper()] for name in Config.__struct_fields__ if environ.get(name.upper())
-    }
+    given: dict[str, Any] = {}
+    for name in Config.__struct_fields__:
+        if value := environ.get(name.upper()) or environ.get(_OF_THE_BROKER.get(name, "")):
+            given[name] = value
     given |= {name: value for name, value in flags.items() if value is not None}
     for name, choices in (("log_level", get_args(LogLevel)), ("log_format", get_args(LogFormat))):
         if name in given:

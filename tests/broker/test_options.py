@@ -1,13 +1,15 @@
 """Options come from the call, else from the environment, else from the defaults; what does not fit is refused."""
 
+import re
 from typing import Any
 
 import msgspec
 import pytest
 
+from broker import ServiceBroker
 from broker.defaults import BrokerOptions
 from broker.errors import BrokerOptionsError
-from broker.options import _FROM_ENVIRONMENT, make_options
+from broker.options import _FROM_ENVIRONMENT, ignored_settings, make_options
 from broker.transforms import Compression
 
 
@@ -83,3 +85,33 @@ def test_yes_and_no_in_the_environment() -> None:
 
 def test_an_empty_variable_is_none() -> None:
     assert make_options({}, {"BROKER_PROTOCOL": "", "BROKER_NAMESPACE": ""}).protocol is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "wanted"),
+    [
+        ("BROKER_REQUEST_TIMOUT", "BROKER_REQUEST_TIMOUT is set and ignored.*Did you mean BROKER_REQUEST_TIMEOUT?"),
+        ("BROKER_RETRYPOLICY", "Did you mean BROKER_RETRY_POLICY?"),
+        ("BROKER_PORTOCOL", "Did you mean BROKER_PROTOCOL?"),
+        ("BROKER_URL", r"has no such option\.$"),
+        ("BROKER_MIDDLEWARES", "middlewares holds Python objects"),
+    ],
+)
+def test_a_variable_that_is_no_option_is_named_with_the_one_that_may_be_meant(variable: str, wanted: str) -> None:
+    [line] = ignored_settings({variable: "geheim", "PATH": "/bin", "BROKER_SERIALIZER": "JSON"})
+    assert re.search(wanted, line)
+    assert "geheim" not in line
+
+
+def test_what_kubernetes_says_of_a_service_called_broker_is_no_option() -> None:
+    names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_CLIENT", "PORT", "PORT_4222_TCP", "PORT_4222_TCP_ADDR")
+    assert list(ignored_settings({f"BROKER_{name}": "x" for name in (*names, "A_SERVICE_HOST")})) == []
+
+
+def test_a_broker_names_the_variables_that_it_ignores(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BROKER_NAMSPACE", "prod")
+    ServiceBroker("one")
+    [record] = caplog.records
+    assert (record.levelname, "BROKER_NAMESPACE?" in record.message) == ("WARNING", True)

@@ -250,6 +250,8 @@ async def test_a_second_node_with_the_same_id_ends_and_the_first_lives(
         ("NATS_URL", "http://u:secret@h", "nats://127.0.0.1:4222"),
         ("DATABASE_URL", "mysql://u:secret@h/d", "postgresql://"),
         ("LOG_LEVEL", "loud", "debug, info"),
+        ("BROKER_SERIALIZER", "yaml", "MsgPack"),
+        ("NODE_ID", "a..b", "single dots"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_shows_a_right_one(name: str, value: str, right: str) -> None:

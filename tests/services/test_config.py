@@ -28,6 +28,13 @@ def test_flags_win_over_the_environment() -> None:
     )
 
 
+def test_what_other_programs_call_the_broker_s_options_counts_where_the_short_name_is_not_set() -> None:
+    environ = {"BROKER_TRANSPORTER": "nats://a:1", "BROKER_NAMESPACE": "prod", "BROKER_NODE_ID": "py-1"}
+    assert load_config(environ) == Config(nats_url="nats://a:1", namespace="prod", node_id="py-1")
+    config = load_config({**environ, "NATS_URL": "nats://b:2", "NAMESPACE": "test"})
+    assert (config.nats_url, config.namespace, config.node_id) == ("nats://b:2", "test", "py-1")
+
+
 def test_an_empty_variable_counts_as_not_given() -> None:
     assert load_config({"NATS_URL": "", "NODE_ID": "", "LOG_FORMAT": ""}) == Config()
 

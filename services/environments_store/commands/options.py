@@ -57,7 +57,7 @@ def run_command(main: Callable[[], Awaitable[int]]) -> None:
             return await main()
         except (ConfigError, BrokerOptionsError) as error:
             print_error(str(error))
-            return 2 if isinstance(error, ConfigError) else 1
+            return 2
 
     raise typer.Exit(run(guarded))
 

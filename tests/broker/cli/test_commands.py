@@ -297,6 +297,17 @@ def test_an_option_in_the_environment_that_no_broker_takes_is_exit_code_2(monkey
     assert "BROKER_REQUEST_TIMEOUT must be a number" in result.output
 
 
+async def test_the_cluster_may_be_named_as_for_programs_of_ones_own(shell: Shell) -> None:
+    url, namespace = shell.environment["NATS_URL"], shell.environment["NAMESPACE"]
+    shell.environment = {"BROKER_TRANSPORTER": url, "BROKER_NAMESPACE": namespace, "BROKER_NAMSPACE": "misspelt"}
+    process = await shell("nodes")
+    assert [node["id"] for node in output(process)] == ["py-1"]
+    [line] = process.stderr
+    assert line.endswith(
+        "BROKER_NAMSPACE is set and ignored: the broker has no such option. Did you mean BROKER_NAMESPACE?"
+    )
+
+
 async def test_progress_is_shown_on_a_terminal_only(shell: Shell, tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(b"x" * 2_000_000)
