@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import anyio
 
@@ -39,7 +41,8 @@ def run(main: Callable[[], Awaitable[int]]) -> int:
 async def serve(broker: ServiceBroker, start_timeout: float) -> int:
     """Start a node, wait for a signal to stop it, stop it. Gives the exit code: 0 after a signal.
 
-    1 when it could not start within `start_timeout` seconds, and when it had to stop by itself; a line says why.
+    1 when it could not start within `start_timeout` seconds, when it had to stop by itself, and at once at a second
+    signal; a line says why.
     """
     async with anyio.create_task_group() as tasks:
         stop = anyio.Event()
@@ -101,9 +104,17 @@ async def _wait_for_signal(stop: anyio.Event, *, task_status: anyio.abc.TaskStat
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
-            if stop.is_set():  # a second signal: do not wait for anything any more
-                sys.exit(1)
+            if stop.is_set():
+                _exit_at_once()
             stop.set()
+
+
+def _exit_at_once() -> NoReturn:
+    """A second signal: wait for nothing any more, neither for services nor for the threads that they have."""
+    print_error("Stopped at once, by a second signal: calls that were running are lost.")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 async def _set_when_stopped(broker: ServiceBroker, stop: anyio.Event) -> None:

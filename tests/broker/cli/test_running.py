@@ -14,6 +14,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.anyio
 
 CODE = """
+import threading
 import anyio
 from broker import Service, action
 
@@ -39,6 +40,16 @@ class Forever(Service):
 
     async def started(self) -> None:
         self.logger.info("starts for ever")
+        await anyio.sleep_forever()
+
+class Stubborn(Service):
+    name = "stubborn"
+
+    async def started(self) -> None:
+        threading.Thread(target=threading.Event().wait).start()
+
+    async def stopped(self) -> None:
+        self.logger.info("does not stop")
         await anyio.sleep_forever()
 """
 
@@ -95,6 +106,17 @@ async def test_a_signal_during_the_start_stops_it(code: Path, nats_url: str, nam
         await process.line("starts for ever")
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_a_second_signal_ends_what_does_not_stop(code: Path, nats_url: str, namespace: str) -> None:
+    async with start_python(*command(f"{code}:Stubborn", nats_url, namespace)) as process:
+        await process.line("Service 'stubborn' started")
+        process.send_signal(signal.SIGINT)
+        await process.line("does not stop")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 1
+    assert process.stderr[-1].startswith("Error: Stopped at once, by a second signal")
+    assert not any("Traceback" in line for line in process.stderr)
 
 
 async def test_an_id_that_is_taken_is_one_line_and_exit_code_1(code: Path, nats_url: str, namespace: str) -> None:
