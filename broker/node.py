@@ -231,15 +231,18 @@ class Node:
         self.transit.in_work -= 1
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Run the work for one request or one event. It must not raise; when the node stops it may be cancelled.
+        """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
+        node with it. When the node stops it may be cancelled.
 
         False when the node has stopped.
         """
         context = copy_context()
         context.run(self.begin_own_work)
+        contained = _safely(work)
         try:
-            self._handlers.create_task(work, context=context)
+            self._handlers.create_task(contained, context=context)
         except RuntimeError:  # the group is closed: everything that ran has been waited for
+            contained.close()
             work.close()
             return False
         return True
@@ -311,10 +314,10 @@ class Node:
         logger.info("The connection to NATS is back")
         self._connection.set()
         self.transit.resume(anyio.current_time())
-        await safely(self.perform(self.transit.announcing.discover()))
+        await _safely(self.perform(self.transit.announcing.discover()))
         if self.transit.ready and not self.transit.stopping:
-            await safely(self._announce())
-            await safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+            await _safely(self._announce())
+            await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
     async def _announce(self) -> None:
@@ -353,7 +356,7 @@ class Node:
         )
         logger.critical("%s", self.failure)
         if self.transport is not None:
-            self.background.start_soon(safely, self.transport.close())
+            self.background.start_soon(_safely, self.transport.close())
         self.stopped.set()
 
     # Loops
@@ -366,7 +369,7 @@ class Node:
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
-                await safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+                await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
 
     async def _look_for_silence(self) -> None:
         while True:
@@ -375,7 +378,7 @@ class Node:
             self._look_for_standstill(anyio.current_time() - planned)
             # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and self._connection.is_set():
-                await safely(self.perform(self.transit.tick(anyio.current_time())))
+                await _safely(self.perform(self.transit.tick(anyio.current_time())))
 
     def _look_for_standstill(self, late: float) -> None:
         """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""
@@ -396,12 +399,12 @@ class Node:
                 with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
-                await safely(self._announce())
+                await _safely(self._announce())
 
 
-async def safely(work: Awaitable[None]) -> None:
-    """One round of background work: whatever it meets, the next round comes."""
+async def _safely(work: Awaitable[None]) -> None:
+    """One piece of the node's work: whatever it meets, the next one is done."""
     try:
         await work
     except Exception:
-        logger.exception("Background work of the node failed; it goes on")
+        logger.exception("Some work of the node failed; it goes on")

@@ -12,7 +12,14 @@ from msgspec import UNSET, Raw
 from broker.codec import Codec
 from broker.context import Context
 from broker.defaults import STREAM_OPENING_S
-from broker.errors import MoleculerClientError, MoleculerError, RequestRejectedError, RequestTimeoutError, error_to_wire
+from broker.errors import (
+    MoleculerClientError,
+    MoleculerError,
+    PayloadTooLargeError,
+    RequestRejectedError,
+    RequestTimeoutError,
+    error_to_wire,
+)
 from broker.flow import FLOW_CONTROL, Flow
 from broker.node import Node
 from broker.outgoing import MakePacket, Outgoing, Source
@@ -178,11 +185,12 @@ class Sending:
 
         def packet(sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Request:
             broken = {} if error is None else {STREAM_ERROR: error_to_wire(error, self._node.options.node_id)}
+            users = flags if _is_too_much(error) else _object(request.headers)
             return msgspec.structs.replace(
                 request,
                 params=chunk,
                 meta={**flags, **broken} if in_meta else {},
-                headers=UNSET if in_meta else {**_object(request.headers), **broken},
+                headers=UNSET if in_meta else {**users, **broken},
                 stream=more,
                 sequence=sequence,
             )
@@ -202,7 +210,7 @@ class Sending:
             return ctx.meta, {**ctx.response_headers, **flags}
 
         def packet(sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Response:
-            meta, headers = places()
+            meta, headers = ({}, UNSET) if _is_too_much(error) else places()
             return Response(
                 ver=request.ver,
                 sender=self._node.options.node_id,
@@ -230,6 +238,11 @@ class Sending:
     def _acknowledges(self, node_id: str) -> bool:
         node = self._transit.registry.nodes.get(node_id)
         return node is not None and bool(node.client.get(FLOW_CONTROL))
+
+
+def _is_too_much(error: BaseException | None) -> bool:
+    """Whether the end of a stream must do without what a user put into its envelope, or it could not be sent."""
+    return isinstance(error, PayloadTooLargeError)
 
 
 def _object(headers: Any) -> dict[str, Any]:

@@ -129,3 +129,17 @@ async def test_a_loop_that_stood_still_is_told_of_and_no_peer_is_blamed(
     await eventually(lambda: "stood still for 0." in caplog.text)
     assert one.registry.nodes["peer"].available
     await eventually(lambda: not one.registry.nodes["peer"].available)
+
+
+async def test_work_that_fails_ends_no_other_work(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("nobody expected this")
+
+    gate = Gate()
+    one, two = await cluster.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(two.call, "gate.wait")
+        await eventually(lambda: gate.inside)
+        assert one._node.start_handler(fail())
+        await eventually(lambda: "nobody expected this" in caplog.text, "a line about it")
+        gate.opened.set()

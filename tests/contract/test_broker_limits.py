@@ -51,6 +51,35 @@ async def small_cluster(
         yield cluster
 
 
+class Streams(Service):
+    """Streams that break, in envelopes that leave little room for the reason."""
+
+    name = "streams"
+
+    @action
+    async def read(self, ctx: Context) -> int:
+        return len(await ctx.stream.read())
+
+    @action
+    async def write(self, ctx: Context) -> AsyncIterator[bytes]:
+        ctx.response_headers["trace"] = "a" * (LIMIT - 800)
+        yield b"a beginning"
+        raise ValueError("e" * 3000)
+
+
+async def test_the_end_of_a_stream_leaves_out_what_it_could_not_be_sent_with(small_cluster: Cluster) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield b"a beginning"
+        raise ValueError("e" * 3000)
+
+    _, two = await small_cluster.start(("one", [Streams()]), ("two", []))
+    with pytest.raises(PayloadTooLargeError):
+        await two.call("streams.read", headers={"trace": "a" * (LIMIT - 800)}, stream=source())
+    with pytest.raises(PayloadTooLargeError):
+        await (await two.call("streams.write")).read()
+    assert await two.call("streams.read", stream=[b"three"]) == 5
+
+
 async def test_c86_a_result_above_the_limit_is_a_413_at_once(small_cluster: Cluster) -> None:
     _, two = await small_cluster.start(("one", [Echo()]), ("two", []))
     assert len(await two.call("echo.big", {"size": LIMIT - 1000})) == LIMIT - 1000
