@@ -182,8 +182,7 @@ class ServiceBroker:
         farewell = Farewell(self.registry)
         await self._lifecycle.tell("stopping", self)
         await self._node.leave()
-        for name in reversed(self._catalog.names()):
-            await self._catalog.stop(name)
+        await self._catalog.stop_all()
         self._chains.breaker.stop()
         last_words = partial(self._events.tell_last, farewell, timeout_s=self.options.shutdown_timeout)
         if self._node.transport is not None:

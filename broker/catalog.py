@@ -81,6 +81,7 @@ class Catalog:
         self._entries: dict[str, _Entry] = {}
         self._actions: dict[str, _Action] = {}
         self._handlers: dict[EventDefinition, Next] = {}
+        self._withdrawing = Tracker()
         self.tell: Callable[[str, Service], Awaitable[None]] = _untold
         """Runs users' hooks in the life of a service."""
 
@@ -178,18 +179,34 @@ class Catalog:
 
     async def withdraw(self, full_name: str) -> None:
         """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
-        it has stopped; at once when a handler of it asks."""
+        it has stopped; at once when a handler of it asks. Raises ServiceNotFoundError when somebody else was first."""
         within, gone = self._is_within(full_name), anyio.Event()
+        failure: Exception | None = None
 
         async def stop() -> None:
+            nonlocal failure
             try:
                 await self.stop(full_name)
+            except Exception as error:  # for who asked: here it would end all background work
+                failure = error
             finally:
                 gone.set()
+                self._withdrawing.end()
 
+        self._withdrawing.begin()
         self._node.background.start_soon(stop)
         if not within:
             await gone.wait()
+            if failure is not None:
+                raise failure
+
+    async def stop_all(self) -> None:
+        """In the reverse order, and those that somebody withdraws to their end."""
+        for name in reversed(self.names()):
+            if name in self._entries:  # somebody may withdraw it while the others stop
+                await self.stop(name)
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            await self._withdrawing.wait_idle()
 
     async def stop(self, full_name: str) -> None:
         """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. A

@@ -563,6 +563,61 @@ async def test_a_handler_may_withdraw_its_own_service_and_still_be_answered(clus
         await eventually(lambda: leaving.notes == ["still here", "stopped"])
 
 
+async def test_of_two_who_withdraw_a_service_the_second_learns_that_it_is_gone(cluster: Cluster) -> None:
+    one, two = await cluster.start(("one", [Recorder(), Echo()]), ("two", []))
+    refused = 0
+
+    async def withdraw() -> None:
+        nonlocal refused
+        try:
+            await one.remove_service("recorder")
+        except ServiceNotFoundError:
+            refused += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(withdraw)
+        tasks.start_soon(withdraw)
+    assert refused == 1
+    assert await two.call("echo.where") == "one"
+    await one.stop()
+
+
+async def test_a_service_that_is_being_withdrawn_is_stopped_to_its_end_by_a_node_that_stops(cluster: Cluster) -> None:
+    class Slow(Recorder):
+        leaving = anyio.Event()
+        may_leave = anyio.Event()
+
+        async def stopped(self) -> None:
+            self.leaving.set()
+            await self.may_leave.wait()
+            await super().stopped()
+
+    slow, last = Slow(), Recorder("last")
+    one = await cluster.start_one("one", [slow, last])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.remove_service, slow)
+        await slow.leaving.wait()
+        tasks.start_soon(one.stop)
+        await eventually(lambda: last.notes[-1] == "stopped")
+        slow.may_leave.set()
+    assert slow.notes[-1] == "stopped"
+
+
+async def test_a_service_may_be_withdrawn_while_its_node_stops(cluster: Cluster) -> None:
+    first = Recorder("first")
+
+    class Last(Recorder):
+        async def stopped(self) -> None:
+            await self.broker.remove_service(first)
+            await super().stopped()
+
+    last = Last("last")
+    one = await cluster.start_one("one", [first, last])
+    await one.stop()
+    await one.wait_stopped()
+    assert (first.notes[-1], last.notes[-1]) == ("stopped", "stopped")
+
+
 async def test_whoever_stops_a_node_second_waits_for_the_first(cluster: Cluster) -> None:
     gate = Gate()
     one, two = await cluster.start(("one", [gate]), ("two", []))
