@@ -21,6 +21,7 @@ from broker.effects import (
     RunAction,
     RunEvent,
     Settle,
+    StopWriter,
 )
 from broker.encoding import short
 from broker.errors import (
@@ -240,7 +241,7 @@ class Transit:
                 refuse=lambda: self.respond_error(packet, packet.meta, self.streams.overfull(packet.action)),
             )
         if packet.id not in self.waiting.pending and not self.streams.has_response(packet):
-            return []  # nobody waits for it any more
+            return [StopWriter(reply)] if reply else []  # nobody waits for it any more
         return self.streams.response(packet, reply, now, self.waiting.take)
 
     def _on_response(self, response: Response, now: float) -> list[Effect]:

@@ -116,6 +116,16 @@ class Streams(Service):
             self.closed.set()
 
     @action
+    async def late(self, ctx: Context) -> AsyncIterator[bytes]:
+        self.outcomes.append("asked")
+        try:
+            await self.go_on.wait()
+            while True:
+                yield bytes(STREAM_CHUNK_BYTES)
+        finally:
+            self.closed.set()
+
+    @action
     async def headers_and_meta(self, ctx: Context) -> AsyncIterator[dict[str, Any]]:
         ctx.meta["left"] = 1
         yield {"meta": dict(ctx.meta), "headers": ctx.headers, "params": ctx.params}
@@ -423,6 +433,18 @@ async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pa
         await closed.wait()
         await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of the handler")
     assert pair.caller._node.performing.flows == {}
+
+
+async def test_an_answer_that_opens_after_its_call_was_given_up_ends_its_writer(pair: Pair) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pair.call, "late")
+        await eventually(lambda: pair.service.outcomes == ["asked"], "the handler")
+        tasks.cancel_scope.cancel()
+    pair.service.go_on.set()
+    with anyio.fail_after(DEADLINE_S / 4):
+        await pair.service.closed.wait()
+        await eventually(lambda: not pair.server._node.transit.in_work, "the end of the handler")
+    assert pair.server._node.performing.flows == {}
 
 
 async def test_an_error_before_the_first_chunk_is_the_answer_to_the_call(pair: Pair) -> None:
