@@ -95,7 +95,12 @@ class Node:
             self.transit.ready = True
             return
         await self._connect(self.transport)
-        await self._check_id_is_free(self.transport)
+        while True:
+            try:
+                await self._check_id_is_free(self.transport)
+                break
+            except BrokerDisconnectedError:  # lost already: a server that has just started may start again
+                await self.wait_for_connection()
         for command, subject in self.transit.topics.base_subscriptions(self.options.node_id):
             await self.transport.subscribe(subject, self._receiver(command))
         self._joined = True
@@ -185,11 +190,13 @@ class Node:
         subject = self.transit.topics.to_node("PING", self.options.node_id)
         versions = [self.options.protocol] if self.options.protocol else ["5", "4"]
         questions = [Ping(ver=version, sender=asker, time=epoch_ms(), id=asker) for version in versions]
-        heard = [await transport.is_heard(subject, self.codec.encode(question)) for question in questions]
-        if any(heard):
-            with anyio.move_on_after(defaults.ID_PROBE_S):
-                await answered.wait()
-        await pongs.cancel()
+        try:
+            heard = [await transport.is_heard(subject, self.codec.encode(question)) for question in questions]
+            if any(heard):
+                with anyio.move_on_after(defaults.ID_PROBE_S):
+                    await answered.wait()
+        finally:
+            await pongs.cancel()
         if answered.is_set():
             raise BrokerOptionsError(
                 f"Another node with the id '{self.options.node_id}' is running. Node ids are unique in a cluster: "
@@ -313,6 +320,8 @@ class Node:
         """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
         logger.info("The connection to NATS is back")
         self._connection.set()
+        if not self._joined:  # the start goes on, and says nothing before it knows that its id is free
+            return
         self.transit.resume(anyio.current_time())
         await _safely(self.perform(self.transit.announcing.discover()))
         if self.transit.ready and not self.transit.stopping:

@@ -6,7 +6,7 @@ import time
 import anyio
 import pytest
 
-from broker import ServiceBroker
+from broker import BrokerDisconnectedError, ServiceBroker
 from broker.transports.base import OnMessage
 from broker.transports.memory import Hub, MemorySubscription, MemoryTransport
 from tests.support.cluster import Cluster
@@ -143,3 +143,23 @@ async def test_work_that_fails_ends_no_other_work(cluster: Cluster, caplog: pyte
         assert one._node.start_handler(fail())
         await eventually(lambda: "nobody expected this" in caplog.text, "a line about it")
         gate.opened.set()
+
+
+class Shaky(MemoryTransport):
+    """Loses its connection once, right after it was made."""
+
+    lost = False
+
+    async def is_heard(self, subject: str, data: bytes) -> bool:
+        if not self.lost:
+            self.lost = True
+            raise BrokerDisconnectedError
+        return await super().is_heard(subject, data)
+
+
+async def test_a_start_whose_connection_is_lost_at_once_goes_on(cluster: Cluster, namespace: str) -> None:
+    transport = Shaky(Hub.named(namespace))
+    node = await cluster.start_one("one", [Echo()], transporter=transport)
+    other = await cluster.start_one("two")
+    assert await other.call("echo.where") == node.node_id
+    assert transport.lost
