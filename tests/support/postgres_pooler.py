@@ -44,12 +44,14 @@ class PostgresPooler:
     async def running(self) -> AsyncIterator["PostgresPooler"]:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         self._port = listener.extra(SocketAttribute.local_port)
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, self._serve)
-            yield self
-            group.cancel_scope.cancel()
-        for server in self._idle:
-            await anyio.aclose_forcefully(server.wire.stream)
+        try:
+            async with listener, anyio.create_task_group() as group:
+                group.start_soon(listener.serve, self._serve)
+                yield self
+                group.cancel_scope.cancel()
+        finally:
+            for server in self._idle:
+                await anyio.aclose_forcefully(server.wire.stream)
 
     async def _serve(self, stream: SocketStream) -> None:
         async with stream:
@@ -122,9 +124,14 @@ class _Server:
     async def connect(cls, url: str) -> "_Server":
         target = urlsplit(url)
         wire = Wire(await anyio.connect_tcp(target.hostname or "", target.port or 5432))
-        key, known = await login(
-            wire, unquote(target.username or ""), unquote(target.password or ""), unquote(target.path[1:])
-        )
+        try:
+            key, known = await login(
+                wire, unquote(target.username or ""), unquote(target.password or ""), unquote(target.path[1:])
+            )
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(wire.stream)
+            raise
         return cls(wire, key, known)
 
     async def adopt(self, settings: dict[str, str]) -> None:
