@@ -7,17 +7,19 @@ path: it runs only after the fast decoder refused.
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 # A string that does not end is a token too: looking for its end again from each quote in it would take for ever.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 
+# All up to the next brackets, and those that follow each other: a level of depth takes one step at most.
+_TO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+"?)*+([{\[]++|[}\]]++)', re.DOTALL)
+
 _STRICT = re.compile(
     rb"""[ \t\r\n]*(?:
     (?P<string>"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")
     |(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null)
-    |(?P<open>[\[{])|(?P<close>[\]}])|(?P<comma>,)|(?P<colon>:))""",
+    |(?P<open>\[+|{)|(?P<close>\]+|}+)|(?P<comma>,)|(?P<colon>:))""",
     re.VERBOSE,
 )
 _VALUE, _FIRST_VALUE, _KEY, _FIRST_KEY, _COLON, _AFTER = "value", "first value", "key", "first key", "colon", "after"
@@ -28,29 +30,36 @@ def split_object(data: bytes) -> dict[str, bytes]:
 
     Raises ValueError when `data` is no object. The values themselves are not checked: `load` does that.
     """
-    tokens = _TOKEN.finditer(data)
-    if _text(next(tokens, None)) != b"{":
+    opening, _, position = _token(data, 0)
+    if opening != b"{":
         raise ValueError("not a JSON object")
     members: dict[str, bytes] = {}
-    for key in tokens:
-        if key[0] == b"}" and not members:
-            break
-        if not key[0].startswith(b'"') or _text(next(tokens, None)) != b":":
+    key, _, position = _token(data, position)
+    while not (key == b"}" and not members):
+        colon, _, position = _token(data, position)
+        if not key.startswith(b'"') or colon != b":":
             raise ValueError("a member of a JSON object has no key")
-        start, end, closing = _value(tokens)
-        members[json.loads(key[0])] = data[start:end]
+        start, end, closing, position = _value(data, position)
+        members[json.loads(key)] = data[start:end]
         if closing == b"}":
             break
-    else:
-        raise ValueError("the JSON object does not end")
-    if next(tokens, None) is not None:
+        key, _, position = _token(data, position)
+    if _token(data, position)[0]:
         raise ValueError("there is something after the JSON object")
     return members
 
 
 def check(data: bytes) -> None:
     """Raise ValueError unless `data` is one JSON value in UTF-8, however deep; lone surrogates are allowed."""
-    data.decode()
+    text = data.decode()
+    try:
+        # Numbers are of no interest: Python's own refuse to be very long.
+        json.loads(text, parse_constant=_refuse, parse_int=len, parse_float=len)
+    except RecursionError:
+        _check_deep(data)
+
+
+def _check_deep(data: bytes) -> None:
     closers: list[bytes] = []
     expected, position = _VALUE, 0
     while expected or closers:
@@ -59,8 +68,13 @@ def check(data: bytes) -> None:
         if token is None or kind is None:
             raise ValueError(f"not JSON at byte {position}")
         text, position = token[kind], token.end()
-        if kind == "close" and closers and text == closers[-1] and expected in (_AFTER, _FIRST_KEY, _FIRST_VALUE):
-            closers.pop()
+        depth = len(text)  # of brackets, as many of one kind as follow each other
+        if (
+            kind == "close"
+            and expected in (_AFTER, _FIRST_KEY, _FIRST_VALUE)
+            and closers[-depth:] == [text[:1]] * depth
+        ):
+            del closers[-depth:]
             expected = _AFTER
         elif kind == "comma" and expected == _AFTER and closers:
             expected = _KEY if closers[-1] == b"}" else _VALUE
@@ -69,7 +83,7 @@ def check(data: bytes) -> None:
         elif kind == "colon" and expected == _COLON:
             expected = _VALUE
         elif kind == "open" and expected in (_VALUE, _FIRST_VALUE):
-            closers.append(b"}" if text == b"{" else b"]")
+            closers += [b"}" if text == b"{" else b"]"] * depth
             expected = _FIRST_KEY if text == b"{" else _FIRST_VALUE
         elif kind in ("string", "scalar") and expected in (_VALUE, _FIRST_VALUE):
             expected = _AFTER
@@ -89,25 +103,41 @@ def load(data: bytes) -> Any:
     return json.loads(data, parse_constant=_refuse)
 
 
-def _value(tokens: Iterator[re.Match[bytes]]) -> tuple[int, int, bytes]:
-    """Where a member's value starts and ends, and the token after it: a comma or the end of the object."""
-    depth, start, end = 0, -1, -1
-    for token in tokens:
-        text = token[0]
-        if depth == 0 and text in (b",", b"}") and start >= 0:
-            return start, end, text
-        if start < 0:
-            start = token.start()
-        end = token.end()
+def _value(data: bytes, position: int) -> tuple[int, int, bytes, int]:
+    """Where a member's value starts and ends, the token after it, a comma or the end of the object, and the position
+    behind that."""
+    start = end = -1
+    while True:
+        text, at, position = _token(data, position)
+        if text in (b",", b"}") and start >= 0:
+            return start, end, text, position
         if text in (b"{", b"["):
-            depth += 1
-        elif text in (b"}", b"]"):
-            depth -= 1
+            position = _behind_nested(data, at)
+        elif text in (b"", b"}", b"]"):
+            raise ValueError("the JSON object does not end")
+        if start < 0:
+            start = at
+        end = position
+
+
+def _behind_nested(data: bytes, position: int) -> int:
+    """The position behind the object or array that opens at one."""
+    depth = 0
+    while brackets := _TO_BRACKETS.match(data, position):
+        first, position = brackets.span(1)
+        if data[first] in b"{[":
+            depth += position - first
+        elif position - first < depth:
+            depth -= position - first
+        else:
+            return first + depth
     raise ValueError("the JSON object does not end")
 
 
-def _text(token: re.Match[bytes] | None) -> bytes:
-    return token[0] if token else b""
+def _token(data: bytes, position: int) -> tuple[bytes, int, int]:
+    """The next token, where it starts, and the position behind it; empty at the end."""
+    token = _TOKEN.search(data, position)
+    return (token[0], *token.span()) if token else (b"", len(data), len(data))
 
 
 def _refuse(name: str) -> object:

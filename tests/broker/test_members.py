@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from broker.members import check, load, split_object
 
+DEEP = 5_000
+"""Deeper than a recursive parser goes."""
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -85,12 +88,11 @@ def test_what_is_no_json_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data", [b"1", b' {"a": [1, {"b": null}]} ', b"[]", b"{}", b'"\\ud800"', b"-1.5e+10", b"[[], {}]"]
 )
-def test_one_json_value_passes_the_check(data: bytes) -> None:
+def test_one_json_value_passes_the_check_at_any_depth(data: bytes) -> None:
     check(data)
-
-
-def test_the_check_has_no_depth_it_cannot_go_to() -> None:
-    check(b"[" * 100_000 + b"]" * 100_000)
+    check(b"[" * DEEP + data + b"]" * DEEP)
+    check(b'{"a":' * DEEP + data + b"}" * DEEP)
+    check(b' [ {"a" : [' * DEEP + data + b" ] } ] " * DEEP)
 
 
 @pytest.mark.parametrize(
@@ -100,17 +102,32 @@ def test_the_check_has_no_depth_it_cannot_go_to() -> None:
         *(b"[1]]", b"1 2", b",", b"[,1]", b"{,}", b'"abc', b'"\\x"', b"+1", b".5", b"1.", b"NaN", b"[1", b'{"a":'),
     ],
 )
-def test_what_is_not_one_json_value_does_not_pass_the_check(data: bytes) -> None:
+def test_what_is_not_one_json_value_does_not_pass_the_check_at_any_depth(data: bytes) -> None:
+    for text in (data, b'{"a":' * DEEP + data + b"}" * DEEP):
+        with pytest.raises(ValueError, match=r"."):
+            check(text)
+
+
+@pytest.mark.parametrize("data", [b"[" * DEEP, b"[" * DEEP + b"]" * (DEEP - 1) + b"}", b"[" * DEEP + b"]" * (DEEP + 1)])
+def test_brackets_that_do_not_match_do_not_pass_the_check(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         check(data)
 
 
-def test_the_check_agrees_with_the_json_module() -> None:
+def test_the_check_agrees_with_the_json_module_at_any_depth() -> None:
     seed = random.SystemRandom().randrange(2**32)
     chance = random.Random(seed)
     for _ in range(20_000):
         text = bytes(chance.choices(b'[]{},:"a1- tnulre\\.', k=chance.randint(1, 8)))
         assert _accepts(check, text) == _accepts(load, text), f"seed {seed}: {text!r}"
+        deep = b"[" * DEEP + text + b"]" * DEEP
+        shallow = b"[" * 10 + text + b"]" * 10  # which the text cannot close
+        assert _accepts(check, deep) == _accepts(load, shallow), f"seed {seed}: {text!r}"
+
+
+def test_numbers_pass_the_check_however_long_they_are() -> None:
+    check(b"1" * 10_000)
+    check(b"1." + b"1" * 10_000)
 
 
 def _accepts(read: Callable[[bytes], object], text: bytes) -> bool:
