@@ -5,8 +5,6 @@ import re
 from broker.errors import BrokerOptionsError
 from broker.packets import Command
 
-BROADCAST: tuple[Command, ...] = ("DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING")
-
 # §1.2: the base subscriptions in the order in which JS nodes make them; True is "to this node".
 BASE_SUBSCRIPTIONS: tuple[tuple[Command, bool], ...] = (
     ("EVENT", True),

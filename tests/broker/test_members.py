@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from collections.abc import Callable
 
 import pytest
@@ -139,10 +138,9 @@ def _accepts(read: Callable[[bytes], object], text: bytes) -> bool:
 
 
 @pytest.mark.parametrize(
-    "text", [b'\\"' * 50_000, b"[[" * 50_000, b'",' * 50_000], ids=["quotes", "brackets", "commas"]
+    "text", [b'\\"' * 500_000, b"[[" * 500_000, b'",' * 500_000], ids=["quotes", "brackets", "commas"]
 )
 def test_a_text_that_does_not_end_is_refused_in_the_time_it_takes_to_read_it(text: bytes) -> None:
-    started = time.process_time()
+    """Looking for the end anew from each quote takes hours, which the time-out of every test ends."""
     with pytest.raises(ValueError, match=r"."):
         split_object(b'{"a":"' + text)
-    assert time.process_time() - started < 5, "looking for the end from each quote takes minutes"
