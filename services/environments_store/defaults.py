@@ -15,7 +15,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     reader_count: int = 5
     """SQLite connections that only read, so that a slow export delays neither a write nor a short read."""
     left_to_others: int = 2
-    """Connections that exports, at the pace of whoever reads them, never take: one for lists, one for short reads."""
+    """Connections that exports and waiting writes never take: one for lists, one for short reads. Exports leave as many
+    again to writes. A pool of less than eight leaves one."""
     connect_timeout_s: float = 5.0
     """asyncpg's own is 60, longer than a caller waits."""
     acquire_timeout_s: float = 5.0

@@ -166,6 +166,23 @@ async def test_a_busy_pool_says_so_instead_of_waiting_for_ever(postgres_database
     await database.close()
 
 
+async def test_writes_that_wait_for_a_synchronous_standby_leave_connections_to_reads() -> None:
+    # The standby that commits have to wait for never comes.
+    with PostgresServer(synchronous_standby_names="gone", synchronous_commit="on") as server:
+        server.run_sql("SET synchronous_commit = local; CREATE TABLE items (id text PRIMARY KEY)")
+        database = PostgresDatabase(server.admin_url, DatabaseSettings(pool_size=4, acquire_timeout_s=60))
+        waiting = "SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(database.fetch_one, INSERT, str(number))
+            with anyio.fail_after(60):
+                while (row := await database.fetch_one(waiting)) is None or row["n"] < 3:
+                    pass  # each look is itself a read that found a connection
+            assert await database.fetch("SELECT id FROM items") == []
+            group.cancel_scope.cancel()
+        await database.close()
+
+
 async def test_a_row_that_somebody_locks_is_a_retryable_error(
     database: PostgresDatabase, postgres_database: ServerDatabase
 ) -> None:

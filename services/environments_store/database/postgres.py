@@ -10,10 +10,9 @@ import anyio
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.location import read_location
-from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
+from services.environments_store.database.postgres_pool import Pool, Pooled, Shares, make_pool
 from services.environments_store.database.postgres_session import driver_failures
 from services.environments_store.database.statements import is_read, touched_rows
-from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
 
 __all__ = ["PostgresDatabase"]
@@ -38,7 +37,7 @@ class PostgresDatabase:
         self._settings = settings
         self._pool: Pool | None = None
         self._pool_lock = anyio.Lock()
-        self._pacing = Turns(settings.pool_size - settings.left_to_others, settings.acquire_timeout_s)
+        self._shares = Shares(settings)
         self._closed = False
 
     async def open(self) -> None:
@@ -84,6 +83,9 @@ class PostgresDatabase:
         write = not is_read(query)
         try:
             try:
+                if write:
+                    async with self._shares.write():
+                        return await self._run_once(operation)
                 return await self._run_once(operation)
             except StatementFailure as failure:
                 if write or not failure.lost or failure.timed_out or not failure.sent:
@@ -100,7 +102,7 @@ class PostgresDatabase:
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Queries]:
         try:
-            async with self._connection() as connection:
+            async with self._shares.write(), self._connection() as connection:
                 with driver_failures(sent=False):
                     transaction = connection.transaction()
                     await transaction.start()
@@ -120,7 +122,7 @@ class PostgresDatabase:
         self, query: str, arguments: tuple[object, ...], batch: int
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         try:
-            async with self._pacing.one(), self._stream(query, arguments, batch) as batches:
+            async with self._shares.export(), self._stream(query, arguments, batch) as batches:
                 yield batches
         except StatementFailure as failure:
             raise service_error(failure, write=False) from failure

@@ -1,6 +1,8 @@
 """How the pool of PostgreSQL connections is made: with which settings, and what changes behind a pooler."""
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import anyio
@@ -9,9 +11,10 @@ import asyncpg
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_session import Connection, connect, driver_failures, probe
+from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
 
-__all__ = ["Pool", "Pooled", "make_pool"]
+__all__ = ["Pool", "Pooled", "Shares", "make_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,33 @@ Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 FIRST_CHECKING_VERSION = 140000
 """client_connection_check_interval exists from PostgreSQL 14 on."""
+
+
+class Shares:
+    """How the connections of a pool are divided.
+
+    Writes may hang, as without a synchronous standby, and exports last as long as their readers like: reads keep
+    connections that neither takes, and writes some that exports leave.
+    """
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        size = settings.pool_size
+        left = min(settings.left_to_others, max(1, size // 4))
+        timeout_s = settings.acquire_timeout_s
+        self._slow = Turns(size - left, timeout_s, "writes that wait, or exports without a reader, may hold them")
+        self._paced = Turns(size - 2 * left, timeout_s, "exports without a reader may hold them")
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[None]:
+        """Hold one of the connections that writes may use. Raises StatementFailure when none becomes free in time."""
+        async with self._slow.one():
+            yield
+
+    @asynccontextmanager
+    async def export(self) -> AsyncGenerator[None]:
+        """The same for an export."""
+        async with self._paced.one(), self._slow.one():
+            yield
 
 
 async def make_pool(url: str, settings: DatabaseSettings) -> Pool:

@@ -44,8 +44,9 @@ class SqliteDatabase:
         self._readers: list[GuardedConnection] = []
         self._reading = anyio.Semaphore(settings.reader_count)
         # A stream keeps its reader for longer than a statement: one reader is always left for the others.
-        self._streaming = Turns(settings.reader_count - 1, settings.acquire_timeout_s)
-        self._pacing = Turns(settings.reader_count - settings.left_to_others, settings.acquire_timeout_s)
+        count, timeout_s = settings.reader_count, settings.acquire_timeout_s
+        self._streaming = Turns(count - 1, timeout_s, "lists and exports without a reader may hold them")
+        self._pacing = Turns(count - settings.left_to_others, timeout_s, "exports without a reader may hold them")
 
     async def open(self) -> None:
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""A share of the connections for those who may keep one for long, so that the others always find one."""
+"""A share of the connections for work that may hold one for long, so that other work always finds one."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,25 +11,31 @@ __all__ = ["Turns"]
 
 
 class Turns:
-    """`count` at once; who has waited for `timeout_s` is told so."""
+    """At most `count` holders at once. A caller that has waited for `timeout_s` gets a StatementFailure that says what
+    `holders` are."""
 
-    def __init__(self, count: int, timeout_s: float) -> None:
-        self._free = anyio.Semaphore(max(1, count))
+    def __init__(self, count: int, timeout_s: float, holders: str) -> None:
+        self._free = anyio.Semaphore(max(1, count), fast_acquire=True)
         self._timeout_s = timeout_s
+        self._holders = holders
 
     @asynccontextmanager
     async def one(self) -> AsyncGenerator[None]:
         """Raises StatementFailure when all are taken and none becomes free in time."""
-        try:
-            with anyio.fail_after(self._timeout_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise StatementFailure(
-                "no connection became free in time: exports that nobody reads on may hold them",
-                sent=False,
-                timed_out=True,
-            ) from None
+        await self._acquire()
         try:
             yield
         finally:
             self._free.release()
+
+    async def _acquire(self) -> None:
+        try:
+            self._free.acquire_nowait()  # the usual case, without a timer
+        except anyio.WouldBlock:
+            try:
+                with anyio.fail_after(self._timeout_s):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise StatementFailure(
+                    f"no connection became free in time: {self._holders}", sent=False, timed_out=True
+                ) from None
