@@ -27,6 +27,7 @@ Everything = Annotated[bool, typer.Option("--all", help="Internal ones too, such
 LogLevel = Annotated[str, typer.Option("--log-level", envvar="LOG_LEVEL", help="debug, info, warning or error.")]
 Format = Annotated[LogFormat, typer.Option("--log-format", envvar="LOG_FORMAT", help="text or json.")]
 Pairs = Annotated[
-    list[str] | None, typer.Option("--param", "-p", help="key=value, the value JSON or else text; repeatable.")
+    list[str] | None,
+    typer.Option("--param", "-p", help="key=value or key=@FILE, the value JSON or else text; repeatable."),
 ]
-Meta = Annotated[str | None, typer.Option(help="Meta as a JSON object.")]
+Meta = Annotated[str | None, typer.Option(help="Meta as a JSON object, or @FILE.")]

@@ -1,11 +1,15 @@
-"""What a person types on a command line, as values."""
+"""What a person types on a command line, as values. `@FILE` stands for what a file holds, `@-` for standard input."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
 
 from broker.context import ABSENT
+
+_STANDARD_INPUT = ("-", "@-")
 
 
 def read_params(text: str | None, pairs: list[str] | None) -> Any:
@@ -19,10 +23,7 @@ def read_params(text: str | None, pairs: list[str] | None) -> Any:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"-p takes key=value, not {pair!r}.")
-        try:
-            params[key] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            params[key] = value
+        params[key] = _read_value(value, key)
     return params
 
 
@@ -37,8 +38,50 @@ def read_object(text: str | None, what: str) -> dict[str, Any] | None:
 
 
 def read_json(text: str, what: str) -> Any:
-    """Any JSON value. Raises typer.BadParameter."""
+    """Any JSON value, `-` for that of standard input. Raises typer.BadParameter."""
+    from_file = text.startswith("@") or text == "-"
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise typer.BadParameter(f"{what} must be JSON: {error}") from None
+        return msgspec.json.decode(_contents(text.removeprefix("@")) if from_file else text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        place = f" ({_named(text)})" if from_file else ""
+        raise typer.BadParameter(f"{what}{place} must be JSON: {error}") from None
+
+
+def check_input_is_read_once(pairs: list[str] | None, *texts: str | None) -> None:
+    """Refuse a command line of which two parts are to come from standard input. Raises typer.BadParameter."""
+    named = [*texts, *(pair.partition("=")[2] for pair in pairs or () if pair.endswith("=@-"))]
+    if sum(text in _STANDARD_INPUT for text in named) > 1:
+        raise typer.BadParameter("Standard input can be read once: name a file for the others.")
+
+
+def _read_value(text: str, key: str) -> Any:
+    """JSON or else text, as it was typed or as a file holds it."""
+    if not text.startswith("@"):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    data = _contents(text[1:])
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise typer.BadParameter(
+            f"{_named(text)} for {key!r} holds neither JSON nor text. Send bytes with --stream-in."
+        ) from None
+
+
+def _contents(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{name or '@'}: {error.strerror or error}") from None
+
+
+def _named(text: str) -> str:
+    return "standard input" if text in _STANDARD_INPUT else text[1:]

@@ -11,14 +11,17 @@ from broker.cli.client import wait_for_action, with_broker
 from broker.cli.files import STANDARD, holds_values, read_bytes, read_values, size_of, write
 from broker.cli.output import print_value
 from broker.cli.progress import transfer
-from broker.cli.values import read_object, read_params
+from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.defaults import CLI_WAIT_S
 from broker.errors import MoleculerClientError
 
 
 def call(
     action: Annotated[str, typer.Argument(help="The full name, as in environments-store.list.")],
-    params: Annotated[str | None, typer.Argument(help="The parameters as JSON.")] = None,
+    params: Annotated[
+        str | None,
+        typer.Argument(metavar="JSON|@FILE|-", help="The parameters: JSON, a file of it, or - for standard input."),
+    ] = None,
     pairs: options.Pairs = None,
     meta: options.Meta = None,
     node: Annotated[str | None, typer.Option(help="Ask exactly this node.")] = None,
@@ -39,6 +42,7 @@ def call(
     as_json: options.AsJson = False,
 ) -> None:
     """Call an action and print its result. A stream of values is printed as JSON, one a line."""
+    check_input_is_read_once(pairs, params, meta, stream_in)
     given, given_meta = read_params(params, pairs), read_object(meta, "--meta")
 
     async def work(broker: ServiceBroker) -> None:

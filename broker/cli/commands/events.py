@@ -10,13 +10,16 @@ from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import with_broker
 from broker.cli.output import encode, is_person, print_json, print_note, print_rows, print_text, reader_is_gone
-from broker.cli.values import read_object, read_params
+from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.context import ABSENT, Context
 from broker.ids import new_id
 from broker.service import Service, event
 
 Name = Annotated[str, typer.Argument(metavar="EVENT", help="The event's name, as in user.created.")]
-Payload = Annotated[str | None, typer.Argument(metavar="JSON", help="The event's payload as JSON.")]
+Payload = Annotated[
+    str | None,
+    typer.Argument(metavar="JSON|@FILE|-", help="The payload: JSON, a file of it, or - for standard input."),
+]
 
 
 def emit(
@@ -31,7 +34,7 @@ def emit(
     as_json: options.AsJson = False,
 ) -> None:
     """Send an event to one node of each group that listens; print the groups."""
-    data, given_meta = _data(payload, pairs), read_object(meta, "--meta")
+    data, given_meta = _read(payload, pairs, meta)
 
     async def work(broker: ServiceBroker) -> None:
         rows = _listeners(broker, name, groups)
@@ -53,7 +56,7 @@ def broadcast(
     as_json: options.AsJson = False,
 ) -> None:
     """Send an event to every node that listens; print the groups and their nodes."""
-    data, given_meta = _data(payload, pairs), read_object(meta, "--meta")
+    data, given_meta = _read(payload, pairs, meta)
 
     async def work(broker: ServiceBroker) -> None:
         rows = _listeners(broker, name, groups)
@@ -117,9 +120,10 @@ def _print_event(ctx: Context, *, json: bool) -> None:
     print_text(f"{clock}.{milliseconds:03d}  {ctx.event}  {ctx.node_id}  {encode(ctx.params).decode()}")
 
 
-def _data(payload: str | None, pairs: list[str] | None) -> Any:
+def _read(payload: str | None, pairs: list[str] | None, meta: str | None) -> tuple[Any, dict[str, Any] | None]:
+    check_input_is_read_once(pairs, payload, meta)
     data = read_params(payload, pairs)
-    return None if data is ABSENT else data
+    return None if data is ABSENT else data, read_object(meta, "--meta")
 
 
 def _listeners(broker: ServiceBroker, name: str, groups: list[str] | None) -> list[dict[str, Any]]:

@@ -191,6 +191,20 @@ async def test_a_file_goes_through_an_action_byte_for_byte(shell: Shell, tmp_pat
     assert told == {"size": 3_000_000, "sha": sha, "params": {"a": 1}}
 
 
+async def test_params_come_from_a_file_that_no_command_line_could_hold(shell: Shell, tmp_path: Path) -> None:
+    document = {"routes": [{"body": "é" * 300} for _ in range(900)]}
+    (tmp_path / "document.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    digest = ["files.digest", "--stream-in", "/dev/null"]
+    whole = output(await shell("call", *digest, f"@{tmp_path / 'document.json'}"))
+    assert whole["params"] == document
+    part = output(await shell("call", *digest, "-p", f"environment=@{tmp_path / 'document.json'}"))
+    assert part["params"] == {"environment": document}
+    script = f"$BROKER call files.digest --stream-in /dev/null - < {tmp_path / 'document.json'}"
+    async with shell.pipe(script) as process:
+        await process.wait()
+    assert output(process) == whole
+
+
 async def test_standard_input_and_output_are_streams(shell: Shell) -> None:
     async with shell.pipe("printf 'one\\ntwo' | $BROKER call files.copy --stream-in - | od -c") as process:
         assert await process.wait() == 0, process.report("failed")
@@ -279,6 +293,8 @@ async def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_1(shel
         ["listen"],
         ["listen", "x", "--count", "-1"],
         ["call", "a.b", "--timeout", "-1"],
+        ["call", "a.b", "@no-such-file"],
+        ["call", "a.b", "-", "--stream-in", "-"],
         ["ping", "--timeout", "-1"],
         ["nodes", "--protocol", "6"],
         ["nodes", "--nats-url", "redis://127.0.0.1"],
