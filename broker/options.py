@@ -68,6 +68,9 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
 
 _PREFIX = "BROKER_"
 
+_OF_COMMANDS = ("log_level", "log_format", "nats_url")
+"""What the command lines read besides, from variables without the prefix."""
+
 _LINKED = re.compile(r"_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$")
 """What Kubernetes and Docker put into the environment for a service that is called `broker`: nobody wrote these."""
 
@@ -81,8 +84,9 @@ def ignored_settings(environment: Mapping[str, str]) -> Iterator[str]:
         if name in BrokerOptions.__struct_fields__:
             yield f"{variable} is set and ignored: {name} holds Python objects, and is passed to the broker."
             continue
-        alike = difflib.get_close_matches(name, _FROM_ENVIRONMENT, n=1)
-        hint = f" Did you mean {_PREFIX}{alike[0].upper()}?" if alike else ""
+        alike = difflib.get_close_matches(name, [*_FROM_ENVIRONMENT, *_OF_COMMANDS], n=1)
+        prefix = "" if alike and alike[0] in _OF_COMMANDS else _PREFIX
+        hint = f" Did you mean {prefix}{alike[0].upper()}?" if alike else ""
         yield f"{variable} is set and ignored: the broker has no such option.{hint}"
 
 

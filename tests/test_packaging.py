@@ -18,6 +18,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
+IMAGE = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["nkeys"]]
+"""What the image installs: it takes every kind of credentials that NATS has."""
+
+
 def pinned() -> dict[str, str]:
     lines = [line for line in LOCK.splitlines() if line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
@@ -35,7 +39,7 @@ def test_the_lock_file_holds_versions_alone() -> None:
     assert "://" not in LOCK
 
 
-@pytest.mark.parametrize("dependency", PROJECT["dependencies"])
+@pytest.mark.parametrize("dependency", IMAGE)
 def test_each_dependency_is_locked_at_a_version_it_allows(dependency: str) -> None:
     requirement = Requirement(dependency)
     assert requirement.specifier.contains(pinned()[canonicalize_name(requirement.name)])
@@ -44,7 +48,7 @@ def test_each_dependency_is_locked_at_a_version_it_allows(dependency: str) -> No
 def test_the_lock_file_holds_what_the_locked_versions_need_and_nothing_else() -> None:
     found: set[str] = set()
     unknown: set[str] = set()
-    waiting = [canonicalize_name(Requirement(one).name) for one in PROJECT["dependencies"]]
+    waiting = [canonicalize_name(Requirement(one).name) for one in IMAGE]
     while waiting:
         name = waiting.pop()
         if name in found:

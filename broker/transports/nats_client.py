@@ -109,8 +109,10 @@ def usable_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def useless_options(error: BaseException) -> BrokerOptionsError:
-    missing = f" (pip install {error.name})" if isinstance(error, ImportError) and error.name else ""
-    return BrokerOptionsError(f"The transporter_options cannot be used: {error}{missing}.")
+    missing = error.name if isinstance(error, ImportError) else None
+    package = "'environments-store[nkeys]'" if missing == "nkeys" else missing
+    hint = f" (pip install {package})" if package else ""
+    return BrokerOptionsError(f"The transporter_options cannot be used: {error}{hint}.")
 
 
 def invalid_subject() -> MoleculerError:

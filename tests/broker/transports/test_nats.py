@@ -169,7 +169,9 @@ async def test_credentials_without_the_package_that_reads_them_say_what_to_insta
 ) -> None:
     monkeypatch.setitem(sys.modules, "nkeys", None)
     transport = NATSTransport([nats_url], user_credentials="node.creds")
-    with pytest.raises(BrokerOptionsError, match=r"transporter_options cannot be used: .*\(pip install nkeys\)"):
+    with pytest.raises(
+        BrokerOptionsError, match=r"transporter_options cannot be used: .*\(pip install 'environments-store\[nkeys\]'\)"
+    ):
         await transport.connect(Observer(), "one")
 
 
