@@ -125,7 +125,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     embedded_poll_s: float = 0.02
     """Between two looks whether it is up."""
     probe_s: float = 1.0
-    """How long a server at NATS_URL may take to accept a connection before it counts as absent."""
+    """How long a server at NATS_URL may take to accept a connection before it counts as absent, and how long `schema`
+    waits for the database."""
     recent_days: int = 7
     """The guide's monitoring query."""
 

@@ -10,7 +10,8 @@
     MoleculerRetryableError
     ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
     ├── DatabaseUnavailableError         503  DATABASE_UNAVAILABLE       connection lost or refused
-    │   ├── OutcomeUnknownError          503  the same: the connection died during a write; read the row back
+    │   ├── DatabaseUnreachableError     503  the same: no connection can be had
+    │   │   └── OutcomeUnknownError      503  the same: it died during a write; read the row back
     │   └── StalePlanError               503  the same: the table was changed during a transaction
     └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
     MoleculerServerError
@@ -29,6 +30,7 @@ __all__ = [
     "DatabaseError",
     "DatabaseReadOnlyError",
     "DatabaseUnavailableError",
+    "DatabaseUnreachableError",
     "EnvironmentChangedError",
     "EnvironmentDeletedError",
     "EnvironmentExistsError",
@@ -118,7 +120,11 @@ class DatabaseUnavailableError(_RetryableError):
     default_type = "DATABASE_UNAVAILABLE"
 
 
-class OutcomeUnknownError(DatabaseUnavailableError):
+class DatabaseUnreachableError(DatabaseUnavailableError):
+    """No connection to the database can be had, or it was lost."""
+
+
+class OutcomeUnknownError(DatabaseUnreachableError):
     """The connection died while a write was under way: it may or may not be stored. Read the row back."""
 
 

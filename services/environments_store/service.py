@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any, NoReturn
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
-from broker import Context, Service, action, event
+from broker import Context, MoleculerError, Service, action, event
 from services.environments_store.config import load_config
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
@@ -82,15 +82,9 @@ class EnvironmentsStore(Service):
         self._migrator = Migrator(
             self._url, self._database, node_id=self.broker.node_id, logger=self.logger, budgets=self._budgets
         )
-        report = self._migrator.report_mismatch
-        self._shape = TableShape(lambda: self._migrator.status, report)
-        self._store = Store(
-            self._database,
-            lambda: self._migrator.status,
-            report_mismatch=report,
-            logger=self.logger,
-            limits=self._limits,
-        )
+        migrator = self._migrator
+        self._shape = TableShape(lambda: migrator.status, migrator.report_mismatch, migrator.look_soon)
+        self._store = Store(self._database, self._shape, logger=self.logger, limits=self._limits)
         try:
             await self._connect()
         except BaseException:
@@ -208,6 +202,7 @@ class EnvironmentsStore(Service):
 
     @action
     async def schema(self, ctx: Context) -> dict[str, Any]:
+        await self._notice_outage()
         status = self._migrator.status
         answer: dict[str, Any] = {
             "state": status.state,
@@ -239,6 +234,13 @@ class EnvironmentsStore(Service):
                 await self.broker.broadcast("environments.updated", msgspec.to_builtins(change))
                 if number % self._operations.events_between_pauses == 0:
                     await anyio.lowlevel.checkpoint()
+
+    async def _notice_outage(self) -> None:
+        """Whether the database can be reached is known now, and not only since the last look at the schema."""
+        with anyio.move_on_after(self._limits.probe_s):
+            with suppress(MoleculerError), self._shape.watched():
+                await self._database.fetch_one("SELECT 1")
+            await self._migrator.looked()
 
     def _stop_at(self, ctx: Context) -> float:
         """When a long work has to answer, so that its caller still hears it."""

@@ -6,21 +6,29 @@ from contextlib import contextmanager
 from services.environments_store.errors import (
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
+    DatabaseUnreachableError,
     MissingColumnError,
     SoftDeleteUnavailableError,
 )
 from services.environments_store.queries import Queries, SoftDelete, choose
-from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.schema.status import UNREACHABLE, SchemaStatus
 
 __all__ = ["TableShape"]
 
 
 class TableShape:
-    """`status` tells how the schema was last seen; `report_mismatch` is called when a statement met another."""
+    """`status` tells how the schema was last seen; `report_mismatch` is called when a statement met another, and
+    `look_again` when one found the database gone or back."""
 
-    def __init__(self, status: Callable[[], SchemaStatus], report_mismatch: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], SchemaStatus],
+        report_mismatch: Callable[[], None],
+        look_again: Callable[[], None] = lambda: None,
+    ) -> None:
         self._status = status
         self._report_mismatch = report_mismatch
+        self._look_again = look_again
 
     @property
     def status(self) -> SchemaStatus:
@@ -56,6 +64,10 @@ class TableShape:
         """Statements in this block may meet a table that somebody has changed: callers then get a retryable error."""
         try:
             yield
+            self._note_reachable(True)
+        except DatabaseUnreachableError:
+            self._note_reachable(False)
+            raise
         except DatabaseReadOnlyError:
             if self.status.writable:
                 # A pool may be left with connections to what was the primary, and is there still.
@@ -71,3 +83,7 @@ class TableShape:
                 " stored: try again.",
                 reason="lost",
             ) from error
+
+    def _note_reachable(self, reachable: bool) -> None:
+        if reachable == (self.status.reason == UNREACHABLE):
+            self._look_again()

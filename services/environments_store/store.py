@@ -34,7 +34,6 @@ from services.environments_store.model import Change, read_row
 from services.environments_store.outcome import settle
 from services.environments_store.queries import Listing, Queries
 from services.environments_store.records import Records, Written
-from services.environments_store.schema.status import SchemaStatus
 from services.environments_store.shape import TableShape
 
 __all__ = ["Store"]
@@ -47,20 +46,13 @@ _ALREADY_SO = Written(b"", None)
 
 
 class Store:
-    """The environments of one database. `status` tells how the schema was last seen; `report_mismatch` is called
-    when a statement met another one."""
+    """The environments of one database, in a table of this shape."""
 
     def __init__(
-        self,
-        database: Database,
-        status: Callable[[], SchemaStatus],
-        *,
-        report_mismatch: Callable[[], None],
-        logger: logging.Logger,
-        limits: StoreLimits | None = None,
+        self, database: Database, shape: TableShape, *, logger: logging.Logger, limits: StoreLimits | None = None
     ) -> None:
         self._database = database
-        self._shape = TableShape(status, report_mismatch)
+        self._shape = shape
         self._limits = limits or StoreLimits()
         self._records = Records(self._limits, logger)
         self._aliases = Aliases(database, self._limits)

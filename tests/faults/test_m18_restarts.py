@@ -14,8 +14,9 @@ import pytest
 
 from broker import MoleculerError
 from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import DatabaseUnavailableError
-from services.environments_store.schema.messages import ADDED, ADDING, EXISTS
+from services.environments_store.schema.messages import ADDED, ADDING, EXISTS, REACHABLE
 from services.environments_store.schema.migrator import Migrator, migrate_once
 from tests.support.migrations import (
     ADVISORY_LOCKS,
@@ -75,6 +76,28 @@ async def test_m18_a_server_that_restarts_is_met_again_and_the_work_goes_on(line
                 await until(lambda: one.status.state == "ready")
             group.cancel_scope.cancel()
     assert lines.guide_lines() == [ADDING, ADDED]
+
+
+async def test_m18_schema_says_at_once_that_the_database_is_away_and_that_it_is_back(primary: PostgresServer) -> None:
+    async with serving(primary.admin_url, budgets=MigrationBudgets()) as service:
+        await service.until_state("ready", steps=True)
+        for _ in range(2):
+            await anyio.to_thread.run_sync(primary.stop)
+            assert (await service.ask("schema"))["reason"] == "unavailable"
+            assert (await service.failure("list")).code == 503
+            await anyio.to_thread.run_sync(primary.start)
+            assert (await service.ask("schema"))["state"] == "ready"
+            assert await service.ask("list") == []
+        assert [line for line in service.lines if line == REACHABLE] == [REACHABLE] * 2
+        assert sum("cannot be reached" in line for line in service.lines) == 2
+
+
+async def test_m18_a_call_that_fails_makes_the_outage_known(primary: PostgresServer) -> None:
+    async with serving(primary.admin_url, budgets=MigrationBudgets()) as service:
+        await service.until_state("ready", steps=True)
+        await anyio.to_thread.run_sync(primary.stop)
+        assert (await service.failure("list")).code == 503
+        await service.until_logged("cannot be reached")
 
 
 async def test_m18_a_server_that_still_starts_is_waited_for(primary: PostgresServer) -> None:

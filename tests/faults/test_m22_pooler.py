@@ -123,7 +123,7 @@ async def test_m22_a_pooler_with_one_connection_is_told_of_and_its_callers_are_n
         await until(lambda: postgres_database.log().count(LOOK) >= looks + 5)
         # It goes on looking, without taking the only connection for the lock.
         assert postgres_database.log().count("BEGIN ISOLATION LEVEL READ COMMITTED") == 1
-        assert not any("cannot be looked at" in line for line in service.lines)
+        assert not any("cannot be reached" in line for line in service.lines)
         schema = await service.ask("schema")
         pending = {step["name"]: step["detail"] for step in schema["steps"] if step["state"] != "done"}
         assert schema["state"] == "ready"

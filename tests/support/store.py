@@ -13,6 +13,7 @@ from services.environments_store.database.connect import open_database
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.listing import ListRequest
 from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.shape import TableShape
 from services.environments_store.store import Store
 
 __all__ = ["SHAPES", "Bench", "open_bench"]
@@ -68,8 +69,7 @@ class Bench:
         """Another store on the same table, through a database that a test wraps."""
         return Store(
             database,
-            lambda: self.status,
-            report_mismatch=self._count_missing_column,
+            TableShape(lambda: self.status, self._count_missing_column),
             logger=logging.getLogger("tests.store"),
             limits=limits,
         )

@@ -8,6 +8,7 @@ from services.environments_store.errors import (
     DatabaseError,
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
+    DatabaseUnreachableError,
     MissingColumnError,
     OutcomeUnknownError,
     StalePlanError,
@@ -102,7 +103,7 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
             return OutcomeUnknownError(
                 f"The connection was lost during a write, which may or may not be stored: {failure.message}"
             )
-        return DatabaseUnavailableError(f"The database cannot be reached now: {failure.message}")
+        return DatabaseUnreachableError(f"The database cannot be reached now: {failure.message}")
     if state in MISSING or (state == "SQLITE_ERROR" and any(text in failure.message for text in SQLITE_MISSING)):
         return MissingColumnError(f"The database misses what a query names: {failure.message}", state)
     if state in READ_ONLY or (state.startswith(SQLITE_READ_ONLY) and state != MOVED):

@@ -57,7 +57,7 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
     await database.open()
     try:
         shape = TableShape(lambda: status, lambda: None)
-        store = Store(database, lambda: status, report_mismatch=lambda: None, logger=logger)
+        store = Store(database, shape, logger=logger)
         yield Opened(location, found, database, shape, store)
     finally:
         await database.close()

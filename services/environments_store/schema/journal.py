@@ -9,7 +9,7 @@ from services.environments_store.database.base import Dialect
 from services.environments_store.schema import messages
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.plan import Obstacle, grants_text, hidden_text, read_only_text, status_of
-from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.schema.status import UNREACHABLE, SchemaStatus
 
 __all__ = ["Journal"]
 
@@ -45,7 +45,9 @@ class Journal:
     def found(self, found: Inspection) -> None:
         """Take a new inspection in."""
         self._found = found
-        self.forget("unavailable")
+        if UNREACHABLE in self._warned:
+            self.forget(UNREACHABLE)
+            self._logger.info(messages.REACHABLE)
         self._warn_of_oddities(found)
         if found.soft_delete:
             self._note_column(found)
@@ -110,8 +112,8 @@ class Journal:
 
     def unavailable(self, text: str) -> None:
         """No connection for the migration. What queries may name stays as it was known."""
-        self.warn("unavailable", f"The schema cannot be looked at: {text}")
-        self._publish(msgspec.structs.replace(self.status, state="degraded", reason="unavailable", error=text))
+        self.warn(UNREACHABLE, messages.UNREACHABLE.format(text))
+        self._publish(msgspec.structs.replace(self.status, state="degraded", reason=UNREACHABLE, error=text))
 
     def _warn_of_oddities(self, found: Inspection) -> None:
         for twin in found.twins:

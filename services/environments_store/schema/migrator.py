@@ -51,6 +51,7 @@ class Migrator:
         self._journal = Journal(location.dialect, logger)
         self._migration = self._choose(url, node_id, table)
         self._wake = anyio.Event()
+        self._looked: anyio.Event | None = None
         self._queried = (False, True, True)
         self._mismatch = False
 
@@ -114,6 +115,7 @@ class Migrator:
                 # A mistake of ours must not end the healing of a service that runs for months.
                 self._logger.exception("Looking after the schema failed; it is tried again")
                 pause_s = self._budgets.sleep_max_s
+            self._tell_looked()
             await self._rest(pause_s)
 
     async def complete(self) -> SchemaStatus:
@@ -133,7 +135,17 @@ class Migrator:
         """A query met another table, or a server that takes no writes, than was seen: look at once, and let the
         database look for its server anew."""
         self._mismatch = True
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """The database may be gone, or back."""
+        self._looked = self._looked or anyio.Event()
         self._wake.set()
+
+    async def looked(self) -> None:
+        """Return when every look that was asked for is done."""
+        if self._looked is not None:
+            await self._looked.wait()
 
     def _choose(self, url: str, node_id: str, table: str) -> Migration:
         location = read_location(url)
@@ -162,6 +174,11 @@ class Migrator:
             # Many requests may meet the same trouble: one look answers for all of them.
             await anyio.sleep(self._budgets.poll_min_s)
         self._wake = anyio.Event()
+
+    def _tell_looked(self) -> None:
+        looked, self._looked = self._looked, None
+        if looked is not None:
+            looked.set()
 
     def _is_complete(self) -> bool:
         return self.status.state == "ready" and all(step.state == "done" for step in self.status.steps)

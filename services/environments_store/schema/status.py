@@ -9,6 +9,8 @@ from services.environments_store.database.base import Dialect
 State = Literal["ready", "migrating", "degraded"]
 Reason = Literal["forbidden", "unsupported", "read-only", "lost", "unavailable", "failed", "row-security"]
 
+UNREACHABLE: Reason = "unavailable"
+
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One step of the plan: `name` is `table`, `column`, `index` or `statistics`."""
