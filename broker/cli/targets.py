@@ -1,23 +1,33 @@
-"""What `broker run` is told to run: modules, classes in modules, folders."""
+"""What `broker run` is told to run: modules, classes in modules, folders.
+
+A file is imported under the name that other code has for it, where that name leads to it. Else it gets one of its own,
+in a package made for its folder, so that relative imports work with and without `__init__.py`.
+"""
 
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 from broker.errors import ServiceSchemaError
 from broker.service import Service
 
+_TESTS = re.compile(r"test_.*|conftest")
+"""The stems of files that may stand beside services, and import what only a test run has."""
+
 
 def load_services(targets: list[str]) -> list[Service]:
-    """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class` or a folder of such files.
+    """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class`, or a folder of such files
+    and of folders with such files. Classes are made without arguments.
 
-    Files may import others of their folder, and of their package when the folder is one. Classes are made without
-    arguments.
-
-    Raises ServiceSchemaError for a target that cannot be loaded or holds no service.
+    Raises ServiceSchemaError for a target that cannot be loaded or holds no service; its cause is what the code of the
+    target raised.
     """
     _make_importable(Path.cwd(), first=True)
     services = [service for target in targets for service in _load(target)]
@@ -30,8 +40,11 @@ def _load(target: str) -> list[Service]:
     place, _, class_name = target.partition(":")
     path = Path(place)
     if path.is_dir():
-        return [service for file in sorted(path.glob("*.py")) for service in _services_of(_load_file(file))]
-    module = _load_file(path) if path.suffix == ".py" else _load_module(place)
+        files = list(_files_below(path))
+        for file in files:
+            _make_importable(file.parent.resolve())
+        return [service for file in files for service in _services_of(_load_file(file, path))]
+    module = _load_file(path, path.parent) if path.suffix == ".py" else _load_module(place)
     if not class_name:
         found = _services_of(module)
         if not found:
@@ -39,8 +52,19 @@ def _load(target: str) -> list[Service]:
         return found
     kind = getattr(module, class_name, None)
     if not (inspect.isclass(kind) and issubclass(kind, Service)):
-        raise ServiceSchemaError(f"{class_name} in {place} is no service class.")
+        raise ServiceSchemaError(f"{class_name} in {place} is not a service class.")
     return [_made(kind)]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder, then those of its folders: not of hidden and private ones, nor of virtual environments."""
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        if entry.suffix == ".py" and not _TESTS.fullmatch(entry.stem):
+            yield entry
+    for entry in entries:
+        if entry.is_dir() and entry.name[0] not in "._" and not (entry / "pyvenv.cfg").exists():
+            yield from _files_below(entry)
 
 
 def _services_of(module: ModuleType) -> list[Service]:
@@ -56,12 +80,93 @@ def _services_of(module: ModuleType) -> list[Service]:
 
 
 def _made(kind: type[Service]) -> Service:
-    try:
+    with _running(f"The service class {kind.__qualname__} cannot be made without arguments"):
         return kind()
-    except Exception as error:  # it runs somebody's code
-        raise ServiceSchemaError(
-            f"The service class {kind.__qualname__} cannot be made without arguments: {_words(error)}"
-        ) from error
+
+
+def _load_module(name: str) -> ModuleType:
+    with _running(f"The module {name} cannot be imported"):
+        return importlib.import_module(name)
+
+
+def _load_file(path: Path, folder: Path) -> ModuleType:
+    """A file below a folder that was named, or that holds it."""
+    if not path.exists():
+        raise ServiceSchemaError(f"The file {path} cannot be loaded: there is no such file.")
+    path, folder = path.resolve(), folder.resolve()
+    _make_importable(path.parent)
+    with _running(f"The file {path} cannot be loaded"):
+        top = _top(folder)
+        dotted = _importable_name(path, top)
+        if dotted is not None:
+            return importlib.import_module(dotted)
+        package = top.parent
+        name = f"broker_target_{zlib.crc32(bytes(top)):08x}"
+        for part in path.relative_to(package).parts[:-1]:
+            package /= part
+            name = _package(package, f"{name}.{_word(part)}" if package != top else name)
+        return _module(path, name if path.stem == "__init__" else f"{name}.{_word(path.stem)}")
+
+
+def _top(folder: Path) -> Path:
+    """The folder that relative imports may lead up to: the outermost package, or else what is in the current folder."""
+    if (folder / "__init__.py").exists():
+        while (folder.parent / "__init__.py").exists():
+            folder = folder.parent
+        return folder
+    while Path.cwd() in folder.parent.parents:
+        folder = folder.parent
+    return folder
+
+
+def _importable_name(path: Path, top: Path) -> str | None:
+    """The name by which an `import` finds the very file. None when it finds none, or another one of that name."""
+    is_package = (top / "__init__.py").exists()
+    base = top if top == Path.cwd() and not is_package else top.parent
+    parts = path.relative_to(base).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if "." in "".join(parts) or (base != Path.cwd() and not is_package):
+        return None
+    _make_importable(base)
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # not this name: its package lacks one
+            raise
+        return None
+    return name if found is not None and found.origin == str(path) else None
+
+
+def _package(folder: Path, name: str) -> str:
+    """Make a package of a folder, unless it is there. Gives its name."""
+    if name not in sys.modules:
+        init = folder / "__init__.py"
+        if init.exists():
+            _module(init, name)
+        else:
+            module = sys.modules[name] = ModuleType(name)
+            module.__path__ = [str(folder)]
+    return name
+
+
+def _module(path: Path, name: str) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    folder = [str(path.parent)] if path.stem == "__init__" else None
+    specification = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
+    assert specification is not None
+    assert specification.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _word(text: str) -> str:
+    return text.replace(".", "_")
 
 
 def _make_importable(folder: Path, *, first: bool = False) -> None:
@@ -70,51 +175,21 @@ def _make_importable(folder: Path, *, first: bool = False) -> None:
         sys.path.insert(0 if first else len(sys.path), str(folder))
 
 
-def _load_module(name: str) -> ModuleType:
+@contextmanager
+def _running(failure: str) -> Iterator[None]:
+    """Whatever a user's code raises, or that it ends the process, is a failure of the target."""
     try:
-        return importlib.import_module(name)
-    except Exception as error:  # it runs somebody's code
-        raise ServiceSchemaError(f"The module {name} cannot be imported: {_words(error)}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        words = "it ended the process" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        raise ServiceSchemaError(f"{failure}: {words}") from error.with_traceback(_users_part(error.__traceback__))
 
 
-def _load_file(path: Path) -> ModuleType:
-    _make_importable(path.parent.resolve())
-    dotted = _name_in_package(path)
-    if dotted is not None:  # its relative imports need the package
-        return _load_module(dotted)
-    name = f"broker_target_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None or not path.exists():
-        raise ServiceSchemaError(f"The file {path} cannot be loaded.")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:  # it runs somebody's code
-        raise ServiceSchemaError(f"The file {path} cannot be loaded: {_words(error)}") from error
-    return module
-
-
-def _name_in_package(path: Path) -> str | None:
-    """The dotted name under which a file of a package can be imported. None for a file of no package, and for one whose
-    package another of that name hides."""
-    folder = path.parent.resolve()
-    parts = [] if path.stem == "__init__" else [path.stem]
-    while (folder / "__init__.py").exists():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    if folder == path.parent.resolve() or not all(part.isidentifier() for part in parts):
-        return None
-    _make_importable(folder)
-    name = ".".join(parts)
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    except Exception as error:  # it runs somebody's code
-        raise ServiceSchemaError(f"The package of {path} cannot be imported: {_words(error)}") from error
-    return name if found is not None and found.origin == str(path.resolve()) else None
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _users_part(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame on that is not of this module or of what imports."""
+    while frames is not None:
+        file = frames.tb_frame.f_code.co_filename
+        if file not in (__file__, importlib.__file__, inspect.__file__) and not file.startswith("<frozen importlib"):
+            break
+        frames = frames.tb_next
+    return frames

@@ -1,5 +1,6 @@
 """Run a node, and measure the way to others."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -11,10 +12,15 @@ from broker.cli.output import print_rows
 from broker.cli.running import run, serve
 from broker.cli.targets import load_services
 from broker.defaults import START_TIMEOUT_S
+from broker.errors import ServiceSchemaError
+
+logger = logging.getLogger("broker")
 
 
 def run_services(
-    targets: Annotated[list[str], typer.Argument(help="module, module:Class, file.py, file.py:Class or a folder")],
+    targets: Annotated[
+        list[str], typer.Argument(help="module, module:Class, file.py, file.py:Class, or a folder with those below it.")
+    ],
     nats: options.NatsUrl = options.DEFAULT_NATS,
     namespace: options.Namespace = "",
     node_id: options.NodeId = None,
@@ -29,7 +35,13 @@ def run_services(
     logs(log_level, log_format)
 
     async def main() -> int:
-        services = load_services(targets)
+        try:
+            services = load_services(targets)
+        except ServiceSchemaError as error:
+            if error.__cause__ is None:
+                raise
+            logger.error("%s", error, exc_info=error.__cause__)  # where in the user's code, for whoever writes it
+            return 1
         with misuse():
             broker = ServiceBroker(node_id, namespace=namespace, transporter=nats, protocol=protocol, services=services)
         return await serve(broker, start_timeout)

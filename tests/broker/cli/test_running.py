@@ -92,6 +92,17 @@ async def test_a_service_that_cannot_start_is_named_and_gives_exit_code_1(
     assert not any("ExceptionGroup" in line for line in process.stderr)
 
 
+async def test_an_import_that_fails_shows_where_and_gives_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "orders.py").write_text("from broker import Service\nfrom .missing import Price\n")
+    async with start_python("-m", "broker", "run", tmp_path) as process:
+        assert await process.wait() == 1
+    told = "\n".join(process.stderr)
+    assert f"The file {tmp_path / 'sub' / 'orders.py'} cannot be loaded: ModuleNotFoundError" in told
+    assert f'File "{tmp_path / "sub" / "orders.py"}", line 2' in told
+    assert "targets.py" not in told
+
+
 async def test_without_a_server_the_node_gives_up_after_its_time(code: Path, namespace: str) -> None:
     url = f"nats://{LOOPBACK}:{free_port()}"
     async with start_python(*command(f"{code}:Slow", url, namespace, "--start-timeout", "2")) as process:

@@ -1,5 +1,8 @@
 """Services are found in modules, classes, files and folders; what cannot be loaded says why."""
 
+import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,16 @@ class Nameless(Service):
 class NoService:
     name = "none"
 """
+
+
+@pytest.fixture(autouse=True)
+def imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports is forgotten after it."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +83,8 @@ def test_a_folder_holds_the_services_of_all_its_files(folder: Path) -> None:
         ("broken_of_a_test", "cannot be imported.*no_such_module_at_all"),
         ("no_such_file.py", "cannot be loaded"),
         ("empty_of_a_test", "no service class in empty_of_a_test"),
-        ("services_of_a_test:NoService", "NoService in services_of_a_test is no service class"),
-        ("services_of_a_test:Missing", "Missing in services_of_a_test is no service class"),
+        ("services_of_a_test:NoService", "NoService in services_of_a_test is not a service class"),
+        ("services_of_a_test:Missing", "Missing in services_of_a_test is not a service class"),
         ("broken_of_a_test.py", "broken_of_a_test.py.*no_such_module_at_all"),
         ("unreadable_of_a_test.py", "unreadable_of_a_test.py cannot be loaded: SyntaxError"),
         ("unreadable_of_a_test", "unreadable_of_a_test cannot be imported: SyntaxError"),
@@ -111,6 +124,30 @@ def test_files_of_a_package_may_import_relatively(folder: Path) -> None:
     assert names(str(package)) == names(str(package / "one.py")) == names("shop_of_a_test.parts.one:One") == ["hello"]
 
 
+@pytest.mark.parametrize("inits", [(), ("",), ("sub",), ("", "sub")], ids=str)
+@pytest.mark.parametrize("place", ["shop", "services", "elsewhere/services"])
+def test_a_folder_holds_the_services_of_its_folders_and_they_import_relatively(
+    folder: Path, place: str, inits: tuple[str, ...]
+) -> None:
+    """With and without `__init__.py`; and `services` is the name of a package that is installed beside the broker."""
+    top = folder / place
+    for below in ("sub", "_private", ".hidden", "sub/__pycache__", "environment"):
+        (top / below).mkdir(parents=True)
+    for below in inits:
+        (top / below / "__init__.py").write_text("")
+    service = "from broker import Service\nclass One(Service):\n    name = {}\n"
+    (top / "words.py").write_text("GREETING = 'hello'\n")
+    (top / "one-and.only.py").write_text("from .words import GREETING\n" + service.format("GREETING"))
+    (top / "sub" / "two.py").write_text("from ..words import GREETING\n" + service.format("GREETING + ' below'"))
+    (top / "sub" / "three.py").write_text("from .two import One as Two\n" + service.format("Two.name + '!'"))
+    (top / "environment" / "pyvenv.cfg").write_text("")
+    for unwanted in ("_private/a", ".hidden/a", "environment/a", "sub/test_two", "conftest", "sub/__pycache__/a"):
+        (top / f"{unwanted}.py").write_text("import no_such_module_at_all\n")
+    assert names(place) == ["hello", "hello below!", "hello below"]
+    if inits != ("sub",):  # else its package is the outermost one
+        assert names(f"{place}/sub/three.py:One", f"{place}/sub/two.py") == ["hello below!", "hello below"]
+
+
 def test_a_package_with_the_name_of_another_is_run_all_the_same(folder: Path) -> None:
     """`services` is the name of many a folder, and of a package that is installed beside the broker."""
     package = folder / "elsewhere" / "services"
@@ -129,6 +166,22 @@ def test_a_package_that_cannot_be_imported_says_so(folder: Path) -> None:
     (package / "one.py").write_text("from broker import Service\n")
     with pytest.raises(ServiceSchemaError, match=r"cannot be (imported|loaded): ZeroDivisionError"):
         load_services([str(package)])
+
+
+def test_the_cause_of_a_failure_begins_in_the_code_of_the_target(folder: Path) -> None:
+    (folder / "ending_of_a_test.py").write_text("import sys\nsys.exit(0)\n")
+    (folder / "needy_of_a_test.py").write_text("import broken_of_a_test\n")
+    for target, files in {
+        "needy_of_a_test": ["needy_of_a_test.py", "broken_of_a_test.py"],
+        "needy_of_a_test.py": ["needy_of_a_test.py", "broken_of_a_test.py"],
+        "ending_of_a_test.py": ["ending_of_a_test.py"],
+    }.items():
+        with pytest.raises(ServiceSchemaError) as caught:
+            load_services([target])
+        assert caught.value.__cause__ is not None
+        frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+        shown = [Path(frame.filename).name for frame in frames if "importlib" not in frame.filename]
+        assert [name for name in shown if name != "rewrite.py"] == files  # pytest has an import hook of its own
 
 
 @pytest.mark.parametrize("place", ["needy_of_a_test:Needy", "needy_of_a_test.py", "."])
