@@ -25,6 +25,8 @@ class Observer:
     """The connection is lost; the transport tries to get it back, for ever."""
     reconnected: Callable[[], Awaitable[None]] = _ignore
     """The connection is back, and so are the subscriptions."""
+    servers_changed: Callable[[], Awaitable[None]] = _ignore
+    """Servers joined or left the cluster of this one, so that other nodes may reconnect at this moment."""
     failed: Callable[[str], Awaitable[None]] = _ignore
     """Something went wrong that no call of ours will report; the text is for the log."""
 

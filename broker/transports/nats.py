@@ -63,6 +63,7 @@ class NATSTransport:
         self._observer = observer
         attempt = _Attempt(len(self._servers))
         client = MendedClient()
+        client.on_servers_changed = observer.servers_changed
 
         async def failed(error: Exception) -> None:
             if attempt.running:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import random
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +30,8 @@ nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 class MendedClient(Client):
     """Ours in each method that says why."""
 
+    on_servers_changed: Callable[[], Awaitable[None]]
+
     def _connect_command(self) -> bytes:
         """The first words to a server, with the password. nats-py says them in the clear to a `tls://` address whose
         server, or who stands in its place, offers no TLS."""
@@ -52,6 +55,12 @@ class MendedClient(Client):
         error = nats.errors.Error("nats: " + err_msg.strip("'"))
         await self._error_cb(error)
         await self._process_op_err(error)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """nats-py tells only of servers that joined the cluster, not of those that left it."""
+        await super()._process_info(info, initial_connection)
+        if not initial_connection:
+            await self.on_servers_changed()
 
     async def _process_pong(self) -> None:
         """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""

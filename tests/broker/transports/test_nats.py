@@ -11,6 +11,7 @@ from anyio.abc import SocketStream
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
+from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.waiting import eventually
@@ -191,3 +192,25 @@ async def test_a_subject_that_would_cost_the_connection_is_refused(nats_url: str
 
 
 async def _ignore(_data: bytes, _reply: str) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_servers_that_join_or_leave_the_cluster_are_noticed(make_nats_server: NatsServerFactory) -> None:
+    port = free_port()
+    first = make_nats_server(cluster=f"{{ name: test, listen: 127.0.0.1:{port} }}")
+    changes = 0
+
+    async def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    transport = NATSTransport([first.url])
+    await transport.connect(Observer(servers_changed=changed), "one")
+    await transport.flush()
+    before = changes
+    second = make_nats_server(cluster=f"{{ name: test, listen: 127.0.0.1:-1, routes: [nats://127.0.0.1:{port}] }}")
+    await eventually(lambda: changes > before)
+    joined = changes
+    second.kill()
+    await eventually(lambda: changes > joined)
+    await transport.close()
