@@ -14,7 +14,7 @@ from broker.packets import Protocol
 HEARTBEAT_INTERVAL_S = 10.0
 HEARTBEAT_OFFSET_S = 0.5  # nodes started together do not beat together
 HEARTBEAT_TIMEOUT_S = 30.0
-TICK_S = 1.0  # how often silence is looked for; JS looks once per timeout and so needs up to twice as long
+TICK_S = 0.25  # how often peers are looked after; JS looks once per timeout and so needs up to twice as long
 LOOP_STANDS_STILL_S = 3.0  # worth a line: far above what a busy machine does, far below what makes peers drop us
 FORGET_OFFLINE_S = 600.0
 DISCOVERY_WAIT_S = 0.5
@@ -22,8 +22,12 @@ DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within m
 ANNOUNCE_DELAY_S = 1.0
 STOP_DELAY_S = 0.1
 SHUTDOWN_TIMEOUT_S = 5.0  # JS `tracking.shutdownTimeout`; here always on
-NODE_PROBE_AFTER_S = 2.0  # longer than most calls take
-NODE_UNHEARD_S = 3.0  # longer than a node takes to connect to NATS anew (nats.js: 2 s)
+# A killed node is noticed within 2 s: by the next probe (0.5 s), then this run of probes without responders (1.25 s).
+NODE_PROBE_AFTER_S = 0.25  # longer than most calls take: they cost no probe
+NODE_PROBE_INTERVAL_S = 0.5
+NODE_UNREACHABLE_S = 1.25  # longer than a node takes to reconnect to a running server: at once, over leaf nodes 1 s
+NODE_RECONNECT_S = 3.0  # the same when servers came or went: nats.js tries each of them once, then again after 2.1 s
+NODE_UNRESPONSIVE_S = 5.0  # far above what a busy node needs for a ping; only moves calls to other nodes
 NODE_SOUGHT_S = 30.0  # the heartbeat timeout: later, a node that comes back is found by its heartbeat
 ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseconds
 

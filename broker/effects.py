@@ -116,6 +116,14 @@ class Notify:
 
 
 @dataclass(slots=True)
+class Responsive:
+    """A node that keeps calls waiting has answered nothing for long, or answers again; a person should read it."""
+
+    node_id: str
+    answers: bool
+
+
+@dataclass(slots=True)
 class AnswerPing:
     """Send a ping back, with the wall clock's time in it."""
 
@@ -156,6 +164,7 @@ Effect = (
     | NobodyReads
     | Reject
     | Notify
+    | Responsive
     | AnswerPing
     | PongArrived
     | Dropped

@@ -67,13 +67,17 @@ E = TypeVar("E", Endpoint, Listener)
 
 
 class Choices(Generic[E]):
-    """The endpoints of one action, or the listeners of one pattern and group, in order of registration."""
+    """The endpoints of one action, or the listeners of one pattern and group, in order of registration.
 
-    __slots__ = ("members", "name", "strategy")
+    Members on the nodes in `last_resort` are chosen when there is no other.
+    """
 
-    def __init__(self, name: str, strategy: Strategy) -> None:
+    __slots__ = ("last_resort", "members", "name", "strategy")
+
+    def __init__(self, name: str, strategy: Strategy, last_resort: Collection[str] = ()) -> None:
         self.name = name
         self.strategy = strategy
+        self.last_resort = last_resort
         self.members: list[E] = []
 
     def put(self, member: E) -> None:
@@ -106,6 +110,8 @@ class Choices(Generic[E]):
         `without` names nodes that were just found to be gone. `ctx` is what the choice is for, as far as it is known.
         """
         usable = [m for m in self.members if m.available and m.node_id not in without]
+        if self.last_resort:
+            usable = [m for m in usable if m.node_id not in self.last_resort] or usable
         if len(usable) < 2:
             return usable[0] if usable else None
         if prefer_local or self.name.startswith("$"):

@@ -159,6 +159,7 @@ class Node:
             replied=self._replied,
             disconnected=self._disconnected,
             reconnected=self._reconnected,
+            servers_changed=self._servers_changed,
             failed=self._failed,
         )
         wait = defaults.NATS_CONNECT_RETRY_S
@@ -328,6 +329,9 @@ class Node:
             await _safely(self._announce())
             await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
+
+    async def _servers_changed(self) -> None:
+        self.transit.waiting.servers_changed(anyio.current_time())
 
     async def _announce(self) -> None:
         """Tell what is offered, after subscribing to it (§1.3)."""

@@ -24,6 +24,7 @@ from broker.effects import (
     PongArrived,
     Publish,
     Reject,
+    Responsive,
     RunAction,
     RunEvent,
     Settle,
@@ -50,6 +51,11 @@ INVISIBLE = (
     "What this node offers makes an announcement of %d bytes, and the NATS server takes %d at most (max_payload), so "
     "other nodes do not see this node as it is. Raise max_payload at the server, put fewer services on one node, or "
     "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
+)
+
+UNRESPONSIVE = (
+    "Node '%s' is connected and answers nothing: it is frozen, or its event loop is blocked. Calls go to other nodes "
+    "that offer the action until it answers; calls that are already there keep waiting"
 )
 
 LARGEST_TIME_MS = 8.64e15
@@ -117,6 +123,11 @@ class Performing:
                     logger.warning("%s", effect.reason)
                     if effect.error is not None:
                         self.notify(*not_processed(effect.error))
+                case Responsive():
+                    if effect.answers:
+                        logger.info("Node '%s' answers again", effect.node_id)
+                    else:
+                        logger.warning(UNRESPONSIVE, effect.node_id)
                 case StopWriter():
                     self._tell_writer(effect.reply, go_on=False)
                 case NobodyReads():

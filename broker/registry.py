@@ -105,6 +105,8 @@ class Registry:
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
         self.actions: dict[str, Choices[Endpoint]] = {}
         self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
+        self.unresponsive: set[str] = set()
+        """Nodes that are connected and answer nothing: chosen only when no other node can be."""
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
@@ -167,6 +169,7 @@ class Registry:
             return []
         node.available, node.offline_since = False, now
         node.sequence += 1
+        self.unresponsive.discard(node_id)
         self._drop(node_id, lambda _service, _name: True)
         return [
             ("$node.disconnected", {"node": node.describe(self.started), "unexpected": unexpected}),
@@ -288,13 +291,13 @@ class Registry:
     def _action(self, name: str, info: Mapping[str, Any]) -> Choices[Endpoint]:
         """The endpoints of an action. Who announces it first says how they are chosen (§3.2)."""
         if name not in self.actions:
-            self.actions[name] = Choices(name, self._strategies.announced(info))
+            self.actions[name] = Choices(name, self._strategies.announced(info), self.unresponsive)
         return self.actions[name]
 
     def _listener(self, pattern: str, group: str, info: Mapping[str, Any]) -> Choices[Listener]:
         self._heard_by.clear()
         if (pattern, group) not in self.listeners:
-            self.listeners[pattern, group] = Choices(pattern, self._strategies.announced(info))
+            self.listeners[pattern, group] = Choices(pattern, self._strategies.announced(info), self.unresponsive)
         return self.listeners[pattern, group]
 
     def _drop(self, node_id: str, unwanted: Any) -> None:

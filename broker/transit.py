@@ -55,7 +55,7 @@ from broker.registry import KnownNode, Registry
 from broker.schema import ActionDefinition
 from broker.streams import is_part_of_stream
 from broker.topics import Topics, is_token
-from broker.waiting import Waiting, notices
+from broker.waiting import PROBE, Waiting, notices
 
 
 class Limits(NamedTuple):
@@ -161,7 +161,7 @@ class Transit:
         return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
 
     def tick(self, now: float) -> list[Effect]:
-        """Notice nodes that fell silent, forget those long gone (§4.4). Call it about once a second."""
+        """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second."""
         effects: list[Effect] = []
         for node in list(self.registry.nodes.values()):
             if node.local:
@@ -174,9 +174,10 @@ class Transit:
         return effects + self.waiting.look_after(now)
 
     def resume(self, now: float) -> None:
-        """The connection was away, and no heartbeat could arrive: nobody is to blame for that silence."""
+        """No heartbeat could arrive until now, as the connection was lost or the event loop blocked."""
         for node in self.registry.nodes.values():
             node.last_heartbeat = max(node.last_heartbeat, now)
+        self.waiting.resume(now)
 
     # What peers send
 
@@ -196,6 +197,8 @@ class Transit:
             return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
         elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
             return [Dropped(f"{command} from {short(packet.sender)!r}, which cannot be the id of a node; dropped")]
+        if packet.sender in self.registry.unresponsive:
+            return [*self.waiting.responds(packet.sender), *self.receive(command, packet, now, reply)]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
             return self._on_stream(packet, now, reply)
         return self._handlers[command](packet, now)
@@ -292,6 +295,8 @@ class Transit:
         return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender))]
 
     def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
+        if isinstance(pong.id, str) and pong.id.startswith(PROBE):
+            return self.waiting.responds(pong.sender)
         return [PongArrived(pong)]
 
     # Inside

@@ -2,21 +2,21 @@
 §4.4, §5.4)."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
 from typing import Any
 
 from broker.defaults import NODE_PROBE_AFTER_S
-from broker.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject
+from broker.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
 from broker.errors import QueueIsFullError, RequestRejectedError
 from broker.packets import Discover, Ping, Protocol, Request
 from broker.receiving import Receiving
 from broker.registry import Change, KnownNode, Registry
 from broker.topics import Topics
-from broker.watch import Watch
+from broker.watch import Probe, Watch
 
-PROBE = "probe"
-"""Begins the reply ids of what nodes are asked to see whether they are still there; the time and the node follow."""
+PROBE = "probe:"
+"""Begins the reply ids of liveness probes, and the ids of those that are pings."""
 
 
 class Waiting:
@@ -33,7 +33,9 @@ class Waiting:
         limit: int,
     ) -> None:
         self.pending: dict[str, Pending] = {}
-        """By request id, the oldest first."""
+        """By request id."""
+        self._pending_at: defaultdict[str, dict[str, Pending]] = defaultdict(dict)
+        """The same by the node that was asked, the oldest first. A node may have none."""
         self._node_id = node_id
         self._topics = topics
         self._registry = registry
@@ -42,7 +44,7 @@ class Waiting:
         self._limit = limit
         self._watch = Watch()
         self._missed: set[str] = set()
-        """Nodes that count as gone since a request was not heard, but may yet answer what they were asked before."""
+        """Nodes that are gone since a request had no responders, but may yet answer what they were asked before."""
 
     def request(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> list[Effect]:
         """Send a call to a node, or with None to whichever NATS chooses (§5.7).
@@ -52,22 +54,24 @@ class Waiting:
         if len(self.pending) >= self._limit:
             data = {"action": packet.action, "nodeID": self._node_id}
             raise QueueIsFullError(data | {"size": len(self.pending), "limit": self._limit})
-        self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
+        pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
         if node_id is None:
             return [Publish(self._topics.balanced_request(packet.action), packet, reply_id=packet.id)]
+        self._pending_at[node_id][packet.id] = pending
         return [Publish(self._topics.to_node("REQ", node_id), packet, reply_id=packet.id)]
 
     def take(self, request_id: str) -> Pending | None:
         """The request that is answered now; None when nobody waits for it any more."""
-        return self.pending.pop(request_id, None)
+        pending = self.pending.pop(request_id, None)
+        if pending is not None and pending.node_id is not None:
+            del self._pending_at[pending.node_id][request_id]
+        return pending
 
     def nobody_listens(self, reply_id: str, now: float) -> list[Effect]:
-        """The NATS server says that no connection listens for a request, or for a question whether a node is there."""
-        kind, _, question = reply_id.partition(":")
-        if kind == PROBE:
-            asked, _, node_id = question.partition(":")
-            return self._unheard(node_id, float(asked), now)
-        pending = self.pending.pop(reply_id, None)
+        """The NATS server answers that a request, or a liveness probe, has no responders."""
+        if reply_id.startswith(PROBE):
+            return self._refused(_probe(reply_id), now)
+        pending = self.take(reply_id)
         if pending is None:
             return []
         error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
@@ -89,24 +93,57 @@ class Waiting:
         return node.available or node.id in self._missed
 
     def look_after(self, now: float) -> list[Effect]:
-        """Questions to the nodes that keep somebody here waiting, or were not heard. Only whether the server knows of
-        somebody who takes it counts: the answers to pings go to a name that nobody listens to. A node that did not hear
-        is asked who it is, so that it is known again by its answer; and it may have no right to hear pings."""
+        """Probe the nodes that keep calls or streams waiting, and those that were missed."""
         until = now - NODE_PROBE_AFTER_S
-        old = takewhile(lambda pending: pending.since <= until, self.pending.values())
-        waited_for = {pending.node_id for pending in old if pending.node_id} | self._streams.waits_for(until)
-        due = self._watch.due([one for one in waited_for if one in self._registry.nodes], now)
-        return [self._question(node_id, f"{PROBE}:{now!r}:{node_id}") for node_id in due]
+        waited_for = self._streams.waits_for(until)
+        for node_id, requests in list(self._pending_at.items()):
+            oldest = next(iter(requests.values()), None)
+            if oldest is None:
+                del self._pending_at[node_id]
+            elif oldest.since <= until:
+                waited_for.add(node_id)
+        known = [node_id for node_id in waited_for if node_id in self._registry.nodes]
+        effects: list[Effect] = [self._question(probe, now) for probe in self._watch.probes(known, now)]
+        for node_id in self._watch.unresponsive(now):
+            effects += self._avoid(node_id)
+        return effects
 
-    def _question(self, node_id: str, reply_id: str) -> Publish:
+    def _question(self, probe: Probe, now: float) -> Publish:
+        """A ping, which is answered at once. A node that may be gone is asked who it is: by that answer it is known
+        again, and it may lack the right to receive pings."""
+        node_id = probe.node_id
         version = self._version_for(node_id)
+        reply_id = f"{PROBE}{probe.number}:{probe.sent!r}:{node_id}"
         node = self._registry.nodes.get(node_id)
-        if node is None or not node.available or self._watch.suspects(node_id):
+        if node is None or not node.available or self._watch.is_unreachable(node_id, now):
             who = Discover(ver=version, sender=self._node_id)
             return Publish(self._topics.to_node("DISCOVER", node_id), who, reply_id=reply_id)
-        asker = f"{self._node_id}~probe"
-        ping = Ping(ver=version, sender=asker, time=0, id=asker)
+        ping = Ping(ver=version, sender=self._node_id, time=0, id=reply_id)
         return Publish(self._topics.to_node("PING", node_id), ping, reply_id=reply_id)
+
+    def _avoid(self, node_id: str) -> list[Effect]:
+        """Call a node only when no other offers the action, from now on."""
+        node = self._registry.nodes.get(node_id)
+        if node is None or not node.available or node_id in self._registry.unresponsive:
+            return []
+        self._registry.unresponsive.add(node_id)
+        return [Responsive(node_id, answers=False)]
+
+    def responds(self, node_id: str) -> list[Effect]:
+        """A node that may have been avoided sends again."""
+        self._watch.answered(node_id)
+        if node_id not in self._registry.unresponsive:
+            return []
+        self._registry.unresponsive.discard(node_id)
+        return [Responsive(node_id, answers=True)]
+
+    def servers_changed(self, now: float) -> None:
+        """NATS servers came or went, and nodes may have lost their connection with them."""
+        self._watch.moved(now)
+
+    def resume(self, now: float) -> None:
+        """Nothing could be received until now."""
+        self._watch.resume(now)
 
     def began(self, node_id: str, now: float) -> None:
         """A process asked who is there, maybe in the place of another of that id."""
@@ -123,19 +160,19 @@ class Waiting:
         return self._not_answered(node_id, self._watch.begun(node_id))
 
     def _miss(self, node_id: str, since: float, now: float) -> list[Effect]:
-        """What was sent to a node then was not heard, so nothing more is sent there. What was sent before was heard: it
-        is answered yet when the node has only lost its connection, and comes to nothing when nobody returns."""
+        """What was sent to a node then had no responders, so nothing more is sent there. What was sent before was
+        delivered: it is answered yet when the node only reconnects, and comes to nothing when it does not return."""
         changes = self._registry.lose_node(node_id, now, unexpected=True)
         if changes:
             self._missed.add(node_id)
             self._watch.missed(node_id, since)
         return list(notices(changes))
 
-    def _unheard(self, node_id: str, asked: float, now: float) -> list[Effect]:
-        node = self._registry.nodes.get(node_id)
-        if not self._watch.unheard(node_id, asked) or node is None or not self.may_answer(node):
+    def _refused(self, probe: Probe, now: float) -> list[Effect]:
+        node = self._registry.nodes.get(probe.node_id)
+        if not self._watch.refused(probe) or node is None or not self.may_answer(node):
             return []
-        return self._gone(node_id, now, unexpected=True, until=asked)
+        return self._gone(node.id, now, unexpected=True, until=probe.sent)
 
     def _gone(self, node_id: str, now: float, *, unexpected: bool, until: float) -> list[Effect]:
         self._missed.discard(node_id)
@@ -145,8 +182,8 @@ class Waiting:
     def _not_answered(self, node_id: str, until: float) -> list[Effect]:
         """What a node was asked, and what it was sending or reading, until then, comes to nothing."""
         effects: list[Effect] = []
-        for pending in [one for one in self.pending.values() if one.node_id == node_id and one.since <= until]:
-            del self.pending[pending.id]
+        for pending in [one for one in self._pending_at[node_id].values() if one.since <= until]:
+            self.take(pending.id)
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
         effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id}), until))
@@ -156,3 +193,8 @@ class Waiting:
 def notices(changes: Iterable[Change]) -> Iterator[Effect]:
     """Changes of the registry as internal events."""
     return (Notify(event, payload) for event, payload in changes)
+
+
+def _probe(reply_id: str) -> Probe:
+    number, sent, node_id = reply_id.removeprefix(PROBE).split(":", 2)
+    return Probe(node_id, int(number), float(sent))

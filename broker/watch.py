@@ -1,31 +1,65 @@
-"""Whether the nodes that somebody here waits for are still there (moleculer protocol §4.3).
+"""Whether the nodes that keep calls or streams waiting are still alive (moleculer protocol §4.3).
 
-JS nodes find one that was killed by its missing heartbeats, after 30 s and more. NATS knows at once, and says so to
-whoever sends. So a node that keeps a call or a stream waiting is asked now and then. That one is not heard may only
-mean that it connects to NATS anew, and will answer yet; when none is heard for longer than that takes, it is gone.
+JS nodes notice a killed peer by its missing heartbeats, after 30 s and more. Two things are known sooner:
 
-A request that is not heard tells the same. Nothing more is sent to such a node, but it is asked until it is heard: JS
-nodes do not say that they are back, other than by their next heartbeat.
+- The NATS server answers "no responders" to what is published to a node without subscriptions. A node that keeps
+  something waiting gets a probe twice a second, and counts as gone when the server refuses every probe for longer than
+  a live node needs to reconnect. That takes longest when NATS servers come and go: then the node has more time.
+- A live node answers a probe within milliseconds. One that is still connected and answers none may be frozen, or its
+  event loop blocked. It is not gone, and may answer yet, but is called only when no other node offers the action.
 
-A process that takes the place of another under its id says DISCOVER before all else (§4.1): what was sent to that id
+A request without responders shows the same as a probe. Nothing more is sent to such a node, but it is probed until it
+introduces itself again: JS nodes announce their return only by their next heartbeat.
+
+A process that takes the place of another under its id sends DISCOVER before all else (§4.1): what was sent to that id
 before will not be answered.
 """
 
 import math
 from collections.abc import Collection
+from typing import NamedTuple
 
-from broker.defaults import NODE_PROBE_AFTER_S, NODE_SOUGHT_S, NODE_UNHEARD_S
+from broker.defaults import (
+    NODE_PROBE_INTERVAL_S,
+    NODE_RECONNECT_S,
+    NODE_SOUGHT_S,
+    NODE_UNREACHABLE_S,
+    NODE_UNRESPONSIVE_S,
+)
+
+
+class Probe(NamedTuple):
+    """A question to a node, the first one has number 1, and the monotonic time at which it goes out."""
+
+    node_id: str
+    number: int
+    sent: float
 
 
 class _Watched:
-    __slots__ = ("probed", "sought_until", "unheard", "unheard_since")
+    __slots__ = ("probes", "refused", "refused_at", "refused_since", "sent", "sought_until", "unanswered_since")
 
     def __init__(self) -> None:
-        self.probed = -math.inf
-        self.unheard = -math.inf
-        """When the last question went out that was not heard."""
-        self.unheard_since: float | None = None
+        self.probes = 0
+        self.sent = -math.inf
+        self.refused = -1
+        """The number of the last probe without responders, and when it and the first of its unbroken run were sent."""
+        self.refused_at = self.refused_since = -math.inf
+        self.unanswered_since: float | None = None
         self.sought_until = -math.inf
+
+    def is_unreachable(self, now: float) -> bool:
+        """By the last answers of the server, which may be about other probes than the last."""
+        return now - self.refused_at < NODE_UNREACHABLE_S
+
+    def interval_s(self, now: float) -> float:
+        undecided = self.is_unreachable(now) and now - self.refused_since <= NODE_RECONNECT_S
+        return 0.0 if undecided else NODE_PROBE_INTERVAL_S
+
+    def is_wanted(self, now: float) -> bool:
+        """Whether probes go on although nothing waits for the node."""
+        owes_answer = self.unanswered_since is not None and now - self.unanswered_since < NODE_UNRESPONSIVE_S
+        return owes_answer or now < self.sought_until
 
 
 class Watch:
@@ -34,60 +68,90 @@ class Watch:
     def __init__(self) -> None:
         self._watched: dict[str, _Watched] = {}
         self._begun: dict[str, float] = {}
+        self._moved = -math.inf
 
-    def due(self, node_ids: Collection[str], now: float) -> list[str]:
-        """Of the nodes that are waited for, or missed, those to ask now. The others are watched no more."""
-        sought = [node_id for node_id, watched in self._watched.items() if now < watched.sought_until]
-        wanted = dict.fromkeys([*node_ids, *sought])
-        self._watched = {node_id: self._watched.get(node_id, _Watched()) for node_id in wanted}
+    def probes(self, node_ids: Collection[str], now: float) -> list[Probe]:
+        """The probes to send now, to nodes that are waited for or that are missed. Others are no longer watched."""
+        wanted = dict.fromkeys([*node_ids, *(one for one, watched in self._watched.items() if watched.is_wanted(now))])
+        self._watched = {node_id: self._watched.get(node_id) or _Watched() for node_id in wanted}
         due = []
         for node_id, watched in self._watched.items():
-            if watched.unheard < watched.probed:  # the server had nothing to say against the last one
-                watched.unheard_since = None
-            if watched.unheard_since is not None or now - watched.probed >= NODE_PROBE_AFTER_S:
-                watched.probed = now
-                due.append(node_id)
+            if now - watched.sent >= watched.interval_s(now):
+                watched.probes += 1
+                watched.sent = now
+                if watched.unanswered_since is None:
+                    watched.unanswered_since = now
+                due.append(Probe(node_id, watched.probes, now))
         return due
 
-    def unheard(self, node_id: str, asked: float) -> bool:
-        """Nobody listens for what this node was asked then. Whether it counts as gone: when this was long after the
-        first time. When the word came does not count, as this process may have been busy."""
-        watched = self._watched.get(node_id)
+    def refused(self, probe: Probe) -> bool:
+        """The server found no responders for a probe. Whether the node now counts as gone.
+
+        The server answers in order, so a gap in the numbers is a probe that was delivered. When its answer arrives does
+        not matter, as this process may have been busy.
+        """
+        watched = self._watched.get(probe.node_id)
         if watched is None:
             return False
-        watched.unheard = max(watched.unheard, asked)
-        if watched.unheard_since is None:
-            watched.unheard_since = asked
-        if asked - watched.unheard_since < NODE_UNHEARD_S:
+        if probe.number != watched.refused + 1:
+            watched.refused_since = probe.sent
+        watched.refused, watched.refused_at = probe.number, probe.sent
+        if probe.sent - watched.refused_since < NODE_UNREACHABLE_S or probe.sent - self._moved < NODE_RECONNECT_S:
             return False
-        self._begun.pop(node_id, None)
-        watched.sought_until = max(watched.sought_until, watched.unheard_since + NODE_SOUGHT_S)
+        self._begun.pop(probe.node_id, None)
+        watched.sought_until = max(watched.sought_until, watched.refused_since + NODE_SOUGHT_S)
         return True
 
-    def suspects(self, node_id: str) -> bool:
-        """Whether the last question to a node was not heard."""
+    def is_unreachable(self, node_id: str, now: float) -> bool:
+        """Whether the server has just refused a probe to a node."""
         watched = self._watched.get(node_id)
-        return watched is not None and watched.unheard_since is not None
+        return watched is not None and watched.is_unreachable(now)
 
     def missed(self, node_id: str, since: float) -> None:
-        """Nobody listens for what was sent to a node then: it is asked from now on, whether or not it is waited for."""
+        """What was sent to a node then had no responders: it is probed from now on, whether or not it is waited for."""
         watched = self._watched.setdefault(node_id, _Watched())
-        watched.probed = max(watched.probed, since)
+        if not watched.probes:  # else the next probe shows the same
+            watched.refused, watched.refused_at, watched.refused_since = 0, since, since
         watched.sought_until = since + NODE_SOUGHT_S
-        self.unheard(node_id, watched.probed)
 
     def found(self, node_id: str) -> None:
-        """The node has said that it is there."""
+        """The node has introduced itself."""
         watched = self._watched.get(node_id)
         if watched is not None:
-            watched.sought_until = -math.inf
+            watched.sought_until = watched.refused_at = -math.inf
+            watched.unanswered_since = None
+
+    def answered(self, node_id: str) -> None:
+        """The node has sent something."""
+        watched = self._watched.get(node_id)
+        if watched is not None:
+            watched.unanswered_since = None
+
+    def unresponsive(self, now: float) -> list[str]:
+        """The watched nodes that have answered nothing for long."""
+        return [
+            node_id
+            for node_id, watched in self._watched.items()
+            if watched.unanswered_since is not None and now - watched.unanswered_since >= NODE_UNRESPONSIVE_S
+        ]
+
+    def moved(self, now: float) -> None:
+        """NATS servers came or went, so that live nodes may reconnect at this moment."""
+        self._moved = now
+
+    def resume(self, now: float) -> None:
+        """This node could not receive until now: it missed answers, and its peers may be in the same trouble."""
+        self.moved(now)
+        for watched in self._watched.values():
+            if watched.unanswered_since is not None:
+                watched.unanswered_since = now
 
     def began(self, node_id: str, now: float) -> None:
-        """A process with this id, which is known already, asked who is there."""
+        """A process with this id, which is known already, sent DISCOVER to all."""
         self._begun[node_id] = now
 
     def begun(self, node_id: str) -> float:
-        """When the present process of a node asked who is there."""
+        """When the present process of a node sent DISCOVER to all."""
         return self._begun.get(node_id, -math.inf)
 
     def forget(self, node_id: str) -> None:

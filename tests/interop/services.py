@@ -95,6 +95,10 @@ class PythonSlow(Service):
         await anyio.sleep(ms / 1000)
         return {"started": started, "ended": time.monotonic() * 1000}
 
+    @action
+    async def block(self, ctx: Context, ms: float) -> None:
+        time.sleep(ms / 1000)  # noqa: ASYNC251 - nothing else of the node runs meanwhile
+
     @action(timeout=0.2)
     async def impatient(self, ctx: Context) -> None:
         await anyio.sleep_forever()

@@ -59,6 +59,10 @@ function slow() {
 					setTimeout(() => resolve({ started, ended: performance.now() }), ctx.params.ms)
 				);
 			},
+			block(ctx) {
+				const end = performance.now() + ctx.params.ms;
+				while (performance.now() < end);
+			},
 			impatient: { timeout: 200, handler: () => new Promise(() => {}) },
 		},
 	};
