@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -111,7 +111,7 @@ class ServiceBroker:
         self._lifecycle = Lifecycle(self.options.middlewares)
         self._catalog.tell = self._lifecycle.tell
         self._pinging = Pinging(node, self.registry)
-        self._events = InternalEvents(self, transit, self.registry, self._serving.start_listener)
+        self._events = InternalEvents(transit, partial(self._start_sending, self._broadcast_local))
         self._listen_inside(self._events)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,16 +179,16 @@ class ServiceBroker:
     async def _stop(self) -> None:
         with anyio.move_on_after(self.options.shutdown_timeout):
             await self._starting.end()
-        farewell = Farewell(self.registry)
+        broadcast_local = hooks(self.options.middlewares, "broadcast_local")
+        farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._lifecycle.tell("stopping", self)
         await self._node.leave()
         await self._catalog.stop_all()
         self._chains.breaker.stop()
-        last_words = partial(self._events.tell_last, farewell, timeout_s=self.options.shutdown_timeout)
         if self._node.transport is not None:
-            await last_words("$transporter.disconnected", {"graceFul": True})
+            await farewell.send("$transporter.disconnected", {"graceFul": True})
         await self._node.close()
-        await last_words("$broker.stopped", {})
+        await farewell.send("$broker.stopped", {})
         await self._lifecycle.tell("stopped", self)
         self._state = "stopped"
         self._events.end()
@@ -387,7 +387,7 @@ class ServiceBroker:
         service.logger = self.logger.getChild(definition.full_name)
         return definition.full_name
 
-    def _around(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _around(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
         """A function of this broker inside the hooks that users' middlewares have for it."""
         return compose(hooks(self.options.middlewares, name), inner)
 
@@ -401,9 +401,15 @@ class ServiceBroker:
             events.on("$transporter.connected", lambda payload: cacher.clean())
 
     def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
-        """Broadcast an internal event (§7.4), from where nobody can wait for it."""
+        """Broadcast an internal event that other nodes may listen to as well (§7.4)."""
+        self._start_sending(self._broadcast, event, payload)
+
+    def _start_sending(
+        self, send: Callable[..., Coroutine[Any, Any, None]], event: str, payload: dict[str, Any]
+    ) -> None:
+        """Send an internal event from where nothing can be awaited."""
         if not self._node.transit.stopping:
-            self._node.start_handler(self._broadcast(event, payload, {}))  # type: ignore[arg-type]  # hooks are coroutine functions
+            self._node.start_handler(send(event, payload, {}))
 
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):

@@ -13,7 +13,6 @@ from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
 from broker.ids import new_id
 from broker.node import Node
-from broker.notices import stays_here
 from broker.packets import Event
 from broker.registry import Registry
 from broker.transit import Transit
@@ -64,13 +63,10 @@ class Emitting:
 
     async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To one node of each group: a group that listens with two patterns still gets it on one node only."""
-        groups: Sequence[str] = options.get("groups") or ()
-        if stays_here(event):
-            await self.broadcast_local(event, data, options)
-            return
-        if self._balanced and not event.startswith("$"):
+        if self._balanced:
             await self._emit_balanced(event, data, options)
             return
+        groups: Sequence[str] = options.get("groups") or ()
         root = self._context(event, data, options)
         chosen: dict[str, str] = {}
         here: list[Listener] = []
@@ -91,13 +87,10 @@ class Emitting:
 
     async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of every node."""
-        if stays_here(event):
-            await self.broadcast_local(event, data, options)
-            return
-        groups: Sequence[str] = options.get("groups") or ()
-        if self._balanced and not event.startswith("$"):
+        if self._balanced:
             await self._broadcast_balanced(event, data, options)
             return
+        groups: Sequence[str] = options.get("groups") or ()
         here: list[Listener] = []
         by_node: dict[str, list[str]] = {}
         for choices in self._registry.find_listeners(event, groups):

@@ -72,10 +72,12 @@ class Choices(Generic[E]):
     Members on the nodes in `last_resort` are chosen when there is no other.
     """
 
-    __slots__ = ("last_resort", "members", "name", "strategy")
+    __slots__ = ("internal", "last_resort", "members", "name", "strategy")
 
     def __init__(self, name: str, strategy: Strategy, last_resort: Collection[str] = ()) -> None:
         self.name = name
+        self.internal = name.startswith("$")
+        """Whether only the own node's members are chosen while it has some (§9.1)."""
         self.strategy = strategy
         self.last_resort = last_resort
         self.members: list[E] = []
@@ -109,12 +111,13 @@ class Choices(Generic[E]):
 
         `without` names nodes that were just found to be gone. `ctx` is what the choice is for, as far as it is known.
         """
-        usable = [m for m in self.members if m.available and m.node_id not in without]
+        members = ([m for m in self.members if m.local] if self.internal else None) or self.members
+        usable = [m for m in members if m.available and m.node_id not in without]
         if self.last_resort:
             usable = [m for m in usable if m.node_id not in self.last_resort] or usable
         if len(usable) < 2:
             return usable[0] if usable else None
-        if prefer_local or self.name.startswith("$"):
+        if prefer_local:
             local = [m for m in usable if m.local]
             if local:
                 return self.strategy.choose(local, ctx)

@@ -1,13 +1,14 @@
 """The last internal events of a node, for services that have stopped by then (moleculer protocol §4.2, §7.4)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
 
 from broker.cancellation import ASKED_ONLY
-from broker.context import Context
+from broker.context import Caller, Context
+from broker.middleware import compose
 from broker.registry import Registry
 
 logger = logging.getLogger("broker")
@@ -16,9 +17,15 @@ LAST_EVENTS = ("$transporter.disconnected", "$broker.stopped")
 
 
 class Farewell:
-    """Remembers who listens to the last events while services are still registered, and tells them in the end."""
+    """Remembers the handlers of the last events while services are still registered, and runs them in the end, each
+    for `timeout_s` at most. `hooks` are those that users' middlewares have for a local broadcast."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(
+        self, broker: Caller, registry: Registry, hooks: Sequence[Callable[..., Any]], *, timeout_s: float
+    ) -> None:
+        self._broker = broker
+        self._timeout_s = timeout_s
+        self._broadcast_local = compose(hooks, self._run)
         self._listeners = {
             event: [
                 member.event
@@ -29,16 +36,20 @@ class Farewell:
             for event in LAST_EVENTS
         }
 
-    async def tell(self, event: str, make_context: Callable[[], Context], timeout_s: float) -> None:
-        """Run the handlers of an event one after the other, each as long as `timeout_s`. Failures are logged."""
-        for definition in self._listeners[event]:
-            with anyio.move_on_after(timeout_s):
-                await _run(definition.handler, make_context())
+    async def send(self, event: str, payload: dict[str, Any]) -> None:
+        """Run the handlers of an event one after the other. Failures are logged."""
+        await _logged(event, self._broadcast_local(event, payload, {}))
+
+    async def _run(self, event: str, payload: dict[str, Any], _options: Any) -> None:
+        for definition in self._listeners.get(event, ()):
+            ctx = Context(self._broker, event=event, params=payload, node_id=self._broker.node_id)
+            with anyio.move_on_after(self._timeout_s):
+                await _logged(event, definition.handler(ctx))
 
 
-async def _run(handler: Any, ctx: Context) -> None:
+async def _logged(event: str, work: Awaitable[None]) -> None:
     try:
         with ASKED_ONLY:
-            await handler(ctx)
+            await work
     except Exception:
-        logger.exception("A handler of '%s' failed", ctx.event)
+        logger.exception("A handler of '%s' failed", event)

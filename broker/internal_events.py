@@ -1,30 +1,22 @@
-"""Internal events: what happens to this node, told to its own services and to parts of the broker (protocol §7.4)."""
+"""Internal events: what happens to this node, for its own services and for parts of the broker (protocol §7.4)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from broker.context import Caller, Context
-from broker.endpoints import Listener
 from broker.errors import BrokerDisconnectedError
-from broker.farewell import Farewell
-from broker.registry import Registry
 from broker.transit import Transit
 
 Hear = Callable[[dict[str, Any]], None]
 
 
 class InternalEvents:
-    """They reach the services of this node, nobody else. `start_listener` runs a handler in a task of its own."""
+    """They reach the services of this node, and never leave it. `broadcast_local` starts a local broadcast."""
 
-    def __init__(
-        self, broker: Caller, transit: Transit, registry: Registry, start_listener: Callable[[Listener, Context], None]
-    ) -> None:
-        self._broker = broker
+    def __init__(self, transit: Transit, broadcast_local: Callable[[str, dict[str, Any]], None]) -> None:
         self._transit = transit
-        self._registry = registry
-        self._start_listener = start_listener
+        self._broadcast_local = broadcast_local
         self._hearing: dict[str, list[Hear]] = {}
         self._services_changed = anyio.Event()
         self._over = False
@@ -42,10 +34,7 @@ class InternalEvents:
             return
         for hear in self._hearing.get(event, ()):
             hear(payload)
-        for choices in self._registry.find_listeners(event):
-            for listener in choices.members:
-                if listener.local:
-                    self._start_listener(listener, self._context(event, payload))
+        self._broadcast_local(event, payload)
 
     async def services_changed(self) -> None:
         """Return when services came or went, somewhere in the cluster. Raises BrokerDisconnectedError when the node
@@ -59,10 +48,3 @@ class InternalEvents:
         """Nothing happens any more: whoever waits for it is told so."""
         self._over = True
         self._services_changed.set()
-
-    async def tell_last(self, farewell: Farewell, event: str, payload: dict[str, Any], *, timeout_s: float) -> None:
-        """Tell the services, which have stopped by now."""
-        await farewell.tell(event, lambda: self._context(event, payload), timeout_s)
-
-    def _context(self, event: str, payload: dict[str, Any]) -> Context:
-        return Context(self._broker, event=event, params=payload, node_id=self._broker.node_id)

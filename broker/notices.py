@@ -40,8 +40,3 @@ def transporter_failed(error: Exception) -> Notice:
 def service_not_stopped(error: Exception) -> Notice:
     """A service's `stopped` raised."""
     return "$broker.error", {"error": error, "module": "broker", "type": "failedServiceDestruction"}
-
-
-def stays_here(event: str) -> bool:
-    """Whether an event is only for the services of its own node: internal ones are, but for circuit breakers."""
-    return event.startswith("$") and not event.startswith("$circuit-breaker.")

@@ -215,6 +215,7 @@ class Registry:
         heard_by = self._heard_by.get(event)
         if heard_by is None:
             heard_by = [choices for (pattern, _group), choices in self.listeners.items() if matches(event, pattern)]
+            heard_by.sort(key=lambda choices: not choices.internal)  # they decide where their groups get the event
             if len(self._heard_by) >= REMEMBERED_EVENT_NAMES:
                 self._heard_by.clear()
             if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:

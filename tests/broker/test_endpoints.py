@@ -66,8 +66,12 @@ def test_c76_a_local_endpoint_that_is_not_available_is_passed_over() -> None:
 
 
 def test_c51_internal_actions_stay_on_the_own_node() -> None:
-    made = choices(remote("js-1"), local(), name="$node.list")
+    own = local()
+    made = choices(remote("js-1"), own, name="$node.list")
     assert chosen(made, 3, prefer_local=False) == ["py-1"] * 3
+    own.available = False
+    assert chosen(made, 1) == [None]
+    assert chosen(choices(remote("js-1"), remote("js-2"), name="$node.list"), 2) == ["js-1", "js-2"]
 
 
 def test_endpoints_without_those_just_found_gone() -> None:

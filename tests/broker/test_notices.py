@@ -3,7 +3,7 @@
 import pytest
 
 from broker.errors import BrokerDisconnectedError
-from broker.notices import not_processed, not_sent, service_not_stopped, stays_here, transporter_failed
+from broker.notices import not_processed, not_sent, service_not_stopped, transporter_failed
 from broker.packets import (
     NULL,
     Disconnect,
@@ -51,17 +51,3 @@ def test_other_trouble_names_its_module() -> None:
         ("$transporter.error", "transporter", "clientError", ERROR),
         ("$broker.error", "broker", "failedServiceDestruction", ERROR),
     ]
-
-
-@pytest.mark.parametrize(
-    ("event", "here"),
-    [
-        ("$node.connected", True),
-        ("$services.changed", True),
-        ("$own.event", True),
-        ("$circuit-breaker.opened", False),
-        ("user.created", False),
-    ],
-)
-def test_c66_internal_events_stay_but_for_the_circuit_breaker(event: str, here: bool) -> None:
-    assert stays_here(event) is here

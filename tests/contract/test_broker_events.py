@@ -118,6 +118,40 @@ async def test_an_event_that_is_emitted_prefers_the_own_node(cluster: Cluster) -
     assert two.heard == []
 
 
+class Jobs(Service):
+    name = "jobs"
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    @event("*.done", group="every")
+    async def star(self, ctx: Context) -> None:
+        self.done.append(f"star {ctx.params}")
+
+    @event("$job.*")
+    async def dollar(self, ctx: Context) -> None:
+        self.done.append(f"dollar {ctx.params}")
+
+
+async def test_c66_the_events_of_users_travel_whatever_their_name_and_a_pattern_with_a_dollar_prefers_its_node(
+    cluster: Cluster,
+) -> None:
+    one, two = Jobs(), Jobs()
+    for node_id, services in (("one", [one]), ("two", [two])):
+        await cluster.start_one(node_id, services, prefer_local=False)
+    await cluster.start_one("sender", [])
+    for broker in cluster.brokers:
+        for _ in range(2):
+            await broker.emit("$job.done", broker.node_id)
+        await broker.broadcast("$job.done", f"{broker.node_id} to all")
+    await eventually(lambda: len(one.done + two.done) == 3 * (2 * 2 + 2 * 2))
+    await quiet(*cluster.brokers)
+    for jobs, own, other in ((one, "one", "two"), (two, "two", "one")):
+        to_all = [f"{handler} {node} to all" for handler in ("star", "dollar") for node in (own, other, "sender")]
+        taking_turns = [f"star {node}" for node in (own, other, "sender")]
+        assert sorted(jobs.done) == sorted([*to_all, *taking_turns, "dollar sender", *[f"dollar {own}"] * 2])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -111,18 +111,36 @@ async def test_a_broker_without_a_cluster_tells_of_no_transporter() -> None:
     assert "$transporter.disconnected" not in [name for name, _ in watching.seen]
 
 
-async def test_c66_internal_events_stay_here_but_those_of_circuit_breakers_travel(cluster: Cluster) -> None:
-    here, there = Watching(), Watching()
-    one, two = await cluster.start(("one", [here]), ("two", [there]))
-    await one.broadcast("$own.broadcast", 1)
-    await one.emit("$own.emitted", 2)
-    await one.broadcast("$circuit-breaker.opened", {"nodeID": "x"})
-    await there.payload("$circuit-breaker.opened")
-    await here.payload("$circuit-breaker.opened")
-    assert await two.ping("one", 10) is not None
-    assert here.payloads("$own.broadcast") == [1]
-    assert here.payloads("$own.emitted") == [2]
-    assert [name for name, _ in there.seen if name.startswith("$own")] == []
+class Seeing:
+    """A middleware that notes local broadcasts, and fails at the last one."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def broadcast_local(self, call_next: Any, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        self.seen.append(event)
+        if event == "$broker.stopped":
+            raise ValueError("a hook at the very end")
+        await call_next(event, data, options)
+
+
+async def test_c66_internal_events_are_local_broadcasts_and_never_leave(cluster: Cluster) -> None:
+    seeing, watching = Seeing(), Watching()
+    one = await cluster.start_one("one", [watching], middlewares=[seeing])
+    stranger = await cluster.stranger("stranger", "EVENT")
+    await stranger.introduce({"name": "spy", "events": {"$**": {"name": "$**"}}})
+    await one.wait_for_services("spy", timeout=30)
+    await watching.payload("$node.connected")
+    await one.broadcast_local("user.done")
+    await one.broadcast("$user.last")
+    await stranger.hears("EVENT")
+    await one.stop()
+    life = ["$broker.started", "$node.connected", "user.done", "$transporter.disconnected", "$broker.stopped"]
+    assert [event for event in seeing.seen if event in life] == life
+    assert {"$services.changed", "$transporter.connected"} < set(seeing.seen)
+    assert [packet["event"] for _, packet in stranger.heard] == ["$user.last"]
+    assert watching.payloads("$transporter.disconnected") == [{"graceFul": True}]
+    assert watching.payloads("$broker.stopped") == []
 
 
 async def test_a_packet_that_cannot_be_used_is_told(cluster: Cluster) -> None:

@@ -1,4 +1,5 @@
-"""A user's view: a JS node that drives three workers sees no difference between JS and Python ones."""
+"""A user's view: a JS node that drives three workers sees no difference between JS workers and two Python ones beside
+a JS one."""
 
 import uuid
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from tests.support.js_node import PROTOCOLS, js_node
 pytestmark = pytest.mark.anyio
 
 WORKERS = ("worker-1", "worker-2", "worker-3")
+IN_JS = ("worker-2",)
 SERIALIZERS = {"0.14": ("JSON", "MsgPack", "CBOR"), "0.15": ("JSON", "JSONExt", "MsgPack", "CBOR")}
 SETUPS = [
     (version, serializer, disable_balancer)
@@ -28,7 +30,7 @@ SETUPS = [
     SETUPS,
     ids=[f"{version} {serializer}{' disable_balancer' * disabled}" for version, serializer, disabled in SETUPS],
 )
-async def test_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_and_for_js_workers(
+async def test_c66_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_and_for_js_workers(
     version: str, serializer: str, disable_balancer: bool, nats_url: str, js_modules: object
 ) -> None:
     namespace = f"supervised-{uuid.uuid4().hex[:12]}"
@@ -44,6 +46,7 @@ async def test_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_and_f
             services=[Work(), Mail()],
         )
         for node_id in WORKERS
+        if node_id not in IN_JS
     ]
     options = {"serializer": serializer, "disableBalancer": disable_balancer}
     async with AsyncExitStack() as stack:
@@ -51,7 +54,7 @@ async def test_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_and_f
         async with anyio.create_task_group() as tasks:
 
             async def supervise(command: str) -> None:
-                reports[command] = await js.command(command, workers=WORKERS)
+                reports[command] = await js.command(command, workers=WORKERS, own=IN_JS)
 
             tasks.start_soon(supervise, "superviseOwn")
             tasks.start_soon(supervise, "supervise")

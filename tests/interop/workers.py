@@ -62,6 +62,15 @@ class Work(Service):
     async def tell(self, ctx: Context) -> bool:
         await ctx.emit("told.emitted", {"n": 1})
         await ctx.broadcast("told.broadcast", {"n": 2})
+        await ctx.emit("$told.emitted", {"n": 3})
+        await ctx.broadcast("$told.broadcast", {"n": 4})
+        return True
+
+    @action
+    async def announce(self, ctx: Context) -> bool:
+        await ctx.emit("$job.done", {"n": "own"})
+        await ctx.broadcast("$job.done", {"n": "own to all"})
+        await self.broker.broadcast_local("$job.done", {"n": "own at home"})
         return True
 
     @action
@@ -101,6 +110,19 @@ class Work(Service):
     async def on_order(self, ctx: Context) -> None:
         self.hear("order.**", ctx)
 
+    @event("$job.done")
+    async def on_job(self, ctx: Context) -> None:
+        self.hear("$job.done", ctx)
+
+    @event("*.done", group="every")
+    async def on_every(self, ctx: Context) -> None:
+        self.hear("*.done", ctx)
+
+    @event("$**", group="internal")
+    async def on_internal(self, ctx: Context) -> None:
+        if str(ctx.event).startswith("$job"):
+            self.hear("$**", ctx)
+
     def hear(self, pattern: str, ctx: Context) -> None:
         self.counted[f"{pattern} {ctx.event} {ctx.params['n']}"] += 1
 
@@ -122,3 +144,7 @@ class Mail(Service):
     @event("order.paid", group="accounting")
     async def on_paid(self, ctx: Context) -> None:
         self.counted[f"order.paid {ctx.params['n']}"] += 1
+
+    @event("$job.*")
+    async def on_job(self, ctx: Context) -> None:
+        self.counted[f"$job.* {ctx.params['n']}"] += 1

@@ -125,8 +125,9 @@ const commands = {
 	},
 	callForStream: ({ action, params }) => streams.call(broker, action, params),
 	sendStream: ({ action, order, meta }) => streams.send(Moleculer, broker, action, order, meta),
-	/** Drives workers that are there, and as many JS workers in a cluster of their own; see supervisor.cjs. */
-	supervise: ({ workers }) => supervisor.supervise(Moleculer, broker, workers),
+	/** Drives workers, of which `own` are started here, and as many in a cluster of their own; see supervisor.cjs. */
+	supervise: ({ workers, own }) =>
+		supervisor.superviseWith(Moleculer, broker, id => makeBroker(id, namespace), workers, own),
 	superviseOwn: ({ workers }) => supervisor.superviseOwn(Moleculer, id => makeBroker(id, `${namespace}-js`), workers),
 	/** Code as a user writes it into a service of this node, with `broker` in reach. */
 	async run({ code }) {

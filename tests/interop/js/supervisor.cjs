@@ -5,24 +5,36 @@ const { createHash } = require("crypto");
 const { Readable } = require("stream");
 const workers = require("./workers.cjs");
 
-module.exports = { supervise, superviseOwn };
+module.exports = { superviseOwn, superviseWith };
 
 const EACH = 10; // calls, and events of one name, for each of the workers
 const EVENTS = EACH * (3 + 2) + 3 + 9 + 6; // what handlers hear of `events` below, for each of three workers
+const INTERNAL = { sent: EACH * 4 + 1 + 4 * 3 + 3, own: 4 + 4 * 3 + 4 }; // the same of `$job.done`: four groups
+const UNSHARED = EACH + 1; // `$**` is no subject that NATS can match
 
 /** Starts a cluster of JS workers, and drives them. `make(nodeID)` makes a broker of it. */
 async function superviseOwn(Moleculer, make, ids) {
 	const supervisor = make("supervisor");
-	const started = ids.map(id => {
+	await supervisor.start();
+	try {
+		return await superviseWith(Moleculer, supervisor, make, ids, ids);
+	} finally {
+		await supervisor.stop();
+	}
+}
+
+/** The same with `own` of the workers started here, and the others there already. */
+async function superviseWith(Moleculer, supervisor, make, ids, own) {
+	const started = own.map(id => {
 		const worker = make(id);
 		for (const service of [workers.work, workers.mail]) worker.createService(service(Moleculer));
 		return worker;
 	});
-	await Promise.all([supervisor, ...started].map(one => one.start()));
+	await Promise.all(started.map(worker => worker.start()));
 	try {
 		return await supervise(Moleculer, supervisor, ids);
 	} finally {
-		await Promise.all([supervisor, ...started].map(one => one.stop()));
+		await Promise.all(started.map(worker => worker.stop()));
 	}
 }
 
@@ -30,7 +42,7 @@ async function superviseOwn(Moleculer, make, ids) {
 async function supervise(Moleculer, broker, ids) {
 	const told = {};
 	const tell = ctx => (told[`${ctx.eventName} ${ctx.nodeID}`] = (told[`${ctx.eventName} ${ctx.nodeID}`] || 0) + 1);
-	broker.createService({ name: "supervisor", events: { "told.*": tell } });
+	broker.createService({ name: "supervisor", events: { "told.*": tell, "$told.*": tell } });
 	await acquainted(broker, ids);
 	const seen = {
 		members: members(broker),
@@ -41,7 +53,8 @@ async function supervise(Moleculer, broker, ids) {
 		pings: await pings(broker, ids),
 	};
 	await events(broker, ids);
-	for (const nodeID of ids) await broker.call("work.tell", null, { nodeID });
+	for (const action of ["work.tell", "work.announce"])
+		for (const nodeID of ids) await broker.call(action, null, { nodeID });
 	return { ...seen, ...(await settled(broker, ids, told)) };
 }
 
@@ -54,7 +67,7 @@ async function acquainted(broker, ids) {
 	await until(() => known(broker.registry.getEventList(list), "order.paid"));
 	for (const nodeID of ids) {
 		await until(async () => known(await broker.call("$node.actions", list, { nodeID }), "work.who"));
-		await until(async () => (await broker.call("$node.events", list, { nodeID })).some(e => e.name === "told.*"));
+		await until(async () => (await broker.call("$node.events", {}, { nodeID })).some(e => e.name === "$told.*"));
 	}
 }
 
@@ -150,6 +163,7 @@ async function events(broker, ids) {
 	for (let n = 0; n < ids.length * EACH; n++) {
 		await broker.emit("user.created", { n: "any" });
 		await broker.emit("order.paid", { n: "any" });
+		await broker.emit("$job.done", { n: "any" });
 	}
 	for (let n = 0; n < ids.length; n++) {
 		await broker.emit("user.created", { n: "mail" }, { groups: ["mail"] });
@@ -158,6 +172,9 @@ async function events(broker, ids) {
 		await broker.broadcast("user.created", { n: "all" });
 		await broker.broadcast("user.created", { n: "some" }, { groups: ["work"] });
 		await broker.broadcast("nobody.listens", { n: "lost" });
+		await broker.emit("$job.done", { n: "mail" }, { groups: ["mail"] });
+		await broker.broadcast("$job.done", { n: "all" });
+		await broker.broadcast("$job.done", { n: "some" }, { groups: ["work"] });
 	}
 }
 
@@ -166,12 +183,14 @@ async function settled(broker, ids, told) {
 	const ask = (action, nodeID) => broker.call(action, null, { nodeID });
 	const counts = async id => [id, { work: await ask("work.counts", id), mail: await ask("mail.counts", id) }];
 	const look = async () => Object.fromEntries(await Promise.all(ids.map(counts)));
-	const heard = what => /^(user|order)/.test(what);
+	const heard = what => /^(user|order|\$job|\*\.done|\$\*\*)/.test(what);
+	const unshared = broker.options.disableBalancer ? UNSHARED : 0;
+	const expected = (EVENTS + INTERNAL.sent + INTERNAL.own - unshared) * ids.length;
 	let found;
 	await until(async () => {
 		found = merge(await look());
 		const events = Object.keys(found).filter(what => heard(what.split(": ")[1]));
-		return sum(events.map(what => found[what])) >= EVENTS * ids.length && sum(Object.values(told)) >= ids.length * 2;
+		return sum(events.map(what => found[what])) >= expected && sum(Object.values(told)) >= ids.length * 4;
 	}).catch(error => Promise.reject(new Error(`${error.message}: ${JSON.stringify({ found, told })}`)));
 	const counted = await look(); // once more: what came too often has had its time
 	return { counts: broker.options.disableBalancer ? merge(counted) : counted, told };

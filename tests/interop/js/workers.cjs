@@ -47,6 +47,14 @@ function work(Moleculer) {
 			async tell(ctx) {
 				await ctx.emit("told.emitted", { n: 1 });
 				await ctx.broadcast("told.broadcast", { n: 2 });
+				await ctx.emit("$told.emitted", { n: 3 });
+				await ctx.broadcast("$told.broadcast", { n: 4 });
+				return true;
+			},
+			async announce(ctx) {
+				await ctx.emit("$job.done", { n: "own" });
+				await ctx.broadcast("$job.done", { n: "own to all" });
+				await this.broker.broadcastLocal("$job.done", { n: "own at home" });
 				return true;
 			},
 			async digest(ctx) {
@@ -75,6 +83,9 @@ function work(Moleculer) {
 			"user.created": counted("user.created"),
 			"user.*": counted("user.*"),
 			"order.**": { group: "accounting", handler: counted("order.**") },
+			"$job.done": counted("$job.done"),
+			"*.done": { group: "every", handler: counted("*.done") },
+			"$**": { group: "internal", handler: ctx => ctx.eventName.startsWith("$job") && counted("$**")(ctx) },
 		},
 	};
 }
@@ -87,6 +98,7 @@ function mail() {
 		events: {
 			"user.created": ctx => count(`user.created ${ctx.params.n}`),
 			"order.paid": { group: "accounting", handler: ctx => count(`order.paid ${ctx.params.n}`) },
+			"$job.*": ctx => count(`$job.* ${ctx.params.n}`),
 		},
 	};
 }
