@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 # Each line is a rank; a module imports lines above its own.
 BROKER = [
-    "buffers cancellation cli.logs cli.output cli.progress codecs.marks typed cpu errors ids interruptible"
+    "buffers cancellation cli.output cli.progress codecs.marks typed cpu errors ids interruptible"
     " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
-    "cli.options context declarations defaults encoding inheritance reader strategies.shard topics transports.memory",
-    "balanced cli.files cli.values cache_keys cacher codec flow local_stream middleware notices parameters policies"
-    " transforms.compression transforms.encryption transports.nats_address transports.nats_client watch",
+    "cli.logs context declarations defaults encoding inheritance reader strategies.shard topics transports.memory",
+    "balanced cli.files cli.options cli.values cache_keys cacher codec flow local_stream middleware notices parameters"
+    " policies transforms.compression transforms.encryption transports.nats_address transports.nats_client watch",
     "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options",

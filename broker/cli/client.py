@@ -1,17 +1,15 @@
 """Commands that join a cluster, do something there, and leave."""
 
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import anyio
-import msgspec
 import typer
 
 from broker.broker import ServiceBroker
 from broker.cli.logs import LogFormat, configure_logs
-from broker.cli.output import print_error, reader_is_gone
+from broker.cli.output import encode, print_error, print_note, reader_is_gone
 from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S
 from broker.errors import BrokerOptionsError, MoleculerError
@@ -121,4 +119,4 @@ def _print_failure(error: MoleculerError) -> None:
     where = f" (node {error.node_id})" if error.node_id else ""
     print_error(f"{error.name} {error.code} {error.type or ''}: {error.message}{where}")
     if error.data:
-        sys.stderr.write(msgspec.json.encode(error.data, enc_hook=str).decode() + "\n")
+        print_note(encode(error.data).decode())

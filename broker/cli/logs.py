@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Literal
 
-import msgspec
+from broker.cli.output import encode, escaped
 
 LogFormat = Literal["text", "json"]
 
@@ -14,7 +14,8 @@ DATE = "%Y-%m-%dT%H:%M:%S"
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, as far as its message goes: what peers and databases name must not look like lines of ours."""
+    """A record is one line; its traceback follows with each line indented, so that text of a peer in it cannot look
+    like a record."""
 
     converter = staticmethod(time.gmtime)
 
@@ -22,8 +23,11 @@ class TextFormatter(logging.Formatter):
         super().__init__(TEXT, DATE)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
-        return super().formatMessage(record)
+        return escaped(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        line, *traceback = super().format(record).split("\n")
+        return "\n".join([line, *(f"    {escaped(part)}" for part in traceback)])
 
 
 class JSONFormatter(logging.Formatter):
@@ -39,7 +43,7 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry).decode()
+        return encode(entry).decode()
 
 
 def configure_logs(level: str = "INFO", format: LogFormat = "text") -> None:

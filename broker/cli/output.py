@@ -1,7 +1,13 @@
-"""Results on standard output: a table for a person, JSON when piped or asked for."""
+"""Results on standard output: a table for a person, JSON when piped or asked for.
+
+Peers and databases choose much of the text. Whatever could move a terminal's cursor, begin a line of its own or turn
+the order of characters round is written as an escape, here and in the logs, and nowhere else.
+"""
 
 import io
+import json as standard_json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,11 +15,19 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.json import JSON
+from rich.highlighter import JSONHighlighter
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _DASH = "–"
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls (C0, DEL, C1), separators of lines and paragraphs, marks and overrides of direction, lone surrogates."""
+
+
+def escaped(text: str) -> str:
+    """Text as one line that is safe to show."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def use_utf8() -> None:
@@ -51,7 +65,9 @@ def print_value(value: Any, *, json: bool = False) -> None:
     if json or not is_person():
         print_json(value)
     else:
-        Console().print(JSON(encode(value).decode(), ensure_ascii=False))
+        lines = standard_json.dumps(standard_json.loads(encode(value)), indent=2, ensure_ascii=False).split("\n")
+        text = "\n".join(_escaped_in_json(line) for line in lines)
+        Console().print(JSONHighlighter()(Text(text, no_wrap=True)), soft_wrap=True)
 
 
 def print_json(value: Any, *, flush: bool = False) -> None:
@@ -61,17 +77,26 @@ def print_json(value: Any, *, flush: bool = False) -> None:
 
 def print_text(text: str) -> None:
     """One line for a person, at once."""
-    print(text, flush=True)
+    print(escaped(text), flush=True)
 
 
 def print_note(text: str) -> None:
     """One line that is no result, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(escaped(text), file=sys.stderr, flush=True)
 
 
 def encode(value: Any) -> bytes:
-    """A value as JSON; what JSON has no form for is written as text."""
-    return msgspec.json.encode(value, enc_hook=str)
+    """A value as JSON that is safe to show; what JSON has no form for is written as text."""
+    try:
+        text = msgspec.json.encode(value, enc_hook=str).decode()
+    except UnicodeEncodeError:  # a lone surrogate
+        text = standard_json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return _escaped_in_json(text).encode()
+
+
+def _escaped_in_json(text: str) -> str:
+    """These characters stand in strings alone, where the escape means the same."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def reader_is_gone() -> None:
@@ -83,7 +108,7 @@ def reader_is_gone() -> None:
 
 def print_error(message: str) -> None:
     """One line on standard error."""
-    print(f"Error: {message}", file=sys.stderr)
+    print(f"Error: {escaped(message)}", file=sys.stderr)
 
 
 def _cell(value: Any) -> str:
@@ -105,5 +130,5 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        table.add_row(*(Text(escaped(_cell(row.get(column)))) for column in columns))
     return table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.output import is_person, print_error, print_rows, print_value
+from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
 from services.environments_store.commands.options import AsJson, DatabaseUrl, Yes, confirm, read_config, run_command
 from services.environments_store.commands.progress import progress
 from services.environments_store.commands.showing import show_diagnosis, show_forecast
@@ -69,7 +69,7 @@ def backup(
             return 0
         rows = ", ".join(f"{table} {rows}" for table, rows in done.tables.items())
         print_rows([{"file": done.file, "bytes": done.bytes, "rows": rows}], ["file", "bytes", "rows"])
-        print(f"To restore: {done.restore}")
+        print_text(f"To restore: {done.restore}")
         return 0
 
     run_command(main)

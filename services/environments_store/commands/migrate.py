@@ -11,7 +11,7 @@ import anyio
 import typer
 
 from broker import MoleculerError
-from broker.cli.output import is_person, print_error, print_rows, print_value
+from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
 from services.environments_store.commands.options import (
     AsJson,
     DatabaseUrl,
@@ -192,6 +192,6 @@ def _show_outcome(outcome: Outcome, file: Path, json: bool) -> None:
         print_value({**row, "file": str(file), "wayBack": back}, json=True)
         return
     print_rows([{**row, "file": str(file)}], [*row, "file"])
-    print("The way back:")
+    print_text("The way back:")
     for line in back:
-        print(f"  {line}")
+        print_text(f"  {line}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from broker.cli.output import is_person, print_rows, print_value
+from broker.cli.output import is_person, print_rows, print_text, print_value
 from services.environments_store.operations.checklist import Checklist, is_checked
 from services.environments_store.operations.checks import Check
 from services.environments_store.operations.doctor import Diagnosis
@@ -18,7 +18,7 @@ def show_checklist(checklist: Checklist, json: bool) -> None:
     if json or not is_person():
         print_value(checklist, json=True)
         return
-    print(f"{checklist.table} in {checklist.database}")
+    print_text(f"{checklist.table} in {checklist.database}")
     _show_steps(checklist.steps)
     show_checks(checklist.checks, json)
     _show_findings([finding for finding in checklist.findings if finding.level != "info" or not is_checked(finding)])
@@ -28,7 +28,7 @@ def show_status(status: SchemaStatus, json: bool) -> None:
     if json or not is_person():
         print_value(status, json=True)
         return
-    print(f"{status.dialect}: {status.state}{f' ({status.error})' if status.error else ''}")
+    print_text(f"{status.dialect}: {status.state}{f' ({status.error})' if status.error else ''}")
     _show_steps(status.steps)
 
 
@@ -37,17 +37,18 @@ def show_plan(plan: Plan, json: bool) -> None:
         print_value(plan, json=True)
         return
     rows = "" if plan.rows_estimate < 0 else f", about {plan.rows_estimate:,} rows"
-    print(f"{plan.table} in {plan.database}{rows}")
+    print_text(f"{plan.table} in {plan.database}{rows}")
     for number, step in enumerate(plan.steps, start=1):
-        print(f"{number}. {step.name}: {step.state}")
+        print_text(f"{number}. {step.name}: {step.state}")
         if step.statement:
-            print(f"   {step.statement}\n   lock: {step.lock}\n   time: {step.duration}")
+            for line in (step.statement, f"lock: {step.lock}", f"time: {step.duration}"):
+                print_text(f"   {line}")
     for blocker in plan.blockers:
-        print(f"now: {blocker}")
+        print_text(f"now: {blocker}")
     _show_findings(plan.findings)
-    print("It will not:")
+    print_text("It will not:")
     for line in plan.will_not:
-        print(f"- {line}")
+        print_text(f"- {line}")
 
 
 def show_checks(checks: Sequence[Check], json: bool) -> None:
@@ -59,10 +60,10 @@ def show_diagnosis(diagnosis: Diagnosis, json: bool) -> None:
     if json or not is_person():
         print_value(diagnosis, json=True)
         return
-    print(f"{diagnosis.table} in {diagnosis.database}")
+    print_text(f"{diagnosis.table} in {diagnosis.database}")
     _show_findings(diagnosis.findings)
     if not diagnosis.findings:
-        print("Nothing was found.")
+        print_text("Nothing was found.")
 
 
 def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
@@ -72,10 +73,10 @@ def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
             {"cutoff": cutoff, "wouldDelete": forecast.candidates, "months": forecast.months, **facts}, json=True
         )
         return
-    print(f"Deleted before {cutoff}: {forecast.candidates} environments")
+    print_text(f"Deleted before {cutoff}: {forecast.candidates} environments")
     if forecast.candidates:
         print_rows([{"month": month, "count": count} for month, count in forecast.months.items()], ["month", "count"])
-        print(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")
+        print_text(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")
 
 
 def _show_steps(steps: Sequence[Step]) -> None:
@@ -85,6 +86,6 @@ def _show_steps(steps: Sequence[Step]) -> None:
 
 def _show_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
-        print(f"{finding.level}: {finding.message}")
+        print_text(f"{finding.level}: {finding.message}")
         if finding.remedy:
-            print(f"    {finding.remedy}")
+            print_text(f"    {finding.remedy}")

@@ -336,3 +336,14 @@ async def test_progress_is_shown_on_a_terminal_only(shell: Shell, tmp_path: Path
         assert await process.wait() == 0, process.report("failed")
     assert "Sending" in drawn.read_text(errors="replace")
     await anyio.lowlevel.checkpoint()
+
+
+async def test_a_terminal_gets_no_control_characters_that_peers_have_chosen(shell: Shell, tmp_path: Path) -> None:
+    hostile = "\x1b[2J\u202e"
+    await shell.broker.add_service(type("Hostile", (Mail,), {"name": hostile})())
+    drawn = tmp_path / "terminal"
+    async with shell.pipe(f'TERM=xterm COLUMNS=99 script -qec "$BROKER services" {drawn} > {drawn}.out') as process:
+        assert await process.wait() == 0, process.report("failed")
+    shown = drawn.read_text()
+    assert r"\x1b[2J\u202e" in shown
+    assert not any(one in shown for one in ("\x1b[2J", "\u202e"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.cli.logs import configure_logs
+from broker.cli.logs import LogFormat, configure_logs
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +46,26 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry["time"].endswith("Z")
 
 
-def test_a_message_is_one_line_of_text_whatever_a_peer_is_called(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logs("info")
-    logging.getLogger("broker").warning("INFO from '%s'", "node\r\n2026-01-01T00:00:00.000Z INFO broker: all is well")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "node\\r\\n2026" in line
+HOSTILE = "node\x1b[2J\r\n2026-01-01T00:00:00.000Z INFO broker: all is well\x85\u2028\u202e\ud800"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_a_peer_is_called_or_sends_forges_no_line_and_moves_no_cursor(
+    form: LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("info", form)
+    logger = logging.getLogger("broker")
+    logger.warning("INFO from '%s'", HOSTILE)
     try:
-        raise ValueError("no such colour")
-    except ValueError:
-        logging.getLogger("broker").exception("it failed")
-    assert "\nValueError: no such colour\n" in capsys.readouterr().err
+        raise ExceptionGroup(HOSTILE, [ValueError(HOSTILE)])
+    except ExceptionGroup as error:
+        error.add_note(HOSTILE)
+        logger.exception("it failed")
+    shown = capsys.readouterr().err
+    records = [line for line in shown.split("\n") if line and not line.startswith(" ")]
+    assert len(records) == 2
+    assert "all is well" in records[0]
+    assert all(character.isprintable() or character == "\n" for character in shown)
 
 
 def test_an_unknown_level_is_refused() -> None:

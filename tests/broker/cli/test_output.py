@@ -72,3 +72,32 @@ def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[st
     output.print_error("it failed")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "Error: it failed\n")
+
+
+HOSTILE = "\x1b[2J\r\n2026 INFO: all is well\x9b\x7f\x85\u2028\u202e\u2066\u061c\ud800[bold]"
+ESCAPED = r"\x1b[2J\r\n2026 INFO: all is well\x9b\x7f\x85\u2028\u202e\u2066\u061c\ud800[bold]"
+
+
+@pytest.mark.usefixtures("person")
+def test_text_that_peers_choose_is_shown_with_its_control_characters_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output.print_rows([{"name": HOSTILE, "nodes": [HOSTILE]}], ["name"])
+    output.print_text(HOSTILE)
+    output.print_note(HOSTILE)
+    output.print_error(HOSTILE)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1:] == [ESCAPED, ESCAPED]
+    assert captured.err.splitlines() == [ESCAPED, f"Error: {ESCAPED}"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_json_that_peers_choose_stays_json_and_is_escaped(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "is_person", lambda: terminal)
+    output.print_value({HOSTILE: [HOSTILE, "é ✅"]})
+    text = capsys.readouterr().out
+    assert json.loads(text) == {HOSTILE: [HOSTILE, "é ✅"]}
+    assert "é ✅" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
