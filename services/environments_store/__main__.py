@@ -22,7 +22,7 @@ from services.environments_store.commands.options import (
     typer_group,
 )
 from services.environments_store.config import Config, masked_servers
-from services.environments_store.defaults import MigrationBudgets, StoreLimits
+from services.environments_store.defaults import DatabaseSettings, MigrationBudgets, StoreLimits
 from services.environments_store.demo import Step, as_json, run_demo
 from services.environments_store.embedded import embedded_server, is_answering, loopback_port
 from services.environments_store.service import EnvironmentsStore
@@ -44,6 +44,11 @@ Retention = Annotated[
     typer.Option(help="Purge the trash daily after so many days.  [env: RETENTION_DAYS]", show_default=False),
 ]
 
+PoolSize = Annotated[
+    str | None,
+    typer.Option(help="PostgreSQL connections for calls.  [env: DATABASE_POOL_SIZE]", show_default=False),
+]
+
 
 @app.command()
 def serve(
@@ -53,6 +58,7 @@ def serve(
     ] = StoreLimits().start_timeout_s,
     nats_url: NatsUrl = None,
     database_url: DatabaseUrl = None,
+    database_pool_size: PoolSize = None,
     namespace: Namespace = None,
     node_id: NodeId = None,
     log_level: Level = None,
@@ -61,7 +67,13 @@ def serve(
 ) -> None:
     """Run the service until SIGTERM or SIGINT."""
     given = {"nats_url": nats_url, "database_url": database_url, "namespace": namespace, "node_id": node_id}
-    config = read_config(**given, log_level=log_level, log_format=log_format, retention_days=retention_days)
+    config = read_config(
+        **given,
+        database_pool_size=database_pool_size,
+        log_level=log_level,
+        log_format=log_format,
+        retention_days=retention_days,
+    )
 
     async def main() -> int:
         async with AsyncExitStack() as stack:
@@ -104,7 +116,11 @@ def _node(config: Config, nats_url: str, start_timeout: float) -> ServiceBroker:
     # A table that is locked must not end the start: the service then serves without soft delete, and tries on.
     budgets = MigrationBudgets(start_s=min(MigrationBudgets().start_s, start_timeout / 2))
     service = EnvironmentsStore(
-        config.database_url, start_timeout_s=start_timeout, budgets=budgets, retention_days=config.retention_days
+        config.database_url,
+        start_timeout_s=start_timeout,
+        settings=DatabaseSettings(pool_size=config.database_pool_size),
+        budgets=budgets,
+        retention_days=config.retention_days,
     )
     return ServiceBroker(config.node_id, namespace=config.namespace, transporter=nats_url, services=[service])
 

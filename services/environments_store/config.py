@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from services.environments_store.database.location import masked, read_location
+from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import ConfigError
 
 __all__ = ["Config", "LogFormat", "LogLevel", "load_config", "masked_servers"]
@@ -15,6 +16,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
 _LONGEST_RETENTION_DAYS = 36_500  # a hundred years: far enough, and every database can compute with it
+_LARGEST_POOL = 1_000  # far beyond what one process can use; PostgreSQL's own default is 100 for all of them
 _SERVER = re.compile(
     r"(?:nats|tls|ws|wss)://(?:[^/@]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+)(?::(?P<port>\d{1,5}))?/?\Z"
 )
@@ -39,6 +41,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
+    database_pool_size: int = DatabaseSettings().pool_size
+    """PostgreSQL connections of the node for calls; two more look after the schema and say that it serves."""
     retention_days: int | None = None
     """How long the trash is kept before the service purges it by itself; None: for ever."""
 
@@ -62,7 +66,13 @@ def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
         if name in given:
             given[name] = _one_of(name.upper(), given[name], choices)
     if "retention_days" in given:
-        given["retention_days"] = _days("RETENTION_DAYS", given["retention_days"])
+        given["retention_days"] = _whole_number(
+            "RETENTION_DAYS", given["retention_days"], _LONGEST_RETENTION_DAYS, "a whole number of days", "90"
+        )
+    if "database_pool_size" in given:
+        given["database_pool_size"] = _whole_number(
+            "DATABASE_POOL_SIZE", given["database_pool_size"], _LARGEST_POOL, "a number of connections", "10"
+        )
     config = Config(**given)
     _check_servers(config.nats_url)
     read_location(config.database_url)
@@ -88,9 +98,9 @@ def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
     return value.lower()
 
 
-def _days(setting: str, value: Any) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", str(value)) or not 1 <= int(value) <= _LONGEST_RETENTION_DAYS:
-        raise ConfigError(f"{setting} is '{value}'; it must be a whole number of days, at least 1. Right: 90.")
+def _whole_number(setting: str, value: Any, most: int, what: str, right: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", str(value)) or not 1 <= int(value) <= most:
+        raise ConfigError(f"{setting} is '{value}'; it must be {what}, from 1 to {most}. Right: {right}.")
     return int(value)
 
 

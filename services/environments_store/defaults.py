@@ -11,7 +11,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     application_name: str = "environments-store"
     """What PostgreSQL shows of its connections. By this name a rollback finds nodes behind a pooler."""
     pool_size: int = 10
-    """PostgreSQL connections of one node; a default server accepts 100."""
+    """PostgreSQL connections of one node; a default server accepts 100. DATABASE_POOL_SIZE sets it."""
     reader_count: int = 5
     """SQLite connections that only read, so that a slow export delays neither a write nor a short read."""
     left_to_others: int = 2
@@ -21,6 +21,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """asyncpg's own is 60, longer than a caller waits."""
     acquire_timeout_s: float = 5.0
     """Wait for a free connection before the caller is told that all are busy."""
+    full_pause_s: float = 0.25
+    """Between two attempts to connect while the server allows no more connections: each costs it a process."""
     statement_timeout_s: float = 15.0
     """On the server; the longest honest query (statistics of a million rows) takes half a second."""
     lock_timeout_s: float = 5.0

@@ -45,9 +45,10 @@ _SUCCESS = {"success": True}
 class EnvironmentsStore(Service):
     """Soft-delete CRUD over PostgreSQL or SQLite. Before it is announced it connects, inspects the schema and migrates.
 
-    Without `database_url` the settings are those of the environment (`DATABASE_URL`, `RETENTION_DAYS`). The database
-    may come up after the service: it is waited for, `start_timeout_s` at most. With `retention_days`, what has been in
-    the trash for longer is purged daily. Raises ConfigError for a URL that cannot work.
+    Without `database_url` the settings are those of the environment (`DATABASE_URL`, `DATABASE_POOL_SIZE`,
+    `RETENTION_DAYS`). The database may come up after the service: it is waited for, `start_timeout_s` at most. With
+    `retention_days`, what has been in the trash for longer is purged daily. Raises ConfigError for a URL that cannot
+    work.
     """
 
     name = "environments-store"
@@ -66,6 +67,7 @@ class EnvironmentsStore(Service):
         if not database_url:
             config = load_config(os.environ)
             database_url, retention_days = config.database_url, retention_days or config.retention_days
+            settings = settings or DatabaseSettings(pool_size=config.database_pool_size)
         self._url = database_url
         self._retention_days = retention_days
         self._operations = operations or OperationLimits()
@@ -92,7 +94,9 @@ class EnvironmentsStore(Service):
                 await self._database.close()
             raise
         self.start_soon(self._migrator.run)
-        self.start_soon(Presence(self._url, self.broker.node_id, self.logger, self._operations).run)
+        presence = Presence(self._url, self.broker.node_id, self.logger, self._operations)
+        self._database.on_full = presence.give_way
+        self.start_soon(presence.run)
         if self._retention_days is not None:
             purging = (self._retention_days, self._database, self._shape, self._tell, self.logger, self._operations)
             self.start_soon(Retention(*purging).run)

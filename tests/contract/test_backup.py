@@ -73,6 +73,15 @@ async def test_a_role_s_own_encoding_does_not_keep_characters_out_of_a_dump(
     assert done.tables["environments"] == 4
 
 
+async def test_a_dump_understands_what_the_service_takes_in_its_address(
+    postgres_database: PostgresDatabase, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    postgres_database.run_sql(f"CREATE SCHEMA app; SET search_path = app; {postgres_sql('p_c')}")
+    url = f"{postgres_database.url}?schema=app&statement_timeout=60000&pgbouncer=true&sslmode=prefer"
+    done = await back_up(url, tmp_path / "backup.dump", programs=postgres_server.programs)
+    assert done.tables["environments"] == 3
+
+
 @pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
 async def test_a_copy_of_a_file_that_is_in_use_is_whole(bench: Bench, tmp_path: Path) -> None:
     await fill(bench, 1_000)

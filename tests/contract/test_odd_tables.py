@@ -1,11 +1,17 @@
 """Tables that somebody has changed by hand, and rows that no program of ours would write."""
 
+from functools import partial
+
+import anyio
+import asyncpg
+import msgspec
 import pytest
 
 from services.environments_store.errors import DatabaseError
 from services.environments_store.operations.doctor import examine
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.opening import count
+from services.environments_store.operations.presence import APPLICATION
 from services.environments_store.operations.purge import Purge
 from services.environments_store.schema.messages import FAILED
 from services.environments_store.shape import TableShape
@@ -13,7 +19,7 @@ from tests.support.migrations import BUDGETS
 from tests.support.operations import LOGGER
 from tests.support.postgres import PostgresDatabase
 from tests.support.served import serving
-from tests.support.shapes import postgres_sql
+from tests.support.shapes import postgres_sql, until
 from tests.support.store import Bench
 
 pytestmark = pytest.mark.anyio
@@ -201,3 +207,44 @@ async def test_the_doctor_names_invalid_indexes_of_others_and_dates_that_nobody_
     assert findings["index"].remedy is not None
     assert 'DROP INDEX CONCURRENTLY IF EXISTS "public"."of_a_dba"' in findings["index"].remedy
     assert "c0ffee00-0000-4000-8000-000000000001" in findings["far-date"].message
+
+
+def owned_by(database: PostgresDatabase, options: str) -> str:
+    """The URL of a role that owns a migrated table."""
+    url = database.create_role(options=options)
+    role = database.role_name(url)
+    database.run_sql(postgres_sql("p_dmig") + f'ALTER TABLE environments OWNER TO "{role}"')
+    return url
+
+
+async def test_a_role_with_one_connection_gets_answers_and_the_state_stays_that_of_the_last_look(
+    postgres_database: PostgresDatabase,
+) -> None:
+    url = owned_by(postgres_database, "CONNECTION LIMIT 1")
+    async with serving(url, budgets=BUDGETS) as service:
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(partial(service.ask, "list", fields=["id"]))
+        await service.until_logged("The schema was not looked at")
+        assert (await service.ask("schema"))["state"] == "ready"
+        assert await service.until_logged("none is left to say that this node serves")
+
+
+async def test_the_connection_that_says_that_a_node_serves_is_given_up_for_a_call(
+    postgres_database: PostgresDatabase,
+) -> None:
+    url = owned_by(postgres_database, "CONNECTION LIMIT 3")
+    role = postgres_database.role_name(url)
+    connections = f"SELECT application_name FROM pg_stat_activity WHERE usename = '{role}'"
+    present = f"{APPLICATION} store"
+    budgets = msgspec.structs.replace(BUDGETS, reinspect_s=600)
+    async with serving(url, budgets=budgets) as service:
+        await service.until_state("ready", steps=True)
+        await until(lambda: postgres_database.run_sql(connections) == present)
+        others = [await asyncpg.connect(url, server_settings={"application_name": "other"}) for _ in range(2)]
+        try:
+            assert len(await service.ask("list", fields=["id"])) == 3
+            assert present not in postgres_database.run_sql(connections)
+        finally:
+            for other in others:
+                await other.close()

@@ -3,6 +3,7 @@
 import pytest
 
 from services.environments_store.config import Config, load_config, masked_servers
+from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import ConfigError
 
 
@@ -33,6 +34,12 @@ def test_what_other_programs_call_the_broker_s_options_counts_where_the_short_na
     assert load_config(environ) == Config(nats_url="nats://a:1", namespace="prod", node_id="py-1")
     config = load_config({**environ, "NATS_URL": "nats://b:2", "NAMESPACE": "test"})
     assert (config.nats_url, config.namespace, config.node_id) == ("nats://b:2", "test", "py-1")
+
+
+def test_the_pool_is_as_large_as_it_is_set() -> None:
+    assert load_config({}).database_pool_size == DatabaseSettings().pool_size
+    assert load_config({"DATABASE_POOL_SIZE": "25"}).database_pool_size == 25
+    assert load_config({"DATABASE_POOL_SIZE": "25"}, database_pool_size="3").database_pool_size == 3
 
 
 def test_an_empty_variable_counts_as_not_given() -> None:
@@ -77,6 +84,8 @@ def test_a_wrong_database_url_is_told_what_a_right_one_looks_like(url: str) -> N
         ("LOG_FORMAT", "xml", "text, json"),
         ("NAMESPACE", "a b", "my-name-1"),
         ("NODE_ID", "py.*", "my-name-1"),
+        ("DATABASE_POOL_SIZE", "0", "10"),
+        ("DATABASE_POOL_SIZE", "many", "10"),
     ],
 )
 def test_a_wrong_value_is_named_with_right_ones(name: str, value: str, right: str) -> None:

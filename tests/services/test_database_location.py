@@ -50,9 +50,15 @@ def test_a_postgresql_url_names_a_server(url: str) -> None:
             "postgresql://u:p%40@one:1,two:2/database?sslmode=require&application_name=x",
         ),
         ("postgresql:///database?host=/var/run/postgresql", "postgresql:///database?host=/var/run/postgresql"),
+        ("postgresql://host/database?pgbouncer=true&connection_limit=1", "postgresql://host/database"),
+        ("postgresql://host/database?schema=public&statement_cache_size=0", "postgresql://host/database"),
+        (
+            "postgresql://host/database?schema=app&sslmode=require",
+            "postgresql://host/database?search_path=app&sslmode=require",
+        ),
     ],
 )
-def test_what_only_libpq_understands_is_left_out_for_the_driver(url: str, dsn: str) -> None:
+def test_what_only_libpq_or_another_driver_understands_is_left_out(url: str, dsn: str) -> None:
     assert read_location(url).dsn == dsn
 
 

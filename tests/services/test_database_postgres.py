@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 
 from services.environments_store.database.postgres import PostgresDatabase
-from services.environments_store.database.postgres_session import PostgresSession
+from services.environments_store.database.postgres_session import PostgresSession, _name_left_out
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import (
     DatabaseError,
@@ -257,7 +257,7 @@ async def test_a_wrong_password_is_told_without_it(postgres_database: ServerData
     assert "wrong-secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("parameter", ["schema=public", "ssl=true", "statement_timeout=soon"])
+@pytest.mark.parametrize("parameter", ["schemas=public", "ssl=true", "statement_timeout=soon"])
 async def test_a_parameter_that_no_server_takes_is_told_and_not_waited_for(
     postgres_database: ServerDatabase, parameter: str
 ) -> None:
@@ -266,6 +266,102 @@ async def test_a_parameter_that_no_server_takes_is_told_and_not_waited_for(
     with pytest.raises(DatabaseError, match=rf'parameter.*"{parameter.partition("=")[0]}".*remove what is none'):
         await database.fetch("SELECT 1")
     await database.close()
+
+
+@pytest.mark.parametrize("parameter", ["options=-csearch_path%3Dapp", "schema=app", "schemas=public"])
+async def test_a_parameter_that_a_pooler_refuses_is_told_in_the_same_words_and_not_waited_for(
+    postgres_database: ServerDatabase, parameter: str
+) -> None:
+    async with PostgresPooler(postgres_database.url).running() as pooler:
+        database = PostgresDatabase(f"{pooler.url}?{parameter}", SETTINGS)
+        await database.open()
+        with pytest.raises(DatabaseError, match=r"refused a connection: unsupported startup parameter.*remove what is"):
+            await database.fetch("SELECT 1")
+        await database.close()
+
+
+@pytest.mark.parametrize("behind_a_pooler", [False, True])
+async def test_parameters_of_other_drivers_are_left_out_with_one_line(
+    behind_a_pooler: bool, postgres_database: ServerDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    _name_left_out.cache_clear()
+    parameters = "pgbouncer=true&connection_limit=1&schema=public&statement_cache_size=0"
+    async with PostgresPooler(postgres_database.url).running() as pooler:
+        url = pooler.url if behind_a_pooler else postgres_database.url
+        database = PostgresDatabase(f"{url}?{parameters}", SETTINGS)
+        await database.open()
+        with caplog.at_level("INFO"):
+            assert [row["one"] for row in await database.fetch("SELECT 1 AS one")] == [1]
+        await database.close()
+    [line] = [message for message in caplog.messages if "pgbouncer" in message]
+    assert "pgbouncer, connection_limit, schema, statement_cache_size" in line
+
+
+async def read_at_once(database: PostgresDatabase, calls: int) -> None:
+    """Raises when one of so many concurrent reads fails."""
+    async with anyio.create_task_group() as group:
+        for _ in range(calls):
+            group.start_soon(database.fetch, "SELECT pg_sleep(0.01)")
+
+
+async def session(url: str) -> PostgresSession:
+    return await PostgresSession.connect(url, application_name="beside", connect_timeout_s=5, answer_timeout_s=5)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+async def test_calls_share_the_connections_that_the_role_may_have(
+    postgres_database: ServerDatabase, limit: int
+) -> None:
+    url = postgres_database.create_role(options=f"CONNECTION LIMIT {limit}")
+    database = PostgresDatabase(url, DatabaseSettings(pool_size=10))
+    try:
+        for _ in range(3):
+            await read_at_once(database, 30)
+        if limit > 1:  # one is left for a command
+            await (await session(url)).close()
+    finally:
+        await database.close()
+
+
+async def test_calls_share_what_other_nodes_leave_and_use_more_when_there_is_more(
+    postgres_database: ServerDatabase,
+) -> None:
+    url = postgres_database.create_role(options="CONNECTION LIMIT 6")
+    count = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{postgres_database.role_name(url)}'"
+    others = [await session(url) for _ in range(4)]
+    database = PostgresDatabase(url, DatabaseSettings(pool_size=10, full_pause_s=0.05))
+    told: list[str] = []
+    database.on_full = lambda: told.append("full")
+    try:
+        await read_at_once(database, 30)
+        assert (postgres_database.run_sql(count), told) == ("6", [])
+        await others.pop().close()
+        await until(lambda: postgres_database.run_sql(count) == "5")
+        await read_at_once(database, 200)
+        assert postgres_database.run_sql(count) == "6"
+    finally:
+        await database.close()
+        for other in others:
+            await other.close()
+
+
+async def test_a_call_waits_for_a_connection_where_other_nodes_have_all_of_them(
+    postgres_database: ServerDatabase,
+) -> None:
+    url = postgres_database.create_role(options="CONNECTION LIMIT 2")
+    others = [await session(url) for _ in range(2)]
+    database = PostgresDatabase(url, DatabaseSettings(pool_size=10, full_pause_s=0.05))
+    told = anyio.Event()
+    database.on_full = told.set
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read_at_once, database, 10)
+            await told.wait()
+            await others.pop().close()
+    finally:
+        await database.close()
+        for other in others:
+            await other.close()
 
 
 async def test_connecting_may_be_cancelled_at_any_moment_without_a_complaint(postgres_database: ServerDatabase) -> None:

@@ -1,6 +1,6 @@
 """What the store needs of a database: one small Protocol, held by PostgreSQL and SQLite alike."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
@@ -35,6 +35,8 @@ class Database(Queries, Protocol):
     """A pool of connections to one database. Writes outside `transaction` commit by themselves."""
 
     dialect: Dialect
+    on_full: Callable[[], None]
+    """Called when a server allows this node no connection, as others have all of them."""
 
     async def open(self) -> None:
         """Be ready for queries. A server is connected to by the first of them; a file is opened now, and raises

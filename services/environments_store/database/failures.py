@@ -20,6 +20,8 @@ __all__ = [
     "LOST_STATES",
     "MOVED",
     "REBUILT",
+    "REFUSED_BY_POOLER",
+    "TOO_MANY_CONNECTIONS",
     "ServiceError",
     "StatementFailure",
     "service_error",
@@ -29,14 +31,18 @@ ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
-REFUSED_SETTINGS = frozenset({"42704", "22023", "55P02"})
-"""What PostgreSQL says at the start of a connection to a setting that it does not have, or cannot set so."""
+REFUSED_BY_POOLER = "POOLER_SETTING"
+"""Nor this: PgBouncer says `08P01`, as to a broken connection, to a setting that it does not let through."""
+REFUSED_SETTINGS = frozenset({"42704", "22023", "55P02", REFUSED_BY_POOLER})
+"""What is said at the start of a connection to a setting that the server does not have, or cannot set so."""
 BAD_ADDRESS = "22000"
 """What the driver's own refusals are given, as of an sslmode that there is not."""
 REBUILT = "SQLITE_SCHEMA"
 """SQLite's own name for a schema that somebody else has changed."""
 MOVED = "SQLITE_READONLY_DBMOVED"
 """And for a file that is not any more where it was opened."""
+TOO_MANY_CONNECTIONS = "53300"
+"""The role, the database or the server has all the connections that it allows."""
 CROWDED = "POOLER_CROWDED"
 """No database's name: a pooler gave no second connection beside the one that holds the lock of the migration."""
 MISSING = frozenset({"42703", "42P01", REBUILT})
@@ -94,8 +100,9 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
         return DatabaseError(f"The address of the database cannot be used: {failure.message}", state)
     if state in REFUSED_SETTINGS and not failure.sent:
         return DatabaseError(
-            f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database "
-            "goes to the server as a setting: remove what is none.",
+            f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database"
+            " goes to the server as a setting, and a pooler takes hardly any: remove what is none, or set it for the"
+            " role.",
             state,
         )
     if failure.lost or not failure.sent:

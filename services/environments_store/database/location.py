@@ -9,18 +9,25 @@ import msgspec
 from services.environments_store.database.base import Dialect
 from services.environments_store.errors import ConfigError
 
-__all__ = ["Location", "masked", "read_location"]
+__all__ = ["OF_LIBPQ", "Location", "masked", "read_location"]
 
 EXAMPLES = (
     "Right ones look like postgresql://user:password@host:5432/database, sqlite:///data/environments.sqlite (relative) "
     "or sqlite:////var/lib/environments.sqlite (absolute)."
 )
 OF_LIBPQ = re.compile(
-    r"(connect_timeout|keepalives(_idle|_interval|_count)?|tcp_user_timeout|channel_binding|gssencmode|require_auth"
-    r"|sslcompression|sslcertmode|sslsni|requirepeer|load_balance_hosts|fallback_application_name)="
+    r"connect_timeout|keepalives(_idle|_interval|_count)?|tcp_user_timeout|channel_binding|gssencmode|require_auth"
+    r"|sslcompression|sslcertmode|sslsni|requirepeer|load_balance_hosts|fallback_application_name"
 )
 """Parameters by which psql and pg_dump handle their own connection. asyncpg would send them to the server, which
 refuses what it does not know; our connections have times of their own (`defaults.py`)."""
+OF_OTHERS = re.compile(
+    r"pgbouncer|connection_limit|pool_timeout|socket_timeout|(prepared_)?statement_cache_size|statement_cache_capacity"
+    r"|prepared_statements|prepareThreshold|pool|pool_(size|min_conns|max_conns|mode)|sslaccept|uselibpqcompat|supa"
+)
+"""The same of Prisma, SQLAlchemy, pgx, JDBC, Rails and Supabase, whose addresses are often shared with this service."""
+SCHEMA = re.compile(r"schema|currentSchema")
+"""What Prisma and JDBC call the search_path."""
 PASSWORD_PARAMETERS = re.compile(r"(?i)\b(password|sslpassword|passfile)=[^&]*")
 
 
@@ -28,8 +35,9 @@ FILES_OF_SSL = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a database is. `label` is the URL without its password, and `dsn` what asyncpg takes of it; `files` are the
-    parameters that name files for SSL, each with its file; `path` and `read_only` belong to SQLite."""
+    """Where a database is. `label` is the URL without its password, and `dsn` what asyncpg takes of it; `parameters`
+    are those after its `?`, without those of other drivers, which are `left_out`. `files` are the parameters that name
+    files for SSL, each with its file; `path` and `read_only` belong to SQLite."""
 
     dialect: Dialect
     url: str
@@ -39,6 +47,8 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
     several_hosts: bool = False
     files: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def read_location(url: str) -> Location:
@@ -76,20 +86,31 @@ def _postgres(url: str) -> Location:
     if not url.split(":", 1)[1].startswith("//") or (parts.netloc == "" and not _names_a_socket(parts)):
         raise ConfigError(f"'{masked(url)}' names no host. {EXAMPLES}")
     asked = parse_qs(parts.query)
+    address, _, query = url.partition("?")
+    parameters, left_out = _sort_out(query)
+    kept = "&".join(one for one in parameters if not OF_LIBPQ.fullmatch(one.partition("=")[0]))
     return Location(
         dialect="postgresql",
         url=url,
-        dsn=_for_asyncpg(url),
+        dsn=f"{address}?{kept}" if kept else address,
+        parameters=parameters,
+        left_out=left_out,
         label=masked(url),
         several_hosts=len(hosts) > 1,
         files=tuple((name, asked[name][-1]) for name in FILES_OF_SSL if name in asked),
     )
 
 
-def _for_asyncpg(url: str) -> str:
-    address, _, query = url.partition("?")
-    parameters = "&".join(parameter for parameter in query.split("&") if not OF_LIBPQ.match(parameter))
-    return f"{address}?{parameters}" if parameters else address
+def _sort_out(query: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parameters to keep, as they are, and the names of those that only other drivers know."""
+    kept, left_out = [], []
+    for parameter in filter(None, query.split("&")):
+        name, _, value = parameter.partition("=")
+        if OF_OTHERS.fullmatch(name) or (SCHEMA.fullmatch(name) and value == "public"):
+            left_out.append(name)
+        else:
+            kept.append(f"search_path={value}" if SCHEMA.fullmatch(name) else parameter)
+    return tuple(kept), tuple(left_out)
 
 
 def _check_port(host: str) -> None:

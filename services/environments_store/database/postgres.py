@@ -10,7 +10,7 @@ import anyio
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.location import read_location
-from services.environments_store.database.postgres_pool import Pool, Pooled, Shares, make_pool
+from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
 from services.environments_store.database.postgres_session import driver_failures
 from services.environments_store.database.statements import is_read, touched_rows
 from services.environments_store.defaults import DatabaseSettings
@@ -37,7 +37,7 @@ class PostgresDatabase:
         self._settings = settings
         self._pool: Pool | None = None
         self._pool_lock = anyio.Lock()
-        self._shares = Shares(settings)
+        self.on_full: Callable[[], None] = lambda: None
         self._closed = False
 
     async def open(self) -> None:
@@ -47,7 +47,7 @@ class PostgresDatabase:
         self._closed = True
         pool, self._pool = self._pool, None
         if pool is not None:
-            await _close_pool(pool, self._settings.acquire_timeout_s)
+            await pool.close()
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
         rows: Sequence[Row] = await self._run(query, lambda connection: connection.fetch(query, *arguments))
@@ -72,11 +72,11 @@ class PostgresDatabase:
         pool = self._pool
         if pool is None:
             return
-        await pool.expire_connections()
+        await pool.expire()
         if self._several_hosts:
             # Another host may be the one that takes writes now: the next query looks for it.
             self._pool = None
-            await _close_pool(pool, self._settings.acquire_timeout_s)
+            await pool.close()
 
     async def _run(self, query: str, operation: Callable[[Pooled], Awaitable[T]]) -> T:
         """Run one statement that commits by itself; a read whose connection was lost runs once more."""
@@ -84,7 +84,7 @@ class PostgresDatabase:
         try:
             try:
                 if write:
-                    async with self._shares.write():
+                    async with (await self._get_pool()).shares.write():
                         return await self._run_once(operation)
                 return await self._run_once(operation)
             except StatementFailure as failure:
@@ -102,7 +102,7 @@ class PostgresDatabase:
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Queries]:
         try:
-            async with self._shares.write(), self._connection() as connection:
+            async with (await self._get_pool()).shares.write(), self._connection() as connection:
                 with driver_failures(sent=False):
                     transaction = connection.transaction()
                     await transaction.start()
@@ -122,7 +122,8 @@ class PostgresDatabase:
         self, query: str, arguments: tuple[object, ...], batch: int
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         try:
-            async with self._shares.export(), self._stream(query, arguments, batch) as batches:
+            shares = (await self._get_pool()).shares
+            async with shares.export(), self._stream(query, arguments, batch) as batches:
                 yield batches
         except StatementFailure as failure:
             raise service_error(failure, write=False) from failure
@@ -153,16 +154,8 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Pooled]:
-        pool = await self._get_pool()
-        with driver_failures(sent=False):
-            try:
-                connection = await pool.acquire(timeout=self._settings.acquire_timeout_s)
-            except TimeoutError:
-                raise StatementFailure("no connection became free in time", sent=False, timed_out=True) from None
-        try:
+        async with (await self._get_pool()).connection() as connection:
             yield connection
-        finally:
-            await _release(pool, connection, self._settings.acquire_timeout_s)
 
     async def _get_pool(self) -> Pool:
         if self._pool is None:
@@ -170,7 +163,7 @@ class PostgresDatabase:
                 with anyio.fail_after(self._settings.connect_timeout_s + self._settings.acquire_timeout_s):
                     async with self._pool_lock:
                         if self._pool is None:
-                            self._pool = await make_pool(self._url, self._settings)
+                            self._pool = await make_pool(self._url, self._settings, lambda: self.on_full())
             except TimeoutError:
                 raise StatementFailure("no connection in time", sent=False, timed_out=True) from None
         if self._closed:
@@ -221,21 +214,3 @@ async def _roll_back(transaction: Any) -> None:
                 await transaction.rollback()
         except StatementFailure:
             logger.debug("The connection was lost before the rollback, which PostgreSQL then does itself")
-
-
-async def _close_pool(pool: Pool, timeout_s: float) -> None:
-    """Wait for the statements that run, but not for ever."""
-    with anyio.move_on_after(timeout_s, shield=True) as scope:
-        await pool.close()
-    if scope.cancelled_caught:
-        pool.terminate()
-
-
-async def _release(pool: Pool, connection: Pooled, timeout_s: float) -> None:
-    """Give a connection back. asyncpg drops one that is broken; that must not hide what the statement answered."""
-    with anyio.CancelScope(shield=True):
-        try:
-            with driver_failures():
-                await pool.release(connection, timeout=timeout_s)
-        except StatementFailure as failure:
-            logger.debug("A broken connection left the pool: %s", failure)

@@ -1,9 +1,11 @@
 """One PostgreSQL connection of its own, for the migration: never pooled, so what it SETs or locks stays with it."""
 
+import functools
+import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -11,15 +13,40 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from services.environments_store.database.base import Row
-from services.environments_store.database.failures import BAD_ADDRESS, LOST_STATES, StatementFailure
+from services.environments_store.database.failures import (
+    BAD_ADDRESS,
+    LOST_STATES,
+    REFUSED_BY_POOLER,
+    StatementFailure,
+)
 from services.environments_store.database.location import Location, read_location
 
-__all__ = ["Connection", "PostgresSession", "connect", "driver_failures"]
+__all__ = ["Connection", "PostgresSession", "Server", "connect", "driver_failures", "probe"]
+
+logger = logging.getLogger(__name__)
 
 # Text, because these classes take a parameter in their stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+
+
+PROBE = """
+SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS version,
+       (SELECT min(l) FROM (SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user
+                            UNION ALL SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS x (l)
+        WHERE l >= 0 AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)) AS connection_limit
+""".strip()
+
+
+class Server(NamedTuple):
+    """What a connection leads to. `pooled`: a transaction pooler stands between, so the server process changes from one
+    transaction to the next. `version` is the server's number, 180006 for 18.6. `connection_limit`: how many connections
+    the role and the database allow at once, None for no limit of their own."""
+
+    pooled: bool
+    version: int
+    connection_limit: int | None
 
 
 @contextmanager
@@ -34,6 +61,8 @@ def driver_failures(*, sent: bool = True) -> Iterator[None]:
 def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
+        if state == "08P01" and "startup parameter" in (error.message or ""):
+            state = REFUSED_BY_POOLER
         lost = state.startswith("08") or state in LOST_STATES
         return StatementFailure(
             error.message or str(error), sqlstate=state or None, lost=lost, sent=sent, hint=error.hint
@@ -77,6 +106,17 @@ def _check_files(location: Location) -> None:
             ) from error
 
 
+@functools.cache
+def _name_left_out(parameters: tuple[str, ...]) -> None:
+    """Once in a process, for all its connections."""
+    if parameters:
+        logger.info(
+            "Left out of the address of the database, as meant for other drivers: %s. DATABASE_POOL_SIZE sets how many"
+            " connections there are; a pooler is recognised",
+            ", ".join(parameters),
+        )
+
+
 async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple[Connection, SessionAttribute]:
     """Connect to a server that takes writes when several are given, else to whichever answers.
 
@@ -84,6 +124,7 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
     the attempt has ended, which takes `timeout_s` at most. Raises StatementFailure.
     """
     location = read_location(url)
+    _name_left_out(location.left_out)
     if location.files:
         await anyio.to_thread.run_sync(_check_files, location)
     several = location.several_hosts
@@ -110,15 +151,21 @@ async def connect(url: str, *, application_name: str, timeout_s: float) -> tuple
 class PostgresSession:
     """A connection that runs statements one by one. Every method raises StatementFailure and nothing else.
 
-    `pooled`: a transaction pooler stands between, so the server process changes from one transaction to the next:
-    session locks and SET mean nothing then. `version` is the server's number, 180006 for 18.6.
+    `server.pooled`: session locks and SET mean nothing then.
     """
 
-    def __init__(self, connection: Connection, *, pooled: bool, version: int, answer_timeout_s: float) -> None:
+    def __init__(self, connection: Connection, server: Server, *, answer_timeout_s: float) -> None:
         self._connection = connection
         self._answer_timeout_s = answer_timeout_s
-        self.pooled = pooled
-        self.version = version
+        self.server = server
+
+    @property
+    def pooled(self) -> bool:
+        return self.server.pooled
+
+    @property
+    def version(self) -> int:
+        return self.server.version
 
     @classmethod
     async def connect(
@@ -126,11 +173,11 @@ class PostgresSession:
     ) -> "PostgresSession":
         connection, _ = await connect(url, application_name=application_name, timeout_s=connect_timeout_s)
         try:
-            pooled, version = await probe(connection, answer_timeout_s)
+            server = await probe(connection, answer_timeout_s)
         except BaseException:
             connection.terminate()
             raise
-        return cls(connection, pooled=pooled, version=version, answer_timeout_s=answer_timeout_s)
+        return cls(connection, server, answer_timeout_s=answer_timeout_s)
 
     @property
     def closed(self) -> bool:
@@ -177,15 +224,12 @@ class PostgresSession:
                 self._connection.terminate()
 
 
-async def probe(connection: Connection, timeout_s: float) -> tuple[bool, int]:
-    """Whether a pooler stands between, and the server's version.
-
-    The process id that a pooler gives at start-up is its own invention; asking the server gives the real one.
-    """
+async def probe(connection: Connection, timeout_s: float) -> Server:
+    """Look at the server. The process id that a pooler gives at start-up is its own invention; a query gives the real
+    one."""
     with driver_failures():
-        row = await connection.fetchrow(
-            "SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS version", timeout=timeout_s
-        )
+        row = await connection.fetchrow(PROBE, timeout=timeout_s)
     if row is None:
         raise StatementFailure("the server answered its own version with nothing", lost=True)
-    return row["pid"] != connection.get_server_pid(), row["version"]
+    pooled = row["pid"] != connection.get_server_pid()
+    return Server(pooled, row["version"], None if pooled else row["connection_limit"])

@@ -3,7 +3,7 @@
 import logging
 import random
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class SqliteDatabase:
         self._path = path
         self._settings = settings
         self._read_only = read_only
+        self.on_full: Callable[[], None] = lambda: None
         self._writer: GuardedConnection | None = None
         self._writing = anyio.Lock()
         self._idle: list[GuardedConnection] = []

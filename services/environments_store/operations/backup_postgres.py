@@ -1,6 +1,7 @@
 """The backup of a PostgreSQL database: pg_dump, its exit code, its list of contents, and its rows, counted."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncGenerator, Sequence
@@ -13,6 +14,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from services.environments_store.database.failures import StatementFailure
+from services.environments_store.database.location import OF_LIBPQ, read_location
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import OperationError
@@ -26,6 +28,10 @@ _COMPRESSION = "6"  # gzip's own choice between time and size
 _COUNT_TIMEOUT_S = 3_600.0  # counting a table of any size; nobody waits for it
 _LONGEST_LINE = 1 << 30  # a row of a dump may be as long as PostgreSQL's largest value
 _ERROR_LINES = 5
+_OF_LIBPQ = re.compile(
+    rf"{OF_LIBPQ.pattern}|host(addr)?|port|user|dbname|passfile|ssl\w+|krbsrvname|gsslib|target_session_attrs"
+    r"|application_name|client_encoding|options|service"
+)
 
 
 async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -> dict[str, int]:
@@ -136,12 +142,15 @@ def _program(name: str, programs: Path | None) -> str:
 
 
 def _address(url: str) -> tuple[str, dict[str, str]]:
-    """The URL without its password, which goes into the environment: everybody sees the arguments of a process."""
+    """The URL as libpq takes it, without its password, which goes into the environment: the arguments of a process can
+    be read by every user. So do settings of the server, which asyncpg takes as parameters, and libpq does not."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
-    parameters = parse_qsl(parts.query)
-    secret = dict(parameters).get("password", unquote(password))
-    query = urlencode([(name, value) for name, value in parameters if name != "password"])
+    parameters = dict(parse_qsl("&".join(read_location(url).parameters)))
+    secret = parameters.pop("password", unquote(password))
+    settings = [f"-c {name}={value}" for name, value in parameters.items() if not _OF_LIBPQ.fullmatch(name)]
+    query = urlencode({name: value for name, value in parameters.items() if _OF_LIBPQ.fullmatch(name)})
     address = urlunsplit(parts._replace(netloc=f"{user}{at}{hosts}", query=query))
-    return address, {"PGPASSWORD": secret} if secret else {}
+    environment = {"PGPASSWORD": secret} if secret else {}
+    return address, {**environment, "PGOPTIONS": " ".join(settings)} if settings else environment

@@ -1,12 +1,12 @@
 """A node that serves says so in PostgreSQL, so that nobody takes the column away under it.
 
 A shared advisory lock, held by a connection of its own, is gone with the node however it ends. A pool has no connection
-while nobody calls, and behind a transaction pooler no session is anybody's own: there nothing is said. A SQLite file
-needs none of it: a node in WAL mode holds a lock on the file itself for as long as it has it open.
+without calls, and behind a transaction pooler no session belongs to a node: there nothing is said. Connections that
+answer calls are worth more: where there are too few, this one is given up. A SQLite file needs none of it: a node in
+WAL mode holds a lock on the file itself for as long as it has it open.
 """
 
 import logging
-from typing import NoReturn
 
 import anyio
 
@@ -20,6 +20,8 @@ from services.environments_store.schema.inspection import Inspection
 __all__ = ["APPLICATION", "Presence", "serving_key"]
 
 APPLICATION = "environments-store serving"
+FEWEST_CONNECTIONS = 3
+"""Of a role that has one for calls and one for the migration, too."""
 HOLD = "SELECT pg_try_advisory_lock_shared(hashtextextended($1, 0))"
 
 
@@ -36,6 +38,11 @@ class Presence:
         self._node_id = node_id
         self._logger = logger
         self._limits = limits or OperationLimits()
+        self._given_up = anyio.Event()
+
+    def give_way(self) -> None:
+        """Leave the connection to calls, which have none, for a while."""
+        self._given_up.set()
 
     async def run(self) -> None:
         """Returns at once where nothing can be said. To be run in the node's task group."""
@@ -45,14 +52,25 @@ class Presence:
             try:
                 session = await self._connect()
                 try:
-                    if session.pooled:
+                    if session.pooled or self._is_one_too_many(session.server.connection_limit):
                         return
                     await self._hold(session)
                 finally:
                     await session.close()
             except StatementFailure as failure:
                 self._logger.debug("The connection that says that this node serves was lost: %s", failure)
-            await anyio.sleep(self._limits.serving_retry_s)
+            crowded, self._given_up = self._given_up.is_set(), anyio.Event()
+            await anyio.sleep(self._limits.serving_every_s if crowded else self._limits.serving_retry_s)
+
+    def _is_one_too_many(self, limit: int | None) -> bool:
+        if limit is None or limit >= FEWEST_CONNECTIONS:
+            return False
+        self._logger.warning(
+            "The role or the database allows %d connections: none is left to say that this node serves, so that"
+            " `migrate rollback` finds it only while it answers calls",
+            limit,
+        )
+        return True
 
     async def _connect(self) -> PostgresSession:
         budgets = MigrationBudgets()
@@ -63,13 +81,14 @@ class Presence:
             answer_timeout_s=budgets.statement_timeout_s,
         )
 
-    async def _hold(self, session: PostgresSession) -> NoReturn:
-        """Until the connection is lost. While a rollback runs the lock is not to be had, and is tried again."""
+    async def _hold(self, session: PostgresSession) -> None:
+        """Until the connection is lost or given up. While a rollback runs the lock is taken, and is tried again."""
         held = False
-        while True:
+        while not self._given_up.is_set():
             if not held:
                 found = await inspect(session)
                 # A standby's locks are its own: they would tell a primary nothing.
                 held = not found.standby and bool(await session.fetch_value(HOLD, serving_key(found)))
-            await anyio.sleep(self._limits.serving_every_s if held else self._limits.serving_retry_s)
+            with anyio.move_on_after(self._limits.serving_every_s if held else self._limits.serving_retry_s):
+                await self._given_up.wait()
             await session.run("SELECT 1")

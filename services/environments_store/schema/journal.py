@@ -48,6 +48,7 @@ class Journal:
         if UNREACHABLE in self._warned:
             self.forget(UNREACHABLE)
             self._logger.info(messages.REACHABLE)
+        self.forget("crowded")
         self._warn_of_oddities(found)
         if found.soft_delete:
             self._note_column(found)
@@ -114,6 +115,10 @@ class Journal:
         """No connection for the migration. What queries may name stays as it was known."""
         self.warn(UNREACHABLE, messages.UNREACHABLE.format(text))
         self._publish(msgspec.structs.replace(self.status, state="degraded", reason=UNREACHABLE, error=text))
+
+    def crowded(self, text: str) -> None:
+        """No connection for the migration, as calls use all there are: they are answered, so the state stays."""
+        self.warn("crowded", f"The schema was not looked at, and counts as unchanged: {text}")
 
     def _warn_of_oddities(self, found: Inspection) -> None:
         for twin in found.twins:

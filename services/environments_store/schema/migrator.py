@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 
 from services.environments_store.database.base import Database
-from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.failures import TOO_MANY_CONNECTIONS, StatementFailure, service_error
 from services.environments_store.database.location import read_location
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.journal import Journal
@@ -108,7 +108,10 @@ class Migrator:
                 pause_s = await self._cycle()
                 reconnect_s = self._budgets.reconnect_min_s
             except StatementFailure as failure:
-                self._journal.unavailable(failure.message)
+                if failure.sqlstate == TOO_MANY_CONNECTIONS:
+                    self._journal.crowded(failure.message)
+                else:
+                    self._journal.unavailable(failure.message)
                 pause_s = reconnect_s * self._random.uniform(0.5, 1.0)
                 reconnect_s = min(reconnect_s * 2, self._budgets.reconnect_max_s)
             except Exception:
