@@ -1,5 +1,6 @@
 """Streams from and to files, standard input and standard output; `-` stands for the latter two."""
 
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ async def read_values(name: str, moved: Moved) -> AsyncIterator[Any]:
 
 
 async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:
-    """Bytes as they come, other values as JSON, one a line. Raises MoleculerClientError when that is not possible."""
+    """Bytes as they come, other values as JSON, one a line. A new file is for its owner alone. Raises
+    MoleculerClientError when that is not possible."""
     with _opened(name, "wb") as file:
         async for chunk in stream:
             data = bytes(chunk) if isinstance(chunk, bytes | bytearray) else encode(chunk) + b"\n"
@@ -77,9 +79,13 @@ def _opened(name: str, mode: str) -> Iterator[Any]:
         yield sys.stdin.buffer if mode == "rb" else sys.stdout.buffer
         return
     with _explained(name):
-        file = Path(name).open(mode)  # noqa: SIM115  # closed below: only opening it is explained
+        file = open(name, mode, opener=_open_private)  # noqa: SIM115  # closed below: only opening it is explained
     with file:
         yield file
+
+
+def _open_private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 @contextmanager

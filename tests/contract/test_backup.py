@@ -1,12 +1,15 @@
 """A backup holds every row, and can be restored."""
 
+import os
 import sqlite3
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.environments_store.commands.transfer import export_to_file
 from services.environments_store.errors import DatabaseError, OperationError
 from services.environments_store.operations import backup_sqlite
 from services.environments_store.operations.backup import back_up
@@ -136,6 +139,25 @@ async def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> Non
     assert file.read_text() == "precious"
     await back_up(url, file, overwrite=True)
     assert file.read_bytes().startswith(b"SQLite format 3")
+
+
+async def test_only_its_owner_may_read_a_backup_or_an_export_replaced_ones_too(
+    tmp_path: Path, postgres_database: PostgresDatabase, postgres_server: PostgresServer
+) -> None:
+    make_sqlite("s_d1", tmp_path / "environments.sqlite")
+    postgres_database.run_sql(postgres_sql("p_c"))
+    source, folder = f"sqlite:///{tmp_path / 'environments.sqlite'}", tmp_path / "out"
+    folder.mkdir()
+    umask = os.umask(0)
+    try:
+        for number, url in enumerate((source, postgres_database.url)):
+            replaced = folder / f"{number}.ndjson"
+            replaced.touch(mode=0o644)
+            await back_up(url, folder / f"{number}.backup", programs=postgres_server.programs)
+            await export_to_file(url, replaced, "live", overwrite=True)
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files(folder)] == [0o600] * 4
 
 
 async def test_the_database_itself_is_never_replaced_by_its_backup(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ async def back_up(
 def new_file(
     file: Path, *, overwrite: bool, never: Path | None = None, option: str | None = "--force"
 ) -> Iterator[Path]:
-    """A name beside `file` to write to; it becomes `file` at the end of the block, and is removed when that raises.
+    """A new, empty file beside `file` to write to, which only its owner may read; it becomes `file` at the end of the
+    block, and is removed when that raises.
 
     `option` is what the command replaces a file by, None when it replaces none. Raises OperationError for a file that
     is there already, for a folder that cannot be written to, and for the file that must `never` be replaced.
@@ -69,6 +70,7 @@ def new_file(
             raise OperationError(f"'{file}' exists already. Choose another name{replacing}.")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600, exist_ok=False)
         yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())

@@ -55,6 +55,7 @@ async def test_bytes_are_written_as_they_are_and_values_as_lines(tmp_path: Path)
     assert (tmp_path / "bytes").read_bytes() == b"abc"
     assert (tmp_path / "values").read_bytes() == b'{"a":1}\n[2]\n'
     assert moved == [2, 1, 8, 4]
+    assert (tmp_path / "bytes").stat().st_mode & 0o777 == 0o600  # whoever else has an account reads nothing
 
 
 async def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
