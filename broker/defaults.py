@@ -88,7 +88,7 @@ NATS_RECONNECT_WAIT_S = 2.0
 NATS_RECONNECT_JITTER_S = 0.5  # JS 0.1
 NATS_PING_INTERVAL_S = 30  # JS 120 s; finds a dead connection four times sooner
 NATS_READ_BYTES = 1_048_576  # one message of the usual max_payload; 100 MB from JS then take 4 s instead of failing
-NATS_SUBJECT_BYTES = 3_840  # the server's `max_control_line` of 4096, less an inbox, sizes and the command
+NATS_SUBJECT_BYTES = 3_840  # of a subject and an inbox: the server's `max_control_line` of 4096, less the rest
 NATS_CLOSE_TIMEOUT_S = 2
 NATS_CANCEL_WAIT_S = 1  # within the close timeout
 

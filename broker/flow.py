@@ -86,11 +86,13 @@ class Flow:
             await asyncio.sleep(self._hears_errors_at - asyncio.get_running_loop().time())
 
     def answered(self, answer: bytes) -> None:
-        """The reader answered a mark."""
-        self._open_marks -= 1
-        if answer != CONTINUE:
+        """The reader answered a mark. Anything else that is sent there, such as the acknowledgement of a JetStream
+        stream that stores all subjects, is no answer."""
+        if answer == CONTINUE:
+            self._open_marks -= 1
+            self._notify()
+        elif answer == STOP:
             self.stop()
-        self._notify()
 
     def stop(self, error: Exception | None = None) -> None:
         """Write no more: nobody reads, or with `error`, the writer gives up and its reader is told why."""

@@ -25,6 +25,7 @@ from broker.errors import (
     InvalidPacketDataError,
     MoleculerError,
 )
+from broker.flow import FLOW_CONTROL
 from broker.notices import not_processed, transporter_failed
 from broker.packets import Command, Ping
 from broker.performing import Performing, epoch_ms
@@ -157,6 +158,7 @@ class Node:
         observer = Observer(
             nobody_listens=self._nobody_listens,
             replied=self._replied,
+            denied=self._denied,
             disconnected=self._disconnected,
             reconnected=self._reconnected,
             servers_changed=self._servers_changed,
@@ -165,14 +167,14 @@ class Node:
         wait = defaults.NATS_CONNECT_RETRY_S
         while True:
             try:
-                await transport.connect(observer, self.options.node_id)
+                await transport.connect(observer, self.options.node_id, self.transit.topics.inboxes)
             except BrokerDisconnectedError as error:
                 self.performing.notify(*transporter_failed(error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
             else:
-                self._connection.set()
+                self._connected()
                 return
 
     async def _check_id_is_free(self, transport: Transport) -> None:
@@ -310,6 +312,13 @@ class Node:
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.marked(reply_id, answer)
 
+    async def _denied(self, subject: str) -> None:
+        await self.perform(self.transit.waiting.denied(subject))
+
+    def _connected(self) -> None:
+        self._connection.set()
+        self.transit.identity.client[FLOW_CONTROL] = self.transport is not None and self.transport.has_inbox
+
     async def _disconnected(self) -> None:
         """Answers to what was asked may be lost now, so nobody waits for them (§4.5)."""
         logger.warning("The connection to NATS is lost; reconnecting")
@@ -320,7 +329,7 @@ class Node:
     async def _reconnected(self) -> None:
         """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
         logger.info("The connection to NATS is back")
-        self._connection.set()
+        self._connected()
         if not self._joined:  # the start goes on, and says nothing before it knows that its id is free
             return
         self.transit.resume(anyio.current_time())

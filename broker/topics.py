@@ -32,6 +32,11 @@ class Topics:
         check_token("namespace", namespace, empty=True)
         self.prefix = f"MOL-{namespace}" if namespace else "MOL"
 
+    @property
+    def inboxes(self) -> str:
+        """Below this subject and its id each node gets answers that are no packets. JS nodes do not know it."""
+        return f"{self.prefix}.REPLY"
+
     def broadcast(self, command: Command) -> str:
         """The subject all nodes listen on."""
         return f"{self.prefix}.{command}"

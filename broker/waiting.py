@@ -8,7 +8,7 @@ from typing import Any
 
 from broker.defaults import NODE_PROBE_AFTER_S
 from broker.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
-from broker.errors import QueueIsFullError, RequestRejectedError
+from broker.errors import MoleculerError, QueueIsFullError, RequestRejectedError
 from broker.packets import Discover, Ping, Protocol, Request
 from broker.receiving import Receiving
 from broker.registry import Change, KnownNode, Registry
@@ -55,10 +55,14 @@ class Waiting:
             data = {"action": packet.action, "nodeID": self._node_id}
             raise QueueIsFullError(data | {"size": len(self.pending), "limit": self._limit})
         pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
-        if node_id is None:
-            return [Publish(self._topics.balanced_request(packet.action), packet, reply_id=packet.id)]
-        self._pending_at[node_id][packet.id] = pending
-        return [Publish(self._topics.to_node("REQ", node_id), packet, reply_id=packet.id)]
+        if node_id is not None:
+            self._pending_at[node_id][packet.id] = pending
+        return [Publish(self._subject(pending), packet, reply_id=packet.id)]
+
+    def _subject(self, pending: Pending) -> str:
+        if pending.node_id is None:
+            return self._topics.balanced_request(pending.action)
+        return self._topics.to_node("REQ", pending.node_id)
 
     def take(self, request_id: str) -> Pending | None:
         """The request that is answered now; None when nobody waits for it any more."""
@@ -77,6 +81,16 @@ class Waiting:
         error = RequestRejectedError({"action": pending.action, "nodeID": pending.node_id})
         missed = self._miss(pending.node_id, pending.since, now) if pending.node_id else []
         return [*missed, Reject(pending, error, undelivered=True)]
+
+    def denied(self, subject: str) -> list[Effect]:
+        """The NATS user of this node may not publish to a subject, given in lower case."""
+        effects: list[Effect] = []
+        for pending in list(self.pending.values()):
+            own = self._subject(pending)
+            if own.lower() == subject:
+                self.take(pending.id)
+                effects.append(Reject(pending, publish_denied(own)))
+        return effects
 
     def nobody_reads(self, node_id: str, now: float) -> list[Effect]:
         """The same of a chunk of a stream: its reader, a node like this, gives up all streams with its connection."""
@@ -188,6 +202,16 @@ class Waiting:
             effects.append(Reject(pending, error))
         effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id}), until))
         return effects + self._streams.lose(node_id, until=until)
+
+
+def publish_denied(subject: str) -> MoleculerError:
+    """The error for what this node has no right to send."""
+    return MoleculerError(
+        f"The NATS user of this node has no permission to publish to '{subject}'. Grant it at the NATS server.",
+        403,
+        "PUBLISH_DENIED",
+        {"subject": subject},
+    )
 
 
 def notices(changes: Iterable[Change]) -> Iterator[Effect]:

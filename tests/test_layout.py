@@ -80,6 +80,7 @@ LIBRARIES = {
             "pinging",
             "reader",
             "sending",
+            "transports.nats",
             "transports.nats_client",
         )
     },

@@ -20,7 +20,9 @@ class Observer:
     nobody_listens: Callable[[str], Awaitable[None]] = _ignore
     """A message published with this `reply_id` reached nobody: its subject has no subscription."""
     replied: Callable[[str, bytes], Awaitable[None]] = _ignore
-    """Somebody answered the message published with this `reply_id`."""
+    """An answer to the message published with this `reply_id`."""
+    denied: Callable[[str], Awaitable[None]] = _ignore
+    """This node has no permission to publish to this subject, which is given in lower case."""
     disconnected: Callable[[], Awaitable[None]] = _ignore
     """The connection is lost; the transport tries to get it back, for ever."""
     reconnected: Callable[[], Awaitable[None]] = _ignore
@@ -49,20 +51,26 @@ class Transport(Protocol):
     def max_payload(self) -> int | None:
         """The most bytes a message may have; None for no limit. Known after `connect`."""
 
-    async def connect(self, observer: Observer, name: str) -> None:
-        """Try once. `name` is shown in the server's monitoring. Raises BrokerDisconnectedError."""
+    @property
+    def has_inbox(self) -> bool:
+        """Whether the observer learns of answers and of messages that nobody listens for. Known after `connect`: the
+        permissions of a NATS user may forbid it."""
+
+    async def connect(self, observer: Observer, name: str, inboxes: str = "_INBOX") -> None:
+        """Try once. `name` is shown in the server's monitoring. The inbox of this node is the subjects below
+        `inboxes`.`name`. Raises BrokerDisconnectedError."""
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> Subscription:
         """Receive what is published on a subject, `*` and `>` allowed; with `queue`, share it with that group."""
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        """Send a message. With `reply_id`, the observer hears when nobody listens, and of answers to it.
+        """Send a message. With `reply_id`, the observer learns of answers to it, and when nobody listens for it.
 
         Raises BrokerDisconnectedError without a connection, PayloadTooLargeError above `max_payload`.
         """
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
-        """Send a message and tell whether the subject has a subscription."""
+        """Send a message and tell whether the subject has a subscription. True when that cannot be known."""
 
     async def flush(self) -> None:
         """Wait until the server has taken everything that was published."""

@@ -107,7 +107,9 @@ class MemoryTransport:
     def max_payload(self) -> int | None:
         return self._hub.max_payload
 
-    async def connect(self, observer: Observer, name: str) -> None:
+    has_inbox = True
+
+    async def connect(self, observer: Observer, name: str, inboxes: str = "_INBOX") -> None:
         self._observer = observer
         self._connected = True
         self._hub.inboxes[self.inbox] = observer

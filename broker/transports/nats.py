@@ -1,5 +1,6 @@
 """NATS, by nats-py (moleculer protocol §14), none of whose exceptions leaves here."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from broker.defaults import (
     NATS_SUBJECT_BYTES,
 )
 from broker.errors import BrokerDisconnectedError, MoleculerError
+from broker.ids import new_id
 from broker.masking import masked_text
 from broker.transports.base import Observer, OnMessage
 from broker.transports.memory import too_large
@@ -35,6 +37,13 @@ from broker.transports.nats_client import (
 
 NO_RESPONDERS = "503"
 
+NO_INBOX = (
+    "The permissions of this node's user do not let it publish and subscribe to '%s.>'. It works without: a lost node "
+    "is noticed by its missing heartbeats, and the writer of a stream does not wait for a slow reader."
+)
+
+_DENIED = re.compile(r'permissions violation for (?P<what>publish|subscription) to "(?P<subject>.*?)"( using queue|$)')
+
 
 class NATSTransport:
     """A connection to one NATS server of a list.
@@ -48,7 +57,10 @@ class NATSTransport:
         self._options = usable_options(options)
         self._client: Client | None = None
         self._observer = Observer()
-        self._inbox = ""
+        self._inboxes = self._inbox = ""
+        self._answers: Subscription | None = None
+        self._asked: dict[str, asyncio.Future[bool]] = {}
+        self._has_inbox = self._said_so = False
         self._closing = False
 
     @property
@@ -59,8 +71,12 @@ class NATSTransport:
     def max_payload(self) -> int | None:
         return self._client.max_payload if self._client else None
 
-    async def connect(self, observer: Observer, name: str) -> None:
-        self._observer = observer
+    @property
+    def has_inbox(self) -> bool:
+        return self._has_inbox
+
+    async def connect(self, observer: Observer, name: str, inboxes: str = "_INBOX") -> None:
+        self._observer, self._inboxes, self._inbox = observer, inboxes, f"{inboxes}.{name}"
         attempt = _Attempt(len(self._servers))
         client = MendedClient()
         client.on_servers_changed = observer.servers_changed
@@ -69,7 +85,7 @@ class NATSTransport:
             if attempt.running:
                 attempt.count(error)
             else:
-                await observer.failed(words(error))
+                await self._failed(words(error))
 
         async def closed() -> None:
             if not self._closing and not attempt.running:
@@ -95,8 +111,8 @@ class NATSTransport:
                 )
                 attempt.running = False
                 client._skip_subject_validation = True  # `_check_subject` does it
-                self._inbox = client.new_inbox()
-                await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
+                self._answers = await client.subscribe(f"{self._inbox}.>", cb=self._on_inbox)
+                await self._try_inbox(client)
         except BaseException as error:
             await abandon(client)
             if self._options and isinstance(error, USELESS):
@@ -118,21 +134,24 @@ class NATSTransport:
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         client = self._use_for(data)
-        _check_subject(subject)
+        reply = f"{self._inbox}.{reply_id}" if reply_id and self._has_inbox else ""
+        _check_subject(subject + reply)
         with TRANSLATED:
-            await client.publish(subject, data, f"{self._inbox}.{reply_id}" if reply_id else "")
+            await client.publish(subject, data, reply)
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
-        client = self._use_for(data)
-        _check_subject(subject)
-        inbox = client.new_inbox()
-        with TRANSLATED:
-            answers = await client.subscribe(inbox)
-            await client.publish(subject, data, inbox)
-            await flush(client)  # the server answers in order: a 503 is here before the last PONG
-            heard = answers.pending_msgs == 0
-            await answers.unsubscribe()
-        return heard
+        question = new_id()
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked[question] = heard
+        try:
+            await self.publish(subject, data, question)
+            if not self._has_inbox:
+                return True
+            with TRANSLATED, anyio.fail_after(NATS_CONNECT_TIMEOUT_S):
+                await self._use().publish(f"{self._inbox}.{question}", b"")  # comes behind what the server says
+                return await heard
+        finally:
+            del self._asked[question]
 
     async def flush(self) -> None:
         with TRANSLATED:
@@ -174,16 +193,46 @@ class NATSTransport:
         return client
 
     async def _on_inbox(self, message: Msg) -> None:
-        if message.headers and message.headers.get("Status") == NO_RESPONDERS:
-            await self._observer.nobody_listens(message.subject[len(self._inbox) + 1 :])
+        reply_id = message.subject[len(self._inbox) + 1 :]
+        no_responders = message.headers is not None and message.headers.get("Status") == NO_RESPONDERS
+        asked = self._asked.get(reply_id)
+        if asked is not None:
+            if not asked.done():
+                asked.set_result(not no_responders)
+        elif no_responders:
+            await self._observer.nobody_listens(reply_id)
         else:
-            await self._observer.replied(message.subject[len(self._inbox) + 1 :], message.data)
+            await self._observer.replied(reply_id, message.data)
+
+    async def _try_inbox(self, client: Client) -> None:
+        """Whether this node gets what is sent to its inbox, and may send to those of others. The server complains of
+        what it refuses before it answers a flush."""
+        assert self._answers is not None
+        before, self._has_inbox = self._answers.delivered, True
+        for subject in (f"{self._inbox}.", f"{self._inboxes}._."):
+            await client.publish(f"{subject}test", b"")
+        await flush(client)
+        self._has_inbox = self._has_inbox and self._answers.delivered > before
+        if not self._has_inbox and not self._said_so:
+            self._said_so = True
+            await self._observer.failed(NO_INBOX % self._inboxes)
+
+    async def _failed(self, text: str) -> None:
+        denied = _DENIED.search(text)
+        if denied and denied["subject"].startswith(f"{self._inboxes}.".lower()):
+            self._has_inbox = False  # `_try_inbox` says so
+            return
+        await self._observer.failed(text)
+        if denied and denied["what"] == "publish":
+            await self._observer.denied(denied["subject"])
 
     async def _disconnected(self) -> None:
         if not self._closing and self._client is not None:  # else it is an attempt to connect that ends
             await self._observer.disconnected()
 
     async def _reconnected(self) -> None:
+        if self._client is not None:
+            await self._try_inbox(self._client)
         await self._observer.reconnected()
 
 

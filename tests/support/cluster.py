@@ -145,7 +145,7 @@ class Cluster:
         transport = make_transport(self.transporter)
         assert transport is not None
         self._transports.append(transport)
-        await transport.connect(Observer(), node_id)
+        await transport.connect(Observer(), node_id, self.topics.inboxes)
         stranger = Stranger(transport, self.topics, node_id)
         await stranger.listen(*commands)
         return stranger

@@ -1,0 +1,115 @@
+"""Nodes whose NATS user may use few subjects, and a server that stores all of them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import nats
+import pytest
+
+from broker import Context, MoleculerError, RequestRejectedError, Service, action
+from tests.conftest import NatsServerFactory
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+SIZE = 6_000_000
+EXACT = '["MOL.*", "MOL.*.one", "MOL.*.two"]'
+
+
+async def chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 100_000):
+        yield bytes(100_000)
+
+
+class Text(Service):
+    name = "text"
+    open = 0
+
+    @action
+    async def make(self, ctx: Context, size: int) -> AsyncIterator[bytes]:
+        self.open += 1
+        try:
+            async for chunk in chunks(size):
+                yield chunk
+        finally:
+            self.open -= 1
+
+    @action
+    async def count(self, ctx: Context) -> int:
+        return sum([len(chunk) async for chunk in ctx.stream])
+
+    @action
+    async def hang(self, ctx: Context) -> None:
+        await anyio.sleep_forever()
+
+
+@pytest.fixture
+async def server_url(request: pytest.FixtureRequest, make_nats_server: NatsServerFactory, tmp_path: Path) -> str:
+    """Of a server where a user may publish and subscribe to these subjects alone, or that stores all subjects."""
+    if request.param == "stored":
+        server = make_nats_server(jetstream=f'{{ store_dir: "{tmp_path}/stored" }}')
+        client = await nats.connect(server.url)
+        await client.jetstream().add_stream(name="AUDIT", subjects=["MOL.>"])
+        await client.close()
+        return server.url
+    rights = f"publish: {request.param}, subscribe: {request.param}"
+    server = make_nats_server(authorization=f"{{ users: [{{ user: a, password: b, permissions: {{ {rights} }} }}] }}")
+    return server.url.replace("//", "//a:b@")
+
+
+@pytest.fixture
+async def cluster(server_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    shorten_waits(monkeypatch)
+    async with open_cluster(server_url, "") as cluster:
+        yield cluster
+
+
+ways = pytest.mark.parametrize(
+    "server_url", ['"MOL.>"', EXACT, "stored"], ids=["prefix", "exact", "stored"], indirect=True
+)
+
+
+@ways
+async def test_streams_are_whole_both_ways(cluster: Cluster) -> None:
+    text = Text()
+    _, two = await cluster.start(("one", [text]), ("two", []))
+    stream = await two.call("text.make", {"size": SIZE}, timeout=30)
+    assert len(await stream.read()) == SIZE
+    assert await two.call("text.count", stream=chunks(SIZE), timeout=30) == SIZE
+    await eventually(lambda: not text.open)
+
+
+@pytest.mark.parametrize("server_url", ['"MOL.>"', "stored"], indirect=True)
+async def test_a_second_node_of_the_same_id_is_refused(cluster: Cluster) -> None:
+    await cluster.start_one("one")
+    with pytest.raises(MoleculerError, match="is running"):
+        await cluster.make("one").start()
+
+
+@pytest.mark.parametrize("server_url", ['"MOL.>"'], indirect=True)
+async def test_a_lost_node_is_noticed_at_once_where_the_prefix_alone_is_allowed(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = await cluster.start(("one", [Text()]), ("two", []))
+    await cluster.kill(one)
+    with pytest.raises(RequestRejectedError):
+        await two.call("text.hang", timeout=30)
+    assert "permissions" not in caplog.text.lower()
+
+
+@pytest.mark.parametrize("server_url", [EXACT], indirect=True)
+async def test_a_node_without_an_inbox_says_so_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    await cluster.start(("one", []), ("two", []))
+    said = [record.getMessage() for record in caplog.records if "MOL.REPLY.>" in record.getMessage()]
+    assert len(said) == 2  # each node
+
+
+@pytest.mark.parametrize("server_url", ['["MOL.*", "MOL.RES.>", "MOL.REPLY.>", "MOL.INFO.>"]'], indirect=True)
+async def test_a_call_that_the_server_does_not_let_through_fails_at_once_and_names_the_subject(
+    server_url: str, cluster: Cluster
+) -> None:
+    _, two = await cluster.start(("one", [Text()]), ("two", []))
+    with pytest.raises(MoleculerError, match=r"publish to 'MOL\.REQ\.one'") as caught:
+        await two.call("text.hang")
+    assert (caught.value.type, caught.value.data) == ("PUBLISH_DENIED", {"subject": "MOL.REQ.one"})
