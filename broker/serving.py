@@ -15,7 +15,7 @@ from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.effects import Effect, Publish, RunAction, RunEvent
 from broker.encoding import UNSERIALIZABLE, is_unreadable
 from broker.endpoints import Listener
-from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, ServiceNotAvailableError
+from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, RequestRejectedError
 from broker.middleware import Next
 from broker.node import Node
 from broker.outgoing import is_stream
@@ -109,7 +109,7 @@ class Serving:
         except anyio.get_cancelled_exc_class():
             if stream is not None and stream.is_open:
                 raise  # its reader was told
-            refusal = ServiceNotAvailableError({"action": request.action, "nodeID": self._transit.identity.node_id})
+            refusal = RequestRejectedError({"action": request.action, "nodeID": self._transit.identity.node_id})
             with anyio.CancelScope(shield=True):
                 await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
             raise

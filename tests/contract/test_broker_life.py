@@ -440,19 +440,21 @@ async def test_events_in_work_are_finished_by_a_node_that_stops(cluster: Cluster
     assert slow.finished == 1
 
 
-async def test_work_that_takes_too_long_is_ended_and_its_caller_told(cluster: Cluster) -> None:
+async def test_calls_that_a_stop_cuts_off_are_rejected_whether_they_run_or_queue(cluster: Cluster) -> None:
     gate = Gate()
-    one = await cluster.start_one("one", [gate], shutdown_timeout=0.05)
+    queue = {"enabled": True, "concurrency": 1}
+    one = await cluster.start_one("one", [gate], shutdown_timeout=0.05, bulkhead=queue)
     two = await cluster.start_one("two")
     async with anyio.create_task_group() as tasks:
 
         async def call() -> None:
-            with pytest.raises(ServiceNotAvailableError) as caught:
+            with pytest.raises(RequestRejectedError) as caught:
                 await two.call("gate.wait")
-            assert caught.value.node_id == "one"
+            assert (caught.value.code, caught.value.retryable, caught.value.node_id) == (503, True, "one")
 
-        tasks.start_soon(call)
-        await eventually(lambda: gate.inside == 1)
+        for _ in range(2):
+            tasks.start_soon(call)
+        await eventually(lambda: one._node.transit.in_work == 2)
         await one.stop()
     assert gate.cancelled == 1
 
