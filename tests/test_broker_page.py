@@ -1,6 +1,7 @@
 """docs/broker.md shows what happens: its code runs, and its lists are complete."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,8 @@ def test_every_block_is_python_that_is_run() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.heading) for block in BLOCKS])
-async def test_a_python_block_runs(block: Block, nats_server: NatsServer) -> None:
-    await run_python_block(block, "docs/broker.md", nats_server.url)
+async def test_a_python_block_runs_as_it_is_pasted(block: Block, tmp_path: Path, nats_server: NatsServer) -> None:
+    await run_python_block(block, tmp_path, nats_server.url)
 
 
 def test_every_internal_event_is_named() -> None:

@@ -1,6 +1,6 @@
 """What the README shows is what happens: its code runs, its output is the real one, its tables are complete.
 
-Blocks by language: `python` blocks are run as modules and their `main()` is awaited; `javascript` blocks are run on
+Blocks by language: `python` blocks are run as files; `javascript` blocks are run on
 plain Moleculer nodes of both versions; the one `console` block is a command and its output; each line of an `sh` block
 is a command, except for those that would install or need Docker (NOT_RUN). Addresses are replaced by those of the
 test's servers, `ID` by the uuid of an environment in the trash.
@@ -102,9 +102,9 @@ async def test_the_shown_output_is_the_real_one(block: Block, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("block", of("python"))
-async def test_a_python_block_runs(block: Block, running: Running) -> None:
+async def test_a_python_block_runs_as_it_is_pasted(block: Block, tmp_path: Path, running: Running) -> None:
     assert NATS_ADDRESS in block.text, "the block names no server, so it shows nothing"
-    await run_python_block(block, "README.md", running.nats_url)
+    await run_python_block(block, tmp_path, running.nats_url)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

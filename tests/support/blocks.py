@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+
+from tests.support.processes import run_python
 
 __all__ = ["NATS_ADDRESS", "Block", "read_blocks", "run_python_block"]
 
@@ -23,9 +25,10 @@ def read_blocks(page: str) -> list[Block]:
     return [Block(one[1], one[2], [text for at, text in headings if at < one.start()][-1]) for one in found]
 
 
-async def run_python_block(block: Block, page: str, nats_url: str) -> None:
-    """Run a block as a module, against a server of the test's, and its `main()`."""
-    code = block.text.replace(NATS_ADDRESS, nats_url)
-    namespace: dict[str, Any] = {"__name__": "page"}
-    exec(compile(code, f"{page}, {block.heading}", "exec"), namespace)
-    await namespace["main"]()
+async def run_python_block(block: Block, folder: Path, nats_url: str) -> None:
+    """Run a block as it stands, as a file of its own, against a server of the test's."""
+    assert block.text.endswith("\n    asyncio.run(main())\n"), "it would do nothing"
+    file = folder / "pasted.py"
+    file.write_text(block.text.replace(NATS_ADDRESS, nats_url))
+    ran = await run_python(file)
+    assert ran.returncode == 0, ran.report("failed")
