@@ -39,12 +39,13 @@ class Publish:
 
 @dataclass(slots=True)
 class RunAction:
-    """Run an action of this node for a caller; `stream` is what the caller sends along."""
+    """Run an action of this node for a caller; `stream` is what the caller sends along, `reply` the reply subject."""
 
     request: Request
     action: ActionDefinition
     arrived: float
     stream: "StreamReader | None" = None
+    reply: str = ""
 
 
 @dataclass(slots=True)

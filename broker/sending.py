@@ -25,7 +25,7 @@ from broker.node import Node
 from broker.outgoing import MakePacket, Outgoing, Source
 from broker.packets import NULL, Request, Response
 from broker.performing import Answer
-from broker.streams import OBJECT_MODE, STREAM_ERROR
+from broker.streams import OBJECT_MODE, STREAM_ERROR, has_inbox
 from broker.transit import Transit
 from broker.upload import Upload
 
@@ -196,9 +196,11 @@ class Sending:
             )
 
         subject = self._transit.topics.to_node("REQ", node_id)
-        return self._stream(node_id, subject, f"q{request.id}", request.action, source, packet)
+        node = self._transit.registry.nodes.get(node_id)
+        marks = node is not None and bool(node.client.get(FLOW_CONTROL))
+        return self._stream(node_id, subject, f"q{request.id}", request.action, source, packet, marks=marks)
 
-    def answer(self, request: Request, ctx: Context, items: Any) -> OutgoingStream:
+    def answer(self, request: Request, reply: str, ctx: Context, items: Any) -> OutgoingStream:
         """The stream that answers a request, which its `begin` opens and its `write` sends."""
         source = Source(items)
 
@@ -225,19 +227,26 @@ class Sending:
             )
 
         subject = self._transit.topics.to_node("RES", request.sender)
-        return self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet)
+        marks = has_inbox(request, reply)
+        return self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet, marks=marks)
 
     def _stream(
-        self, node_id: str, subject: str, prefix: str, action: str, source: Source, packet: MakePacket
+        self,
+        node_id: str,
+        subject: str,
+        prefix: str,
+        action: str,
+        source: Source,
+        packet: MakePacket,
+        *,
+        marks: bool,
     ) -> OutgoingStream:
-        limit = self._node.transport.max_payload if self._node.transport else None
-        flow = Flow(node_id, anyio.current_time(), acknowledges=self._acknowledges(node_id))
+        transport = self._node.transport
+        assert transport is not None
+        limit = transport.max_payload
+        flow = Flow(node_id, anyio.current_time(), acknowledges=marks and transport.has_inbox)
         outgoing = Outgoing(self._codec, self._node.publish, subject, prefix, flow, limit, packet)
         return OutgoingStream(self._node, action, outgoing, source, prefix, flow)
-
-    def _acknowledges(self, node_id: str) -> bool:
-        node = self._transit.registry.nodes.get(node_id)
-        return node is not None and bool(node.client.get(FLOW_CONTROL))
 
 
 def _is_too_much(error: BaseException | None) -> bool:

@@ -97,7 +97,7 @@ class Serving:
         try:
             result = await self._catalog.run(effect.action, ctx)
             if is_stream(result):
-                stream = self._sending.answer(request, ctx, result)
+                stream = self._sending.answer(request, effect.reply, ctx, result)
                 await stream.begin(ctx.deadline)
                 await stream.write()
                 return []

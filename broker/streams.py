@@ -94,6 +94,12 @@ class Incoming:
         self._reader = weakref.ref(reader)
 
 
+def has_inbox(request: "Request", reply: str) -> bool:
+    """Whether a request came from a node like this, perhaps one that has not introduced itself yet. JS nodes publish
+    without a reply subject, and what others put there does not end with the id of the request."""
+    return bool(reply and request.id) and reply.endswith(str(request.id))
+
+
 def is_part_of_stream(packet: "Request | Response") -> bool:
     """Whether a packet is one of several. The end of a stream says `stream: false`, but its sequence is above 0."""
     return packet.stream is True or bool(packet.sequence is not UNSET and packet.sequence)

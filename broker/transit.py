@@ -98,7 +98,6 @@ class Transit:
         """What this node has asked."""
         self._pinned = protocol
         self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
-            "REQ": self._on_request,
             "RES": self._on_response,
             "EVENT": self._on_event,
             "DISCOVER": self._on_discover,
@@ -201,17 +200,18 @@ class Transit:
             return [*self.waiting.responds(packet.sender), *self.receive(command, packet, now, reply)]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
             return self._on_stream(packet, now, reply)
+        if isinstance(packet, Request):
+            return self._begin(packet, now, None, reply)[1]
         return self._handlers[command](packet, now)
 
-    def _on_request(self, request: Request, now: float) -> list[Effect]:
-        return self._begin(request, now, None)[1]
-
-    def _begin(self, request: Request, now: float, stream: StreamReader | None) -> tuple[bool, list[Effect]]:
+    def _begin(
+        self, request: Request, now: float, stream: StreamReader | None, reply: str
+    ) -> tuple[bool, list[Effect]]:
         """Whether the request is accepted, and what to do: run it, or tell why not (§5.3)."""
         admitted = self._admit(request)
         if isinstance(admitted, MoleculerError):
             return False, self.respond_error(request, request.meta, admitted)
-        return True, [RunAction(request, admitted, now, stream)]
+        return True, [RunAction(request, admitted, now, stream, reply)]
 
     def _admit(self, request: Request) -> ActionDefinition | MoleculerError:
         data = {"action": request.action, "nodeID": self.identity.node_id}
@@ -240,7 +240,7 @@ class Transit:
                 packet,
                 reply,
                 now,
-                begin=lambda opening, reader: self._begin(opening, now, reader),
+                begin=lambda opening, reader: self._begin(opening, now, reader, reply),
                 refuse=lambda: self.respond_error(packet, packet.meta, self.streams.overfull(packet.action)),
             )
         if packet.id not in self.waiting.pending and not self.streams.has_response(packet):

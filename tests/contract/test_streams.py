@@ -187,8 +187,11 @@ async def test_an_empty_stream_ends(pair: Pair) -> None:
     assert await (await pair.call("echo", stream=[])).read() == b""
 
 
-async def test_a_slow_reader_stops_the_writer(pair: Pair) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["", "not introduced"])
+async def test_a_slow_reader_stops_the_writer(pair: Pair, known: bool) -> None:
     """At most the marks ahead, the chunks around them, and one that waits to be sent."""
+    if not known:
+        pair.server._node.transit.registry.forget("caller")
     stream = await pair.call("endless")
     assert len(await anext(stream)) == 100_000
     with anyio.fail_after(DEADLINE_S):
