@@ -46,6 +46,12 @@ class Victim:
         return watched.probes if watched else 0
 
     @property
+    def is_unreachable(self) -> bool:
+        """Whether it did not receive the last probe."""
+        watched = self.broker._node.transit.waiting._watch._watched["victim"]
+        return watched.refused >= watched.probes - 1
+
+    @property
     def chosen(self) -> set[str]:
         """The nodes that calls go to."""
         return {self.broker.registry.find_action(f"{self.service}.wait").node_id for _ in range(4)}
@@ -157,8 +163,9 @@ async def test_a_killed_node_gets_no_new_calls_although_a_wiretap_receives_them(
 @pytest.mark.parametrize("ms", [2_000, pytest.param(8_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", FEW_KINDS)
 async def test_a_node_whose_event_loop_is_blocked_loses_no_call(
-    kind: str, ms: int, nats_url: str, namespace: str
+    kind: str, ms: int, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("broker.watch.NODE_UNRESPONSIVE_S", ms / 4000)
     async with open_victim(kind, nats_url, namespace) as victim, anyio.create_task_group() as tasks:
         tasks.start_soon(victim.call, "wait", ms / 2)
         tasks.start_soon(victim.call, "block", ms)
@@ -178,13 +185,18 @@ async def test_calls_of_a_minute_to_a_busy_node_succeed(kind: str, nats_url: str
 
 
 @pytest.mark.parametrize("kind", VERSIONS)
-async def test_a_node_that_reconnects_answers_its_calls(kind: str, session_nats: NatsServer, namespace: str) -> None:
+async def test_a_node_that_reconnects_answers_its_calls(
+    kind: str, session_nats: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", DEADLINE_S)  # a busy machine needs longer than the default
     async with (
         TcpProxy(session_nats.port).running() as proxy,
         open_victim(kind, session_nats.url, namespace, proxy.url) as victim,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(victim.call, "wait", 3_500)
+        tasks.start_soon(victim.call, "wait", 5_000)
         await eventually(lambda: victim.probes >= 5, "nats.js to be connected for 2 s: until then it waits")
-        proxy.cut()
-        await eventually(lambda: proxy.links == 2)
+        proxy.close()
+        await eventually(lambda: victim.is_unreachable)
+        proxy.open()
+        await eventually(lambda: not victim.is_unreachable)

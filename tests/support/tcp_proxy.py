@@ -1,4 +1,4 @@
-"""A TCP proxy before a real server, whose connections a test can cut."""
+"""A TCP proxy before a real server, whose connections a test can end."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,13 +14,12 @@ GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class TcpProxy:
-    """`links` counts the connections that were made through it."""
-
     def __init__(self, target: int) -> None:
-        self.links = 0
         self._target = target
         self._port = 0
-        self._scopes: set[anyio.CancelScope] = set()
+        self._links: set[anyio.CancelScope] = set()
+        self._opened = anyio.Event()
+        self.open()
 
     @property
     def url(self) -> str:
@@ -36,22 +35,27 @@ class TcpProxy:
             yield self
             group.cancel_scope.cancel()
 
-    def cut(self) -> None:
-        """End every connection; new ones are taken."""
-        for scope in self._scopes:
-            scope.cancel()
+    def close(self) -> None:
+        """End every connection. New ones are taken, and wait."""
+        self._opened = anyio.Event()
+        for link in self._links:
+            link.cancel()
+
+    def open(self) -> None:
+        """Pass on what comes."""
+        self._opened.set()
 
     async def _serve(self, client: SocketStream) -> None:
-        self.links += 1
-        async with (
-            client,
-            await anyio.connect_tcp(LOOPBACK, self._target) as server,
-            anyio.create_task_group() as link,
-        ):
-            self._scopes.add(link.cancel_scope)
+        async with client:
+            await self._opened.wait()
+            await self._join(client)
+
+    async def _join(self, client: SocketStream) -> None:
+        async with await anyio.connect_tcp(LOOPBACK, self._target) as server, anyio.create_task_group() as link:
+            self._links.add(link.cancel_scope)
             link.start_soon(_pump, client, server, link.cancel_scope)
             await _pump(server, client, link.cancel_scope)
-        self._scopes.discard(link.cancel_scope)
+        self._links.discard(link.cancel_scope)
 
 
 async def _pump(source: ByteStream, sink: ByteStream, link: anyio.CancelScope) -> None:
