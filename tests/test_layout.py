@@ -45,7 +45,7 @@ ENVIRONMENTS_STORE = [
     "canonical commands.progress database.base database.statements defaults errors leash operations.checks queries.base"
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
-    " schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
+    " schema.guards schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
     "aliases config database.postgres_session database.sqlite_place database.turns document queries queries.purging"
     " queries.transfer schema.index schema.outcomes schema.plan",
     "database.postgres_pool database.sqlite_guarded listing operations.lines operations.progress records"
@@ -184,6 +184,7 @@ SUITES = {
     "contract/test_store_degraded.py": "shape",
     "contract/test_store_lists.py": "listing",
     "contract/test_store_outcomes.py": "outcome",
+    "contract/test_refusals.py": "schema.guards",
     "services/test_embedded.py": "leash",
     "contract/test_backup.py": "operations.backup operations.backup_postgres operations.backup_sqlite",
     "contract/test_checklist.py": "operations.checklist operations.surroundings operations.surroundings_sqlite",

@@ -112,6 +112,9 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Rows fetched at once with their documents: with NATS's usual limit of 1 MB a packet at most 25 MB are held."""
     batch_rows: int = 1_000
     """Rows fetched at once without documents, some 300 bytes each."""
+    attempts: int = 5
+    """Of one write that meets a change of others each time: two clients that create and delete one uuid without a pause
+    make one attempt in some ten do nothing."""
     read_back_s: float = 5.0
     """How long a write whose connection died looks for its outcome; below the 10 s that callers commonly wait."""
     read_back_pause_s: float = 0.2
@@ -129,6 +132,10 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     probe_s: float = 1.0
     """How long a server at NATS_URL may take to accept a connection before it counts as absent, and how long `schema`
     waits for the database."""
+    same_line_s: float = 10.0
+    """A failure in the same words is logged once in this time, so that an outage does not fill the log."""
+    same_lines: int = 100
+    """Of so many different ones the times are remembered."""
     recent_days: int = 7
     """The guide's monitoring query."""
 

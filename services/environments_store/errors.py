@@ -5,8 +5,10 @@
     ├── EnvironmentExistsError           409  ENVIRONMENT_EXISTS
     ├── EnvironmentDeletedError          409  ENVIRONMENT_DELETED        in the trash: restore it
     ├── EnvironmentChangedError          409  ENVIRONMENT_CHANGED        `data.hash` is the current one
-    ├── ImportRefusedError               422  IMPORT_REFUSED             `data.line` is the first bad line
-    └── EnvironmentNotDeletedError       409  ENVIRONMENT_NOT_DELETED    live: use `force`
+    ├── EnvironmentNotDeletedError       409  ENVIRONMENT_NOT_DELETED    live: use `force`
+    ├── DatabaseRefusedError             409  DATABASE_REFUSED           a constraint, trigger, rule or policy
+    │   └── DatabaseValueError           409  the same: a value does not fit; 422 where it is the caller's document
+    └── ImportRefusedError               422  IMPORT_REFUSED             `data.line` is the first bad line
     MoleculerRetryableError
     ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
     ├── DatabaseUnavailableError         503  DATABASE_UNAVAILABLE       connection lost or refused
@@ -15,7 +17,10 @@
     │   └── StalePlanError               503  the same: the table was changed during a transaction
     └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
     MoleculerServerError
-    └── DatabaseError                    500  DATABASE_ERROR             a query the database refused
+    └── DatabaseError                    500  DATABASE_ERROR             a query that failed
+
+What the database said may hold names of roles, hosts and SQL. It is the text of the error, for logs and commands;
+`public` is what callers on other nodes get instead.
 
 On the wire the class name is that of the nearest Moleculer class, which a JS node can recreate as it is; programs tell
 the errors apart by `type`. `ConfigError` never crosses the wire: it ends a command with one line.
@@ -29,13 +34,16 @@ __all__ = [
     "ConfigError",
     "DatabaseError",
     "DatabaseReadOnlyError",
+    "DatabaseRefusedError",
     "DatabaseUnavailableError",
     "DatabaseUnreachableError",
+    "DatabaseValueError",
     "EnvironmentChangedError",
     "EnvironmentDeletedError",
     "EnvironmentExistsError",
     "EnvironmentNotDeletedError",
     "EnvironmentNotFoundError",
+    "EnvironmentStateError",
     "ImportRefusedError",
     "MissingColumnError",
     "OperationError",
@@ -45,7 +53,9 @@ __all__ = [
 ]
 
 
-class _ClientError(MoleculerClientError):
+class EnvironmentStateError(MoleculerClientError):
+    """An environment is not in the state that the call needs."""
+
     default_code = 409
     text: ClassVar[str]
 
@@ -57,30 +67,51 @@ class _ClientError(MoleculerClientError):
         return "MoleculerClientError"
 
 
-class EnvironmentNotFoundError(_ClientError):
+class EnvironmentNotFoundError(EnvironmentStateError):
     default_code = 404
     default_type = "ENVIRONMENT_NOT_FOUND"
     text = "There is no environment '{uuid}'."
 
 
-class EnvironmentExistsError(_ClientError):
+class EnvironmentExistsError(EnvironmentStateError):
     default_type = "ENVIRONMENT_EXISTS"
     text = "An environment '{uuid}' exists already."
 
 
-class EnvironmentDeletedError(_ClientError):
+class EnvironmentDeletedError(EnvironmentStateError):
     default_type = "ENVIRONMENT_DELETED"
     text = "The environment '{uuid}' is in the trash. Restore it, or delete it permanently first."
 
 
-class EnvironmentChangedError(_ClientError):
+class EnvironmentChangedError(EnvironmentStateError):
     default_type = "ENVIRONMENT_CHANGED"
     text = "The environment '{uuid}' was changed by somebody else. Read it again and repeat the change."
 
 
-class EnvironmentNotDeletedError(_ClientError):
+class EnvironmentNotDeletedError(EnvironmentStateError):
     default_type = "ENVIRONMENT_NOT_DELETED"
     text = "The environment '{uuid}' is live. Remove it first, or pass force: true."
+
+
+class DatabaseRefusedError(MoleculerClientError):
+    """The database does not want this write, now or later: a constraint, trigger, rule or policy, named in `data` where
+    it is known. Nothing was stored."""
+
+    default_code = 409
+    default_type = "DATABASE_REFUSED"
+
+    def __init__(self, message: str, *, public: str | None = None, **data: Any) -> None:
+        super().__init__(message, data={name: value for name, value in data.items() if value is not None} or None)
+        self.sqlstate: str | None = data.get("sqlstate")
+        self.public = public
+
+    @property
+    def name(self) -> str:
+        return "MoleculerClientError"
+
+
+class DatabaseValueError(DatabaseRefusedError):
+    """A value that the database cannot hold."""
 
 
 class ImportRefusedError(MoleculerClientError):
@@ -100,8 +131,9 @@ class ImportRefusedError(MoleculerClientError):
 class _RetryableError(MoleculerRetryableError):
     default_code = 503
 
-    def __init__(self, message: str, **data: Any) -> None:
+    def __init__(self, message: str, *, public: str | None = None, **data: Any) -> None:
         super().__init__(message, data=data or None)
+        self.public = public
 
     @property
     def name(self) -> str:
@@ -139,13 +171,14 @@ class DatabaseReadOnlyError(_RetryableError):
 
 
 class DatabaseError(MoleculerServerError):
-    """The database refused a query. `sqlstate` is PostgreSQL's code or SQLite's error name."""
+    """A query failed. `sqlstate` is PostgreSQL's code or SQLite's error name."""
 
     default_type = "DATABASE_ERROR"
 
-    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+    def __init__(self, message: str, sqlstate: str | None = None, *, public: str | None = None) -> None:
         super().__init__(message, data={"sqlstate": sqlstate} if sqlstate else None)
         self.sqlstate = sqlstate
+        self.public = public
 
     @property
     def name(self) -> str:

@@ -36,6 +36,13 @@ class Records:
             raise ValueError("its document is NULL")
         return await document_hash(environment.document, self.hashes, self._limits)
 
+    async def tag(self, environment: Environment) -> str | None:
+        """The content hash, None for a damaged document: no tag that a client sends is equal to it."""
+        try:
+            return await self.hash(environment)
+        except ValueError:
+            return None
+
     async def encode(self, environment: Environment, fields: Sequence[str] = RECORD_FIELDS) -> bytes:
         """The record. Raises ValueError, with what is wrong, for a damaged document that is asked for."""
         with_document = "environment" in fields or "hash" in fields
@@ -58,11 +65,7 @@ class Records:
     async def marked(self, type: ChangeType, row: Row) -> Written:
         """The outcome of a write that is answered with its success alone; it works on damaged rows too."""
         environment = read_row(row)
-        try:
-            hash: str | None = await self.hash(environment)
-        except ValueError:
-            hash = None
-        return Written(b"", _change(type, environment, hash))
+        return Written(b"", _change(type, environment, await self.tag(environment)))
 
 
 def _change(type: ChangeType, environment: Environment, hash: str | None) -> Change:

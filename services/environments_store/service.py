@@ -1,15 +1,18 @@
 """The `environments-store` service: its actions and events over the store."""
 
+import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Annotated, Any, NoReturn
+from types import MappingProxyType
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
 from broker import Context, MoleculerError, Service, action, event
+from broker.errors import RequestTimeoutError
 from services.environments_store.config import load_config
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
@@ -37,6 +40,8 @@ Fields = Annotated[list[RecordField], msgspec.Meta(min_length=1)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=OperationLimits().purge_batch_max)]
 
+T = TypeVar("T")
+
 _RECENT_DAYS = StoreLimits().recent_days
 _PURGE_DAYS = OperationLimits().purge_days
 _SUCCESS = {"success": True}
@@ -52,6 +57,7 @@ class EnvironmentsStore(Service):
     """
 
     name = "environments-store"
+    hooks = MappingProxyType({"error": {"*": "_publish"}})
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class EnvironmentsStore(Service):
         self._start_timeout_s = self._limits.start_timeout_s if start_timeout_s is None else start_timeout_s
         self._budgets = budgets
         self._database: Database = open_database(self._url, settings)
+        self._logged: dict[str, float] = {}
         self._migrator: Migrator
         self._store: Store
         self._shape: TableShape
@@ -177,9 +184,12 @@ class EnvironmentsStore(Service):
     async def export(self, ctx: Context, deleted: bool = False) -> AsyncGenerator[bytes]:
         """The live records, or the deleted ones, as a stream of lines."""
         export = Export(self._database, self._shape, self.logger, limits=self._operations, store_limits=self._limits)
-        async with aclosing(export.chunks("deleted" if deleted else "live")) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        try:
+            async with aclosing(export.chunks("deleted" if deleted else "live")) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except MoleculerError as error:
+            self._publish(ctx, error)  # hooks do not see what a stream ends with
 
     @action(name="import", rename={"on_conflict": "onConflict"})
     async def import_(self, ctx: Context, on_conflict: OnConflict | None = None) -> dict[str, int]:
@@ -192,9 +202,9 @@ class EnvironmentsStore(Service):
             self._database, self._shape, on_conflict=choice, limits=self._operations, store_limits=self._limits
         )
         async with spooled_lines(ctx.stream, self._operations) as lines:
-            # Once begun it is finished, and told: its caller may be gone by then.
+            # What is stored is told, its caller gone or not.
             with anyio.CancelScope(shield=True):
-                imported = await work.run(lines)
+                imported = await self._in_time(ctx, lambda: work.run(lines))
                 async with aclosing(work.changes(lines)) as told:
                     async for changes in told:
                         await self._tell(changes)
@@ -224,12 +234,37 @@ class EnvironmentsStore(Service):
         """Accepted, with nothing to do: every write that was answered is stored."""
 
     async def _write(self, ctx: Context, write: Callable[[], Awaitable[Written]]) -> msgspec.Raw:
-        """Write, then tell every node. Once begun it is finished: a stored change is told, its caller gone or not."""
+        """Write, then tell every node: a stored change is told, its caller gone or not."""
         with anyio.CancelScope(shield=True):
-            written = await write()
+            written = await self._in_time(ctx, write)
             if written.change is not None:
                 await ctx.broadcast("environments.updated", msgspec.to_builtins(written.change))
         return msgspec.Raw(written.record)
+
+    async def _in_time(self, ctx: Context, work: Callable[[], Awaitable[T]]) -> T:
+        """Inside a shield, which keeps a caller that goes away from ending the work: its deadline still does."""
+        with anyio.CancelScope(deadline=math.inf if ctx.deadline is None else ctx.deadline):
+            return await work()
+        raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
+
+    def _publish(self, ctx: Context, error: Exception) -> NoReturn:
+        """The error hook of every action: what the database said, with its roles, hosts and SQL, goes into the log, and
+        the public text to the caller."""
+        if isinstance(error, MoleculerError) and (public := getattr(error, "public", None)) is not None:
+            if public != error.message and self._is_news(str(error)):
+                self.logger.warning("Action '%s' failed: %s", ctx.action, error)
+            error.message = public
+        raise error
+
+    def _is_news(self, text: str) -> bool:
+        """Whether this was not logged a moment ago: an outage fails every call in the same words."""
+        now = anyio.current_time()
+        if now - self._logged.get(text, -math.inf) < self._limits.same_line_s:
+            return False
+        if len(self._logged) >= self._limits.same_lines:
+            self._logged.clear()
+        self._logged[text] = now
+        return True
 
     async def _tell(self, changes: Sequence[Change]) -> None:
         """Tell every node of many changes, each by an event of its own; other work of this node comes in between."""

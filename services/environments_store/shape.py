@@ -11,7 +11,7 @@ from services.environments_store.errors import (
     SoftDeleteUnavailableError,
 )
 from services.environments_store.queries import Queries, SoftDelete, choose
-from services.environments_store.schema.status import UNREACHABLE, SchemaStatus
+from services.environments_store.schema.status import UNREACHABLE, Reason, SchemaStatus
 
 __all__ = ["TableShape"]
 
@@ -39,7 +39,8 @@ class TableShape:
         the table cannot be read now."""
         status = self.status
         if not status.readable:
-            raise DatabaseUnavailableError(status.error or "The rows of the table cannot be read now.")
+            what = "The rows of the table cannot be read now."
+            raise DatabaseUnavailableError(status.error or what, public=f"{what} {_public(status)}")
         return choose(status)
 
     def soft_delete(self) -> tuple[Queries, SoftDelete]:
@@ -53,8 +54,10 @@ class TableShape:
         """Why nothing can be deleted or restored now."""
         status = self.status
         why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."
+        what = "Soft delete is not available now; nothing was deleted or restored."
         return SoftDeleteUnavailableError(
-            f"Soft delete is not available now; nothing was deleted or restored. {why}",
+            f"{what} {why}",
+            public=f"{what} {_public(status)}",
             state=status.state,
             reason=status.reason or status.state,
         )
@@ -76,14 +79,32 @@ class TableShape:
         except MissingColumnError as error:
             self._report_mismatch()
             if self.status.without_table:
-                why = self.status.error or "There is no table of environments yet: it is being made."
-                raise DatabaseUnavailableError(why) from error
+                what = "There is no table of environments now."
+                public = f"{what} {_public(self.status)}"
+                raise DatabaseUnavailableError(self.status.error or what, public=public) from error
+            again = "Its schema is being inspected again; nothing was stored: try again."
             raise SoftDeleteUnavailableError(
-                f"The table has been changed by somebody ({error}). Its schema is being inspected again; nothing was"
-                " stored: try again.",
+                f"The table has been changed ({error}). {again}",
+                public=f"The table has been changed. {again}",
                 reason="lost",
             ) from error
 
     def _note_reachable(self, reachable: bool) -> None:
         if reachable == (self.status.reason == UNREACHABLE):
             self._look_again()
+
+
+_REASONS: dict[Reason, str] = {
+    "forbidden": "The service lacks a right on the database.",
+    "unsupported": "The table is of a kind that the service cannot change.",
+    "read-only": "The database only reads.",
+    "lost": "It was changed while the service was running.",
+    "unavailable": "The database cannot be reached.",
+    "row-security": "Row level security hides its rows from the service.",
+}
+
+
+def _public(status: SchemaStatus) -> str:
+    """Why, without the role names and the SQL of `status.error`: those are in the log and in the action `schema`."""
+    why = "The migration has not finished." if status.reason is None else _REASONS.get(status.reason, "It failed.")
+    return f"{why} The action 'schema' says more."

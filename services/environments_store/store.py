@@ -1,13 +1,18 @@
 """CRUD and soft delete over either database. Nothing is answered that is not committed.
 
-Every write is one statement on one row, so it is atomic without a transaction; only a compare-and-swap takes one. When
-the connection dies during a write, the row is read back before the caller is answered.
+Every write is one statement on one row, so it is atomic without a transaction; only a compare-and-swap takes one. What
+it gave back is what was done. A statement that gave nothing back did nothing: the row is looked at then, and its state
+is the answer when the write has nothing to do in it. In any other state it was changed in between, and the write is
+tried again, a few times: a database that keeps on taking a write without doing it is refusing it.
+
+When the connection dies during a write, the row is read back before the caller is answered.
 """
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
 
 from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
@@ -21,11 +26,15 @@ from services.environments_store.document import (
 )
 from services.environments_store.errors import (
     DatabaseError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    DatabaseValueError,
     EnvironmentChangedError,
     EnvironmentDeletedError,
     EnvironmentExistsError,
     EnvironmentNotDeletedError,
     EnvironmentNotFoundError,
+    EnvironmentStateError,
     OutcomeUnknownError,
     StalePlanError,
 )
@@ -34,15 +43,24 @@ from services.environments_store.model import Change, read_row
 from services.environments_store.outcome import settle
 from services.environments_store.queries import Listing, Queries
 from services.environments_store.records import Records, Written
+from services.environments_store.schema.guards import Event, read_guards
 from services.environments_store.shape import TableShape
 
 __all__ = ["Store"]
 
-_DOCUMENT_REFUSED = {"22P02", "22P05", "22021", "22003", "22023", "54000", "54001", "SQLITE_TOOBIG"}
-"""What the databases say to a document they cannot hold: an escape that `jsonb` refuses, depth, size."""
 _UNTRANSLATABLE = "22P05"
 """A character that the encoding of the database does not have."""
 _ALREADY_SO = Written(b"", None)
+
+State = Literal["absent", "live", "deleted"]
+Idle = Mapping[State, type[EnvironmentStateError] | None]
+_CREATE: Idle = {"live": EnvironmentExistsError, "deleted": EnvironmentDeletedError}
+_UPDATE: Idle = {"absent": EnvironmentNotFoundError, "deleted": EnvironmentNotFoundError}
+_REMOVE: Idle = {"absent": EnvironmentNotFoundError, "deleted": None}
+_RESTORE: Idle = {"absent": EnvironmentNotFoundError, "live": None}
+_DELETE: Idle = {"absent": EnvironmentNotFoundError, "live": EnvironmentNotDeletedError}
+_FORCED_DELETE: Idle = {"absent": EnvironmentNotFoundError}
+"""The states in which a write has nothing to do, with the error that says so; None where that is a success."""
 
 
 class Store:
@@ -67,7 +85,7 @@ class Store:
                 row = await self._insert(accepted)
             except OutcomeUnknownError as error:
                 # Once more: it waits for the first, if that still runs, and then either stores or finds it.
-                row = await settle(error, lambda: self._insert(accepted, again=True), self._limits)
+                row = await settle(error, lambda: self._insert_again(accepted), self._limits)
             return await self._records.written("created", row)
 
     async def get(self, uuid: str) -> bytes:
@@ -112,14 +130,10 @@ class Store:
         accepted = await self._accept(document, uuid, reply_limit, measure)
         with self._watched(document=True):
             try:
-                if if_hash is None:
-                    row = await self._database.fetch_one(self._shape.queries().update, uuid, accepted.text)
-                else:
-                    row = await self._swap_across_changes(accepted, if_hash)
+                row = await self._attempt(uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
             except OutcomeUnknownError as error:
                 row = await settle(error, lambda: self._look_updated(accepted), self._limits)
-            if row is None:
-                raise EnvironmentNotFoundError(uuid)
+            assert row is not None, "no state makes an update a success that has nothing to do"
             return await self._records.written("updated", row)
 
     async def remove(self, uuid: str) -> Written:
@@ -136,15 +150,16 @@ class Store:
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
             queries, soft_delete = self._shape.soft_delete()
+            statement = queries.delete_any if force else soft_delete.delete
+            idle = _FORCED_DELETE if force else _DELETE
+            # Before as well: once the connection is lost, a row that is gone tells nothing of one that never was.
+            self._is_idle(uuid, await self._state(uuid), idle)
             try:
-                row = await self._database.fetch_one(queries.delete_any if force else soft_delete.delete, uuid)
+                row = await self._attempt(uuid, "DELETE", lambda: self._database.fetch_one(statement, uuid), idle)
             except OutcomeUnknownError as error:
                 return await settle(error, lambda: self._look_gone(uuid), self._limits)
-            if row is not None:
-                return await self._records.marked("purged", row)
-            if await self._database.fetch_one(queries.look_light, uuid) is None:
-                raise EnvironmentNotFoundError(uuid)
-            raise EnvironmentNotDeletedError(uuid)
+            assert row is not None, "no state makes a delete a success that has nothing to do"
+            return await self._records.marked("purged", row)
 
     async def stats(self, recent_days: int) -> dict[str, int]:
         """How many environments there are, live, in the trash, and put there within the last `recent_days`."""
@@ -163,9 +178,9 @@ class Store:
         try:
             with self._shape.watched():
                 yield
-        except DatabaseError as error:
-            if document and error.sqlstate in _DOCUMENT_REFUSED:
-                message = f"The database cannot hold this 'environment': {error}"
+        except DatabaseValueError as error:
+            if document:
+                message = f"The database cannot hold this 'environment': {error.public or error}"
                 raise invalid("environment", "object", message) from error
             raise
 
@@ -175,7 +190,7 @@ class Store:
         try:
             with self._watched():
                 yield
-        except DatabaseError as error:
+        except DatabaseValueError as error:
             if uuid is not None and error.sqlstate == _UNTRANSLATABLE and not await self._can_write(uuid):
                 raise EnvironmentNotFoundError(uuid, **data) from error
             raise
@@ -183,7 +198,7 @@ class Store:
     async def _can_write(self, text: str) -> bool:
         try:
             await self._database.fetch_one("SELECT $1::text", text)
-        except DatabaseError:
+        except DatabaseValueError:
             return False
         return True
 
@@ -212,21 +227,62 @@ class Store:
                 raise EnvironmentNotFoundError(request.after, field="after")
         return page
 
-    async def _insert(self, accepted: AcceptedDocument, again: bool = False) -> Row:
-        """The row just made. `again`: a live one with the same content is the one that was sent before."""
-        queries = self._shape.queries()
-        while True:
-            row = await self._database.fetch_one(queries.create, accepted.uuid, accepted.text)
-            if row is not None:
+    async def _attempt(
+        self, uuid: str, event: Event, write: Callable[[], Awaitable[Row | None]], idle: Idle
+    ) -> Row | None:
+        """The row that the write gave back; None when it had nothing to do, which is a success.
+
+        Raises the error of a state in which there is nothing to do, and DatabaseRefusedError when the database takes
+        the write and does not do it.
+        """
+        for _ in range(self._limits.attempts):
+            row = await write()
+            if row is not None or self._is_idle(uuid, await self._state(uuid), idle):
                 return row
-            row = await self._database.fetch_one(queries.look, accepted.uuid)
-            if row is None:
-                continue  # deleted for ever between the two statements
-            if row["deletedAt"] is not None:
-                raise EnvironmentDeletedError(accepted.uuid)
-            if again and await self._records.hash(read_row(row)) == accepted.hash:
-                return row
-            raise EnvironmentExistsError(accepted.uuid)
+        guards = await read_guards(self._database, event)
+        if not guards:
+            raise DatabaseUnavailableError("Others change this environment all the while. Nothing was done: try again.")
+        raise DatabaseRefusedError(
+            f"The database did nothing to the environment '{uuid}', and gave no error: look at {', '.join(guards)}.",
+            uuid=uuid,
+            guards=guards,
+        )
+
+    async def _state(self, uuid: str) -> State:
+        row = await self._database.fetch_one(self._shape.queries().look_light, uuid)
+        return "absent" if row is None else "live" if row["deletedAt"] is None else "deleted"
+
+    @staticmethod
+    def _is_idle(uuid: str, state: State, idle: Idle) -> bool:
+        if state not in idle:
+            return False
+        error = idle[state]
+        if error is not None:
+            raise error(uuid)
+        return True
+
+    async def _insert(self, accepted: AcceptedDocument) -> Row:
+        create = self._shape.queries().create
+        row = await self._attempt(
+            accepted.uuid, "INSERT", lambda: self._database.fetch_one(create, accepted.uuid, accepted.text), _CREATE
+        )
+        assert row is not None, "no state makes a create a success that has nothing to do"
+        return row
+
+    async def _insert_again(self, accepted: AcceptedDocument) -> Row:
+        """A live one with the same content is the one that was sent before."""
+        try:
+            return await self._insert(accepted)
+        except EnvironmentExistsError:
+            row = await self._database.fetch_one(self._shape.queries().get, accepted.uuid)
+            if row is None or await self._records.tag(read_row(row)) != accepted.hash:
+                raise
+            return row
+
+    async def _replace(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
+        if if_hash is not None:
+            return await self._swap_across_changes(accepted, if_hash)
+        return await self._database.fetch_one(self._shape.queries().update, accepted.uuid, accepted.text)
 
     async def _swap_across_changes(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
         try:
@@ -242,30 +298,29 @@ class Store:
             row = await connection.fetch_one(queries.lock, accepted.uuid)
             if row is None:
                 return None
-            current = (await self._records.marked("updated", row)).change
-            if current is None or current.hash != if_hash:
-                raise EnvironmentChangedError(accepted.uuid, hash=current and current.hash)
+            current = await self._records.tag(read_row(row))
+            if current != if_hash:
+                raise EnvironmentChangedError(accepted.uuid, hash=current)
             return await connection.fetch_one(queries.update, accepted.uuid, accepted.text)
 
     async def _mark(self, uuid: str, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
-            queries, soft_delete = self._shape.soft_delete()
+            _, soft_delete = self._shape.soft_delete()
+            statement, idle = (soft_delete.remove, _REMOVE) if deleted else (soft_delete.restore, _RESTORE)
             try:
-                row = await self._database.fetch_one(soft_delete.remove if deleted else soft_delete.restore, uuid)
+                row = await self._attempt(uuid, "UPDATE", lambda: self._database.fetch_one(statement, uuid), idle)
             except OutcomeUnknownError as error:
                 row = await settle(error, lambda: self._look_marked(uuid, deleted), self._limits)
-            if row is not None:
-                return await self._records.marked("removed" if deleted else "restored", row)
-            if await self._database.fetch_one(queries.look_light, uuid) is None:
-                raise EnvironmentNotFoundError(uuid)
-            return _ALREADY_SO
+            if row is None:
+                return _ALREADY_SO
+            return await self._records.marked("removed" if deleted else "restored", row)
 
     async def _look_updated(self, accepted: AcceptedDocument) -> Row | None:
         row = await self._database.fetch_one(self._shape.queries().get, accepted.uuid)
         if row is None:
             raise EnvironmentNotFoundError(accepted.uuid)
-        return row if await self._records.hash(read_row(row)) == accepted.hash else None
+        return row if await self._records.tag(read_row(row)) == accepted.hash else None
 
     async def _look_marked(self, uuid: str, deleted: bool) -> Row | None:
         row = await self._database.fetch_one(self._shape.queries().look, uuid)

@@ -15,7 +15,9 @@ from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import (
     DatabaseError,
     DatabaseReadOnlyError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
+    DatabaseValueError,
     MissingColumnError,
 )
 from tests.support.postgres import PostgresDatabase
@@ -127,7 +129,7 @@ async def test_a_transaction_whose_statement_failed_is_rolled_back(database: Dat
             await transaction.execute("INSERT INTO items (id) VALUES ($1)", "one")
             await transaction.execute("INSERT INTO items (id) VALUES ($1)", "one")
 
-    with pytest.raises(DatabaseError):
+    with pytest.raises(DatabaseRefusedError):
         await fail()
     assert await ids(database) == []
 
@@ -260,7 +262,7 @@ async def test_what_a_query_misses_is_a_missing_column(query: str, database: Dat
 
 async def test_a_refused_query_tells_the_databases_own_code(database: Database, dialect: Dialect) -> None:
     await fill(database, 1)
-    with pytest.raises(DatabaseError) as caught:
+    with pytest.raises(DatabaseRefusedError) as caught:
         await database.execute("INSERT INTO items (id) VALUES ($1)", "item-0000")
     assert caught.value.sqlstate == {"postgresql": "23505", "sqlite": "SQLITE_CONSTRAINT_PRIMARYKEY"}[dialect]
     with pytest.raises(DatabaseError):
@@ -268,7 +270,7 @@ async def test_a_refused_query_tells_the_databases_own_code(database: Database, 
 
 
 async def test_text_that_no_database_can_hold_is_a_refused_query(database: Database) -> None:
-    with pytest.raises(DatabaseError):
+    with pytest.raises(DatabaseValueError):
         await database.execute("INSERT INTO items (id) VALUES ($1)", "\ud800")
     assert await ids(database) == []
 

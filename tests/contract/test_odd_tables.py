@@ -108,13 +108,13 @@ async def test_without_a_table_and_the_right_to_make_it_callers_learn_that_it_is
 ) -> None:
     url = postgres_database.create_role("guest")
     async with serving(url, budgets=BUDGETS) as service:
-        await service.until_state("degraded", "forbidden")
+        schema = await service.until_state("degraded", "forbidden")
+        assert "GRANT CREATE ON SCHEMA" in schema["error"]
         for action, params in (("list", {}), ("get", {"uuid": "a"}), ("create", {"environment": {}}), ("stats", {})):
             error = await service.failure(action, **params)
             assert (error.type, error.code) == ("DATABASE_UNAVAILABLE", 503)
-            assert "There is no table" in str(error)
-            assert "GRANT CREATE ON SCHEMA" in str(error)
-            assert "changed by somebody" not in str(error)
+            assert str(error).startswith("There is no table of environments now. The service lacks a right")
+            assert "GRANT" not in str(error)
 
 
 async def test_a_table_that_goes_away_is_called_so_and_not_made_again_while_its_rows_may_come_back(
@@ -127,7 +127,7 @@ async def test_a_table_that_goes_away_is_called_so_and_not_made_again_while_its_
         schema = await service.until_state("degraded", "lost")
         assert schema["error"].startswith('The table "environments" was there and is gone')
         error = await service.failure("list")
-        assert (error.type, str(error)) == ("DATABASE_UNAVAILABLE", schema["error"])
+        assert (error.type, "It was changed while" in str(error)) == ("DATABASE_UNAVAILABLE", True)
         postgres_database.run_sql("ALTER TABLE elsewhere RENAME TO environments")
         await service.until_state("ready")
         assert len(await service.ask("list", fields=["id"])) == 3
@@ -173,7 +173,7 @@ async def test_a_search_path_that_leads_nowhere_is_named_instead_of_a_right_that
     async with serving(url, budgets=BUDGETS) as service:
         schema = await service.until_state("degraded", "forbidden")
         assert f'ALTER ROLE "{role}" SET search_path = "public";' in schema["error"]
-        assert str(await service.failure("list")) == schema["error"]
+        assert role not in str(await service.failure("list"))
         with pytest.raises(DatabaseError, match="search_path of role"):
             await count(url, 7, LOGGER)
         postgres_database.run_sql(f'ALTER ROLE "{role}" SET search_path = "public"')

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from services.environments_store.database.base import Row
+from services.environments_store.database.statements import is_read
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.errors import (
     DatabaseUnavailableError,
@@ -53,6 +54,7 @@ class Failing:
             self._unreachable -= 1
             if self._unreachable >= 0:
                 raise DatabaseUnavailableError("no connection")
+        if self._stored is None or is_read(query):
             return await self._database.fetch_one(query, *arguments)
         stored, self._stored = self._stored, None
         if stored:

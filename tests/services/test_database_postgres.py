@@ -13,6 +13,7 @@ from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import (
     DatabaseError,
     DatabaseReadOnlyError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     OutcomeUnknownError,
 )
@@ -460,6 +461,6 @@ async def test_m27_a_transaction_on_a_plan_that_a_migration_made_stale_may_be_re
 async def test_no_exception_of_the_driver_escapes(
     query: str, arguments: list[object], database: PostgresDatabase
 ) -> None:
-    with pytest.raises((DatabaseError, DatabaseUnavailableError)):
+    with pytest.raises((DatabaseError, DatabaseRefusedError, DatabaseUnavailableError)):
         await database.fetch(query, *arguments)
     assert await database.fetch("SELECT id FROM items") == []

@@ -1,14 +1,21 @@
 """A statement that failed, in words of no driver, and the service's error it becomes.
 
 The adapters turn every exception of their driver into a `StatementFailure`, each in one context manager. The pools
-turn that into the errors callers see; the migrator looks at `sqlstate` itself.
+turn that into the errors callers see, by the one table of what codes mean; the migrator looks at `sqlstate` itself.
 """
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 from services.environments_store.errors import (
     DatabaseError,
     DatabaseReadOnlyError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     DatabaseUnreachableError,
+    DatabaseValueError,
     MissingColumnError,
     OutcomeUnknownError,
     StalePlanError,
@@ -25,9 +32,11 @@ __all__ = [
     "ServiceError",
     "StatementFailure",
     "service_error",
+    "service_errors",
 ]
 
-ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError
+ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError | DatabaseRefusedError
+Kind = Literal["unavailable", "read-only", "missing", "value", "refused", "failed"]
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
@@ -45,33 +54,61 @@ TOO_MANY_CONNECTIONS = "53300"
 """The role, the database or the server has all the connections that it allows."""
 CROWDED = "POOLER_CROWDED"
 """No database's name: a pooler gave no second connection beside the one that holds the lock of the migration."""
-MISSING = frozenset({"42703", "42P01", REBUILT})
-READ_ONLY = frozenset({"25006"})
-# Lock, deadlock, serialisation, cancel or timeout, disk, memory, connections, login, unknown database, and a plan
-# that a migration made stale: nothing was stored, and trying again may help.
-UNAVAILABLE = frozenset({"55P03", "40P01", "40001", "57014", "53000", "53100", "53200", "53300", "53400", "3D000"})
-STALE_PLANS = ("cached plan must not change result type", "cached statement plan is invalid")
 
+_OTHERS = "another transaction is in the way"
+_RESOURCES = "it is out of memory, disk space or connections"
+_FILE = "its file cannot be used"
+MEANINGS: dict[str, tuple[Kind, str]] = {
+    # Nothing was stored, and another attempt may succeed.
+    "08": ("unavailable", "it cannot be reached"),
+    "28": ("unavailable", "it does not let the service log in"),
+    "3D000": ("unavailable", "it does not exist"),
+    "40001": ("unavailable", _OTHERS),
+    "40P01": ("unavailable", _OTHERS),
+    "55P03": ("unavailable", _OTHERS),
+    "53": ("unavailable", _RESOURCES),
+    "57014": ("unavailable", "it took too long"),
+    "SQLITE_BUSY": ("unavailable", _OTHERS),
+    "SQLITE_LOCKED": ("unavailable", _OTHERS),
+    "SQLITE_PROTOCOL": ("unavailable", _OTHERS),
+    "SQLITE_INTERRUPT": ("unavailable", "it took too long"),
+    "SQLITE_FULL": ("unavailable", _RESOURCES),
+    "SQLITE_NOMEM": ("unavailable", _RESOURCES),
+    "SQLITE_IOERR": ("unavailable", _FILE),
+    "SQLITE_CANTOPEN": ("unavailable", _FILE),
+    MOVED: ("unavailable", _FILE),
+    "25006": ("read-only", ""),
+    "SQLITE_READONLY": ("read-only", ""),
+    "SQLITE_PERM": ("read-only", ""),
+    "42703": ("missing", ""),
+    "42P01": ("missing", ""),
+    REBUILT: ("missing", ""),
+    # A value that does not fit: out of range, an escape that `jsonb` refuses, too large, too deep.
+    "22": ("value", "a value does not fit"),
+    "54": ("value", "a value is too large"),
+    "SQLITE_TOOBIG": ("value", "a value is too large"),
+    "SQLITE_MISMATCH": ("value", "a value does not fit"),
+    # The database does not want it, now or later: constraints, RAISE, WITH CHECK OPTION, a view that cannot be written.
+    "23": ("refused", "a constraint does not allow it"),
+    "27": ("refused", "a trigger changed the same row"),
+    "44": ("refused", "the condition of a view does not allow it"),
+    "55000": ("refused", "the table or view does not take it"),
+    "SQLITE_CONSTRAINT": ("refused", "a constraint does not allow it"),
+}
+"""By code, class of codes, or the beginning of SQLite's name: the longest that fits counts."""
+STALE_PLANS = ("cached plan must not change result type", "cached statement plan is invalid")
 SQLITE_MISSING = ("no such column", "has no column named", "no such table")
-SQLITE_READ_ONLY = ("SQLITE_READONLY", "SQLITE_PERM")
-SQLITE_UNAVAILABLE = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_IOERR",
-    "SQLITE_NOMEM",
-    "SQLITE_CANTOPEN",
-    "SQLITE_INTERRUPT",
-    "SQLITE_PROTOCOL",
-    MOVED,
-)
+_POLICY = re.compile(r'new row violates row-level security policy(?: "(.+)")? for table')
+_RULE = re.compile(r"cannot perform \w+ RETURNING on relation")
 
 
 class StatementFailure(Exception):
     """`sqlstate` is PostgreSQL's code or SQLite's error name, None when the database said nothing.
 
     `lost`: the connection is gone, and with it every lock and open transaction. `sent`: False when the statement
-    surely never reached the database. `timed_out`: no answer came in time.
+    surely never reached the database. `timed_out`: no answer came in time. `constraint` is the name of the one that
+    was violated, `function` that of the trigger's function in which it failed; `raised`: by RAISE, whose text a person
+    wrote for whoever is refused.
     """
 
     def __init__(
@@ -83,6 +120,9 @@ class StatementFailure(Exception):
         sent: bool = True,
         timed_out: bool = False,
         hint: str | None = None,
+        constraint: str | None = None,
+        function: str | None = None,
+        raised: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -91,36 +131,112 @@ class StatementFailure(Exception):
         self.sent = sent
         self.timed_out = timed_out
         self.hint = hint
+        self.constraint = constraint
+        self.function = function
+        self.raised = raised
+
+
+@contextmanager
+def service_errors(*, write: bool) -> Iterator[None]:
+    """Failures of statements as the errors that callers get. `write`: whether what fails may have stored something."""
+    try:
+        yield
+    except StatementFailure as failure:
+        raise service_error(failure, write=write) from failure
 
 
 def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
-    """The error a caller gets. `write`: whether what failed may have stored something."""
+    """The error a caller gets. Its `public` text names no role, host or statement."""
     state = failure.sqlstate or ""
     if state == BAD_ADDRESS and not failure.sent:
-        return DatabaseError(f"The address of the database cannot be used: {failure.message}", state)
+        return DatabaseError(
+            f"The address of the database cannot be used: {failure.message}",
+            state,
+            public="The address of the database cannot be used.",
+        )
     if state in REFUSED_SETTINGS and not failure.sent:
         return DatabaseError(
             f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database"
             " goes to the server as a setting, and a pooler takes hardly any: remove what is none, or set it for the"
             " role.",
             state,
+            public="The database refused a connection.",
         )
     if failure.lost or not failure.sent:
-        if write and failure.sent:
-            return OutcomeUnknownError(
-                f"The connection was lost during a write, which may or may not be stored: {failure.message}"
+        return _unreachable(failure, write)
+    kind, words = _meaning(failure)
+    match kind:
+        case "missing":
+            return MissingColumnError(
+                f"The database misses what a query names: {failure.message}",
+                state,
+                public="The table is not as it was.",
             )
-        return DatabaseUnreachableError(f"The database cannot be reached now: {failure.message}")
-    if state in MISSING or (state == "SQLITE_ERROR" and any(text in failure.message for text in SQLITE_MISSING)):
-        return MissingColumnError(f"The database misses what a query names: {failure.message}", state)
-    if state in READ_ONLY or (state.startswith(SQLITE_READ_ONLY) and state != MOVED):
-        return DatabaseReadOnlyError(f"The database only reads now: {failure.message}", sqlstate=state)
+        case "read-only":
+            return DatabaseReadOnlyError(
+                f"The database only reads now: {failure.message}", public="The database only reads now.", sqlstate=state
+            )
+        case "unavailable":
+            return DatabaseUnavailableError(
+                f"The database could not do it now: {failure.message}",
+                public=f"The database could not do it now: {words}.",
+                sqlstate=state,
+            )
+        case "refused" | "value":
+            return _refusal(failure, words, DatabaseRefusedError if kind == "refused" else DatabaseValueError)
     if state == "0A000" and failure.message.startswith(STALE_PLANS):
-        return StalePlanError(f"The table was changed in the middle of a transaction: {failure.message}")
-    if _is_passing(state):
-        return DatabaseUnavailableError(f"The database could not do it now: {failure.message}", sqlstate=state)
-    return DatabaseError(f"The database refused the query: {failure.message}", state or None)
+        return StalePlanError(
+            f"The table was changed in the middle of a transaction: {failure.message}",
+            public="The table was changed in the middle of a transaction.",
+        )
+    return DatabaseError(
+        f"The database refused the query: {failure.message}", state or None, public="The database refused the query."
+    )
 
 
-def _is_passing(state: str) -> bool:
-    return state in UNAVAILABLE or state.startswith(("08", "28")) or state.startswith(SQLITE_UNAVAILABLE)
+def _meaning(failure: StatementFailure) -> tuple[Kind, str]:
+    state = failure.sqlstate or ""
+    found = next((MEANINGS[state[:end]] for end in range(len(state), 1, -1) if state[:end] in MEANINGS), None)
+    if found is not None and found[0] in ("unavailable", "read-only"):
+        return found
+    if failure.raised or failure.function is not None:
+        return "refused", f"the function '{failure.function}' of a trigger failed"
+    if state == "42501" and _POLICY.match(failure.message):
+        return "refused", "a policy of row level security does not allow it"
+    if state == "0A000" and _RULE.match(failure.message):
+        return "refused", "a rule of the table does something else instead"
+    if state == "SQLITE_ERROR" and any(text in failure.message for text in SQLITE_MISSING):
+        return "missing", ""
+    return found or ("failed", "")
+
+
+def _refusal(failure: StatementFailure, words: str, kind: type[DatabaseRefusedError]) -> DatabaseRefusedError:
+    state = failure.sqlstate or ""
+    policy = _POLICY.match(failure.message)
+    names = {
+        "constraint": failure.constraint,
+        "function": failure.function,
+        "policy": policy.group(1) if policy and state == "42501" else None,
+    }
+    named = ", ".join(f"{what} '{name}'" for what, name in names.items() if name)
+    if failure.raised:
+        words = failure.message
+    elif failure.function is None and named:
+        words = f"{words} ({named})"
+    return kind(
+        f"The database refused it: {failure.message}",
+        public=f"The database refused it: {words.rstrip('.')}.",
+        sqlstate=state,
+        **names,
+    )
+
+
+def _unreachable(failure: StatementFailure, write: bool) -> DatabaseUnavailableError:
+    if write and failure.sent:
+        lost = "The connection was lost during a write, which may or may not be stored"
+        return OutcomeUnknownError(f"{lost}: {failure.message}", public=f"{lost}.")
+    busy = failure.timed_out and not failure.lost
+    return DatabaseUnreachableError(
+        f"The database cannot be reached now: {failure.message}",
+        public="All connections to the database are busy." if busy else "The database cannot be reached now.",
+    )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import anyio
 
 from services.environments_store.database.base import Dialect, Queries, Row
-from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.failures import StatementFailure, service_errors
 from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
 from services.environments_store.database.postgres_session import driver_failures
@@ -81,18 +81,16 @@ class PostgresDatabase:
     async def _run(self, query: str, operation: Callable[[Pooled], Awaitable[T]]) -> T:
         """Run one statement that commits by itself; a read whose connection was lost runs once more."""
         write = not is_read(query)
-        try:
+        with service_errors(write=write):
+            if write:
+                async with (await self._get_pool()).shares.write():
+                    return await self._run_once(operation)
             try:
-                if write:
-                    async with (await self._get_pool()).shares.write():
-                        return await self._run_once(operation)
                 return await self._run_once(operation)
             except StatementFailure as failure:
-                if write or not failure.lost or failure.timed_out or not failure.sent:
+                if not failure.lost or failure.timed_out or not failure.sent:
                     raise
-                return await self._run_once(operation)
-        except StatementFailure as failure:
-            raise service_error(failure, write=write) from failure
+            return await self._run_once(operation)
 
     async def _run_once(self, operation: Callable[[Pooled], Awaitable[T]]) -> T:
         async with self._connection() as connection:
@@ -101,7 +99,8 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Queries]:
-        try:
+        # For BEGIN and COMMIT; failures of what the block runs are translated where they happen.
+        with service_errors(write=True):
             async with (await self._get_pool()).shares.write(), self._connection() as connection:
                 with driver_failures(sent=False):
                     transaction = connection.transaction()
@@ -113,26 +112,21 @@ class PostgresDatabase:
                     raise
                 with driver_failures():
                     await transaction.commit()
-        except StatementFailure as failure:
-            # Only BEGIN and COMMIT get here; what the block ran has been translated where it failed.
-            raise service_error(failure, write=True) from failure
 
     @asynccontextmanager
     async def _paced_stream(
         self, query: str, arguments: tuple[object, ...], batch: int
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
-        try:
+        with service_errors(write=False):
             shares = (await self._get_pool()).shares
             async with shares.export(), self._stream(query, arguments, batch) as batches:
                 yield batches
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
 
     @asynccontextmanager
     async def _stream(
         self, query: str, arguments: tuple[object, ...], batch: int
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
-        try:
+        with service_errors(write=False):
             async with self._connection() as connection:
                 with driver_failures():
                     transaction = connection.transaction(readonly=True)
@@ -149,8 +143,6 @@ class PostgresDatabase:
                         yield batches
                 finally:
                     await _roll_back(transaction)
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[Pooled]:
@@ -187,20 +179,14 @@ class _Transaction:
         return touched_rows(await self._run(self._connection.execute(query, *arguments)))
 
     async def _run(self, operation: Awaitable[T]) -> T:
-        try:
-            with driver_failures():
-                return await operation
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
+        with service_errors(write=False), driver_failures():
+            return await operation
 
 
 async def _batches(cursor: Any, batch: int) -> AsyncGenerator[Sequence[Row]]:
     while True:
-        try:
-            with driver_failures():
-                rows: Sequence[Row] = await cursor.fetch(batch)
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
+        with service_errors(write=False), driver_failures():
+            rows: Sequence[Row] = await cursor.fetch(batch)
         if not rows:
             return
         yield rows

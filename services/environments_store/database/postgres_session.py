@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 # Text, because these classes take a parameter in their stubs only.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
+FUNCTION = re.compile(r"PL/\w+ function \"?([^\"(]+)")
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 
 
@@ -60,18 +62,27 @@ def driver_failures(*, sent: bool = True) -> Iterator[None]:
 
 def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
     if isinstance(error, asyncpg.PostgresError):
-        state = error.sqlstate or ""
+        state, context = error.sqlstate or "", error.context or ""
         if state == "08P01" and "startup parameter" in (error.message or ""):
             state = REFUSED_BY_POOLER
-        lost = state.startswith("08") or state in LOST_STATES
+        function = FUNCTION.search(context)
         return StatementFailure(
-            error.message or str(error), sqlstate=state or None, lost=lost, sent=sent, hint=error.hint
+            error.message or str(error),
+            sqlstate=state or None,
+            lost=state.startswith("08") or state in LOST_STATES,
+            sent=sent,
+            hint=error.hint,
+            constraint=error.constraint_name,
+            function=function.group(1) if function else None,
+            raised=context.partition("\n")[0].endswith(" at RAISE"),
         )
     if isinstance(error, (asyncpg.DataError, asyncpg.exceptions.ClientConfigurationError)):
         # asyncpg refused an argument itself: nothing was sent, and sending it again would not help.
         return StatementFailure(" ".join(str(error).split()), sqlstate=BAD_ADDRESS, sent=sent)
     timed_out = isinstance(error, TimeoutError)
     text = str(error) or ("no answer in time" if timed_out else type(error).__name__)
+    if type(error) in (asyncpg.InterfaceError, asyncpg.InternalClientError):
+        text = "the connection ended"  # the driver's own words are about its inner states
     if isinstance(error, ssl.SSLError):
         text = _of_ssl(error)
     return StatementFailure(text, lost=True, sent=sent, timed_out=timed_out)

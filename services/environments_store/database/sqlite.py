@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from services.environments_store.database.base import Dialect, Queries, Row
-from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.failures import StatementFailure, service_error, service_errors
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 from services.environments_store.database.sqlite_place import FilePlace
@@ -72,11 +72,9 @@ class SqliteDatabase:
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
         if is_read(query):
-            try:
+            with service_errors(write=False):
                 async with self._reader() as reader:
                     return await self._read(reader, query, arguments)
-            except StatementFailure as failure:
-                raise service_error(failure, write=False) from failure
         async with self._exclusive() as writer:
             if changes_rows(query):
                 return (await self._change_rows(writer, query, arguments))[0]
@@ -119,7 +117,7 @@ class SqliteDatabase:
     async def _stream(
         self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
-        try:
+        with service_errors(write=False):
             async with turns.one(), self._reader() as reader:
                 try:
                     with file_failures(self._path):
@@ -134,8 +132,6 @@ class SqliteDatabase:
                             await cursor.close()
                 finally:
                     await _roll_back(reader)
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
 
     async def _read(self, reader: GuardedConnection, query: str, arguments: tuple[object, ...]) -> Sequence[Row]:
         """A file that we only read is taken as it is: nobody here could clear up after a killed original."""
@@ -145,11 +141,8 @@ class SqliteDatabase:
     async def _change_rows(
         self, writer: GuardedConnection, query: str, arguments: tuple[object, ...]
     ) -> tuple[Sequence[Row], int]:
-        try:
-            with file_failures(self._path):
-                return await writer.change_rows(query, bind(arguments))
-        except StatementFailure as failure:
-            raise service_error(failure, write=True) from failure
+        with service_errors(write=True), file_failures(self._path):
+            return await writer.change_rows(query, bind(arguments))
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncGenerator[GuardedConnection]:
@@ -211,46 +204,31 @@ class _Transaction:
         self._path = path
 
     async def begin(self) -> None:
-        try:
-            with file_failures(self._path):
-                await self._connection.begin("IMMEDIATE")
-        except StatementFailure as failure:
-            raise service_error(failure, write=True) from failure
+        with service_errors(write=True), file_failures(self._path):
+            await self._connection.begin("IMMEDIATE")
 
     async def commit(self) -> None:
-        try:
-            with file_failures(self._path):
-                await self._connection.commit_in_place()
-        except StatementFailure as failure:
-            raise service_error(failure, write=True) from failure
+        with service_errors(write=True), file_failures(self._path):
+            await self._connection.commit_in_place()
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
-        try:
-            with file_failures(self._path):
-                return list(await self._connection.execute_fetchall(query, bind(arguments)))
-        except StatementFailure as failure:
-            raise service_error(failure, write=True) from failure
+        with service_errors(write=True), file_failures(self._path):
+            return list(await self._connection.execute_fetchall(query, bind(arguments)))
 
     async def fetch_one(self, query: str, *arguments: object) -> Row | None:
         rows = await self.fetch(query, *arguments)
         return rows[0] if rows else None
 
     async def execute(self, query: str, *arguments: object) -> int:
-        try:
-            with file_failures(self._path):
-                async with self._connection.execute(query, bind(arguments)) as cursor:
-                    return max(0, cursor.rowcount)
-        except StatementFailure as failure:
-            raise service_error(failure, write=True) from failure
+        with service_errors(write=True), file_failures(self._path):
+            async with self._connection.execute(query, bind(arguments)) as cursor:
+                return max(0, cursor.rowcount)
 
 
 async def _batches(cursor: aiosqlite.Cursor, path: Path, batch: int) -> AsyncGenerator[Sequence[Row]]:
     while True:
-        try:
-            with file_failures(path):
-                rows = list(await cursor.fetchmany(batch))
-        except StatementFailure as failure:
-            raise service_error(failure, write=False) from failure
+        with service_errors(write=False), file_failures(path):
+            rows = list(await cursor.fetchmany(batch))
         if not rows:
             return
         yield rows

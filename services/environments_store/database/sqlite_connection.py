@@ -1,5 +1,6 @@
 """One connection to a SQLite file: opened, its arguments bound, and its exceptions put into words of no driver."""
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 
 __all__ = ["bind", "close_quietly", "connect", "date_text", "file_failures"]
+
+CONSTRAINT = re.compile(r"constraint failed: (?:index ')?([\w., ]+)'?$")
+"""Its name, or the columns of one without; a CHECK without a name shows its expression, which names nothing."""
 
 
 def date_text(moment: datetime) -> str:
@@ -96,8 +100,14 @@ def file_failures(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        state = getattr(error, "sqlite_errorname", None)
-        raise StatementFailure(_explain(str(error), state, path), sqlstate=state) from error
+        state, text = getattr(error, "sqlite_errorname", None), str(error)
+        constraint = CONSTRAINT.search(text)
+        raise StatementFailure(
+            _explain(text, state, path),
+            sqlstate=state,
+            constraint=constraint.group(1) if constraint else None,
+            raised=state == "SQLITE_CONSTRAINT_TRIGGER",
+        ) from error
     except (UnicodeEncodeError, OverflowError) as error:
         raise StatementFailure(f"SQLite cannot store the value: {error}", sqlstate="SQLITE_MISMATCH") from error
     except OSError as error:

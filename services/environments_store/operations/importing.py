@@ -7,13 +7,15 @@ from typing import IO, Literal, NamedTuple
 import anyio
 import anyio.to_thread
 
+from broker.errors import MoleculerError
 from services.environments_store.database.base import Database, Queries
 from services.environments_store.defaults import OperationLimits, StoreLimits
-from services.environments_store.errors import DatabaseError, ImportRefusedError
+from services.environments_store.errors import DatabaseRefusedError, DatabaseValueError, ImportRefusedError
 from services.environments_store.hash import content_hash
 from services.environments_store.model import Change
 from services.environments_store.operations.spool import Batch, batches_of
 from services.environments_store.queries.transfer import StoredRow, Transfer, choose_transfer
+from services.environments_store.schema.guards import read_guards
 from services.environments_store.shape import TableShape
 
 __all__ = ["Import", "Imported", "OnConflict"]
@@ -57,7 +59,8 @@ class Import:
         """Check, then store. `on_progress` is told the phase, `check` or `store`, and how many lines it has done.
 
         Raises ImportRefusedError, with the first bad line, and with `fail` the first whose id is there already;
-        SoftDeleteUnavailableError for deleted records without the column.
+        DatabaseRefusedError, with the first line that the database refuses or swallows; SoftDeleteUnavailableError for
+        deleted records without the column.
         """
         tell = on_progress or (lambda phase, lines: None)
         self._shape.queries()  # raises for a table whose rows nobody can reach
@@ -73,7 +76,7 @@ class Import:
                         await self._store(connection, statements, batch)
                         done += len(batch.rows)
                         tell("store", done)
-        except DatabaseError as error:
+        except DatabaseRefusedError as error:
             raise await self._name_line(error, statements, batch) from error
         return Imported(*(self._outcomes.count(outcome) for outcome in (_CREATED, _SKIPPED, _REPLACED)))
 
@@ -99,31 +102,61 @@ class Import:
         return batches_of(lines, checked=checked, limits=self._limits, store_limits=self._store_limits)
 
     async def _store(self, connection: Queries, statements: Transfer, batch: Batch) -> None:
-        ids = [row.id for row in batch.rows]
-        if self._on_conflict == "replace":
-            there = {row["id"] for row in await connection.fetch(statements.existing, *statements.pack_ids(ids))}
-            await connection.fetch(statements.replace, *statements.pack(batch.rows))
-            self._outcomes += bytes(_REPLACED if id in there else _CREATED for id in ids)
-            return
-        stored = {row["id"] for row in await connection.fetch(statements.insert, *statements.pack(batch.rows))}
-        if self._on_conflict == "fail":
-            for id, number in zip(ids, batch.numbers, strict=True):
-                if id not in stored:
-                    raise ImportRefusedError(number, f"an environment '{id}' exists already, live or in the trash")
-        self._outcomes += bytes(_CREATED if id in stored else _SKIPPED for id in ids)
+        """Store what a batch may store. What a statement gave back was stored, what is there and may stay was skipped,
+        and what is neither was changed by others in between, or swallowed by the database."""
+        left = {row.id: row for row in batch.rows}
+        outcomes: dict[str, int] = {}
 
-    async def _name_line(self, error: DatabaseError, statements: Transfer, batch: Batch | None) -> Exception:
+        async def settle(outcome: int, statement: str, arguments: tuple[object, ...]) -> None:
+            for row in await connection.fetch(statement, *arguments):
+                if left.pop(row["id"], None) is not None:
+                    outcomes[row["id"]] = outcome
+
+        for _ in range(self._store_limits.attempts):
+            await settle(_CREATED, statements.insert, statements.pack(list(left.values())))
+            if left and self._on_conflict == "replace":
+                await settle(_REPLACED, statements.replace, statements.pack(list(left.values())))
+            elif left:
+                await settle(_SKIPPED, statements.existing, statements.pack_ids(list(left)))
+            if not left:
+                break
+        for row, number in zip(batch.rows, batch.numbers, strict=True):
+            if row.id in left:
+                raise await self._swallowed(row.id, number)
+            if self._on_conflict == "fail" and outcomes[row.id] == _SKIPPED:
+                raise ImportRefusedError(number, f"an environment '{row.id}' exists already, live or in the trash")
+        self._outcomes += bytes(outcomes[row.id] for row in batch.rows)
+
+    async def _swallowed(self, uuid: str, line: int) -> DatabaseRefusedError:
+        guards = await read_guards(self._database, "INSERT")
+        if self._on_conflict == "replace":
+            guards += await read_guards(self._database, "UPDATE")
+        return DatabaseRefusedError(
+            f"Line {line}: the database did not store the environment '{uuid}', and gave no error: look at"
+            f" {', '.join(dict.fromkeys(guards)) or 'its triggers'}. Nothing was imported.",
+            uuid=uuid,
+            line=line,
+        )
+
+    async def _name_line(
+        self, error: DatabaseRefusedError, statements: Transfer, batch: Batch | None
+    ) -> MoleculerError:
         """The line of a batch that the database refuses, found by storing them one by one, and none in the end."""
+        if "line" in (error.data or {}):
+            return error
         for row, number in zip(*batch, strict=True) if batch else ():
             try:
-                with anyio.CancelScope(shield=True):
-                    async with self._database.transaction() as connection:
-                        await connection.fetch(statements.replace, *statements.pack([row]))
-                        raise _RollBack
+                async with self._database.transaction() as connection:
+                    await self._store(connection, statements, Batch([row], [number]))
+                    raise _RollBack
             except _RollBack:
                 continue
-            except DatabaseError as refusal:
-                return ImportRefusedError(number, f"the database cannot hold it: {refusal}")
+            except DatabaseValueError as refusal:
+                return ImportRefusedError(number, f"the database cannot hold it: {refusal.public or refusal}")
+            except DatabaseRefusedError as refusal:
+                public = f"Line {number}: {refusal.public or refusal} Nothing was imported."
+                data = {**(refusal.data or {}), "uuid": row.id, "line": number}
+                return DatabaseRefusedError(f"Line {number}: {refusal}. Nothing was imported.", public=public, **data)
         return error
 
 

@@ -1,0 +1,40 @@
+"""What a database may have that keeps a write from happening without an error: triggers, rules, policies."""
+
+from typing import Literal
+
+from services.environments_store.database.base import Database
+from services.environments_store.schema.names import TABLE
+
+__all__ = ["Event", "read_guards"]
+
+Event = Literal["INSERT", "UPDATE", "DELETE"]
+
+# Triggers that fire before the row, or instead; tgtype and ev_type are PostgreSQL's own bits and digits.
+_POSTGRESQL = f"""
+SELECT 'trigger ' || quote_ident(tgname) AS guard FROM pg_trigger
+WHERE tgrelid = to_regclass('{TABLE}') AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 66 <> 0
+  AND tgtype & CASE $1 WHEN 'INSERT' THEN 4 WHEN 'DELETE' THEN 8 ELSE 16 END <> 0
+UNION ALL
+SELECT 'rule ' || quote_ident(rulename) FROM pg_rewrite
+WHERE ev_class = to_regclass('{TABLE}') AND ev_type = CASE $1 WHEN 'INSERT' THEN '3' WHEN 'DELETE' THEN '4' ELSE '2' END
+UNION ALL
+SELECT coalesce('policy ' || quote_ident(polname), 'row level security') FROM pg_class
+LEFT JOIN pg_policy ON polrelid = pg_class.oid
+  AND polcmd IN ('*', CASE $1 WHEN 'INSERT' THEN 'a' WHEN 'DELETE' THEN 'd' ELSE 'w' END)
+WHERE pg_class.oid = to_regclass('{TABLE}') AND row_security_active(pg_class.oid)
+UNION ALL
+SELECT CASE relkind WHEN 'v' THEN 'view ' WHEN 'p' THEN 'partitioned table ' ELSE 'foreign table ' END
+  || quote_ident(relname) FROM pg_class WHERE oid = to_regclass('{TABLE}') AND relkind <> 'r'
+ORDER BY 1
+"""
+_SQLITE = f"""
+SELECT 'trigger ' || name AS guard FROM sqlite_master
+WHERE type = 'trigger' AND tbl_name = '{TABLE}' COLLATE NOCASE
+  AND substr(sql, 1, instr(upper(sql), 'BEGIN')) LIKE '%' || $1 || '%' ORDER BY 1
+"""
+
+
+async def read_guards(database: Database, event: Event) -> tuple[str, ...]:
+    """Those of the table that may have swallowed this kind of write, as a person names them: `trigger keep`."""
+    rows = await database.fetch(_SQLITE if database.dialect == "sqlite" else _POSTGRESQL, event)
+    return tuple(row["guard"] for row in rows)

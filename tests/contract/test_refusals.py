@@ -1,0 +1,230 @@
+"""What a database does to a write besides storing it: it refuses it with an error, or swallows it without one."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from broker.errors import MoleculerError, ValidationError
+from services.environments_store.database.connect import open_database
+from services.environments_store.errors import DatabaseRefusedError
+from tests.support.migrations import BUDGETS
+from tests.support.operations import imported, ndjson
+from tests.support.postgres import PostgresDatabase
+from tests.support.served import Serving, serving
+from tests.support.shapes import postgres_sql
+from tests.support.store import Bench
+
+pytestmark = pytest.mark.anyio
+
+on_both = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
+on_postgresql = pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+
+Write = Callable[[Bench], Awaitable[Any]]
+DOCUMENT = b'{"uuid":"live","name":"new"}'
+WRITES: dict[str, tuple[str, Write]] = {
+    "create": ("INSERT", lambda bench: bench.store.create(b'{"uuid":"new"}')),
+    "update": ("UPDATE", lambda bench: bench.store.update("live", DOCUMENT)),
+    "update if hash": ("UPDATE", lambda bench: update_if_hash(bench)),
+    "remove": ("UPDATE", lambda bench: bench.store.remove("live")),
+    "restore": ("UPDATE", lambda bench: bench.store.restore("trash")),
+    "permanentDelete": ("DELETE", lambda bench: bench.store.permanent_delete("trash")),
+    "permanentDelete by force": ("DELETE", lambda bench: bench.store.permanent_delete("live", force=True)),
+    "import": ("INSERT", lambda bench: imported(bench, ndjson({"environment": {"uuid": "new"}}))),
+    "import that replaces": (
+        "UPDATE",
+        lambda bench: imported(bench, ndjson({"environment": {"uuid": "live", "name": "new"}}), "replace"),
+    ),
+}
+each_write = pytest.mark.parametrize(("event", "write"), WRITES.values(), ids=WRITES)
+
+
+async def update_if_hash(bench: Bench) -> None:
+    [record] = await bench.list()
+    await bench.store.update("live", DOCUMENT, record["hash"])
+
+
+async def fill(bench: Bench) -> None:
+    await bench.create("live")
+    await bench.create("trash")
+    await bench.store.remove("trash")
+
+
+async def everything(bench: Bench) -> list[Any]:
+    return [await bench.list(), await bench.list_deleted()]
+
+
+async def add_trigger(bench: Bench, event: str, body: dict[bool, str]) -> None:
+    """A trigger 'keep' before each row; `body` is its text for SQLite (True) and for PL/pgSQL."""
+    if bench.is_sqlite:
+        await bench.run(f"CREATE TRIGGER keep BEFORE {event} ON environments BEGIN {body[True]}; END")
+        return
+    await bench.run(f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body[False]}; END$$")
+    await bench.run(f"CREATE TRIGGER keep BEFORE {event} ON environments FOR EACH ROW EXECUTE FUNCTION guard()")
+
+
+@on_both
+@each_write
+async def test_a_write_that_the_database_swallows_is_refused_and_names_the_trigger(
+    bench: Bench, event: str, write: Write
+) -> None:
+    await fill(bench)
+    before = await everything(bench)
+    await add_trigger(bench, event, {True: "SELECT RAISE(IGNORE)", False: "RETURN NULL"})
+    with pytest.raises(DatabaseRefusedError, match="trigger keep") as caught:
+        await write(bench)
+    assert (caught.value.code, caught.value.type, caught.value.retryable) == (409, "DATABASE_REFUSED", False)
+    assert await everything(bench) == before
+
+
+@on_both
+@each_write
+async def test_what_a_trigger_raises_is_what_the_caller_reads(bench: Bench, event: str, write: Write) -> None:
+    await fill(bench)
+    before = await everything(bench)
+    await add_trigger(bench, event, {True: "SELECT RAISE(ABORT, 'not today')", False: "RAISE EXCEPTION 'not today'"})
+    with pytest.raises(DatabaseRefusedError) as caught:
+        await write(bench)
+    assert caught.value.public is not None
+    assert "The database refused it: not today." in caught.value.public
+    assert not caught.value.retryable
+    assert await everything(bench) == before
+
+
+@on_both
+async def test_a_constraint_is_named(bench: Bench) -> None:
+    name = "json_extract(environment, '$.name')" if bench.is_sqlite else "(environment->>'name')"
+    await bench.run(f"CREATE UNIQUE INDEX one_name ON environments ({name})")
+    await bench.create("first", name="x")
+    await bench.create("second", name="y")
+    for write in (bench.create("third", name="x"), bench.store.update("second", b'{"uuid":"second","name":"x"}')):
+        with pytest.raises(DatabaseRefusedError, match="one_name") as caught:
+            await write
+        assert caught.value.data["constraint"] == "one_name"
+        assert caught.value.public == "The database refused it: a constraint does not allow it (constraint 'one_name')."
+    with pytest.raises(DatabaseRefusedError, match=r"Line 2: .*one_name") as caught:
+        await imported(bench, ndjson(*({"environment": {"uuid": uuid, "name": uuid[:1]}} for uuid in ("a", "x"))))
+    assert (caught.value.data["line"], caught.value.data["uuid"]) == (2, "x")
+    assert len(await bench.list()) == 2
+
+
+@on_postgresql
+async def test_a_constraint_that_is_checked_at_the_commit_refuses_too(bench: Bench) -> None:
+    await fill(bench)
+    await bench.run(
+        "CREATE TABLE shares (env varchar CONSTRAINT held REFERENCES environments (id) DEFERRABLE INITIALLY DEFERRED)"
+    )
+    await bench.run("INSERT INTO shares VALUES ('live'), ('trash')")
+    before = await everything(bench)
+    for uuid in ("live", "trash"):
+        with pytest.raises(DatabaseRefusedError) as caught:
+            await bench.store.permanent_delete(uuid, force=True)
+        assert caught.value.data["constraint"] == "held"
+    await bench.run(
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'too late'; END$$"
+    )
+    await bench.run(
+        "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON environments DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION late()"
+    )
+    for write in ("update", "update if hash", "remove"):
+        with pytest.raises(DatabaseRefusedError, match="too late"):
+            await WRITES[write][1](bench)
+    assert await everything(bench) == before
+
+
+@on_postgresql
+async def test_a_value_of_the_document_that_does_not_fit_is_the_fault_of_the_document(bench: Bench) -> None:
+    await bench.run("CREATE INDEX by_port ON environments (((environment->>'port')::int))")
+    with pytest.raises(ValidationError) as caught:
+        await bench.create("U", port="no number")
+    assert caught.value.code == 422
+    assert "no number" not in str(caught.value.data)
+    await add_trigger(bench, "INSERT", {False: "PERFORM 1 / 0; RETURN NEW"})
+    with pytest.raises(DatabaseRefusedError) as refused:
+        await bench.create("U", port=1)
+    assert refused.value.public == "The database refused it: the function 'guard' of a trigger failed."
+
+
+@on_postgresql
+async def test_a_rule_that_does_something_else_refuses(bench: Bench) -> None:
+    await fill(bench)
+    await bench.run("CREATE RULE keep AS ON DELETE TO environments DO INSTEAD NOTHING")
+    with pytest.raises(DatabaseRefusedError, match="RETURNING"):
+        await bench.store.permanent_delete("trash")
+
+
+POLICIES = """ALTER TABLE environments ENABLE ROW LEVEL SECURITY;
+CREATE POLICY reading ON environments FOR SELECT USING (true);
+CREATE POLICY adding ON environments FOR INSERT WITH CHECK (id <> 'theirs');
+CREATE POLICY changing ON environments FOR UPDATE USING (id = 'mine');
+GRANT ALL ON environments TO "{role}";"""
+
+
+async def test_a_policy_for_one_command_refuses_it_and_nothing_else(postgres_database: PostgresDatabase) -> None:
+    url = postgres_database.create_role("guest")
+    postgres_database.run_sql(postgres_sql("p_dmig") + POLICIES.format(role=postgres_database.role_name(url)))
+    live, trash = (f"c0ffee00-0000-4000-8000-00000000000{number}" for number in (1, 2))
+    async with serving(url, budgets=BUDGETS) as service:
+        assert (await service.ask("create", environment={"uuid": "mine"}))["id"] == "mine"
+        assert await service.ask("remove", uuid="mine") == {"success": True}
+        assert await service.ask("restore", uuid="mine") == {"success": True}
+        assert (await service.ask("get", uuid=live))["id"] == live
+        for action, params, name in (
+            ("create", {"environment": {"uuid": "theirs"}}, "policy"),
+            ("update", {"uuid": live, "environment": {"uuid": live}}, "policy changing"),
+            ("remove", {"uuid": live}, "policy changing"),
+            ("restore", {"uuid": trash}, "policy changing"),
+            ("permanentDelete", {"uuid": trash}, "row level security"),
+        ):
+            error = await service.failure(action, **params)
+            assert (error.code, error.type, error.retryable) == (409, "DATABASE_REFUSED", False)
+            assert name in str(error)
+
+
+async def test_a_row_that_security_hides_ends_the_create_of_its_uuid(postgres_database: PostgresDatabase) -> None:
+    url = postgres_database.create_role("guest")
+    postgres_database.run_sql(
+        postgres_sql("p_dmig")
+        + "ALTER TABLE environments ENABLE ROW LEVEL SECURITY;"
+        + "CREATE POLICY visible ON environments USING (id LIKE 'c0ffee00%');"
+        + f'GRANT ALL ON environments TO "{postgres_database.role_name(url)}";'
+        + "UPDATE environments SET id = 'hidden' WHERE id LIKE '%1'"
+    )
+    async with serving(url, budgets=BUDGETS) as service:
+        assert await refused(service, "create", environment={"uuid": "hidden"}) == "DATABASE_REFUSED"
+
+
+async def refused(service: Serving, action: str, **params: Any) -> str | None:
+    error: MoleculerError = await service.failure(action, **params)
+    assert not error.retryable
+    return error.type
+
+
+async def test_callers_read_no_role_host_or_sql(postgres_database: PostgresDatabase) -> None:
+    url = postgres_database.create_role("guest")
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(
+        postgres_sql("p_dmig") + f'GRANT SELECT, INSERT, UPDATE, DELETE ON environments TO "{role}"'
+    )
+    async with serving(url, budgets=BUDGETS) as service:
+        await service.until_state("ready")
+        for harm in (
+            f'REVOKE ALL ON environments FROM "{role}"',
+            f'ALTER ROLE "{role}" PASSWORD NULL; SELECT pg_terminate_backend(pid) FROM pg_stat_activity'
+            f" WHERE usename = '{role}'",
+        ):
+            postgres_database.run_sql(harm)
+            for action, params in (("list", {}), ("create", {"environment": {"uuid": "new"}}), ("stats", {})):
+                error = await service.failure(action, **params)
+                text = f"{error} {error.data}"
+                assert not [word for word in (role, "127.0.0.1", "permission denied", "GRANT") if word in text], text
+        assert await service.until_logged(role)
+
+
+async def test_a_file_that_cannot_be_used_is_not_named_to_callers(tmp_path: Any) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'environments.sqlite'}")
+    with pytest.raises(MoleculerError) as caught:
+        await database.execute("DELETE FROM environments")
+    assert str(tmp_path) in str(caught.value)
+    assert str(tmp_path) not in str(getattr(caught.value, "public", tmp_path))
