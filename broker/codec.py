@@ -23,6 +23,7 @@ from broker.encoding import (
     chunk_of,
     invalid_packet,
     invalid_value,
+    lenient,
     reason,
     rewritten,
     unserializable_packet,
@@ -118,7 +119,7 @@ class JSONCodec:
             packet: Packet = self._decoders[command].decode(data)
         except UNDECODABLE as error:
             try:
-                packet = _decode_by_members(data, COMMANDS[command])
+                packet = lenient(COMMANDS[command], _members(data, COMMANDS[command]))
             except RecursionError as too_deep:
                 raise invalid_packet(command, data, reason(too_deep)) from None
             except UNDECODABLE:
@@ -183,7 +184,7 @@ class JSONCodec:
             except UNDECODABLE:
                 pass
             try:
-                return _decode_by_members(bytes(raw), kind)
+                return typed(_members(bytes(raw), kind), kind)
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:
@@ -279,8 +280,8 @@ _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder(enc_hook=_unknown_type)
 
 
-def _decode_by_members(data: bytes, kind: type[Struct]) -> Any:
-    """A Struct from JSON that msgspec refuses: `Raw` fields keep their bytes, the others go through json."""
+def _members(data: bytes, kind: type[Struct]) -> dict[str, Any]:
+    """The members of JSON that msgspec refuses: `Raw` fields keep their bytes, the others go through json."""
     wanted = {item.encode_name: item for item in msgspec.structs.fields(kind)}
     values: dict[str, Any] = {}
     for name, value in members.split_object(data).items():
@@ -291,7 +292,7 @@ def _decode_by_members(data: bytes, kind: type[Struct]) -> Any:
             values[name] = Raw(value)
         else:
             values[name] = members.load(value)
-    return typed(values, kind)
+    return values
 
 
 def _encode_by_members(packet: Packet) -> bytes:

@@ -101,21 +101,21 @@ class Context:
         params: Any = None,
         raw: Raw | None = None,
         decode: Callable[[Raw], Any] | None = None,
-        id: str | None = None,
+        id: Any = None,
         meta: Objects | None = None,
         headers: Mapping[str, Any] | None = None,
         node_id: str,
-        request_id: str | None = None,
-        parent_id: str | None = None,
-        caller: str | None = None,
+        request_id: Any = None,
+        parent_id: Any = None,
+        caller: Any = None,
         level: int = 1,
         deadline: float | None = None,
         tracing: bool | None = None,
         remote: bool = False,
     ) -> None:
         self.broker = broker
-        self.id = id or new_id()
-        """Unique for each attempt of a call."""
+        self.id: str = new_id() if id is None else id
+        """Unique for each attempt of a call. A JS caller may have given a number."""
         self.action = action
         """The full name of the action; None in an event handler."""
         self.event = event
@@ -129,11 +129,11 @@ class Context:
         """For middlewares and handlers of this node; never sent."""
         self.node_id = node_id
         """The node that calls, or that answers once it has."""
-        self.request_id = request_id or self.id
-        """The same in the whole chain of calls."""
-        self.parent_id = parent_id
-        self.caller = caller
-        """The full name of the calling service."""
+        self.request_id: str = self.id if request_id is None else request_id
+        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
+        self.parent_id: str | None = parent_id
+        self.caller: str | None = caller
+        """The full name of the calling service. A JS caller may have given a value of any other kind."""
         self.level = level
         """1 for the first call, one more for each nested one."""
         self.deadline = deadline

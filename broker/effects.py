@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from broker.endpoints import Listener
 from broker.errors import MoleculerError
-from broker.packets import Event, Packet, Ping, Pong, Request, Response
+from broker.packets import Event, Id, Packet, Ping, Pong, Request, Response
 from broker.schema import ActionDefinition
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Pending:
     `node_id` is None when NATS chose the node.
     """
 
-    id: str
+    id: Id
     node_id: str | None
     action: str
     waiter: Any

@@ -7,7 +7,9 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from broker.errors import InvalidPacketDataError, MoleculerError
-from broker.packets import COMMANDS, Command, Packet
+from broker.javascript import to_number
+from broker.packets import COMMANDS, Command, Id, Objects, Packet
+from broker.typed import typed
 from broker.values import Rewrite
 
 LOGGED_CHARACTERS = 200
@@ -77,6 +79,35 @@ def chunk_of(value: Any, *, objects: bool) -> Any:
     raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
 
 
+def lenient(kind: type[Packet], members: dict[str, Any]) -> Any:
+    """A packet from decoded members, when it was refused: with an array where an object was expected or text for a
+    number, which JS nodes let pass. Raises msgspec.ValidationError for what cannot be used even so."""
+    loose = {item.encode_name: _LOOSE[item.type] for item in msgspec.structs.fields(kind) if item.type in _LOOSE}
+    return typed({name: loose[name](value) if name in loose else value for name, value in members.items()}, kind)
+
+
+def _object(value: Any) -> Any:
+    """What `Object.assign({}, value)` makes of an array; nothing of anything else that is no object."""
+    if isinstance(value, list):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, dict | None) else {}
+
+
+def _number(value: Any) -> float | None:
+    number = None if value is None else to_number(value)
+    return 0.0 if number != number else number  # JS compares with 0, and NaN is not above it
+
+
+_LOOSE: dict[Any, Callable[[Any], Any]] = {
+    Objects | None: _object,
+    Objects | UnsetType | None: _object,
+    float | None: _number,
+    bool | None: bool,
+    list[Any] | UnsetType | None: lambda value: value or None,
+}
+"""By the type of a field."""
+
+
 def rewritten(packet: Packet, names: Mapping[type[Packet], tuple[str, ...]], rewrite: Rewrite) -> Packet:
     """The packet with `rewrite` applied to the fields that `names` has for its kind; itself when nothing changes."""
     changes = {}
@@ -98,7 +129,7 @@ def _names(wanted: Callable[[msgspec.structs.FieldInfo], bool]) -> dict[type[Pac
 USER_FIELDS = _names(lambda field: field.name in ("meta", "headers", "error", "services", "client", "metadata"))
 """What users put into a packet beside params and data."""
 
-TEXT_FIELDS = _names(lambda field: field.type in (str, str | None, str | UnsetType))
+TEXT_FIELDS = _names(lambda field: field.type in (str, Id, str | None, str | UnsetType))
 """What is text and nothing else."""
 
 PLAIN_FIELDS = _names(lambda field: field.type is not Raw)

@@ -1,5 +1,7 @@
-"""How JavaScript prints values and finds its way into them: keys that JS nodes compute are computed alike here."""
+"""How JavaScript prints values, reads numbers and finds its way into values: what JS nodes compute is computed alike
+here."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,6 +12,9 @@ MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 """What a path leads to when there is nothing: `undefined`."""
 
 _STEPS = re.compile(r"[.\[\]]+")
+_DECIMAL = re.compile(r"[+-]?(?:Infinity|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
+_RADIX = re.compile(r"0(?:[xX][\da-fA-F]+|[oO][0-7]+|[bB][01]+)", re.ASCII)
+_BLANKS = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def text(value: Any) -> str:
@@ -56,6 +61,28 @@ def number(value: float) -> str:
         mantissa = f"{figures[0]}.{figures[1:]}" if len(figures) > 1 else figures
         printed = f"{mantissa}e{'+' if point > 0 else '-'}{abs(point - 1)}"
     return f"-{printed}" if sign else printed
+
+
+def to_number(value: Any) -> float:
+    """`Number(value)` of JavaScript, NaN for what it is not a number to. A whole number that it holds exactly is an
+    int."""
+    if isinstance(value, bool | None):
+        return int(value or 0)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, datetime):
+        return float(epoch_ms(value))
+    if not isinstance(value, str | list | tuple):
+        return math.nan
+    digits = text(value).strip(_BLANKS)
+    if _DECIMAL.fullmatch(digits):
+        number = float(digits.replace("Infinity", "inf"))
+    elif _RADIX.fullmatch(digits):
+        whole = int(digits, 0)
+        number = float(whole) if whole.bit_length() <= 1024 else math.inf
+    else:
+        return math.nan if digits else 0
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else number
 
 
 def dig(value: Any, path: str) -> Any:

@@ -20,6 +20,7 @@ __all__ = [
     "Discover",
     "Event",
     "Heartbeat",
+    "Id",
     "Info",
     "Packet",
     "Ping",
@@ -37,6 +38,9 @@ PROTOCOLS: tuple[Protocol, ...] = ("5", "4")
 Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PONG"]
 
 Objects = dict[str, Any]
+
+Id = str | int | float
+"""Text, but for what a JS caller was given as an id of its own: it goes back as it came."""
 
 NULL: Any = None
 """No value, where a packet must have one: every serializer has a form for None, while a Raw has the form of one."""
@@ -94,19 +98,23 @@ class Info(Packet, kw_only=True):
 
 
 class Request(Packet, kw_only=True):
-    """A call (§2.3 REQ). `timeout` in milliseconds, may be fractional; 0 none, None the callee's default."""
+    """A call (§2.3 REQ). `timeout` in milliseconds, may be fractional; 0 none, None the callee's default.
 
-    id: str
-    action: str
+    moleculer-java leaves `action` out of what follows the opening of a stream. A JS caller may give any value as
+    `request_id`, `parent_id` and `caller`.
+    """
+
+    id: Id
+    action: str = ""
     params: Raw = Raw()
     meta: Objects | None = None
     headers: Objects | UnsetType | None = UNSET
     timeout: float | None = None
     level: float | None = None
     tracing: Any = None
-    parent_id: str | None = field(name="parentID", default=None)
-    request_id: str | None = field(name="requestID", default=None)
-    caller: str | None = None
+    parent_id: Any = field(name="parentID", default=None)
+    request_id: Any = field(name="requestID", default=None)
+    caller: Any = None
     stream: Any = False
     sequence: int | UnsetType | None = field(name="seq", default=UNSET)
 
@@ -114,7 +122,7 @@ class Request(Packet, kw_only=True):
 class Response(Packet, kw_only=True):
     """The answer to a call (§2.3 RES). Empty `data` means the field was missing."""
 
-    id: str
+    id: Id
     meta: Objects | None = None
     headers: Objects | UnsetType | None = UNSET
     success: Any = False
@@ -127,18 +135,18 @@ class Response(Packet, kw_only=True):
 class Event(Packet, kw_only=True):
     """An event (§2.3 EVENT). Missing or empty `groups` means all groups."""
 
-    id: str | None = None
+    id: Any = None
     event: str
     data: Raw = Raw()
-    groups: list[str] | UnsetType | None = UNSET
+    groups: list[Any] | UnsetType | None = UNSET
     broadcast: bool | None = False
     meta: Objects | None = None
     headers: Objects | UnsetType | None = UNSET
     level: float | None = None
     tracing: Any = None
-    parent_id: str | None = field(name="parentID", default=None)
-    request_id: str | None = field(name="requestID", default=None)
-    caller: str | None = None
+    parent_id: Any = field(name="parentID", default=None)
+    request_id: Any = field(name="requestID", default=None)
+    caller: Any = None
     need_ack: Any = field(name="needAck", default=None)
 
 
@@ -159,5 +167,5 @@ class Address(msgspec.Struct):
     """The least that an unusable request must hold so that it can be answered, or an answer to be known as one."""
 
     sender: str
-    id: str
+    id: Id
     ver: Any = None

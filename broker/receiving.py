@@ -15,13 +15,13 @@ from broker.errors import (
     RequestTimeoutError,
     error_from_wire,
 )
-from broker.packets import Address, Request, Response
+from broker.packets import Address, Id, Request, Response
 from broker.reader import StreamOverflowError, StreamReader
 from broker.streams import OBJECT_MODE, STREAM_ERROR, Incoming, Ordered, Part, control, without_control
 
 Direction = Literal["REQ", "RES"]
 
-Key = tuple[Direction, str, str]
+Key = tuple[Direction, str, Id]
 """The direction, the sender and the id: only the sender itself may add to its stream."""
 
 Begin = Callable[[Request, StreamReader], tuple[bool, list[Effect]]]
@@ -75,7 +75,7 @@ class Receiving:
         return effects + self._overflown(key, stream)
 
     def response(
-        self, response: Response, reply: str, now: float, take_pending: Callable[[str], Pending | None]
+        self, response: Response, reply: str, now: float, take_pending: Callable[[Id], Pending | None]
     ) -> list[Effect]:
         """A packet of a response stream. `take_pending` gives the request it answers when the opening packet is due."""
         key: Key = ("RES", response.sender, response.id)

@@ -9,7 +9,7 @@ from typing import Any
 from broker.defaults import NODE_PROBE_AFTER_S
 from broker.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
 from broker.errors import MoleculerError, QueueIsFullError, RequestRejectedError
-from broker.packets import Discover, Ping, Protocol, Request
+from broker.packets import Discover, Id, Ping, Protocol, Request
 from broker.receiving import Receiving
 from broker.registry import Change, KnownNode, Registry
 from broker.topics import Topics
@@ -32,9 +32,9 @@ class Waiting:
         version_for: Callable[[str], Protocol],
         limit: int,
     ) -> None:
-        self.pending: dict[str, Pending] = {}
+        self.pending: dict[Id, Pending] = {}
         """By request id."""
-        self._pending_at: defaultdict[str, dict[str, Pending]] = defaultdict(dict)
+        self._pending_at: defaultdict[str, dict[Id, Pending]] = defaultdict(dict)
         """The same by the node that was asked, the oldest first. A node may have none."""
         self._node_id = node_id
         self._topics = topics
@@ -57,14 +57,14 @@ class Waiting:
         pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
         if node_id is not None:
             self._pending_at[node_id][packet.id] = pending
-        return [Publish(self._subject(pending), packet, reply_id=packet.id)]
+        return [Publish(self._subject(pending), packet, reply_id=str(packet.id))]
 
     def _subject(self, pending: Pending) -> str:
         if pending.node_id is None:
             return self._topics.balanced_request(pending.action)
         return self._topics.to_node("REQ", pending.node_id)
 
-    def take(self, request_id: str) -> Pending | None:
+    def take(self, request_id: Id) -> Pending | None:
         """The request that is answered now; None when nobody waits for it any more."""
         pending = self.pending.pop(request_id, None)
         if pending is not None and pending.node_id is not None:

@@ -17,6 +17,7 @@ from broker.encoding import (
     chunk_of,
     invalid_packet,
     invalid_value,
+    lenient,
     reason,
     unserializable_packet,
     unserializable_value,
@@ -68,7 +69,7 @@ class CBORCodec:
                 raise ValueError("it is no object")
             fields = {name: value for name, value in read.items() if value is not cbor2.undefined}
             values = {name: fields.pop(name) for name in RAW_FIELDS[kind] if name in fields}
-            packet: Packet = msgspec.convert(_defined(fields), kind)
+            packet: Packet = _packet(kind, _defined(fields))
         except _UNDECODABLE as error:
             raise invalid_packet(command, data, reason(error)) from None
         for name, value in values.items():
@@ -128,6 +129,16 @@ class CBORCodec:
             return reader.read(reader.known(members), lambda member: member, json_text)
 
         return decode
+
+
+def _packet(kind: type[Packet], fields: dict[str, Any]) -> Any:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        try:
+            return lenient(kind, fields)
+        except msgspec.ValidationError:
+            raise error from None
 
 
 _UNDECODABLE = (*UNDECODABLE, cbor2.CBORError)

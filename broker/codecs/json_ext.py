@@ -52,7 +52,8 @@ class JSONExtCodec(JSONCodec):
     def decode_address(self, data: bytes) -> Address | None:
         address = super().decode_address(data)
         if address is not None:
-            address.sender, address.id = (text.removeprefix(ESCAPED) for text in (address.sender, address.id))
+            address.sender = address.sender.removeprefix(ESCAPED)
+            address.id = address.id.removeprefix(ESCAPED) if isinstance(address.id, str) else address.id
         return address
 
     def encode(self, packet: Packet) -> bytes:

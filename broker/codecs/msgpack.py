@@ -10,12 +10,14 @@ from msgspec import Raw, Struct
 from broker.codec import ValueDecoder, json_text, parse_json
 from broker.encoding import (
     PLAIN_FIELDS,
+    RAW_FIELDS,
     UNDECODABLE,
     UNENCODABLE,
     USER_FIELDS,
     chunk_of,
     invalid_packet,
     invalid_value,
+    lenient,
     reason,
     rewritten,
     unserializable_packet,
@@ -42,13 +44,21 @@ class MsgPackCodec:
         }
         self._address = msgspec.msgpack.Decoder(Address, ext_hook=_extension)
         self._any = msgspec.msgpack.Decoder(ext_hook=_extension)
+        self._members = msgspec.msgpack.Decoder(dict[str, Raw])
 
     def decode(self, command: Command, data: bytes) -> Packet:
         try:
             packet: Packet = self._decoders[command].decode(data)
         except UNDECODABLE as error:
-            raise invalid_packet(command, data, reason(error)) from None
+            try:
+                packet = lenient(COMMANDS[command], self._split(data, RAW_FIELDS[COMMANDS[command]]))
+            except UNDECODABLE:
+                raise invalid_packet(command, data, reason(error)) from None
         return packet
+
+    def _split(self, data: bytes, raw: tuple[str, ...]) -> dict[str, Any]:
+        members = self._members.decode(data)
+        return {name: value if name in raw else self._any.decode(value) for name, value in members.items()}
 
     def decode_address(self, data: bytes) -> Address | None:
         try:

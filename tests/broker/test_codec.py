@@ -131,7 +131,7 @@ def test_an_unusable_request_still_tells_whom_to_answer() -> None:
     assert odd.ver == "4"
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"sender":"a"}', b'{"sender":"a","id":5}', b"[" * 10_000, b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"sender":"a"}', b'{"sender":"a","id":null}', b"[" * 10_000, b"\xff"])
 def test_bytes_that_name_nobody_have_no_address(data: bytes) -> None:
     assert CODEC.decode_address(data) is None
 

@@ -19,7 +19,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from broker.codec import Codec, JSONCodec, json_text
 from broker.codecs import make_codec
 from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
-from broker.packets import COMMANDS, NULL, Event, Heartbeat, Packet, Ping, Request, Response
+from broker.packets import COMMANDS, NULL, Command, Event, Heartbeat, Packet, Ping, Request, Response
 from broker.transforms import Compression, Encryption
 from tests.support.transits import captured
 
@@ -79,6 +79,45 @@ def test_c84_every_captured_packet_goes_through_every_serializer_unchanged(codec
             if isinstance(value, Raw):
                 setattr(packet, field.name, codec.encode_value(value) if value else NULL)
         assert values_of(codec.decode(command, codec.encode(packet)), codec) == wanted, (number, note)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "expected"),
+    [
+        ("REQ", "id", 17_000_000_000_001, 17_000_000_000_001),
+        ("REQ", "id", 7, 7),
+        ("REQ", "requestID", 0, 0),
+        ("REQ", "parentID", {"x": [1]}, {"x": [1]}),
+        ("REQ", "caller", {"a": 1}, {"a": 1}),
+        ("REQ", "meta", [1, None], {"0": 1, "1": None}),
+        ("REQ", "meta", [], {}),
+        ("REQ", "meta", "text", {}),
+        ("REQ", "meta", False, {}),
+        ("REQ", "headers", [1], {"0": 1}),
+        ("REQ", "timeout", "5000", 5000),
+        ("REQ", "timeout", "soon", 0),
+        ("REQ", "timeout", [], 0),
+        ("REQ", "level", "2", 2),
+        ("RES", "id", 7, 7),
+        ("RES", "meta", [1], {"0": 1}),
+        ("EVENT", "requestID", 42, 42),
+        ("EVENT", "id", {"x": 1}, {"x": 1}),
+        ("EVENT", "groups", "", None),
+        ("EVENT", "groups", [1, "mail"], [1, "mail"]),
+        ("EVENT", "broadcast", 1, True),
+        ("HEARTBEAT", "cpu", "12", 12),
+        ("INFO", "metadata", [], {}),
+        ("INFO", "client", [], {}),
+    ],
+)
+@pytest.mark.parametrize("codec", CODECS[:-1], ids=NAMES)
+def test_c13_what_js_nodes_let_pass_is_read_as_they_read_it(
+    codec: Codec, command: Command, name: str, value: Any, expected: Any
+) -> None:
+    packet = {"ver": "5", "sender": "js-1", "id": "1", "event": "e", "params": {"a": "[["}, "data": [1.5], "more": [{}]}
+    read = values_of(codec.decode(command, bytes(codec.encode_value(packet | {name: value}))), codec)
+    assert read[name] == expected
+    assert [read[own] for own in ("params", "data") if own in read] in ([], [{"a": "[["}], [[1.5]])
 
 
 @every_codec

@@ -1,11 +1,12 @@
 """Values are printed and found as JavaScript does it; the expected texts are what Node.js prints."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from broker.javascript import MISSING, dig, epoch_ms, number, text
+from broker.javascript import MISSING, dig, epoch_ms, number, text, to_number
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,27 @@ def test_numbers(value: float, printed: str) -> None:
 )
 def test_texts(value: Any, printed: str) -> None:
     assert text(value) == printed
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", 0), (" 10\n", 10), ("\u00a010\ufeff", 10), ("1e3", 1000), ("10.0", 10), (".5", 0.5), ("5.", 5), ("+5", 5),
+        ("0x1F", 31), ("0b11", 3), ("0o17", 15), ("017", 17), ("-Infinity", -math.inf), ("1e400", math.inf),
+        ("0x" + "f" * 300, math.inf), ("9007199254740993", 2**53), ("1e21", 1e21), (True, 1), (None, 0), ([], 0),
+        (["7"], 7), (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), 1000), (2**60, 2**60),
+    ],
+)  # fmt: skip
+def test_what_is_a_number_to_javascript(value: Any, expected: float) -> None:
+    assert to_number(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["ten", "1_000", "nan", "infinity", "-0x1f", "1 2", "1,5", ".", "1e", "\u0663", "\u200b1", [1, 2], {}, b"1"],
+)
+def test_what_is_no_number_to_javascript(value: Any) -> None:
+    assert math.isnan(to_number(value))
 
 
 @pytest.mark.parametrize(

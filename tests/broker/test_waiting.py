@@ -30,6 +30,7 @@ from broker.packets import (
     Disconnect,
     Discover,
     Heartbeat,
+    Id,
     Packet,
     Ping,
     Pong,
@@ -129,7 +130,7 @@ def refuse(transit: Transit, effects: Sequence[Effect], now: float) -> list[Effe
     return [effect for probe in probes if probe for effect in transit.waiting.nobody_listens(probe, now)]
 
 
-def rejected(effects: Sequence[Effect]) -> list[str]:
+def rejected(effects: Sequence[Effect]) -> list[Id]:
     return [effect.pending.id for effect in effects if isinstance(effect, Reject)]
 
 
@@ -327,7 +328,7 @@ def test_a_frozen_node_that_is_lost_returns_as_any_other() -> None:
 
 
 def test_the_cost_of_a_tick_does_not_grow_with_the_calls_that_wait() -> None:
-    class Counted(dict[str, Pending]):
+    class Counted(dict[Id, Pending]):
         reads = 0
 
         def values(self) -> Any:

@@ -122,6 +122,21 @@ async def test_c68_c69_c71_c73_an_answer_streams_in_the_packets_of_js(flow: Clus
     check_sequence(packets["py"], "data")
 
 
+async def test_c67_chunks_that_name_no_action_belong_to_their_stream(flow: Cluster) -> None:
+    """moleculer-java sends all that follows the opening of a stream without the action."""
+    common = {"ver": flow.ver, "sender": "tap", "id": "java"}
+    opening: dict[str, Any] = {"params": None, "meta": {}, "timeout": 9000, "level": 1, "stream": True, "seq": 0}
+    chunk = {"stream": True, "seq": 1, "params": {"type": "Buffer", "data": list(b"hello")}}
+    end = {"success": True, "meta": {}, "stream": False, "seq": 2}
+    answers = []
+    for node, called in (("js", "flow.in"), ("py", "pyflow.in")):
+        mark = await flow.tap.mark()
+        for packet in ({**opening, "action": called}, chunk, end):
+            await flow.tap.say(f"REQ.{node}", {**common, **packet})
+        answers.append((await flow.tap.sees("RES.tap", after=mark, id="java"))["data"])
+    assert answers == [{"seen": list(b"hello")}] * 2
+
+
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(order) or "bytes")
 async def test_c67_c69_c71_c73_a_request_streams_in_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
     mark = await flow.tap.mark()
