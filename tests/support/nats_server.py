@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.ports import LOOPBACK
+from tests.support.ports import LOOPBACK, free_port
 from tests.support.servers import ServerProcess, script_path
 
-__all__ = ["NatsServer"]
+__all__ = ["NatsServer", "cluster_of"]
 
 _LISTENING = re.compile(rf"Listening for client connections on {re.escape(LOOPBACK)}:(\d+)")
 _READY = "Server is ready"
@@ -75,6 +75,10 @@ class NatsServer:
         self._write_settings()
         self._signal(signal.SIGHUP)
 
+    def lame_duck(self) -> None:
+        """Tells its clients to leave, and closes those that stay, as before an upgrade."""
+        self._signal(signal.SIGUSR2)
+
     def pause(self) -> None:
         """Freezes it: connections stay open and nothing is answered, as with a network that drops packets."""
         self._signal(signal.SIGSTOP)
@@ -114,6 +118,20 @@ class NatsServer:
         if self._process is not None:
             self._process.stop(how)
             self._process = None
+
+
+def cluster_of(size: int, folder: Path, **options: int | str | bool) -> list[NatsServer]:
+    """Servers of one cluster, not started yet. They advertise each other to their clients."""
+    ports = [free_port() for _ in range(size)]
+    routes = ", ".join(f"nats://{LOOPBACK}:{port}" for port in ports)
+    return [
+        NatsServer(
+            folder / f"nats-{number}",
+            cluster=f"{{ name: test, listen: '{LOOPBACK}:{port}', routes: [{routes}] }}",
+            **options,
+        )
+        for number, port in enumerate(ports)
+    ]
 
 
 def _setting(value: int | str | bool) -> str:
