@@ -84,13 +84,14 @@ SHARD_VNODES = 10
 NATS_CONNECT_TIMEOUT_S = 5  # JS waits 20 s; ours is one try of many
 NATS_CONNECT_RETRY_S = 1.0  # JS waits 5 s; a service that starts beside its server should not lose that much
 NATS_CONNECT_RETRY_MAX_S = 5.0
-NATS_RECONNECT_WAIT_S = 2.0
-NATS_RECONNECT_JITTER_S = 0.5  # JS 0.1
-NATS_PING_INTERVAL_S = 30  # JS 120 s; finds a dead connection four times sooner
+NATS_RECONNECT_FIRST_S = 0.05  # the most before the first try, then doubled each time: nodes do not come back at once
+NATS_RECONNECT_MAX_S = 2.0  # JS 2 s before each try
+NATS_RECONNECT_PATIENCE_S = 0.5  # for the first answer of one of several servers, then doubled up to the timeout
+NATS_PING_INTERVAL_S = 5  # JS 120 s; a frozen server is left after 10 to 15 s
+NATS_OVERLAP_S = 1.0  # on both servers, while the others learn that the node has moved: a route takes milliseconds
 NATS_READ_BYTES = 1_048_576  # one message of the usual max_payload; 100 MB from JS then take 4 s instead of failing
 NATS_SUBJECT_BYTES = 3_840  # of a subject and an inbox: the server's `max_control_line` of 4096, less the rest
 NATS_CLOSE_TIMEOUT_S = 2
-NATS_CANCEL_WAIT_S = 1  # within the close timeout
 
 # Command line: what a person at a shell, or a container that starts beside its server, waits for.
 CLI_CONNECT_TIMEOUT_S = 5.0

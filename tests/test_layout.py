@@ -18,12 +18,13 @@ BROKER = [
     "buffers cancellation cli.output cli.progress codecs.marks typed cpu errors ids interruptible"
     " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
     " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
-    "cli.logs context declarations defaults encoding inheritance reader strategies.shard topics transports.memory",
+    "cli.logs context declarations defaults encoding inheritance reader strategies.shard topics transports.memory"
+    " transports.nats_address",
     "balanced cli.files cli.options cli.values cache_keys cacher codec flow local_stream middleware notices parameters"
-    " policies transforms.compression transforms.encryption transports.nats_address transports.nats_client watch",
+    " policies transforms.compression transforms.encryption transports.nats_client watch",
     "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
-    " middlewares.validation options",
+    " middlewares.validation options transports.nats_link",
     "middlewares.debounce schema transports.nats",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
@@ -67,7 +68,7 @@ ENVIRONMENTS_STORE = [
 
 # The files that may import a library; nobody else.
 LIBRARIES = {
-    "nats": {"broker.transports.nats", "broker.transports.nats_client"},
+    "nats": {"broker.transports.nats", "broker.transports.nats_client", "broker.transports.nats_link"},
     "asyncio": {
         f"broker.{name}"
         for name in (
@@ -82,6 +83,7 @@ LIBRARIES = {
             "sending",
             "transports.nats",
             "transports.nats_client",
+            "transports.nats_link",
         )
     },
     "asyncpg": {f"services.environments_store.database.{name}" for name in ("postgres_pool", "postgres_session")},
@@ -161,7 +163,8 @@ SUITES = {
     " broker.endpoints broker.node broker.service broker.serving",
     "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
     "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
-    " broker.transports.nats broker.transports.nats_address broker.transports.nats_client",
+    " broker.transports.nats broker.transports.nats_address broker.transports.nats_client"
+    " broker.transports.nats_link",
     "broker/test_codecs.py": "broker.encoding broker.typed broker.values",
     "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
     " broker.transforms.encryption",

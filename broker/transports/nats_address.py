@@ -1,5 +1,8 @@
-"""Addresses of NATS servers, checked, and the credentials in them."""
+"""Addresses of NATS servers: checked, with the credentials in them, and in the order in which they are tried."""
 
+import random
+from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
 
 from broker.errors import BrokerOptionsError
@@ -21,11 +24,61 @@ def checked(url: str) -> str:
     return parts.geturl()
 
 
-def credentials(servers: list[str]) -> dict[str, str]:
-    """User and password, or the token, of addresses that all have the same ones. nats-py would send them as they stand
-    in the address, percent-encoding and all; to addresses with different ones it still does."""
-    found = {(parts.username, parts.password) for parts in map(urlsplit, servers)}
-    user, password = found.pop()
-    if found or user is None:
+def credentials(server: str) -> dict[str, str]:
+    """User and password, or the token, in an address. nats-py would send them as they stand there, percent-encoding
+    and all."""
+    parts = urlsplit(server)
+    if parts.username is None:
         return {}
-    return {"token": unquote(user)} if password is None else {"user": unquote(user), "password": unquote(password)}
+    user = unquote(parts.username)
+    return {"token": user} if parts.password is None else {"user": user, "password": unquote(parts.password)}
+
+
+class Servers:
+    """The servers that a node may connect to: those of its list, and those that they advertise."""
+
+    def __init__(self, listed: list[str]) -> None:
+        self.listed = listed
+        self._advertised: list[str] = []
+        self._host = ""
+        self._tried: dict[str, int] = {}
+        self._tries = 0
+
+    def in_turn(self) -> list[str]:
+        """Each of them once, the one that was tried last at the end. Advertised addresses come after the list: they
+        are often those of a network that the node cannot reach."""
+        servers = [*self.listed, *self._advertised]
+        random.shuffle(servers)
+        return sorted(servers, key=lambda server: (server in self._advertised, self._tried.get(server, 0)))
+
+    def tried(self, server: str) -> None:
+        """A connection to this one was begun."""
+        self._tries += 1
+        self._tried[server] = self._tries
+
+    def advertise(self, server: str, addresses: list[str]) -> None:
+        """What one server says of its cluster, in place of what another has said. Credentials are those of the list."""
+        parts = urlsplit(server)
+        if parts.scheme not in ("nats", "tls"):  # the addresses are for these
+            return
+        if not _is_ip(parts.hostname):
+            self._host = parts.hostname or ""
+        user = parts.netloc.rpartition("@")[0]
+        known = {urlsplit(one).netloc.rpartition("@")[2] for one in self.listed}
+        self._advertised = [
+            parts._replace(netloc=f"{user}@{address}" if user else address).geturl()
+            for address in addresses
+            if address not in known
+        ]
+        self._tried = {one: self._tried[one] for one in [*self.listed, *self._advertised] if one in self._tried}
+
+    def certified_as(self, server: str) -> str | None:
+        """The name that a certificate must have when it is not that of the address: servers advertise numbers."""
+        return self._host if server in self._advertised and _is_ip(urlsplit(server).hostname) and self._host else None
+
+
+def _is_ip(host: str | None) -> bool:
+    with suppress(ValueError):
+        ip_address(host or "")
+        return True
+    return False

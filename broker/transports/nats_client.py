@@ -1,72 +1,167 @@
-"""The client of nats-py, mended where it would lose a node, and its exceptions and options as ours."""
+"""One connection by nats-py, mended where it would lose a node, and its exceptions and options as ours."""
 
 import asyncio
 import inspect
-import random
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import nats.aio.client
 import nats.errors
-from nats.aio.client import Client, Srv
-from nats.protocol.parser import PERMISSIONS_ERR
+from nats.aio.client import Client
+from nats.protocol.parser import AUTHORIZATION_VIOLATION, PERMISSIONS_ERR
 
 from broker.defaults import (
     NATS_CLOSE_TIMEOUT_S,
     NATS_CONNECT_TIMEOUT_S,
+    NATS_PING_INTERVAL_S,
     NATS_READ_BYTES,
-    NATS_RECONNECT_JITTER_S,
-    NATS_RECONNECT_WAIT_S,
 )
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
+from broker.transports.base import Observer
+from broker.transports.nats_address import credentials
 
 # nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
 # JS node that streams, until the server gives it up as a slow consumer.
 nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 
 
-class MendedClient(Client):
-    """Ours in each method that says why."""
+_LOST = (nats.errors.UnexpectedEOF, OSError)
+"""Errors that say no more than that a connection is lost."""
 
-    on_servers_changed: Callable[[], Awaitable[None]]
+
+class RefusedError(BrokerDisconnectedError):
+    """The server does not accept the credentials."""
+
+
+class Connection(Client):
+    """A connection to one server. It ends when it is lost; the next one is another object.
+
+    nats-py would reconnect by itself, but waits before each try, and can neither choose the server well nor hold two
+    connections at a time.
+    """
+
+    def __init__(self, server: str, observer: Observer) -> None:
+        super().__init__()
+        self.server = server
+        self.advertised: list[str] = []
+        """Where the other servers of the cluster listen, as far as the server has said."""
+        self.is_open = False
+        self.changed = asyncio.Event()
+        """Set when the connection has ended, and when the server is about to end it."""
+        self.reason: str | None = None
+        """Why it has ended, when that is known."""
+        self._observer = observer
+        self._opening = True
+
+    async def open(self, name: str, options: dict[str, Any], patience_s: float) -> None:
+        """Raises RefusedError, BrokerDisconnectedError and, for `options` that cannot be used, BrokerOptionsError."""
+        try:
+            with anyio.fail_after(patience_s):
+                await self.connect(
+                    servers=[self.server],
+                    name=name,
+                    error_cb=self._on_error,
+                    lame_duck_mode_cb=self._on_lame_duck,
+                    connect_timeout=NATS_CONNECT_TIMEOUT_S,
+                    allow_reconnect=False,
+                    skip_subject_validation=True,  # the transport checks subjects
+                    **{"ping_interval": NATS_PING_INTERVAL_S, **credentials(self.server), **options},
+                )
+            if not self.is_connected:
+                raise nats.errors.Error("nats: the server has not answered the greeting")
+        except BaseException as error:
+            await self.abandon()
+            reason = words(error)
+            if AUTHORIZATION_VIOLATION in reason.lower():
+                raise RefusedError(reason) from error
+            if isinstance(error, OSError | nats.errors.Error):
+                raise BrokerDisconnectedError(reason) from error
+            if options and isinstance(error, TypeError | ImportError):
+                raise _useless_options(error) from error
+            raise
+        self._opening, self.is_open = False, True
+
+    async def abandon(self) -> None:
+        """End it without a word."""
+        self._opening = self.is_open = False
+        self._abort()
+        if self._flush_queue is not None:  # else it failed before it opened anything, and cannot be closed
+            with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True), suppress(OSError, nats.errors.Error):
+                await super()._close(Client.CLOSED)
+
+    async def _on_error(self, error: Exception) -> None:
+        if self._opening:
+            raise error  # else nats-py tries again
+        if self.is_open and not isinstance(error, _LOST):
+            await self._observer.failed(words(error))
+
+    async def _on_lame_duck(self) -> None:
+        self.changed.set()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """nats-py tells only of servers that joined the cluster, not of those that left it, and keeps these."""
+        self.advertised = info.get("connect_urls") or self.advertised
+        await super()._process_info(info, initial_connection)
+        if not initial_connection:
+            await self._observer.servers_changed()
 
     def _connect_command(self) -> bytes:
         """The first words to a server, with the password. nats-py says them in the clear to a `tls://` address whose
         server, or who stands in its place, offers no TLS."""
-        server = self._current_server
-        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+        if urlsplit(self.server).scheme == "tls" and not self._server_info.get("tls_required"):
             raise nats.errors.Error("nats: the address says tls://, and the server offers no TLS")
         return super()._connect_command()
 
-    async def _connect_to_server(self, s: Srv) -> None:
-        """Nobody closes the socket of a reconnection that came to nothing; nats-py puts the next one in its place."""
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call] # as most of nats-py
-        await super()._connect_to_server(s)
-
     async def _process_err(self, err_msg: str) -> None:
-        """nats-py closes for good at nearly all that a server may say to a running connection: the rights of the user
-        were changed, or expired, some limit is reached. The next connection may be taken, now or in an hour."""
-        if not self.is_connected or PERMISSIONS_ERR in err_msg.lower():
-            await super()._process_err(err_msg)
-            return
-        error = nats.errors.Error("nats: " + err_msg.strip("'"))
-        await self._error_cb(error)
-        await self._process_op_err(error)
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """nats-py tells only of servers that joined the cluster, not of those that left it."""
-        await super()._process_info(info, initial_connection)
-        if not initial_connection:
-            await self.on_servers_changed()
+        """What a server says before it ends a connection. nats-py may report the end in its place."""
+        if self.is_open and PERMISSIONS_ERR not in err_msg:
+            self.reason = err_msg.strip("'")
+        await super()._process_err(err_msg)
 
     async def _process_pong(self) -> None:
         """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """Every end of an open connection comes by here. nats-py would first wait until the server has taken all that
+        was written, which a frozen one never does, and drop what has arrived and is not handled yet."""
+        if not self.is_open:
+            await super()._close(status, do_cbs)
+            return
+        self.is_open = False
+        if self.reason is None and self._err is not None and not isinstance(self._err, _LOST):
+            self.reason = words(self._err)
+        self._abort()
+        self._pending.clear()
+        self._pending_data_size = 0
+        self._end_waiting()
+        self.changed.set()
+        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
+            for subscription in list(self._subs.values()):
+                if subscription._cb is not None:
+                    await subscription._pending_queue.join()
+        await super()._close(status, do_cbs)
+
+    def _end_waiting(self) -> None:
+        """Whoever waits for the server to answer a flush, or to take what was written, would wait for a timeout."""
+        for pong in self._pongs:
+            if not pong.done():
+                pong.set_exception(nats.errors.ConnectionClosedError())
+                pong.exception()  # asyncio reports it when there is no waiter
+        while self._flush_queue and not self._flush_queue.empty():
+            written = self._flush_queue.get_nowait()
+            if not written.done():
+                written.set_result(None)
+
+    def _abort(self) -> None:
+        writer = getattr(self._transport, "_io_writer", None)  # a WebSocket has none
+        if writer is not None:
+            writer.transport.abort()
 
 
 async def flush(client: Client) -> None:
@@ -78,34 +173,14 @@ async def flush(client: Client) -> None:
     await client.flush(NATS_CONNECT_TIMEOUT_S)
 
 
-async def abandon(client: Client) -> None:
-    """Close what a try to connect has opened: a server that refuses us is tried again and again, for as long as it
-    does."""
-    if client._flush_queue is None:  # it failed before it opened anything, and cannot be closed
-        return
-    with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S, shield=True):
-        try:
-            with TRANSLATED:
-                await client.close()
-        except MoleculerError:
-            pass  # it was never of use to anybody
-
-
-def next_server(servers: list[Any], _information: dict[str, Any]) -> tuple[Any, float]:
-    """Any server of the list, after a wait with jitter: nodes must not come back all at the same instant."""
-    return random.choice(servers), NATS_RECONNECT_WAIT_S + random.uniform(0, NATS_RECONNECT_JITTER_S)
-
-
 _OWN = {
     *("servers", "name", "error_cb", "disconnected_cb", "reconnected_cb", "closed_cb", "connect_timeout"),
     *("reconnect_time_wait", "max_reconnect_attempts", "reconnect_to_server_handler", "allow_reconnect"),
+    *("lame_duck_mode_cb", "discovered_server_cb", "dont_randomize", "skip_subject_validation"),
 }
-"""Options of nats-py that the broker sets itself."""
+"""Options of nats-py that the broker sets itself, or does without."""
 
 _KNOWN = set(inspect.signature(Client.connect).parameters) - {"self"}
-
-USELESS = (TypeError, ImportError)
-"""What nats-py raises for options of a wrong type, and for `user_credentials` and seeds without the package nkeys."""
 
 
 def usable_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +192,8 @@ def usable_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def useless_options(error: BaseException) -> BrokerOptionsError:
+def _useless_options(error: BaseException) -> BrokerOptionsError:
+    """For options of a wrong type, and for `user_credentials` and seeds without the package nkeys."""
     missing = error.name if isinstance(error, ImportError) else None
     package = "'environments-store[nkeys]'" if missing == "nkeys" else missing
     hint = f" (pip install {package})" if package else ""
@@ -131,8 +207,10 @@ def invalid_subject() -> MoleculerError:
 
 def words(error: BaseException) -> str:
     """What went wrong, for a log line: some exceptions of nats-py have no text."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     text = str(error) or type(error).__name__
-    return text.removeprefix("nats: ")
+    return text.removeprefix("nats: ").strip("'")
 
 
 class _Translation:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ async def js_load(caller: JsNode, seconds: float) -> Calls:
 def result(outage: str, nodes: str, calls: Calls, at: float) -> Result:
     """`at`: when the server went away."""
     ends = sorted(ended for _, ended, good in calls if good)
-    gaps = [later - max(earlier, at) for earlier, later in zip(ends, ends[1:], strict=False) if later > at]
+    gaps = [later - max(earlier, at) for earlier, later in pairwise(ends) if later > at]
     came_back = ends and ends[-1] > max(started for started, _, _ in calls) - 1
     return Result(
         outage=outage,
@@ -198,7 +199,11 @@ LOADS = {"Python": python_nodes, "JS": js_nodes}
 
 
 def line(one: Result) -> str:
-    back = f"> {next(o.seconds for o in OUTAGES if o.name == one.outage):.0f}" if one.back_s is None else f"{one.back_s:.2f}"
+    back = (
+        f"> {next(o.seconds for o in OUTAGES if o.name == one.outage):.0f}"
+        if one.back_s is None
+        else f"{one.back_s:.2f}"
+    )
     return (
         f"  {one.outage:<48} {one.nodes:<7} back after {back:>6} s   failed {one.failed:>5} of {one.calls}"
         f"   waited {one.waited_s:.2f} s"

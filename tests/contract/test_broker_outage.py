@@ -6,12 +6,13 @@ from typing import Any
 
 import anyio
 import pytest
-from nats.aio.client import Client
 
 from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, ServiceBroker, action, event
+from broker.node import Node
 from broker.transports import make_transport
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
+from broker.transports.nats_client import Connection
 from tests.conftest import NatsServerFactory
 from tests.support.cluster import Cluster, open_cluster, shorten_waits
 from tests.support.example_services import Echo, Gate
@@ -23,8 +24,7 @@ pytestmark = pytest.mark.anyio
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_waits(monkeypatch)
-    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_WAIT_S", 0.05)
-    monkeypatch.setattr("broker.transports.nats_client.NATS_RECONNECT_JITTER_S", 0.01)
+    monkeypatch.setattr("broker.transports.nats_link.NATS_RECONNECT_MAX_S", 0.05)
     monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
 
 
@@ -223,15 +223,15 @@ async def test_nobody_is_lost_by_an_outage_longer_than_the_heartbeat_timeout(
 async def test_nobody_is_lost_while_the_connection_is_coming_back(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client is connected some moments before it has subscribed again and says so."""
-    lost, reconnected = Lost(), NATSTransport._reconnected
+    """The transport is connected some moments before the node has learned of it."""
+    lost, reconnected = Lost(), Node._reconnected
 
-    async def slow(transport: NATSTransport) -> None:
+    async def slow(node: Node) -> None:
         before = anyio.current_time()
         await eventually(lambda: anyio.current_time() > before + 0.2)
-        await reconnected(transport)
+        await reconnected(node)
 
-    monkeypatch.setattr(NATSTransport, "_reconnected", slow)
+    monkeypatch.setattr(Node, "_reconnected", slow)
     await outage.start_one("one", [Echo()], heartbeat_interval=0.1, heartbeat_timeout=0.5)
     two = await outage.start_one("two", [lost], heartbeat_interval=0.1, heartbeat_timeout=0.5)
     nats_server.kill()
@@ -267,7 +267,7 @@ async def test_a_broker_stops_while_its_server_is_away(outage: Cluster, nats_ser
 async def test_a_server_that_freezes_does_not_stop_a_stop(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.transports.nats.NATS_CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("broker.transports.nats_link.NATS_CLOSE_TIMEOUT_S", 0.2)
     one = await outage.start_one("one", [Echo()])
     nats_server.pause()
     with anyio.fail_after(30):
@@ -303,14 +303,15 @@ async def test_rights_that_are_revoked_and_given_back_are_an_outage_like_another
         assert await two.call("echo.params", {"a": 1}) == {"a": 1}
 
 
-async def kick(broker: ServiceBroker) -> Client:
+async def kick(broker: ServiceBroker) -> Connection:
     """Let the server end the connection of one node."""
     transport = broker._node.transport
     assert isinstance(transport, NATSTransport)
-    client = transport._client
-    assert client is not None
-    await client._send_command(b"NO SUCH OPERATION\r\n")
-    return client
+    connection = transport._link.connection
+    assert connection is not None
+    await connection._send_command(b"NO SUCH OPERATION\r\n")
+    await connection._flush_pending()
+    return connection
 
 
 class AnswersWhenCutOff(Service):
@@ -350,6 +351,6 @@ async def test_an_answer_that_is_ready_while_only_its_node_is_cut_off_arrives(ou
 async def test_what_the_server_ends_a_connection_for_is_an_outage_like_another(outage: Cluster) -> None:
     """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
     one, two = await outage.start(("one", [Echo()]), ("two", []))
-    client = await kick(one)
-    await eventually(lambda: client.stats["reconnects"] == 1 and connected(outage))
+    before = await kick(one)
+    await eventually(lambda: not before.is_open and connected(outage))
     assert await two.call("echo.params", {"a": 1}) == {"a": 1}
