@@ -154,6 +154,8 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Between two batches, so that others come in between."""
     purge_margin: float = 0.2
     """Share of a caller's time that is kept for the answer: a purge that takes longer is continued by another call."""
+    kept_examples: int = 20
+    """So many of the environments that the database keeps are named, with what keeps them."""
     events_between_pauses: int = 20
     """News of purged and imported environments sent before other work of the node has its turn: some 1 ms."""
     retention_first_s: float = 3_600.0

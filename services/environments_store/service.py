@@ -163,22 +163,21 @@ class EnvironmentsStore(Service):
         batch_size: BatchSize | None = None,
         force: bool = False,
     ) -> dict[str, Any]:
-        """Answers before its caller gives up; `remaining` then says how many are left for another call."""
+        """Answers before its caller gives up; `remaining` then says how many are left for another call. `kept` names
+        the first of those that the database does not let go."""
         check_age(older_than_days, force, self._operations)
-        purge = await Purge.older_than(older_than_days, self._database, self._shape, self._operations)
+        purge = await Purge.older_than(older_than_days, self._database, self._shape, self._operations, ctx.deadline)
         if dry_run:
             forecast = await purge.forecast()
             facts = {"months": forecast.months, "oldest": forecast.oldest, "newest": forecast.newest}
             return {"deleted": 0, "remaining": forecast.candidates, **facts}
         deleted = 0
-        stop_at = self._stop_at(ctx)
         async with aclosing(purge.batches(batch_size)) as batches:
             async for changes in batches:
                 deleted += len(changes)
                 await self._tell(changes)
-                if anyio.current_time() >= stop_at:
-                    break
-        return {"deleted": deleted, "remaining": await purge.remaining()}
+        kept = {"kept": [one._asdict() for one in purge.examples]} if purge.examples else {}
+        return {"deleted": deleted, "remaining": await purge.remaining(), **kept}
 
     @action
     async def export(self, ctx: Context, deleted: bool = False) -> AsyncGenerator[bytes]:
@@ -280,13 +279,6 @@ class EnvironmentsStore(Service):
             with suppress(MoleculerError), self._shape.watched():
                 await self._database.fetch_one("SELECT 1")
             await self._migrator.looked()
-
-    def _stop_at(self, ctx: Context) -> float:
-        """When a long work has to answer, so that its caller still hears it."""
-        if ctx.deadline is None:
-            return float("inf")
-        now = anyio.current_time()
-        return now + (ctx.deadline - now) * (1 - self._operations.purge_margin)
 
     async def _connect(self) -> None:
         deadline = anyio.current_time() + self._start_timeout_s

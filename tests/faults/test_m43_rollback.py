@@ -201,6 +201,23 @@ async def test_m43_a_view_on_the_column_stops_it_and_nothing_is_changed(
         assert await made.raw() == before
 
 
+@pytest.mark.parametrize("shape", ["p_dmig", "s_d1"])
+async def test_m43_a_trigger_that_keeps_the_trash_stops_its_removal_and_nothing_is_changed(
+    shape: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    async with place(shape, request, tmp_path) as made:
+        before = await made.raw()
+        if shape == "s_d1":
+            await made.run("CREATE TRIGGER keep BEFORE DELETE ON environments BEGIN SELECT RAISE(IGNORE); END")
+        else:
+            await made.run("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+            await made.run("CREATE TRIGGER keep BEFORE DELETE ON environments FOR EACH ROW EXECUTE FUNCTION keep()")
+        with pytest.raises(OperationError, match=r"keeps \d+ deleted environments .* nothing was changed"):
+            await roll_back(made.url, "remove", force=False, logger=LOGGER)
+        assert await made.raw() == before
+        assert "deletedAt" in await made.columns()
+
+
 async def test_m43_a_role_that_does_not_own_the_table_is_told_so(
     postgres_database: PostgresDatabase, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
+from broker.cli.output import is_person, print_error, print_note, print_rows, print_text, print_value
 from services.environments_store.commands.options import AsJson, DatabaseUrl, Yes, confirm, read_config, run_command
 from services.environments_store.commands.progress import progress
 from services.environments_store.commands.showing import show_diagnosis, show_forecast
@@ -154,7 +154,10 @@ def purge(
                     async for changes in batches:
                         deleted += len(changes)
                         report("purge environments", deleted, forecast.candidates)
-            print_value({"deleted": deleted, "remaining": await work.remaining()}, json=as_json)
+            kept = {"kept": [one._asdict() for one in work.examples]} if work.examples else {}
+            print_value({"deleted": deleted, "remaining": await work.remaining(), **kept}, json=as_json)
+            if work.kept:
+                print_note(f"Environments that the database keeps: {work.kept}. `environments-store doctor` says why.")
         return 0
 
     run_command(main)

@@ -8,7 +8,7 @@ import msgspec
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.operations.checklist import go_through
 from services.environments_store.operations.opening import open_table
-from services.environments_store.operations.rows import look_at_documents, look_at_rows
+from services.environments_store.operations.rows import look_at_documents, look_at_guards, look_at_rows
 from services.environments_store.schema.check import Report, look
 from services.environments_store.schema.findings import Finding
 
@@ -44,6 +44,8 @@ async def examine(
     if seen.found.kind is not None and not seen.found.missing_columns:
         async with open_table(url, logger, writes=False) as opened:
             findings += await look_at_rows(opened.database, opened.shape, limits)
+            if opened.found.soft_delete:
+                findings += await look_at_guards(opened.database, limits)
             if documents:
                 findings += await look_at_documents(opened.database, opened.shape, limits, on_progress)
     return Diagnosis(database=report.database, table=report.table, documents=documents, findings=tuple(findings))

@@ -1,6 +1,7 @@
 """Delete for ever what has been in the trash for long: in small batches, beside a service that goes on working."""
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -8,12 +9,20 @@ import anyio
 from services.environments_store.database.base import Database
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.document import invalid
-from services.environments_store.errors import DatabaseError
+from services.environments_store.errors import DatabaseError, DatabaseRefusedError
 from services.environments_store.model import Change, iso_date, read_row
 from services.environments_store.queries.purging import Purging, choose_purging
+from services.environments_store.schema.guards import read_guards
 from services.environments_store.shape import TableShape
 
-__all__ = ["Forecast", "Purge", "check_age"]
+__all__ = ["Forecast", "Kept", "Purge", "check_age"]
+
+
+class Kept(NamedTuple):
+    """An environment that the database does not let go, and what keeps it: a constraint, a trigger, a policy."""
+
+    uuid: str
+    by: str
 
 
 class Forecast(NamedTuple):
@@ -39,25 +48,42 @@ def check_age(days: int, force: bool, limits: OperationLimits) -> None:
 class Purge:
     """One purge. Its cut-off is computed once, by the database, so that it does not move while the purge runs.
 
-    Two of them at once share the work. Ended at any moment, what is done is done, and the next one goes on.
+    Two of them at once share the work. Ended at any moment, what is done is done, and the next one goes on. What the
+    database keeps is passed over: `kept` counts it, and `examples` are the first of it.
     """
 
-    def __init__(self, database: Database, shape: TableShape, cutoff: Any, limits: OperationLimits) -> None:
+    def __init__(
+        self, database: Database, shape: TableShape, cutoff: Any, limits: OperationLimits, deadline: float | None
+    ) -> None:
         self._database = database
         self._shape = shape
         self._cutoff = cutoff
         self._limits = limits
+        self._deadline = math.inf if deadline is None else deadline
+        self._stop_at = math.inf
+        if deadline is not None:
+            now = anyio.current_time()
+            self._stop_at = now + (deadline - now) * (1 - limits.purge_margin)
+        self._guards: str | None = None
+        self.kept = 0
+        self.examples: list[Kept] = []
 
     @classmethod
     async def older_than(
-        cls, days: int, database: Database, shape: TableShape, limits: OperationLimits | None = None
+        cls,
+        days: int,
+        database: Database,
+        shape: TableShape,
+        limits: OperationLimits | None = None,
+        deadline: float | None = None,
     ) -> "Purge":
-        """Of everything deleted more than `days` ago. Raises SoftDeleteUnavailableError without the column."""
+        """Of everything deleted more than `days` ago, ended in time for an answer before the `deadline`. Raises
+        SoftDeleteUnavailableError without the column."""
         with shape.watched():
             row = await database.fetch_one(cls._statements(shape).cutoff, days)
         if row is None:
             raise DatabaseError("The database did not tell its time.")
-        return cls(database, shape, row["cutoff"], limits or OperationLimits())
+        return cls(database, shape, row["cutoff"], limits or OperationLimits(), deadline)
 
     @property
     def cutoff(self) -> str | None:
@@ -82,19 +108,78 @@ class Purge:
         return 0 if facts is None else int(facts["count"])
 
     async def batches(self, size: int | None = None) -> AsyncGenerator[list[Change]]:
-        """Delete until nothing is left to delete; each batch is committed when its changes are given."""
+        """Delete until nothing is left to delete, or the time is up; each batch is committed when its changes are
+        given. Every candidate is tried once: what is kept holds up none of the others."""
         size = min(size or self._limits.purge_batch, self._limits.purge_batch_max)
-        while changes := await self._delete(size):
-            yield changes
+        statements = self._statements(self._shape)
+        moment, tried = statements.first, list[str]()  # of those at this moment, which is where the next batch begins
+        while not self._is_over():
+            with self._shape.watched():
+                rows = await self._database.fetch(
+                    statements.candidates, self._cutoff, moment, statements.pack_ids(tried), size
+                )
+            if not rows:
+                return
+            changes = await self._delete([row["id"] for row in rows])
+            if rows[-1]["moment"] != moment:
+                moment, tried = rows[-1]["moment"], []
+            tried += [row["id"] for row in rows if row["moment"] == moment]
+            if changes:
+                yield changes
             await anyio.sleep(self._limits.purge_pause_s)
 
-    async def _delete(self, size: int) -> list[Change]:
+    async def _delete(self, ids: Sequence[str]) -> list[Change]:
+        """Delete all of these that can be: where one is refused, by halves until it is alone."""
+        if self._is_over():
+            return []
+        try:
+            changes = await self._statement(ids)
+            gone = {change.uuid for change in changes}
+            left = await self._left([id for id in ids if id not in gone])
+            if left:
+                # Locked or changed a moment ago; or kept without an error, which shows when it is tried again.
+                again = await self._statement(left)
+                changes += again
+                for id in await self._left([id for id in left if id not in {change.uuid for change in again}]):
+                    self._keep(id, await self._name_guards())
+            return changes
+        except DatabaseRefusedError as error:
+            if len(ids) == 1:
+                constraint = (error.data or {}).get("constraint")
+                self._keep(ids[0], f"constraint {constraint}" if constraint else error.public or str(error))
+                return []
+        middle = len(ids) // 2
+        return await self._delete(ids[:middle]) + await self._delete(ids[middle:])
+
+    async def _statement(self, ids: Sequence[str]) -> list[Change]:
+        statements = self._statements(self._shape)
         # Not to be stopped half-way: what is deleted has to be told.
-        with anyio.CancelScope(shield=True), self._shape.watched():
-            rows = await self._database.fetch(self._statements(self._shape).delete, self._cutoff, size)
+        with anyio.CancelScope(shield=True, deadline=self._deadline), self._shape.watched():
+            rows = await self._database.fetch(statements.delete, self._cutoff, statements.pack_ids(ids))
         found = [read_row(row) for row in rows]
         # Without the hash: for it every document would have to be read once more before it goes.
         return [Change(type="purged", uuid=one.id, hash=None, timestamp=one.timestamp) for one in found]
+
+    async def _left(self, ids: Sequence[str]) -> list[str]:
+        if not ids:
+            return []
+        statements = self._statements(self._shape)
+        with self._shape.watched():
+            rows = await self._database.fetch(statements.left, self._cutoff, statements.pack_ids(ids))
+        return [row["id"] for row in rows]
+
+    async def _name_guards(self) -> str:
+        if self._guards is None:
+            self._guards = ", ".join(await read_guards(self._database, "DELETE")) or "the database, without a reason"
+        return self._guards
+
+    def _keep(self, uuid: str, by: str) -> None:
+        self.kept += 1
+        if len(self.examples) < self._limits.kept_examples:
+            self.examples.append(Kept(uuid, by))
+
+    def _is_over(self) -> bool:
+        return anyio.current_time() >= self._stop_at
 
     @staticmethod
     def _statements(shape: TableShape) -> Purging:

@@ -56,6 +56,11 @@ class Retention:
         except MoleculerError as error:
             self._logger.warning("The automatic purge stopped after %d environments: %s", purged, error)
             return
+        if purge.kept:
+            named = ", ".join(f"{one.uuid} ({one.by})" for one in purge.examples)
+            self._logger.warning(
+                "Environments that the database keeps from the automatic purge: %d: %s", purge.kept, named
+            )
         if purged:
             self._logger.info(
                 "Purged %d environments that were deleted more than %d days ago (RETENTION_DAYS)", purged, self._days

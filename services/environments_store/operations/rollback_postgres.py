@@ -18,6 +18,7 @@ from services.environments_store.defaults import MigrationBudgets, OperationLimi
 from services.environments_store.errors import OperationError
 from services.environments_store.operations.presence import APPLICATION, serving_key
 from services.environments_store.schema.blockers import describe, who_blocks
+from services.environments_store.schema.guards import KEPT
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.ladder import Ladder
@@ -141,6 +142,8 @@ async def _in_transaction(
         raise OperationError(f"The copy has {copied} rows, the trash {count}: nothing was changed.")
     if remove:
         await session.run(f"DELETE {trash}")
+        if kept := int(await session.fetch_value(f"SELECT count(*) {trash}")):
+            raise OperationError(KEPT.format(kept))
     deadline = anyio.current_time() + limits.rollback_wait_s
     await _patiently(session, found, f"ALTER TABLE {table} DROP COLUMN {quoted(COLUMN)}", deadline, logger)
     await session.run("COMMIT")

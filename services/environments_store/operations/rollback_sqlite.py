@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.sqlite_connection import close_quietly, connect
 from services.environments_store.errors import OperationError
+from services.environments_store.schema.guards import KEPT
 from services.environments_store.schema.inspect_sqlite import query
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, quoted
@@ -74,6 +75,8 @@ async def _drop(connection: "aiosqlite.Connection", path: Path, found: Inspectio
             await query(connection, path, f"DROP INDEX IF EXISTS {quoted(index.name)}")
     if remove:
         await query(connection, path, f"DELETE {trash}")
+        if kept := int((await query(connection, path, f"SELECT count(*) {trash}"))[0][0]):
+            raise OperationError(KEPT.format(kept))
     await query(connection, path, f"ALTER TABLE {table} DROP COLUMN {column}")
     return copied
 

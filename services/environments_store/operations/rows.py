@@ -1,6 +1,7 @@
 """Rows that a table of the original may hold and that need a person: counted in one pass, named by example."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import anyio.to_thread
@@ -8,11 +9,13 @@ import anyio.to_thread
 from services.environments_store.canonical import parse
 from services.environments_store.database.base import Database, Dialect, Row
 from services.environments_store.defaults import OperationLimits
+from services.environments_store.errors import DatabaseError
 from services.environments_store.queries.postgresql import DOCUMENT
 from services.environments_store.schema.findings import Finding
+from services.environments_store.schema.guards import read_guards, read_holders
 from services.environments_store.shape import TableShape
 
-__all__ = ["look_at_documents", "look_at_rows"]
+__all__ = ["look_at_documents", "look_at_guards", "look_at_rows"]
 
 
 class _Question(NamedTuple):
@@ -154,6 +157,35 @@ async def look_at_documents(
     return findings
 
 
+async def look_at_guards(database: Database, limits: OperationLimits) -> list[Finding]:
+    """What keeps deleted environments in the table, whatever a purge does: foreign keys, with the ids that they hold,
+    and what runs instead of a deletion or before it."""
+    findings = []
+    for holder in await read_holders(database):
+        held = f'"deletedAt" IS NOT NULL AND EXISTS (SELECT FROM {holder.table} r WHERE {holder.condition})'
+        query = f'SELECT id, count(*) OVER () AS count FROM environments e WHERE {held} ORDER BY "deletedAt" LIMIT $1'
+        rows: Sequence[Row] = ()
+        with suppress(DatabaseError):  # a table that this role may not read
+            rows = await database.fetch(query, limits.examples)
+        question = _Question(
+            "kept",
+            "",
+            f"are held by the constraint {holder.constraint} of {holder.table}: no purge deletes them",
+            f"Delete the rows of {holder.table} that refer to them, or leave them in the trash.",
+        )
+        if rows:
+            findings.append(_finding(question, int(rows[0]["count"]), [row["id"] for row in rows]))
+    findings += [
+        Finding(
+            level="info",
+            subject="guard",
+            message=f"The {guard} decides about deletions: a purge may have to leave environments in the trash.",
+        )
+        for guard in await read_guards(database, "DELETE")
+    ]
+    return findings
+
+
 class _Found:
     def __init__(self, examples: int) -> None:
         self.count = 0
@@ -206,9 +238,9 @@ def _counted(count: int, what: str, message: str) -> str:
     if count != 1:
         return f"{count} {what} {message}"
     verb, _, rest = message.partition(" ")
-    for many, one in (("they are", "it is"), ("They are", "It is"), ("their", "its")):
+    for many, one in (("they are", "it is"), ("They are", "It is"), ("their", "its"), ("deletes them", "deletes it")):
         rest = rest.replace(many, one)
     return f"1 {what.removesuffix('s')} {_SINGULAR[verb]} {rest}"
 
 
-_SINGULAR = {"have": "has", "were": "was", "stand": "stands"}
+_SINGULAR = {"have": "has", "were": "was", "stand": "stands", "are": "is"}

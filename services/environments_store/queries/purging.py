@@ -1,12 +1,17 @@
-"""The statements of the purge: whose `deletedAt` is a date before the cut-off, in batches that disturb nobody.
+"""The statements of the purge: whose `deletedAt` is a date before the cut-off, in batches that nothing waits for.
 
-The cut-off is computed once, by the database. A row that somebody restores, or another purge deletes, is left to them:
-PostgreSQL skips rows that are locked and looks at the date again after the lock; SQLite has one writer at a time.
+The cut-off is computed once, by the database. Rows are found first, in the order of their dates, and deleted by their
+ids: views and tables WITHOUT ROWID have no other key. A row that is restored meanwhile, or that another purge deletes,
+is left to them: PostgreSQL skips rows that are locked and looks at the date again after the lock; SQLite has one writer
+at a time.
 SQLite orders every number before every text, so a date written as a number would pass for the oldest of all: only text
 that begins like a date, and that SQLite reads as one, is ever purged.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from services.environments_store.queries.postgresql import nearest_date, readable
 from services.environments_store.schema.status import SchemaStatus
@@ -15,10 +20,17 @@ __all__ = ["Purging", "choose_purging"]
 
 
 class Purging(NamedTuple):
-    """`cutoff` takes days; `delete` the cut-off and how many at most; `facts` and `months` the cut-off."""
+    """`cutoff` takes days; the others the cut-off first. Ids are given as `pack_ids` makes them."""
 
     cutoff: str
+    candidates: str
+    """Rows of `id` and `moment`, from a moment on (`first` is before all), without some ids, so many at most."""
+    first: str
     delete: str
+    """Takes ids, and returns the rows that it deleted."""
+    left: str
+    """Takes ids, and returns those that could be deleted now and are still there."""
+    pack_ids: Callable[[Sequence[str]], object]
     facts: str
     """One row: `count`, `oldest` and `newest` date."""
     months: str
@@ -37,16 +49,25 @@ _LITE_OLD = (
 _LITE_UTC = "strftime('%Y-%m-%d %H:%M:%f +00:00', deletedAt)"  # the forms of a date do not sort beside each other
 
 
-def _postgresql(now: str) -> Purging:
+def _postgresql(now: str, kind: str) -> Purging:
+    free = 'SELECT id FROM environments WHERE id = ANY ($2::text[]) AND "deletedAt" < $1 FOR UPDATE SKIP LOCKED'
     return Purging(
         cutoff=f"SELECT {now} - make_interval(days => $1) AS cutoff",
-        delete=(
-            "DELETE FROM environments WHERE ctid = ANY (ARRAY("
-            'SELECT ctid FROM environments WHERE "deletedAt" < $1 ORDER BY "deletedAt" LIMIT $2 FOR UPDATE SKIP LOCKED'
-            # The date once more outside: whatever the plan does, a row restored meanwhile is kept. Written so that no
-            # index can answer it: before ANALYZE has seen a large trash the planner would read all of it each time.
-            f')) AND ("deletedAt" < $1) IS TRUE RETURNING {_PG_RETURNED}'
+        # A moment travels as text: no driver's date holds them all. Ordered by the date alone, as the index has it.
+        candidates=(
+            'SELECT id, "deletedAt"::text AS moment FROM environments'
+            f' WHERE "deletedAt" < $1 AND "deletedAt" >= $2::text::{kind} AND id <> ALL ($3::text[])'
+            ' ORDER BY "deletedAt" LIMIT $4'
         ),
+        first="-infinity",
+        # The date once more outside: whatever the plan does, a row restored meanwhile is kept. Written so that no index
+        # can answer it: before ANALYZE has seen a large trash the planner would read all of it each time.
+        delete=(
+            f'DELETE FROM environments WHERE id = ANY (ARRAY({free})) AND ("deletedAt" < $1) IS TRUE'
+            f" RETURNING {_PG_RETURNED}"
+        ),
+        left=free,
+        pack_ids=list,
         facts=(
             f"SELECT count(*) AS count, {_OLDEST} AS oldest, {_NEWEST} AS newest"
             ' FROM environments WHERE "deletedAt" < $1'
@@ -58,14 +79,19 @@ def _postgresql(now: str) -> Purging:
     )
 
 
-_POSTGRESQL = _postgresql("now()")
-_POSTGRESQL_TIMESTAMP = _postgresql("(now() AT TIME ZONE 'UTC')")
+_POSTGRESQL = _postgresql("now()", "timestamptz")
+_POSTGRESQL_TIMESTAMP = _postgresql("(now() AT TIME ZONE 'UTC')", "timestamp")
+_LITE_IDS = "id IN (SELECT value FROM json_each($2))"
 _SQLITE = Purging(
     cutoff="SELECT strftime('%Y-%m-%d %H:%M:%f +00:00', 'now', '-' || $1 || ' days') AS cutoff",
-    delete=(
-        f"DELETE FROM environments WHERE rowid IN (SELECT rowid FROM environments WHERE {_LITE_OLD}"
-        f" ORDER BY deletedAt LIMIT $2) RETURNING {_LITE_RETURNED}"
+    candidates=(
+        f"SELECT id, deletedAt AS moment FROM environments WHERE {_LITE_OLD} AND deletedAt >= $2"
+        " AND id NOT IN (SELECT value FROM json_each($3)) ORDER BY deletedAt LIMIT $4"
     ),
+    first="",
+    delete=f"DELETE FROM environments WHERE {_LITE_IDS} AND {_LITE_OLD} RETURNING {_LITE_RETURNED}",
+    left=f"SELECT id FROM environments WHERE {_LITE_IDS} AND {_LITE_OLD}",
+    pack_ids=lambda ids: msgspec.json.encode(ids).decode(),
     facts=(
         f"SELECT count(*) AS count, min({_LITE_UTC}) AS oldest, max({_LITE_UTC}) AS newest"
         f" FROM environments WHERE {_LITE_OLD}"

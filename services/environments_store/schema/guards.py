@@ -1,13 +1,17 @@
-"""What a database may have that keeps a write from happening without an error: triggers, rules, policies."""
+"""What of a database may keep a write from happening: triggers, rules, policies, and foreign keys that hold rows."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from services.environments_store.database.base import Database
 from services.environments_store.schema.names import TABLE
 
-__all__ = ["Event", "read_guards"]
+__all__ = ["KEPT", "Event", "Holder", "read_guards", "read_holders"]
 
 Event = Literal["INSERT", "UPDATE", "DELETE"]
+KEPT = (
+    "The database keeps {} deleted environments in the table, and gives no error: nothing was changed."
+    " `environments-store doctor` names the trigger, rule or policy: drop or disable it, or choose --trash=keep."
+)
 
 # Triggers that fire before the row, or instead; tgtype and ev_type are PostgreSQL's own bits and digits.
 _POSTGRESQL = f"""
@@ -38,3 +42,31 @@ async def read_guards(database: Database, event: Event) -> tuple[str, ...]:
     """Those of the table that may have swallowed this kind of write, as a person names them: `trigger keep`."""
     rows = await database.fetch(_SQLITE if database.dialect == "sqlite" else _POSTGRESQL, event)
     return tuple(row["guard"] for row in rows)
+
+
+class Holder(NamedTuple):
+    """A foreign key that points to environments, and keeps them while a row of its table does."""
+
+    constraint: str
+    table: str
+    condition: str
+    """Of a row of that table, `r`, for an environment `e`."""
+
+
+_HOLDERS = f"""
+SELECT conname AS constraint, conrelid::regclass::text AS table, string_agg(
+  format('r.%I = e.%I', own.attname, theirs.attname), ' AND ') AS condition
+FROM pg_constraint CROSS JOIN unnest(conkey, confkey) AS pairs (own_key, their_key)
+JOIN pg_attribute own ON own.attrelid = conrelid AND own.attnum = own_key
+JOIN pg_attribute theirs ON theirs.attrelid = confrelid AND theirs.attnum = their_key
+WHERE contype = 'f' AND confrelid = to_regclass('{TABLE}') AND confdeltype IN ('a', 'r')
+GROUP BY conname, conrelid ORDER BY 1, 2
+"""
+
+
+async def read_holders(database: Database) -> tuple[Holder, ...]:
+    """PostgreSQL alone has any: SQLite heeds foreign keys only on connections that ask for it, and ours do not."""
+    if database.dialect == "sqlite":
+        return ()
+    rows = await database.fetch(_HOLDERS)
+    return tuple(Holder(row["constraint"], row["table"], row["condition"]) for row in rows)
