@@ -64,7 +64,7 @@ class Announcing:
 
     def leave(self) -> list[Effect]:
         """Announce that nothing is offered any more; requests that arrive now are still served (§4.2)."""
-        self._registry.local.services = []
+        self._registry.hide_services()
         self._services_changed = True
         return self.announce()
 

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -108,10 +107,11 @@ class ServiceBroker:
         self._emit = self._around("emit", emitting.emit)
         self._broadcast = self._around("broadcast", emitting.broadcast)
         self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
+        self._hooks_local = bool(hooks(self.options.middlewares, "broadcast_local"))
         self._lifecycle = Lifecycle(self.options.middlewares)
         self._catalog.tell = self._lifecycle.tell
         self._pinging = Pinging(node, self.registry)
-        self._events = InternalEvents(transit, partial(self._start_sending, self._broadcast_local))
+        self._events = InternalEvents(transit, self._tell_here)
         self._listen_inside(self._events)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -403,6 +403,11 @@ class ServiceBroker:
     def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event that other nodes may listen to as well (§7.4)."""
         self._start_sending(self._broadcast, event, payload)
+
+    def _tell_here(self, event: str, payload: dict[str, Any]) -> None:
+        """Broadcast an internal event to the services of this node: most have no listener, and come with each INFO."""
+        if self._hooks_local or self.registry.is_heard_here(event):
+            self._start_sending(self._broadcast_local, event, payload)
 
     def _start_sending(
         self, send: Callable[..., Coroutine[Any, Any, None]], event: str, payload: dict[str, Any]

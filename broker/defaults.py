@@ -35,6 +35,8 @@ ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseco
 REQUESTS_PENDING = 50_000  # JS `transit.maxQueueSize`
 REQUESTS_IN_WORK = 10_000  # JS has no bound; about 100 MB of small requests and their tasks
 ENVELOPE_MARGIN_BYTES = 256  # room for what a reply's meta may gain after `reply_limit` was asked for
+NODES_KNOWN = 10_000  # JS has no bound; far above the clusters that NATS is used for, and some 100 MB
+NAMES_KNOWN = 100_000  # of actions and of event groups, those included that no node offers now
 PING_TIMEOUT_S = 2.0  # JS `broker.ping`
 
 # Compression (protocol §13.1).

@@ -71,7 +71,7 @@ class Emitting:
         chosen: dict[str, str] = {}
         here: list[Listener] = []
         for choices in self._registry.find_listeners(event, groups):
-            group = choices.members[0].group
+            group = choices.group
             if group in chosen:
                 listener = choices.choose_on(chosen[group], root)
             else:
@@ -104,7 +104,7 @@ class Emitting:
         """One packet for each group, and NATS gives it to one of its nodes, this one too (§7.1)."""
         nodes: dict[str, str] = {}
         for choices in self._registry.find_listeners(event, options.get("groups") or ()):
-            nodes.setdefault(choices.members[0].group, choices.members[0].node_id)
+            nodes.setdefault(choices.group, choices.members[0].node_id)
         root = self._context(event, data, options)
         encoded = self._codec.encode_value(data)
         for group, node_id in nodes.items():
@@ -115,7 +115,7 @@ class Emitting:
     async def _broadcast_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """One packet for each node that listens, this one too, with the groups that are meant (§7.1)."""
         lists = list(self._registry.find_listeners(event, options.get("groups") or ()))
-        groups = list(options.get("groups") or dict.fromkeys(choices.members[0].group for choices in lists))
+        groups = list(options.get("groups") or dict.fromkeys(choices.group for choices in lists))
         root = self._context(event, data, options)
         encoded = self._codec.encode_value(data)
         for node_id in dict.fromkeys(listener.node_id for choices in lists for listener in choices.members):
@@ -127,8 +127,7 @@ class Emitting:
         here = [
             listener
             for choices in self._registry.find_listeners(event, options.get("groups") or ())
-            for listener in choices.members
-            if listener.local
+            for listener in choices.of_node(self._broker.node_id)
         ]
         await self._deliver(event, data, options, here, {}, broadcast=True)
 

@@ -30,7 +30,7 @@ class Farewell:
             event: [
                 member.event
                 for choices in registry.find_listeners(event)
-                for member in choices.members
+                for member in choices.of_node(broker.node_id)
                 if member.event is not None
             ]
             for event in LAST_EVENTS

@@ -62,7 +62,8 @@ class Pinging:
     def on_disconnected(self, payload: dict[str, Any]) -> None:
         """When it was the last node of its host, what is known of the host is of no use any more."""
         host = payload["node"]["hostname"]
-        if all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
+        known = self._registry.latencies.average(host) is not None
+        if known and all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
             self._registry.latencies.forget(host)
 
 

@@ -3,12 +3,14 @@
 No I/O, no clock, no logging: packets go in, changes come out.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from broker.context import Context
+from broker.defaults import NAMES_KNOWN, NODES_KNOWN
 from broker.endpoints import Choices, Endpoint, Listener
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.packets import Info, Protocol
@@ -52,6 +54,8 @@ class KnownNode:
         self.offline_since: float | None = None
         self.raw_info: dict[str, Any] | None = None
         """The last INFO, as it came."""
+        self.offers: set[Endpoint | Listener] = set()
+        """What can be chosen of it now."""
 
     def introduce(self, instance_id: str, hostname: str, ip_list: list[str], client: dict[str, Any]) -> None:
         """Take in what this node says of itself."""
@@ -106,11 +110,19 @@ class Registry:
         self.actions: dict[str, Choices[Endpoint]] = {}
         self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
         self.unresponsive: set[str] = set()
-        """Nodes that are connected and answer nothing: chosen only when no other node can be."""
+        """Nodes that are connected and answer nothing: chosen only when no other node can be. See `avoid`."""
+        self.full: str | None = None
+        """What no longer has room, for one log line; whoever logs it sets it to None."""
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
         self._heard_by: dict[str, list[Choices[Listener]]] = {}
+        self._providers: dict[str, set[str]] = {}
+        self._speakers: Counter[Protocol] = Counter()
+        self._offline: dict[str, None] = {}
+        self._vacant: dict[Choices[Any], float] = {}
+        self._filled: set[str] = set()
+        self._now = 0.0
 
     # Services of this node
 
@@ -119,33 +131,46 @@ class Registry:
         for action in definition.actions.values():
             if action.visibility != "private":
                 endpoint = Endpoint(self.local.id, action.name, definition.full_name, action.to_info(), action)
-                self._action(action.name, action.balancing).put(endpoint)
+                self._offer_action(self.local, endpoint, action.balancing)
         for event in definition.events:
-            self._listener(event.name, event.group, event.balancing).put(
-                Listener(self.local.id, event.name, event.group, definition.full_name, event)
-            )
-        self.local.services = [
-            *(info for info in self.local.services if info["fullName"] != definition.full_name),
-            definition.to_info(),
-        ]
+            listener = Listener(self.local.id, event.name, event.group, definition.full_name, event)
+            self._offer_listener(self.local, listener, event.balancing)
+        others = [info for info in self.local.services if info["fullName"] != definition.full_name]
+        self._list_services(self.local, [*others, definition.to_info()])
         return "$services.changed", {"localService": True}
 
     def remove_service(self, full_name: str) -> Change:
         """Offer a service of this node no more."""
-        self.local.services = [info for info in self.local.services if info["fullName"] != full_name]
-        self._drop(self.local.id, lambda service, _name: service == full_name)
+        self._list_services(self.local, [info for info in self.local.services if info["fullName"] != full_name])
+        self._withdraw(self.local, [member for member in self.local.offers if member.service == full_name])
         return "$services.changed", {"localService": True}
+
+    def hide_services(self) -> None:
+        """List no service of this node any more. They can still be called."""
+        self._list_services(self.local, [])
 
     # Other nodes
 
+    def has_room_for(self, node_id: str) -> bool:
+        """Whether a node is known or can be: nodes that are gone make room for others."""
+        if node_id in self.nodes or len(self.nodes) < NODES_KNOWN:
+            return True
+        if self._offline:
+            self.forget(next(iter(self._offline)))
+            return True
+        self._fill(f"{NODES_KNOWN} nodes are known, and others are ignored until some leave")
+        return False
+
     def apply_info(self, info: Info, now: float) -> list[Change]:
         """Take in what a node says of itself (§3.4). Services count only when their sequence is new."""
+        self._now = now
         node = self.nodes.get(info.sender)
         known = node is not None
         if node is None:
             node = self.nodes[info.sender] = KnownNode(info.sender)
         was_available = node.available
         self._describe_node(node, info)
+        self.speaks(node, info.ver)
         sequence = info.sequence or 1
         changes: list[Change] = []
         renewed = not was_available or sequence > node.sequence or info.instance_id != node.instance_id
@@ -155,6 +180,8 @@ class Registry:
                 self._register(node, [service for service in info.services if isinstance(service, dict)])
         if not was_available:
             node.available, node.offline_since, node.last_heartbeat = True, None, now
+            self._speakers[node.ver] += 1
+            self._offline.pop(node.id, None)
             changes.append(("$node.connected", {"node": node.describe(self.started), "reconnected": known}))
         else:
             changes.append(("$node.updated", {"node": node.describe(self.started)}))
@@ -162,36 +189,59 @@ class Registry:
             changes.append(("$services.changed", {"localService": False}))
         return changes
 
+    def speaks(self, node: KnownNode, ver: Protocol) -> None:
+        """The protocol version of a node's last packet."""
+        if node.available and node.ver != ver:
+            self._speakers[node.ver] -= 1
+            self._speakers[ver] += 1
+        node.ver = ver
+
+    def avoid(self, node_id: str, *, avoided: bool) -> None:
+        """Choose a node only when no other can be; or again like the others."""
+        if avoided:
+            self.unresponsive.add(node_id)
+        else:
+            self.unresponsive.discard(node_id)
+        for member in self.nodes[node_id].offers if node_id in self.nodes else ():
+            if member.offered is not None:
+                member.offered.changed()
+
     def lose_node(self, node_id: str, now: float, *, unexpected: bool) -> list[Change]:
         """A node left or fell silent: nothing on it can be chosen any more (§4.3)."""
         node = self.nodes.get(node_id)
         if node is None or not node.available or node.local:
             return []
-        node.available, node.offline_since = False, now
+        self._now = now
+        self._make_unavailable(node)
+        node.offline_since = now
         node.sequence += 1
-        self.unresponsive.discard(node_id)
-        self._drop(node_id, lambda _service, _name: True)
         return [
             ("$node.disconnected", {"node": node.describe(self.started), "unexpected": unexpected}),
             ("$services.changed", {"localService": False}),
         ]
 
     def forget(self, node_id: str) -> None:
-        """Remove a node that has been gone for long (§4.4), and the groups that nobody is in any more: whoever listens
-        for a while, as `broker listen` does, has a group of its own."""
-        self.nodes.pop(node_id, None)
-        self.listeners = {key: choices for key, choices in self.listeners.items() if choices.members}
-        self._heard_by.clear()
+        """Remove a node that has been gone for long (§4.4)."""
+        node = self.nodes.pop(node_id, None)
+        self._offline.pop(node_id, None)
+        if node is not None and node.available:
+            self._make_unavailable(node)
+
+    def forget_vacant(self, until: float) -> None:
+        """Forget the names that no node has offered since a monotonic time."""
+        while self._vacant:
+            choices, since = next(iter(self._vacant.items()))
+            if since > until:
+                return
+            self._forget_name(choices)
 
     # Looking up
 
     def versions(self) -> set[Protocol]:
         """The protocol versions that live peers speak (§2.4)."""
-        return {node.ver for node in self.nodes.values() if node.available and not node.local}
+        return {ver for ver, nodes in self._speakers.items() if nodes}
 
-    def find_action(
-        self, name: str, node_id: str | None = None, without: Collection[str] = (), ctx: Context | None = None
-    ) -> Endpoint:
+    def find_action(self, name: str, node_id: str | None = None, ctx: Context | None = None) -> Endpoint:
         """The endpoint to call, for the call of `ctx`.
 
         Raises ServiceNotFoundError for a name never seen, or not on `node_id`; ServiceNotAvailableError when nobody
@@ -205,7 +255,7 @@ class Registry:
             return endpoint
         if choices is None:
             raise ServiceNotFoundError({"action": name})
-        endpoint = choices.choose(prefer_local=self._prefer_local, without=without, ctx=ctx)
+        endpoint = choices.choose(prefer_local=self._prefer_local, ctx=ctx)
         if endpoint is None:
             raise ServiceNotAvailableError({"action": name})
         return endpoint
@@ -221,18 +271,21 @@ class Registry:
             if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
                 self._heard_by[event] = heard_by
         for choices in heard_by:
-            if choices.members and (not groups or choices.members[0].group in groups):
+            if len(choices) and (not groups or choices.group in groups):
                 yield choices
+
+    def is_heard_here(self, event: str) -> bool:
+        """Whether this node listens to an event."""
+        return any(choices.of_node(self.local.id) for choices in self.find_listeners(event))
 
     def local_endpoint(self, name: str) -> Endpoint | None:
         """This node's own endpoint of an action, usable or not."""
-        choices = self.actions.get(name)
-        return next((member for member in choices.members if member.local), None) if choices else None
+        return self.endpoint_on(name, self.local.id)
 
     def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
         """A node's endpoint of an action, usable or not."""
         choices = self.actions.get(name)
-        return next((member for member in choices.members if member.node_id == node_id), None) if choices else None
+        return next(iter(choices.of_node(node_id)), None) if choices is not None else None
 
     def choose_listener(self, choices: Choices[Listener], ctx: Context | None = None) -> Listener | None:
         """One listener of a list, by the strategy, for the event of `ctx`."""
@@ -250,12 +303,7 @@ class Registry:
 
     def has_service(self, full_name: str) -> bool:
         """Whether a live node offers the service."""
-        return any(
-            info.get("fullName") == full_name
-            for node in self.nodes.values()
-            if node.available
-            for info in node.services
-        )
+        return full_name in self._providers
 
     # Inside
 
@@ -268,8 +316,8 @@ class Registry:
 
     def _register(self, node: KnownNode, services: list[dict[str, Any]]) -> None:
         """Add what is listed, remove what is not listed any more (§3.4)."""
-        node.services = []
-        listed: set[tuple[str, str]] = set()
+        before, node.offers = node.offers, set()
+        listed = []
         for service in services:
             name = service.get("name")
             if not isinstance(name, str):
@@ -277,36 +325,96 @@ class Registry:
             full_name = service.get("fullName")
             if not isinstance(full_name, str) or not full_name:
                 full_name = full_service_name(name, service.get("version"))
-            node.services.append({**service, "fullName": full_name})
+            listed.append({**service, "fullName": full_name})
             for action in _entries(service.get("actions")):
                 if action.get("visibility") in CALLABLE_FROM_AFAR:
-                    listed.add((full_name, action["name"]))
-                    self._action(action["name"], action).put(Endpoint(node.id, action["name"], full_name, action))
+                    self._offer_action(node, Endpoint(node.id, action["name"], full_name, action), action)
             for event in _entries(service.get("events")):
-                group = event.get("group") or name
-                listed.add((full_name, event["name"]))
-                listener = Listener(node.id, event["name"], str(group), full_name)
-                self._listener(event["name"], str(group), event).put(listener)
-        self._drop(node.id, lambda service, name: (service, name) not in listed)
+                group = str(event.get("group") or name)
+                self._offer_listener(node, Listener(node.id, event["name"], group, full_name), event)
+        self._list_services(node, listed)
+        self._withdraw(node, before - node.offers)
 
-    def _action(self, name: str, info: Mapping[str, Any]) -> Choices[Endpoint]:
-        """The endpoints of an action. Who announces it first says how they are chosen (§3.2)."""
-        if name not in self.actions:
-            self.actions[name] = Choices(name, self._strategies.announced(info), self.unresponsive)
-        return self.actions[name]
+    def _make_unavailable(self, node: KnownNode) -> None:
+        node.available = False
+        self._speakers[node.ver] -= 1
+        self.unresponsive.discard(node.id)
+        self._withdraw(node, list(node.offers))
+        self._list_services(node, node.services, provided=False)
+        if node.id in self.nodes:
+            self._offline[node.id] = None
 
-    def _listener(self, pattern: str, group: str, info: Mapping[str, Any]) -> Choices[Listener]:
-        self._heard_by.clear()
-        if (pattern, group) not in self.listeners:
-            self.listeners[pattern, group] = Choices(pattern, self._strategies.announced(info), self.unresponsive)
-        return self.listeners[pattern, group]
+    def _list_services(self, node: KnownNode, services: list[dict[str, Any]], *, provided: bool = True) -> None:
+        for info in node.services:
+            nodes = self._providers.get(info["fullName"], set())
+            nodes.discard(node.id)
+            if not nodes:
+                self._providers.pop(info["fullName"], None)
+        node.services = services
+        for info in services if provided else ():
+            self._providers.setdefault(info["fullName"], set()).add(node.id)
 
-    def _drop(self, node_id: str, unwanted: Any) -> None:
-        for endpoints in self.actions.values():
-            endpoints.drop(lambda member: member.node_id == node_id and unwanted(member.service, member.name))
-        for listeners in self.listeners.values():
-            listeners.drop(lambda member: member.node_id == node_id and unwanted(member.service, member.name))
-        self._heard_by.clear()
+    def _offer_action(self, node: KnownNode, endpoint: Endpoint, info: Mapping[str, Any]) -> None:
+        """Who announces an action first says how its endpoints are chosen (§3.2)."""
+        choices = self.actions.get(endpoint.name)
+        if choices is None:
+            if not self._has_room_for_name(node):
+                return
+            strategy = self._strategies.announced(info)
+            choices = self.actions[endpoint.name] = Choices(endpoint.name, strategy, self.unresponsive)
+        self._vacant.pop(choices, None)
+        node.offers.add(choices.put(endpoint))
+
+    def _offer_listener(self, node: KnownNode, listener: Listener, info: Mapping[str, Any]) -> None:
+        key = listener.name, listener.group
+        choices = self.listeners.get(key)
+        if choices is None:
+            if not self._has_room_for_name(node):
+                return
+            strategy = self._strategies.announced(info)
+            choices = self.listeners[key] = Choices(listener.name, strategy, self.unresponsive, listener.group)
+            self._heard_otherwise(listener.name)
+        self._vacant.pop(choices, None)
+        node.offers.add(choices.put(listener))
+
+    def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
+        for member in members:
+            node.offers.discard(member)
+            choices: Choices[Any] | None = member.offered
+            if choices is not None:
+                choices.drop(member)
+                if not choices:
+                    self._vacant[choices] = self._now
+
+    def _has_room_for_name(self, node: KnownNode) -> bool:
+        """Names that no node offers make room for others. This node's own names always have some."""
+        if node.local or len(self.actions) + len(self.listeners) < NAMES_KNOWN:
+            return True
+        if self._vacant:
+            self._forget_name(next(iter(self._vacant)))
+            return True
+        self._fill(f"{NAMES_KNOWN} names of actions and events are known, and others are ignored until some are gone")
+        return False
+
+    def _forget_name(self, choices: Choices[Any]) -> None:
+        del self._vacant[choices]
+        if self.actions.get(choices.name) is choices:
+            del self.actions[choices.name]
+        else:
+            del self.listeners[choices.name, choices.group]
+            self._heard_otherwise(choices.name)
+
+    def _heard_otherwise(self, pattern: str) -> None:
+        """Other lists of listeners than before hear the events that a pattern matches."""
+        if "*" in pattern or "?" in pattern:
+            self._heard_by.clear()
+        else:
+            self._heard_by.pop(pattern, None)
+
+    def _fill(self, what: str) -> None:
+        if what not in self._filled:
+            self._filled.add(what)
+            self.full = what
 
 
 def _entries(entries: object) -> Iterator[dict[str, Any]]:

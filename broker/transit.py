@@ -24,6 +24,7 @@ from broker.effects import (
     StopWriter,
 )
 from broker.encoding import short
+from broker.endpoints import Listener
 from broker.errors import (
     MoleculerError,
     ProtocolVersionMismatchError,
@@ -169,6 +170,7 @@ class Transit:
                 effects += self.waiting.lose(node.id, now, unexpected=True)
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
+        self.registry.forget_vacant(now - self.limits.forget_offline_s)
         self.streams.expire(now)
         return effects + self.waiting.look_after(now)
 
@@ -217,8 +219,7 @@ class Transit:
         data = {"action": request.action, "nodeID": self.identity.node_id}
         if self.stopping:
             return ServiceNotAvailableError(data)
-        choices = self.registry.actions.get(request.action)
-        endpoint = next((member for member in choices.members if member.local), None) if choices else None
+        endpoint = self.registry.local_endpoint(request.action)
         if endpoint is None or endpoint.action is None:
             return ServiceNotFoundError(data)
         if not endpoint.available:
@@ -255,10 +256,10 @@ class Transit:
         if self.stopping:
             return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
         groups = event.groups or ()
-        listeners = []
+        listeners: list[Listener] = []
         for choices in self.registry.find_listeners(event.event, groups if isinstance(groups, list) else ()):
             if event.broadcast:
-                listeners += [member for member in choices.members if member.local]
+                listeners += choices.of_node(self.identity.node_id)
             elif (listener := choices.choose_on(self.identity.node_id)) is not None:
                 listeners.append(listener)
         return [RunEvent(event, listeners)] if listeners else []
@@ -270,13 +271,19 @@ class Transit:
         return [Publish(self.topics.to_node("INFO", packet.sender), self.announcing.info(packet.ver))]
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
+        if not self.registry.has_room_for(info.sender):
+            return self._note_full()
         known = self.registry.nodes.get(info.sender)
         replaced = known is not None and known.instance_id != info.instance_id
         changes = self.registry.apply_info(info, now)
-        self.registry.nodes[info.sender].ver = info.ver
         self.waiting.found(info.sender)
         lost = self.waiting.replaced(info.sender) if replaced else []
-        return [*notices(changes), *self.announcing.greet_new_versions(ready=self.ready), *lost]
+        greetings = self.announcing.greet_new_versions(ready=self.ready)
+        return [*notices(changes), *greetings, *lost, *self._note_full()]
+
+    def _note_full(self) -> list[Effect]:
+        full, self.registry.full = self.registry.full, None
+        return [Dropped(full)] if full else []
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
         return self.waiting.lose(packet.sender, now, unexpected=False)
@@ -286,7 +293,7 @@ class Transit:
         if node is None or not node.available or _is_other_process(node, beat):
             packet = Discover(ver=beat.ver, sender=self.identity.node_id)
             return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
-        node.ver = beat.ver
+        self.registry.speaks(node, beat.ver)
         node.last_heartbeat = now
         node.heard_cpu(beat.cpu)
         return []

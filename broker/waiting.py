@@ -140,7 +140,7 @@ class Waiting:
         node = self._registry.nodes.get(node_id)
         if node is None or not node.available or node_id in self._registry.unresponsive:
             return []
-        self._registry.unresponsive.add(node_id)
+        self._registry.avoid(node_id, avoided=True)
         return [Responsive(node_id, answers=False)]
 
     def responds(self, node_id: str) -> list[Effect]:
@@ -148,7 +148,7 @@ class Waiting:
         self._watch.answered(node_id)
         if node_id not in self._registry.unresponsive:
             return []
-        self._registry.unresponsive.discard(node_id)
+        self._registry.avoid(node_id, avoided=False)
         return [Responsive(node_id, answers=True)]
 
     def servers_changed(self, now: float) -> None:

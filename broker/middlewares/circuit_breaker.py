@@ -1,5 +1,6 @@
 """Leave an endpoint alone that keeps failing (moleculer protocol §12.3)."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,7 +36,8 @@ class CircuitBreaker:
         self._after = after
         self._broadcast = broadcast
         self._find = find
-        self._circuits: dict[tuple[str, str], tuple[Endpoint, Circuit]] = {}
+        self._circuits: defaultdict[str, dict[str, tuple[Endpoint, Circuit]]] = defaultdict(dict)
+        """By node and action."""
         self._cancel_window: Callable[[], None] | None = None
 
     def wrap(self, call_next: Next, target: Target) -> Next:
@@ -69,14 +71,13 @@ class CircuitBreaker:
 
     def forget_node(self, node_id: str) -> None:
         """A node is gone; when it comes back it starts anew."""
-        for key in [key for key in self._circuits if key[0] == node_id]:
-            self._circuits.pop(key)[1].cancel()
+        for _, circuit in self._circuits.pop(node_id, {}).values():
+            circuit.cancel()
 
     def stop(self) -> None:
         """Forget everything."""
-        for _, circuit in self._circuits.values():
-            circuit.cancel()
-        self._circuits.clear()
+        for node_id in list(self._circuits):
+            self.forget_node(node_id)
         if self._cancel_window is not None:
             self._cancel_window()
             self._cancel_window = None
@@ -98,14 +99,14 @@ class CircuitBreaker:
         return circuit
 
     def _circuit(self, endpoint: Endpoint, policy: CircuitBreakerPolicy) -> Circuit:
-        key = (endpoint.node_id, endpoint.name)
-        known = self._circuits.get(key)
+        circuits = self._circuits[endpoint.node_id]
+        known = circuits.get(endpoint.name)
         if known is not None and known[0] is endpoint:
             return known[1]
         if known is not None:  # the service was away, and is another one now
             known[1].cancel()
         circuit = Circuit(policy, self._after, partial(self._changed, endpoint))
-        self._circuits[key] = endpoint, circuit
+        circuits[endpoint.name] = endpoint, circuit
         if self._cancel_window is None:
             self._cancel_window = self._after(self._policy.window_time, self._new_window)
         return circuit
@@ -113,12 +114,15 @@ class CircuitBreaker:
     def _new_window(self) -> None:
         """Counts begin anew; circuits that counted nothing are forgotten, unless they are not closed, and so are those
         of what nobody offers any more."""
-        for key, (endpoint, circuit) in list(self._circuits.items()):
-            is_offered = self._find(endpoint.name, endpoint.node_id) is endpoint
-            if not is_offered or (not circuit.count and circuit.state == "close"):
-                circuit.cancel()
-                del self._circuits[key]
-            circuit.forget()
+        for node_id, circuits in list(self._circuits.items()):
+            for endpoint, circuit in list(circuits.values()):
+                is_offered = self._find(endpoint.name, node_id) is endpoint
+                if not is_offered or (not circuit.count and circuit.state == "close"):
+                    circuit.cancel()
+                    del circuits[endpoint.name]
+                circuit.forget()
+            if not circuits:
+                del self._circuits[node_id]
         self._cancel_window = self._after(self._policy.window_time, self._new_window) if self._circuits else None
 
     def _changed(self, endpoint: Endpoint, circuit: Circuit, event: str | None) -> None:

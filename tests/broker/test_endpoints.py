@@ -74,11 +74,6 @@ def test_c51_internal_actions_stay_on_the_own_node() -> None:
     assert chosen(choices(remote("js-1"), remote("js-2"), name="$node.list"), 2) == ["js-1", "js-2"]
 
 
-def test_endpoints_without_those_just_found_gone() -> None:
-    made = choices(remote("js-1"), remote("js-2"), remote("js-3"))
-    assert chosen(made, 4, without=["js-2"]) == ["js-1", "js-3", "js-1", "js-3"]
-
-
 def test_putting_the_same_service_again_keeps_its_place() -> None:
     made = choices(remote("js-1"), remote("js-2"))
     renewed = remote("js-1", timeout=1)
@@ -92,10 +87,13 @@ def test_putting_the_same_service_again_keeps_its_place() -> None:
     assert len(made.members) == 3
 
 
-def test_drop_removes_what_is_unwanted() -> None:
-    made = choices(remote("js-1"), remote("js-2"))
-    made.drop(lambda member: member.node_id == "js-1")
-    assert [member.node_id for member in made.members] == ["js-2"]
+def test_what_is_dropped_is_not_chosen_and_the_rest_keeps_its_order() -> None:
+    made = choices(remote("js-1"), remote("js-2"), remote("js-1", service="v2.posts"), remote("js-3"))
+    assert chosen(made, 1) == ["js-1"]
+    made.drop(made.members[0])
+    assert [member.node_id for member in made.members] == ["js-2", "js-1", "js-3"]
+    assert chosen(made, 3) == ["js-1", "js-3", "js-2"]
+    assert made.on_node("js-1") is made.members[1]
 
 
 @pytest.mark.parametrize(

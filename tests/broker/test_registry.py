@@ -2,6 +2,10 @@
 
 import json
 import random
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -11,10 +15,10 @@ from hypothesis import strategies as st
 
 from broker.context import Context
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
-from broker.packets import Info
+from broker.packets import Heartbeat, Info
 from broker.registry import Registry
 from broker.service import Service, action, define, event
-from tests.support.transits import captured, info, service_info
+from tests.support.transits import captured, info, make_transit, service_info
 
 
 class Posts(Service):
@@ -245,13 +249,6 @@ def test_round_robin_goes_through_the_nodes_in_the_order_of_their_arrival() -> N
     assert nodes_of(registry, "posts.find") == ["js-2", "js-1", "js-3"]
 
 
-def test_a_node_that_was_just_found_gone_is_not_chosen() -> None:
-    registry = Registry("py-1")
-    for node in ("js-1", "js-2"):
-        registry.apply_info(info(node, service_info("posts", "find")), 5.0)
-    assert {registry.find_action("posts.find", without=["js-1"]).node_id for _ in range(3)} == {"js-2"}
-
-
 def test_listeners_are_kept_by_pattern_and_group() -> None:
     registry = Registry("py-1")
     registry.apply_info(info("js-1", service_info("mail", events=("user.*", "user.created"))), 5.0)
@@ -367,13 +364,95 @@ def test_a_long_life_leaves_no_endpoints_behind() -> None:
     assert all(not choices.members for choices in registry.listeners.values())
 
 
-def test_groups_of_listeners_that_come_and_go_are_forgotten_with_their_nodes() -> None:
+def test_names_that_no_node_offers_any_more_are_forgotten_after_a_while() -> None:
     registry = Registry("py-1")
+    registry.apply_info(info("js-1", service_info("posts", "find")), 0.0)
     for number in range(100):
         listening = {"name": f"$listen-{number}", "events": {"**": {"name": "**"}}}
-        registry.apply_info(info(f"cli-{number}", listening), float(number))
-        registry.lose_node(f"cli-{number}", float(number), unexpected=False)
-        registry.forget(f"cli-{number}")
-    assert registry.listeners == {}
+        registry.apply_info(info("js-2", service_info(f"s-{number}", "a"), listening, sequence=number + 2), 1.0)
+    registry.lose_node("js-2", 2.0, unexpected=False)
+    registry.forget_vacant(1.0)
+    assert registry.actions.keys() == {"posts.find", "s-99.a"}
+    assert registry.listeners.keys() == {("**", "$listen-99")}
+    registry.forget_vacant(2.0)
+    assert registry.actions.keys() == {"posts.find"}
+    assert not registry.listeners
     registry.apply_info(info("cli", {"name": "$listen-100", "events": {"**": {"name": "**"}}}), 200.0)
     assert [choices.members[0].node_id for choices in registry.find_listeners("user.created")] == ["cli"]
+
+
+def test_a_vacant_name_makes_room_for_another_and_then_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.registry.NAMES_KNOWN", 3)
+    registry = Registry("py-1")
+    registry.apply_info(info("js-1", service_info("a", "one", "two", events=("three",))), 0.0)
+    registry.apply_info(info("js-1", service_info("a", "one", "four", events=("three",)), sequence=3), 0.0)
+    assert registry.actions.keys() == {"a.one", "a.two"}, "the old one was still offered"
+    assert registry.full == "3 names of actions and events are known, and others are ignored until some are gone"
+    registry.full = None
+    registry.apply_info(info("js-1", service_info("a", "one", "four", "five"), sequence=4), 0.0)
+    assert registry.actions.keys() == {"a.one", "a.four"}
+    assert registry.full is None, "one line is enough"
+    registry.add_service(define(Posts()))
+    assert registry.find_action("posts.find").local, "the own names always have room"
+
+
+def test_nodes_that_are_gone_make_room_for_others_and_then_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.registry.NODES_KNOWN", 3)
+    registry = Registry("py-1")
+    for node_id in ("js-1", "js-2"):
+        assert registry.has_room_for(node_id)
+        registry.apply_info(info(node_id), 0.0)
+    assert registry.has_room_for("js-1")
+    assert not registry.has_room_for("js-3")
+    assert registry.full == "3 nodes are known, and others are ignored until some leave"
+    registry.lose_node("js-1", 1.0, unexpected=True)
+    assert registry.has_room_for("js-3")
+    assert registry.nodes.keys() == {"py-1", "js-2"}
+
+
+def steps_of(work: Callable[[], object]) -> int:
+    """The lines that Python runs, each turn of a loop one."""
+    lines = 0
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def test_the_work_for_a_cluster_grows_as_the_cluster_does() -> None:
+    def live(nodes: int) -> None:
+        transit = make_transit()
+        shared = service_info("shared", *(f"a{number}" for number in range(10)), events=("e.*",))
+        for turn in range(2):
+            for number in range(nodes):
+                own = service_info(f"s{number}-{turn}", "act", events=(f"e.{number}-{turn}",))
+                transit.receive("INFO", info(f"js-{number}", shared, own, sequence=2 + turn), 0.0)
+                transit.receive("HEARTBEAT", Heartbeat(ver="5", sender=f"js-{number}", cpu=1), 0.0)
+                assert transit.registry.has_service(f"s{number}-{turn}")
+        transit.tick(100.0)
+        transit.tick(1000.0)
+        assert transit.registry.nodes.keys() == {"py-1"}
+        assert not transit.registry.actions
+
+    few, many = (steps_of(partial(live, nodes)) for nodes in (20, 80))
+    assert many < 5 * few
+
+
+def test_a_call_costs_the_same_whatever_the_size_of_the_cluster() -> None:
+    def cost(nodes: int) -> int:
+        registry = Registry("py-1")
+        for number in range(nodes):
+            registry.apply_info(info(f"js-{number}", service_info("posts", "find")), 0.0)
+        registry.find_action("posts.find")
+        return steps_of(lambda: [registry.find_action("posts.find"), registry.find_action("posts.find", "js-1")])
+
+    assert cost(200) == cost(2)

@@ -451,3 +451,13 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
             if isinstance(effect, Publish):
                 assert effect.packet.ver == protocol, note
                 codec.encode(effect.packet)
+
+
+def test_nodes_above_the_bound_are_ignored_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.registry.NODES_KNOWN", 2)
+    transit = make_transit()
+    effects = [effect for number in range(5) for effect in transit.receive("INFO", info(f"js-{number}"), 0.0)]
+    assert transit.registry.nodes.keys() == {"py-1", "js-0"}
+    assert [effect.reason for effect in effects if isinstance(effect, Dropped)] == [
+        "2 nodes are known, and others are ignored until some leave"
+    ]
