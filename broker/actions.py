@@ -58,7 +58,12 @@ def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder) ->
     assert parameters is not None
     raw = ctx.raw_params
     try:
-        values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
+        try:
+            values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
+        except msgspec.ValidationError:
+            if not parameters.converts:
+                raise
+            values = parameters.convert(parameters.converted(ctx.params), json_text)
     except msgspec.ValidationError as error:
         failure = parameters.violations(ctx.params, error)
         for item in failure.data:

@@ -87,7 +87,7 @@ class Catalog:
 
     def add(self, service: Service) -> ServiceDefinition:
         """Take a service in, without starting it. Raises ServiceSchemaError."""
-        definition = define(service)
+        definition = define(service, convert=self._node.options.convert_params)
         if definition.full_name in self._entries:
             raise ServiceSchemaError(f"This node has a service '{definition.full_name}' already.")
         for action in definition.actions.values():

@@ -31,6 +31,7 @@ class ActionOptions(Struct, frozen=True, kw_only=True):
     timeout: Seconds | None = None
     visibility: Visibility | None = None
     rename: dict[str, WireName] = {}
+    convert: bool | None = None
 
 
 class EventOptions(Struct, frozen=True, kw_only=True):

@@ -149,6 +149,9 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     one protocol version."""
     prefer_local: bool = True
     """Whether an action of this node wins over the same on others."""
+    convert_params: bool = False
+    """Whether actions take text for numbers, booleans and dates, and one value for a list of one, as requests over HTTP
+    have them. An action's own `convert` wins."""
     internal_services: bool = True
     """Offer the service `$node`, by which tools look at this node."""
     metadata: dict[str, Any] = {}

@@ -57,6 +57,7 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "cacher": _cacher,
     "disable_balancer": _yes_or_no,
     "prefer_local": _yes_or_no,
+    "convert_params": _yes_or_no,
     "internal_services": _yes_or_no,
     "metadata": _json_object,
     "heartbeat_interval": float,

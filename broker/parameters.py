@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from msgspec import inspect as types
 
 from broker.buffers import with_bytes
+from broker.conversion import converted, converting
 from broker.declarations import signature_of
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.rules import rule_of
@@ -25,14 +26,15 @@ _AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
 
 class Parameters:
-    """What a handler takes after its context.
+    """What a handler takes after its context. With `convert`, text may stand for a number, a boolean or a date, and
+    one value for a list of one (`broker.conversion`).
 
     `kind` is the msgspec Struct that params are decoded into. A parameter annotated `msgspec.Raw` receives the JSON
     bytes of its value, unparsed; one annotated `msgspec.Raw | None`, None for null. `rename` maps Python names to wire
     names.
     """
 
-    def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str]) -> None:
+    def __init__(self, handler: Callable[..., Any], rename: Mapping[str, str], *, convert: bool = False) -> None:
         self.names = _parameter_names(handler)
         if unknown := sorted(set(rename) - set(self.names)):
             raise ServiceSchemaError(f"Handler {handler.__qualname__} has no parameter '{unknown[0]}' to rename.")
@@ -54,6 +56,9 @@ class Parameters:
         self.fields = msgspec.structs.fields(self.kind)
         self._raw = [item.encode_name for item in self.fields if item.type is Raw]
         self._binary = [item.encode_name for item in self.fields if holds_bytes(item.type)]
+        rules = {item.encode_name: rule_of(types.type_info(item.type)) for item in self.fields}
+        self._rules = {name: converting(rule) if convert else rule for name, rule in rules.items()}
+        self.converts = convert
 
     def arguments(self, values: Struct) -> dict[str, Any]:
         """Keyword arguments for the handler."""
@@ -71,6 +76,10 @@ class Parameters:
         values: Struct = typed(params, self.kind)
         return values
 
+    def converted(self, params: Any) -> Any:
+        """Params that do not fit as they are, with the values that text stands for."""
+        return {name: self._value(name, item) for name, item in params.items()} if isinstance(params, dict) else params
+
     def violations(self, params: Any, error: Exception) -> ValidationError:
         """Everything wrong with `params`, one item a field (moleculer protocol §6.4)."""
         items: list[dict[str, Any]] = []
@@ -78,7 +87,7 @@ class Parameters:
             items.append({"type": "object", "field": "", "message": "The params must be an object."})
         else:
             for item in self.fields:
-                items.extend(_violation(item, params or {}))
+                items.extend(self._violation(item, params or {}))
         if not items:
             path, reason = _taken_apart(str(error))
             items.append({"type": "invalid", "field": path.lstrip("."), "message": reason})
@@ -88,13 +97,38 @@ class Parameters:
         """The parameters as a fastest-validator schema, which JS tools show (moleculer protocol §3.2)."""
         described: dict[str, Any] = {}
         for item in self.fields:
-            rule = rule_of(types.type_info(item.type))
+            rule = dict(self._rules[item.encode_name])
             if not item.required:
                 rule["optional"] = True
                 if isinstance(item.default, str | int | float | bool):
                     rule["default"] = item.default
             described[item.encode_name] = rule
         return described
+
+    def _value(self, name: str, value: Any) -> Any:
+        return converted(value, self._rules[name]) if self.converts and name in self._rules else value
+
+    def _violation(self, item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        name = item.encode_name
+        if name not in params:
+            if not item.required:
+                return []
+            return [{"type": "required", "field": name, "message": f"The '{name}' field is required."}]
+        if item.type is Raw:
+            return []
+        given = params[name]
+        value = self._value(name, given)
+        try:
+            typed(with_bytes(value) if name in self._binary else value, item.type)
+        except msgspec.ValidationError as error:
+            below, reason = _taken_apart(str(error))
+            path = name + below
+            message = f"The '{path}' field does not fit: {_lower(reason)}."
+            violation = {"type": self._rules[name]["type"], "field": path, "message": message}
+            if isinstance(given, str | int | float | bool | None):
+                violation["actual"] = given
+            return [violation]
+        return []
 
 
 def _parameter_names(handler: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -125,28 +159,6 @@ def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:
     if isinstance(default, list | dict | set):
         return (msgspec.field(default_factory=lambda: copy.deepcopy(default)),)
     return (default,)
-
-
-def _violation(item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    name = item.encode_name
-    if name not in params:
-        if not item.required:
-            return []
-        return [{"type": "required", "field": name, "message": f"The '{name}' field is required."}]
-    if item.type is Raw:
-        return []
-    value = params[name]
-    try:
-        typed(with_bytes(value) if holds_bytes(item.type) else value, item.type)
-    except msgspec.ValidationError as error:
-        below, reason = _taken_apart(str(error))
-        path = name + below
-        rule = rule_of(types.type_info(item.type))["type"]
-        violation = {"type": rule, "field": path, "message": f"The '{path}' field does not fit: {_lower(reason)}."}
-        if isinstance(value, str | int | float | bool | None):
-            violation["actual"] = value
-        return [violation]
-    return []
 
 
 def _taken_apart(text: str) -> tuple[str, str]:

@@ -53,6 +53,7 @@ def action(
     timeout: float | None = None,
     visibility: Visibility | None = None,
     rename: Mapping[str, str] | None = None,
+    convert: bool | None = None,
     strategy: str | None = None,
     strategy_options: Mapping[str, Any] | None = None,
     retry_policy: Mapping[str, Any] | None = None,
@@ -72,6 +73,7 @@ def action(
     timeout: float | None = None,
     visibility: Visibility | None = None,
     rename: Mapping[str, str] | None = None,
+    convert: bool | None = None,
     strategy: str | None = None,
     strategy_options: Mapping[str, Any] | None = None,
     retry_policy: Mapping[str, Any] | None = None,
@@ -85,11 +87,13 @@ def action(
 
     `name` is its name on the wire, the method's own by default. `timeout` in seconds is the default for callers.
     `visibility` as in Moleculer: `published`, `public`, `protected` (this node only), `private` (this service only).
-    `rename` maps Python parameter names to wire names. `strategy` (`RoundRobin`, `Random`, `CpuUsage`, `Latency`,
-    `Shard`) is how callers choose among nodes. `retry_policy`, `circuit_breaker` and `bulkhead` change the broker's
-    for this action (`broker.policies`). `fallback`, a function of (context, error) or a method's name, answers instead
-    of an error. `hooks`: see `broker.middlewares.hooks`. `cache`, True or `{keys, ttl, lock, …}`, keeps results in the
-    broker's cacher. Anything else (`rest`…) goes into INFO as it is.
+    `rename` maps Python parameter names to wire names. `convert` takes text for numbers, booleans and dates, and one
+    value for a list of one, as requests over HTTP have them; the broker's `convert_params` is its default. `strategy`
+    (`RoundRobin`, `Random`, `CpuUsage`, `Latency`, `Shard`) is how callers choose among nodes. `retry_policy`,
+    `circuit_breaker` and `bulkhead` change the broker's for this action (`broker.policies`). `fallback`, a function of
+    (context, error) or a method's name, answers instead of an error. `hooks`: see `broker.middlewares.hooks`. `cache`,
+    True or `{keys, ttl, lock, …}`, keeps results in the broker's cacher. Anything else (`rest`…) goes into INFO as it
+    is.
 
     Parameters after the context are typed: they are validated and converted from `params`, and a violation is a
     ValidationError. A handler with the context alone reads `ctx.params`.
@@ -98,14 +102,16 @@ def action(
     if isinstance(handler, str):
         raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
     about = f"action '{name}'" if name else "an action"
-    check_options(ActionOptions, about, name=name, timeout=timeout, visibility=visibility, rename=rename)
+    check_options(
+        ActionOptions, about, name=name, timeout=timeout, visibility=visibility, rename=rename, convert=convert
+    )
     check_spelling(about, extra, _ACTION_OPTIONS)
 
     def mark(method: Any) -> Any:
         check_coroutine_function(method, streams=True)
         check_marked_once(method, _MARK)
         options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
-        options |= {"strategy": strategy, "strategy_options": strategy_options or {}}
+        options |= {"strategy": strategy, "strategy_options": strategy_options or {}, "convert": convert}
         options["settings"] = _given(
             retry_policy=retry_policy,
             circuit_breaker=circuit_breaker,
@@ -254,8 +260,9 @@ class OwnActions:
         return partial(self._service.broker.call_own, self._service, name)
 
 
-def define(service: Service) -> ServiceDefinition:
-    """What a service declares, read once from its class. Raises ServiceSchemaError for what cannot be offered."""
+def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
+    """What a service declares, read once from its class; `convert` where an action does not say. Raises
+    ServiceSchemaError for what cannot be offered."""
     if not isinstance(service, Service):
         call = f": write {service.__name__}(), not {service.__name__}" if inspect.isclass(service) else ""
         raise ServiceSchemaError(f"A service is an object of a class that is derived from Service{call}.")
@@ -280,7 +287,7 @@ def define(service: Service) -> ServiceDefinition:
             before = events.get(listener.name)
             events[listener.name] = _with_both(before, listener) if before else listener
             continue
-        definition = _define_action(method, full_name, settings, options)
+        definition = _define_action(method, full_name, settings, options, convert)
         if definition.name in actions:
             raise ServiceSchemaError(f"The service '{full_name}' has two actions called '{definition.name}'.")
         actions[definition.name] = definition
@@ -310,12 +317,17 @@ def _full_names(service: str, dependencies: str | Sequence[str | Mapping[str, An
     return tuple(names)
 
 
-def _define_action(method: Any, service: str, settings: dict[str, Any], options: dict[str, Any]) -> ActionDefinition:
+def _define_action(
+    method: Any, service: str, settings: dict[str, Any], options: dict[str, Any], convert: bool
+) -> ActionDefinition:
     raw_name = options["name"] or method.__name__
     for name in ("retryPolicy", "circuitBreaker", "strategyOptions"):
         if name in options["extra"]:
             raise ServiceSchemaError(f"'{name}' of action '{raw_name}' is spelt in Python's way: `retry_policy=…`.")
-    parameters = Parameters(method, options["rename"])
+    own = options["convert"]
+    parameters = Parameters(method, options["rename"], convert=convert if own is None else own)
+    if own and not parameters.names:
+        raise ServiceSchemaError(f"Action '{raw_name}' has convert=True, but no typed parameters that it is for.")
     extra = dict(options["extra"])
     if "$cache" in settings:
         extra.setdefault("cache", settings["$cache"])

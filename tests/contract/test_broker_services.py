@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from broker import (
@@ -177,3 +178,25 @@ async def test_a_service_that_is_removed_is_gone_everywhere_with_its_events(clus
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
     actions = {row["name"]: row["count"] for row in await two.call("$node.actions", {"skipInternal": True})}
     assert actions["v2.vault.list-all"] == 0
+
+
+class Pages(Service):
+    name = "pages"
+
+    @action
+    async def show(self, ctx: Context, limit: int, document: msgspec.Raw, wide: bool = False) -> list[Any]:
+        return [limit, wide, msgspec.json.decode(document)]
+
+
+@pytest.mark.parametrize("serializer", ["JSON", "JSONExt", "MsgPack", "CBOR"])
+async def test_text_of_a_request_over_http_stands_for_numbers_and_booleans(cluster: Cluster, serializer: str) -> None:
+    options: dict[str, Any] = {"serializer": serializer, "convert_params": True}
+    one = await cluster.start_one("one", [Pages()], **options)
+    two = await cluster.start_one("two", **options)
+    for broker in (one, two):
+        for params in ({"limit": "10", "wide": "on"}, {"limit": 10, "wide": True}):
+            found = await broker.call("pages.show", {**params, "document": {"limit": "10", "text": "[[x"}})
+            assert found == [10, True, {"limit": "10", "text": "[[x"}]
+        with pytest.raises(ValidationError) as caught:
+            await broker.call("pages.show", {"limit": "ten", "document": 1})
+        assert [item["actual"] for item in caught.value.data] == ["ten"]

@@ -1,9 +1,11 @@
 """JS tools read a Python node as they read a JS one: `$node`, moleculer-repl, and published parameters."""
 
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,6 +13,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from broker import Context, Service, ServiceBroker, ValidationError, action, event
+from broker.codec import JSONCodec
 from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
 from tests.support.waiting import eventually
 
@@ -53,6 +56,25 @@ class Shop(Service):
         raw: msgspec.Raw = NULL,
     ) -> str:
         return f"{count} {item}"
+
+    @action(convert=True)
+    async def find(
+        self,
+        ctx: Context,
+        count: Annotated[int, Meta(ge=0, lt=10)] | None = None,
+        price: float | None = None,
+        gift: bool | None = None,
+        since: datetime | None = None,
+        tags: list[int] | None = None,
+        days: list[datetime] | None = None,
+        address: Address | None = None,
+        stock: dict[str, int] | None = None,
+        box: tuple[float, bool] | None = None,
+        either: bool | list[int] | None = None,
+        note: str | None = None,
+    ) -> Any:
+        given = {name: value for name, value in locals().items() if name not in ("self", "ctx") and value is not None}
+        return json.loads(bytes(JSONCodec().encode_value(given)))
 
     @action(visibility="protected")
     async def audit(self, ctx: Context) -> None: ...
@@ -112,6 +134,16 @@ ALIKE: list[tuple[dict[str, Any], bool]] = [
 ]
 
 
+# What a request over HTTP may hold, and more, for every parameter of `find`.
+TEXTS: list[Any] = [
+    *("", "0", "1", "10", " 5 ", "+5", "5.", "1e0", "0x7", "0b1", "1_0", "1.5", "ten", "nan", "Infinity", "-1", "null"),
+    *("true", "false", "on", "off", "TRUE", "yes", "1,2", "2024-01-02", "2024-01-02T03:04:05.678Z", "20240102"),
+    *("2024-01-02T03:04:05+02:00", "1704164645678", "-5", "8640000000000001", "1704164645678.5"),
+    *(0, 1, 2, 1.5, -1, 1704164645678, True, False, [], ["5"], ["5", 6, "x"], [["5"]], ["1", "on"], [1, "yes"], {}),
+    *({"street": "Main", "number": "7"}, {"street": "Main", "number": "x"}, {"street": 5}, {"a": "1", "b": True}),
+]
+
+
 @dataclass(frozen=True)
 class Nodes:
     js: JsNode
@@ -145,10 +177,32 @@ async def test_published_parameters_are_taken_and_refused_alike_in_js(nodes: Nod
         assert taken == expected, f"Python: {params}"
 
 
+async def test_text_is_converted_as_the_validator_of_js_converts_it(nodes: Nodes) -> None:
+    schema = (await nodes.js.actions())["v2.shop.find"]["action"]["params"]
+    count = {"type": "number", "integer": True, "min": 0, "max": 9, "convert": True, "nullable": True, "optional": True}
+    assert schema["count"] == count
+    all_params = [{name: value} for name in schema for value in TEXTS]
+    check = f"const check = broker.validator.validator.compile({json.dumps(schema)});"
+    in_js = await nodes.js.run(
+        f"{check} return {json.dumps(all_params)}.map(params => [check(params) === true, params])"
+    )
+    differences = []
+    for params, (taken, converted) in zip(all_params, in_js, strict=True):
+        if params in ({"since": "1,2"}, {"days": "1,2"}, {"box": []}):  # to JS a date, and a tuple of any length
+            continue
+        try:
+            found = await nodes.python.call("v2.shop.find", params)
+        except ValidationError:
+            found = None
+        if found != (converted if taken else None):
+            differences.append((params, found, converted if taken else None))
+    assert differences == []
+
+
 async def test_every_published_schema_compiles_in_js(nodes: Nodes) -> None:
     actions = await nodes.js.run("return broker.registry.getActionList({ withEndpoints: true });")
     here = [row for row in actions if any(endpoint["nodeID"] == "py" for endpoint in row["endpoints"])]
-    assert len(here) == 8, "seven of $node, one of shop; a protected one is not registered"
+    assert len(here) == 9, "seven of $node, two of shop; a protected one is not registered"
     for row in here:
         await nodes.js.command("validate", schema=row["action"].get("params", {}), all=[{}])
 
@@ -159,7 +213,7 @@ async def test_repl_lists_our_node_services_actions_and_events(nodes: Nodes) -> 
     details = await nodes.js.command("repl", line="nodes -d")
     assert re.search(r"│ shop │ 2 │", _plain(details)), details
     services = await nodes.js.command("repl", line="services -d")
-    assert re.search(r"│ shop │ 2 │ OK │ 1 │ 1 │ 1 │", _plain(services)), services
+    assert re.search(r"│ shop │ 2 │ OK │ 2 │ 1 │ 1 │", _plain(services)), services
     actions = await nodes.js.command("repl", line="actions -d")
     row = next(line for line in _plain(actions).splitlines() if "v2.shop.order" in line)
     assert "OK" in row
