@@ -37,6 +37,7 @@ __all__ = ["EnvironmentsStore"]
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=StoreLimits().list_limit)]
 Fields = Annotated[list[RecordField], msgspec.Meta(min_length=1)]
+FieldsOrText = Fields | str | None  # `id,hash`, as a query over HTTP has it
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=OperationLimits().purge_batch_max)]
 
@@ -119,15 +120,15 @@ class EnvironmentsStore(Service):
     async def get(self, ctx: Context, uuid: str) -> msgspec.Raw:
         return msgspec.Raw(await self._store.get(uuid))
 
-    @action
+    @action(convert=True)
     async def list(
-        self, ctx: Context, limit: Limit | None = None, after: str | None = None, fields: Fields | None = None
+        self, ctx: Context, limit: Limit | None = None, after: str | None = None, fields: FieldsOrText = None
     ) -> msgspec.Raw:
         return msgspec.Raw(await self._store.list(_request(ctx, limit, after, fields)))
 
-    @action(name="listDeleted")
+    @action(name="listDeleted", convert=True)
     async def list_deleted(
-        self, ctx: Context, limit: Limit | None = None, after: str | None = None, fields: Fields | None = None
+        self, ctx: Context, limit: Limit | None = None, after: str | None = None, fields: FieldsOrText = None
     ) -> msgspec.Raw:
         return msgspec.Raw(await self._store.list_deleted(_request(ctx, limit, after, fields)))
 
@@ -149,12 +150,12 @@ class EnvironmentsStore(Service):
         await self._write(ctx, lambda: self._store.restore(uuid))
         return _SUCCESS
 
-    @action(name="permanentDelete")
+    @action(name="permanentDelete", convert=True)
     async def permanent_delete(self, ctx: Context, uuid: str, force: bool = False) -> dict[str, bool]:
         await self._write(ctx, lambda: self._store.permanent_delete(uuid, force))
         return _SUCCESS
 
-    @action(rename={"older_than_days": "olderThanDays", "dry_run": "dryRun", "batch_size": "batchSize"})
+    @action(convert=True, rename={"older_than_days": "olderThanDays", "dry_run": "dryRun", "batch_size": "batchSize"})
     async def purge(
         self,
         ctx: Context,
@@ -179,7 +180,7 @@ class EnvironmentsStore(Service):
         kept = {"kept": [one._asdict() for one in purge.examples]} if purge.examples else {}
         return {"deleted": deleted, "remaining": await purge.remaining(), **kept}
 
-    @action
+    @action(convert=True)
     async def export(self, ctx: Context, deleted: bool = False) -> AsyncGenerator[bytes]:
         """The live records, or the deleted ones, as a stream of lines."""
         export = Export(self._database, self._shape, self.logger, limits=self._operations, store_limits=self._limits)
@@ -196,7 +197,7 @@ class EnvironmentsStore(Service):
         protocol 4, says `onConflict` in its meta."""
         if ctx.stream is None:
             raise invalid("", "stream", "The records are expected as a stream of lines, one record a line.")
-        choice = on_conflict or _choice(ctx.meta.get("onConflict"))
+        choice = on_conflict or _read("onConflict", ctx.meta.get("onConflict"), OnConflict | None) or "skip"
         work = Import(
             self._database, self._shape, on_conflict=choice, limits=self._operations, store_limits=self._limits
         )
@@ -209,7 +210,7 @@ class EnvironmentsStore(Service):
                         await self._tell(changes)
         return imported._asdict()
 
-    @action(rename={"recent_days": "recentDays"})
+    @action(convert=True, rename={"recent_days": "recentDays"})
     async def stats(self, ctx: Context, recent_days: Days = _RECENT_DAYS) -> dict[str, int]:
         return await self._store.stats(recent_days)
 
@@ -305,15 +306,15 @@ def _cannot_be_opened(error: DatabaseUnavailableError) -> bool:
     return (error.data or {}).get("sqlstate") == "SQLITE_CANTOPEN"
 
 
-def _request(ctx: Context, limit: int | None, after: str | None, fields: "list[RecordField] | None") -> ListRequest:
-    return ListRequest(limit, after, tuple(fields) if fields else RECORD_FIELDS, ctx.reply_limit, ctx.reply_size)
+def _request(ctx: Context, limit: int | None, after: str | None, fields: FieldsOrText) -> ListRequest:
+    if isinstance(fields, str):
+        fields = _read("fields", [name.strip() for name in fields.split(",")], Fields)
+    return ListRequest(limit, after, tuple(fields or RECORD_FIELDS), ctx.reply_limit, ctx.reply_size)
 
 
-def _choice(value: Any) -> OnConflict:
-    if value is None:
-        return "skip"
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """A value that was not a parameter of its own."""
     try:
-        choice: OnConflict = msgspec.convert(value, OnConflict)
-        return choice
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise invalid("onConflict", "enumValue", f"The 'onConflict' does not fit: {error}.") from None
+        raise invalid(name, "enumValue", f"The '{name}' does not fit: {error}.") from None

@@ -210,7 +210,7 @@ async def test_a_list_is_read_page_by_page(deployment: Deployment) -> None:
     whole = await deployment.call("list", {"fields": ["id", "createdAt"]})
     pages: list[dict[str, Any]] = []
     while page := await deployment.call(
-        "list", {"limit": 2, "fields": ["id", "createdAt"], **({"after": pages[-1]["id"]} if pages else {})}
+        "list", {"limit": "2", "fields": "id,createdAt", **({"after": pages[-1]["id"]} if pages else {})}
     ):
         assert len(page) <= 2
         pages += page

@@ -6,8 +6,7 @@ import pytest
 from broker import Context, action
 from services.environments_store import demo
 from services.environments_store.demo import Step, run_demo
-from services.environments_store.model import RecordField
-from services.environments_store.service import EnvironmentsStore
+from services.environments_store.service import EnvironmentsStore, FieldsOrText
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +24,7 @@ class Odd(EnvironmentsStore):
 
     @action(name="listDeleted")
     async def list_deleted(
-        self, ctx: Context, limit: int | None = None, after: str | None = None, fields: list[RecordField] | None = None
+        self, ctx: Context, limit: int | None = None, after: str | None = None, fields: FieldsOrText = None
     ) -> msgspec.Raw:
         return msgspec.Raw(b"1")
 

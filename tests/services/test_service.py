@@ -109,6 +109,23 @@ async def test_every_action_answers_in_the_form_of_the_contract(caller: ServiceB
     assert await ask(caller, "permanentDelete", uuid=UUID, force=True) == {"success": True}
 
 
+async def test_every_number_and_boolean_and_a_list_of_fields_may_come_as_text(caller: ServiceBroker) -> None:
+    for number in range(3):
+        await ask(caller, "create", environment={"uuid": f"{number}{UUID[1:]}"})
+    ids = [record["id"] for record in await ask(caller, "list", fields=["id"])]
+    assert await ask(caller, "list", limit="2", fields="id") == [{"id": ids[0]}, {"id": ids[1]}]
+    [record] = await ask(caller, "list", limit="1", fields="id, hash", after=ids[1])
+    assert record.keys() == {"id", "hash"}
+    assert await ask(caller, "permanentDelete", uuid=ids[0], force="true") == {"success": True}
+    await ask(caller, "remove", uuid=ids[1])
+    assert await ask(caller, "listDeleted", limit="5", fields="id") == [{"id": ids[1]}]
+    assert (await ask(caller, "stats", recentDays="1"))["recentlyDeleted"] == 1
+    dry = await ask(caller, "purge", olderThanDays="90", dryRun="1", batchSize="10")
+    assert (dry["deleted"], dry["remaining"]) == (0, 0)
+    lines = await (await ask(caller, "export", deleted="on")).read()
+    assert [msgspec.json.decode(line)["id"] for line in lines.splitlines()] == [ids[1]]
+
+
 async def test_schema_tells_the_state_and_the_steps(caller: ServiceBroker) -> None:
     schema = await ask(caller, "schema")
     assert (schema["state"], schema["dialect"]) == ("ready", "sqlite")
@@ -125,12 +142,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("get", {"uuid": 7}, "uuid"),
     ("get", {"uuid": ""}, "uuid"),
     ("list", {"limit": 0}, "limit"),
-    ("list", {"limit": "5"}, "limit"),
+    ("list", {"limit": "five"}, "limit"),
+    ("list", {"limit": "0"}, "limit"),
     ("list", {"limit": 2**63}, "limit"),
     ("listDeleted", {"limit": 2**64}, "limit"),
     ("list", {"after": 7}, "after"),
     ("list", {"fields": []}, "fields"),
     ("listDeleted", {"fields": ["no such key"]}, "fields[0]"),
+    ("list", {"fields": "id,no such key"}, "fields"),
+    ("list", {"fields": ""}, "fields"),
     ("update", {"uuid": UUID, "environment": {}, "ifHash": 7}, "ifHash"),
     ("update", {"uuid": UUID, "environment": {"uuid": "another"}}, "environment.uuid"),
     ("remove", {"uuid": None}, "uuid"),
