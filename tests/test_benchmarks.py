@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.benchmarks import calls, listing, store_at_size, streams, transfer
+from tests.benchmarks import calls, dead_nodes, listing, store_at_size, streams, transfer
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase
 
@@ -71,3 +71,12 @@ async def test_streams_are_measured(js_modules: Path, tmp_path: Path, capsys: py
     with NatsServer(tmp_path / "nats", http="127.0.0.1:-1") as server:
         await streams.measure("0.15", 1_000_000, server)
     assert re.search(r"\d MB/s +\d+\.\d MB behind +\d+ MB memory", capsys.readouterr().out)
+
+
+@pytest.mark.anyio
+async def test_dead_nodes_are_measured(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dead_nodes, "NEW_CALLS_S", 0.0)
+    await dead_nodes.measure("Python", "killed", nats_url, limit_s=30.0)
+    assert re.search(r"Python +killed +[\d.]+ s +[\d.]+ s +\d+ of \d", capsys.readouterr().out)
