@@ -117,6 +117,8 @@ class Tap:
             if topic in self._catching_up:  # a question of this tap, and not of another one
                 self._catching_up.pop(topic).set()
             return
+        if topic.startswith("REPLY."):  # answers of Python nodes that are no packets
+            return
         try:
             packet = json.loads(message.data)
         except ValueError:
