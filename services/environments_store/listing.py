@@ -33,27 +33,25 @@ async def read_list(
     listing: Listing,
     request: ListRequest,
     no_limit: int | None,
-    encode: Callable[[Row], Awaitable[bytes | None]],
+    encode: Callable[[Row], Awaitable[bytes]],
     limits: StoreLimits,
 ) -> bytes:
-    """The JSON array of the page; `encode` gives a row's record, or None to leave it out.
+    """The JSON array of the page; `encode` gives a row's record.
 
     Raises PayloadTooLargeError (413), with the page size that fits, as soon as the array would be larger than the
     reply may be: at most one batch of rows more than that is held.
     """
     records: list[bytes] = []
-    size, rows = len(b"[]"), 0
+    size = len(b"[]")
     async with aclosing(_rows(database, listing, request, no_limit, limits)) as found:
         async for row in found:
             record = await encode(row)
-            if record is not None:
-                if request.reply_limit is not None:
-                    taken = request.measure(record)
-                    size += taken + (1 if records else 0)
-                    if size > request.reply_limit:
-                        raise _too_large(rows, row, taken, request)
-                records.append(record)
-            rows += 1
+            if request.reply_limit is not None:
+                taken = request.measure(record)
+                size += taken + (1 if records else 0)
+                if size > request.reply_limit:
+                    raise _too_large(len(records), row, taken, request)
+            records.append(record)
     return b"[%s]" % b",".join(records)
 
 
@@ -63,17 +61,26 @@ async def _rows(
     first, after = (
         (listing.first, listing.after) if request.with_documents else (listing.first_light, listing.after_light)
     )
-    limit = no_limit if request.limit is None else request.limit
-    query, arguments = (first, (limit,)) if request.after is None else (after, (limit, request.after))
     batch = limits.batch_documents if request.with_documents else limits.batch_rows
-    if request.limit is not None and request.limit <= batch:
-        for row in await database.fetch(query, *arguments):
-            yield row
-        return
-    async with database.stream(query, *arguments, batch=batch) as batches:
-        async for rows in batches:
+    if request.after is None:
+        parts: list[tuple[str, tuple[str, ...]]] = [(first, ())]
+    else:
+        parts = [(query, (request.after,)) for query in after]
+    left = request.limit
+    for query, arguments in parts:
+        if left is not None and left <= batch:
+            rows = await database.fetch(query, left, *arguments)
             for row in rows:
                 yield row
+            left -= len(rows)
+        else:
+            async with database.stream(query, no_limit if left is None else left, *arguments, batch=batch) as batches:
+                async for some in batches:
+                    for row in some:
+                        yield row
+                    left = left and left - len(some)
+        if left == 0:
+            return
 
 
 def _too_large(fitting: int, row: Row, record_bytes: int, request: ListRequest) -> PayloadTooLargeError:

@@ -48,13 +48,14 @@ class Records:
         with_document = "environment" in fields or "hash" in fields
         return encode_record(environment, await self.hash(environment) if with_document else None, fields)
 
-    async def encode_listed(self, row: Row, fields: Sequence[str]) -> bytes | None:
-        """The record; None, and a line in the log, for a damaged one: it must not make the others unreadable."""
+    async def encode_listed(self, row: Row, fields: Sequence[str]) -> bytes:
+        """The record; a damaged one without its document and hash: clients take what is not in a list for deleted."""
+        environment = read_row(row)
         try:
-            return await self.encode(read_row(row), fields)
+            return await self.encode(environment, fields)
         except ValueError as error:
-            self._logger.warning("The environment '%s' is damaged and left out of the list: %s", row["id"], error)
-            return None
+            self._logger.warning("The environment '%s' is damaged, and listed without a document: %s", row["id"], error)
+            return encode_record(environment._replace(document=None), None, fields)
 
     async def written(self, type: ChangeType, row: Row) -> Written:
         """The outcome of a write that is answered with the record."""

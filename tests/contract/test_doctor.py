@@ -56,7 +56,7 @@ async def test_rows_that_need_a_person_are_counted_and_named(
     await bench.set_date("row-future", "deletedAt", "2999-01-01 00:00:00.000")
     diagnosis = await examine(url_of(bench, request, tmp_path), LOGGER)
     messages = [finding.message for finding in diagnosis.findings]
-    assert "2 environments have no document: they are left out of lists and exports: row-1, row-2." in messages
+    assert "2 environments have no document: they are listed and exported without: row-1, row-2." in messages
     assert any(message.startswith("2 environments have another environmentUuid than id") for message in messages)
     assert any(message.startswith("1 uuid stands in several rows") and "another" in message for message in messages)
     assert "1 environment has another uuid in its document than its id: row-5." in messages

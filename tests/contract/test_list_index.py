@@ -40,9 +40,12 @@ async def test_pages_are_read_by_it_and_a_rollback_leaves_it(
         assert await build_list_index(url, LOGGER) == "built"
         assert await build_list_index(url, LOGGER) == "there already"
         await bench.run("DELETE FROM environments WHERE FALSE")  # SQLite's EXPLAIN alone would not see a new schema
+        if not bench.is_sqlite:  # the planner answers for a date that is NULL without a look otherwise
+            await bench.run('ALTER TABLE environments ALTER COLUMN "createdAt" DROP NOT NULL')
         queries = choose(bench.status)
         explain = "EXPLAIN QUERY PLAN" if bench.is_sqlite else "EXPLAIN"
-        for query, arguments in ((queries.listing.first, (50,)), (queries.listing.after, (50, "row-4000"))):
+        after = (*queries.listing.after, *queries.undated_listing.after)
+        for query, arguments in ((queries.listing.first, (50,)), *((one, (50, "row-4000")) for one in after)):
             plan = await bench.database.fetch(f"{explain} {query}", *arguments)
             shown = "\n".join(str(row["detail"] if bench.is_sqlite else row[0]) for row in plan)
             assert LIST_INDEX in shown

@@ -1,12 +1,15 @@
 """Tables that somebody has changed by hand, and rows that no program of ours would write."""
 
+import itertools
 from functools import partial
+from pathlib import Path
 
 import anyio
 import asyncpg
 import msgspec
 import pytest
 
+from services.environments_store.database.connect import open_database
 from services.environments_store.errors import DatabaseError
 from services.environments_store.operations.doctor import examine
 from services.environments_store.operations.exporting import Export
@@ -77,6 +80,49 @@ async def test_a_new_environment_is_live_whatever_default_the_column_has(bench: 
     )
     assert (await bench.create("a"))["deletedAt"] is None
     assert [record["id"] for record in await bench.list()] == ["a"]
+
+
+UNDATED = """CREATE TABLE environments (id VARCHAR(255) PRIMARY KEY, environment JSON, "environmentUuid" VARCHAR(255),
+"timestamp" DECIMAL, "createdAt" {moment}, "updatedAt" {moment}, "deletedAt" {moment});"""
+ROW = """INSERT INTO environments VALUES ('{id}', '{{"uuid":"{id}"}}', '{id}', 0, {created}, {created}, {deleted});"""
+SAME = "'2026-01-01 00:00:00.000 +00:00'"
+ODD = {
+    "sqlite": ["'2026-01-02'", "1767312000000", "'soon'", "1e9", "X'00'", "''"],
+    "postgresql": ["'infinity'", "'-infinity'"],
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+async def test_every_row_is_in_the_pages_once_whatever_its_dates(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
+    if dialect == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    database = open_database(url)
+    await database.open()
+    await database.execute(UNDATED.format(moment="DATETIME" if dialect == "sqlite" else "timestamptz"))
+    dates = ["NULL", "NULL", "NULL", SAME, SAME, *ODD[dialect]]
+    for number, date in enumerate(dates * 2):
+        await database.execute(ROW.format(id=f"live-{number:02}", created=date, deleted="NULL"))
+        await database.execute(
+            ROW.format(id=f"dead-{number:02}", created=date, deleted=SAME if date == "NULL" else date)
+        )
+    await database.close()
+    async with serving(url, budgets=BUDGETS) as service:
+        await service.until_state("ready")
+        for action, fields in itertools.product(("list", "listDeleted"), (["id"], ["id", "environment"])):
+            whole = [record["id"] for record in await service.ask(action, fields=fields)]
+            assert len(set(whole)) == len(whole) == len(dates) * 2
+            for size in (1, 3, len(dates) * 2 - 1):
+                walked: list[str] = []
+                while page := await service.ask(
+                    action, fields=fields, limit=size, **({"after": walked[-1]} if walked else {})
+                ):
+                    walked += [record["id"] for record in page]
+                assert walked == whole
+            assert [record["id"] for record in await service.ask(action, fields=fields, after=whole[3])] == whole[4:]
+        assert (await service.failure("list", after="nothing")).code == 404
 
 
 @pytest.mark.parametrize("bench", ["postgresql", "postgresql without deletedAt"], indirect=True)

@@ -196,11 +196,17 @@ async def test_without_the_column_live_records_come_in_and_deleted_ones_do_not(b
 
 
 @both
-async def test_a_damaged_row_is_left_out_and_counted(bench: Bench) -> None:
+async def test_a_damaged_row_is_exported_without_its_document_and_not_imported(bench: Bench) -> None:
     await bench.create("good")
     await bench.create("bad")
     await bench.run("UPDATE environments SET environment = NULL WHERE id = 'bad'")
-    assert [json.loads(line)["id"] for line in await exported(bench)] == ["good"]
+    lines = await exported(bench)
+    assert [(record["id"], record["environment"] is None) for record in map(json.loads, lines)] == [
+        ("good", False),
+        ("bad", True),
+    ]
+    with pytest.raises(ImportRefusedError, match="Line 2: the 'environment' must be an object"):
+        await imported(bench, io.BytesIO(b"\n".join(lines)))
 
 
 @both

@@ -24,9 +24,10 @@ ANALYSED = "SELECT count(*) FROM sqlite_master WHERE name = 'sqlite_stat1'"
 MISTAKEN = "USING INDEX environments_deleted_at_idx"
 LIVE = [
     SQLITE.listing.first,
-    SQLITE.listing.after,
+    *SQLITE.listing.after,
     SQLITE.listing.first_light,
-    SQLITE.listing.after_light,
+    *SQLITE.listing.after_light,
+    *SQLITE.undated_listing.after,
     SQLITE.stats,
 ]
 TRASH = [SQLITE.soft_delete.listing.first, SQLITE.soft_delete.listing.first_light] if SQLITE.soft_delete else []

@@ -216,8 +216,8 @@ def test_a_damaged_row_makes_an_export_end_with_1(path: Path, url: str) -> None:
     connection.close()
     result = run("export", "-", "--all", DATABASE_URL=url)
     assert result.returncode == 1
-    assert result.stdout.count("\n") == 3
-    assert "Damaged environments left out: 1." in result.stderr
+    assert result.stdout.count("\n") == 4
+    assert "Exported without a document: 1." in result.stderr
     doctor = run("doctor", DATABASE_URL=url)
     assert doctor.returncode == 1
     assert TRASH_ID in doctor.stdout

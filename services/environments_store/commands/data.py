@@ -93,7 +93,7 @@ def export(
             done = await export_to_file(config.database_url, file, selection, overwrite=force)
             print_value(done)
         if done.damaged:
-            print_error(f"Damaged environments left out: {done.damaged}. `environments-store doctor` names them.")
+            print_error(f"Exported without a document: {done.damaged}. `environments-store doctor` names the damaged.")
         return 1 if done.damaged else 0
 
     run_command(main)

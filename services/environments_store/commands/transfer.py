@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1_048_576
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """`damaged` rows have no readable document, and are not in the file."""
+    """`damaged` rows have no readable document: it is null in the file."""
 
     file: str
     exported: int

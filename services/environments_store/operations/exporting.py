@@ -21,7 +21,7 @@ Selection = Literal["live", "deleted", "all"]
 
 class Export:
     """One export. `exported` and `damaged` count up while it runs; a damaged row, which has no readable document, is
-    named in the log and left out."""
+    named in the log and has null for it."""
 
     def __init__(
         self,
@@ -51,10 +51,8 @@ class Export:
             async with self._database.stream(query, limit, batch=self._limits.export_batch, paced=True) as batches:
                 async for rows in batches:
                     for row in rows:
-                        line = await self._line(row)
-                        if line is not None:
-                            lines.append(line)
-                            size += len(line)
+                        lines.append(await self._line(row))
+                        size += len(lines[-1])
                     if size >= self._limits.export_chunk_bytes:
                         yield b"".join(lines)
                         lines, size = [], 0
@@ -70,13 +68,13 @@ class Export:
         queries, soft_delete = self._shape.soft_delete()
         return soft_delete.listing.first, queries.no_limit
 
-    async def _line(self, row: Row) -> bytes | None:
+    async def _line(self, row: Row) -> bytes:
         environment = read_row(row)
         try:
             line = export_line(environment, await self._records.hash(environment))
         except ValueError as error:
             self.damaged += 1
-            self._logger.warning("The environment '%s' is damaged and left out of the export: %s", row["id"], error)
-            return None
+            self._logger.warning("The environment '%s' is damaged and exported without document: %s", row["id"], error)
+            line = export_line(environment._replace(document=None), None)
         self.exported += 1
         return line

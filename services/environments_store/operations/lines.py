@@ -41,7 +41,7 @@ _DECODER = msgspec.json.Decoder(_Line)
 _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Line)}
 
 
-def export_line(environment: Environment, hash: str) -> bytes:
+def export_line(environment: Environment, hash: str | None) -> bytes:
     """The record as a line, its end included."""
     document = environment.document or b"null"
     if b"\n" not in document and b"\r" not in document and document == document.strip():

@@ -33,7 +33,7 @@ _BOTH = (
     _Question(
         "null-document",
         "environment IS NULL",
-        "have no document: they are left out of lists and exports",
+        "have no document: they are listed and exported without",
         "Bring the document back from a backup, or delete the row: DELETE FROM environments WHERE id = '…';",
         "error",
     ),
@@ -146,7 +146,7 @@ async def look_at_documents(
         question = _Question(
             "damaged",
             "",
-            "have a document that cannot be read: they are left out of lists and exports",
+            "have a document that cannot be read: they are listed and exported without",
             "Bring the document back from a backup.",
             "error",
         )

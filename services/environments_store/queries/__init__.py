@@ -15,6 +15,11 @@ __all__ = ["Listing", "Queries", "SoftDelete", "choose"]
 
 def choose(status: SchemaStatus) -> Queries:
     """The set that fits the table as it was last seen."""
+    queries = _of_columns(status)
+    return queries if status.dated else queries._replace(listing=queries.undated_listing)
+
+
+def _of_columns(status: SchemaStatus) -> Queries:
     if status.dialect == "sqlite":
         return SQLITE if status.soft_delete else SQLITE_WITHOUT
     if not status.soft_delete:

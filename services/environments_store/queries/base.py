@@ -6,12 +6,13 @@ __all__ = ["Listing", "Queries", "SoftDelete"]
 
 
 class Listing(NamedTuple):
-    """One list in its four variants. `first` takes limit; `after` limit and the uuid to go on after."""
+    """One list, with documents and without. `first` takes limit; each of `after` limit and the uuid to go on after:
+    together, in this order, they give the rest of the list."""
 
     first: str
-    after: str
+    after: tuple[str, ...]
     first_light: str
-    after_light: str
+    after_light: tuple[str, ...]
 
 
 class SoftDelete(NamedTuple):
@@ -32,6 +33,10 @@ class Queries(NamedTuple):
     look_light: str
     lock: str
     listing: Listing
+    """By `createdAt`, then `id`."""
+    undated_listing: Listing
+    """The same for a table whose `createdAt` may be NULL: such rows stand where the database itself puts them, first on
+    SQLite and last on PostgreSQL, in the order of their ids. No comparison of a date finds them."""
     create: str
     update: str
     delete_any: str

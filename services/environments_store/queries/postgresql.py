@@ -44,13 +44,20 @@ _PG_NOW_MS = "floor(extract(epoch FROM now()) * 1000)"
 # The same order as SQLite's, whatever the collation of the database.
 _PG_ORDER = 'environments."createdAt", id COLLATE "C"'
 _PG_AFTER = '("createdAt", id COLLATE "C") > (SELECT "createdAt", id FROM environments WHERE id = $2)'
+_PG_UNDATED_AFTER = (
+    '"createdAt" IS NULL AND id COLLATE "C" >'
+    """ (SELECT CASE WHEN "createdAt" IS NULL THEN id ELSE '' END FROM environments WHERE id = $2)"""
+)
 
 
-def _pg_listing(columns: str, light: str, condition: str) -> Listing:
+def _pg_listing(columns: str, light: str, condition: str, *after: str) -> Listing:
     first = f"FROM environments WHERE {condition} ORDER BY {_PG_ORDER} LIMIT $1"
-    after = f"FROM environments WHERE {condition} AND {_PG_AFTER} ORDER BY {_PG_ORDER} LIMIT $1"
+    rest = [f"FROM environments WHERE {condition} AND {one} ORDER BY {_PG_ORDER} LIMIT $1" for one in after]
     return Listing(
-        f"SELECT {columns} {first}", f"SELECT {columns} {after}", f"SELECT {light} {first}", f"SELECT {light} {after}"
+        f"SELECT {columns} {first}",
+        tuple(f"SELECT {columns} {one}" for one in rest),
+        f"SELECT {light} {first}",
+        tuple(f"SELECT {light} {one}" for one in rest),
     )
 
 
@@ -81,9 +88,9 @@ def _pg_trash_listing() -> Listing:
     )
     return Listing(
         f"SELECT {_PG_COLUMNS} {first}",
-        f"SELECT {_PG_COLUMNS} {after}",
+        (f"SELECT {_PG_COLUMNS} {after}",),
         f"SELECT {_PG_LIGHT} {first}",
-        f"SELECT {_PG_LIGHT} {after}",
+        (f"SELECT {_PG_LIGHT} {after}",),
     )
 
 
@@ -97,7 +104,8 @@ def _pg(deleted_now: str, now: str) -> Queries:
         look=f"SELECT {_PG_COLUMNS} FROM environments WHERE id = $1",
         look_light=f"SELECT {_PG_LIGHT} FROM environments WHERE id = $1",
         lock=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL FOR UPDATE',
-        listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL'),
+        listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL', _PG_AFTER),
+        undated_listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL', _PG_AFTER, _PG_UNDATED_AFTER),
         create=_pg_create(_PG_COLUMNS, soft_delete=True),
         update=_pg_update(_PG_COLUMNS, live),
         delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS}",
@@ -131,7 +139,8 @@ POSTGRESQL_WITHOUT = Queries(
     look=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     look_light=f"SELECT {_PG_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1 FOR UPDATE",
-    listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE"),
+    listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE", _PG_AFTER),
+    undated_listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE", _PG_AFTER, _PG_UNDATED_AFTER),
     create=_pg_create(_PG_COLUMNS_WITHOUT, soft_delete=False),
     update=_pg_update(_PG_COLUMNS_WITHOUT, ""),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS_WITHOUT}",

@@ -18,14 +18,23 @@ _LITE_NOW = "strftime('%Y-%m-%d %H:%M:%f +00:00', 'now')"
 _LITE_NOW_MS = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
 # No row instead of zeros: an empty answer is looked at twice, since the original empties its table for a moment.
 _LITE_SOME = " HAVING count(*) > 0"
+_LITE_LIVE = "deletedAt IS NULL AND id IS NOT NULL"
 _LITE_AFTER = "(createdAt, id) > (SELECT createdAt, id FROM environments WHERE id = $2)"
+_LITE_UNDATED_AFTER = (
+    "createdAt IS NULL AND id > (SELECT id FROM environments WHERE id = $2 AND createdAt IS NULL)",
+    # Less than every number, text and blob: all that have a date come after one that has none.
+    "(createdAt, id) > (SELECT coalesce(createdAt, -9e999), id FROM environments WHERE id = $2)",
+)
 
 
-def _lite_listing(columns: str, light: str, condition: str) -> Listing:
+def _lite_listing(columns: str, light: str, condition: str, *after: str) -> Listing:
     first = f"FROM environments WHERE {condition} ORDER BY createdAt, id LIMIT $1"
-    after = f"FROM environments WHERE {condition} AND {_LITE_AFTER} ORDER BY createdAt, id LIMIT $1"
+    rest = [f"FROM environments WHERE {condition} AND {one} ORDER BY createdAt, id LIMIT $1" for one in after]
     return Listing(
-        f"SELECT {columns} {first}", f"SELECT {columns} {after}", f"SELECT {light} {first}", f"SELECT {light} {after}"
+        f"SELECT {columns} {first}",
+        tuple(f"SELECT {columns} {one}" for one in rest),
+        f"SELECT {light} {first}",
+        tuple(f"SELECT {light} {one}" for one in rest),
     )
 
 
@@ -38,9 +47,9 @@ def _lite_trash_listing() -> Listing:
     )
     return Listing(
         f"SELECT {_LITE_COLUMNS} {first}",
-        f"SELECT {_LITE_COLUMNS} {after}",
+        (f"SELECT {_LITE_COLUMNS} {after}",),
         f"SELECT {_LITE_LIGHT} {first}",
-        f"SELECT {_LITE_LIGHT} {after}",
+        (f"SELECT {_LITE_LIGHT} {after}",),
     )
 
 
@@ -69,7 +78,8 @@ SQLITE = Queries(
     look=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
     look_light=f"SELECT {_LITE_LIGHT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
-    listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, "deletedAt IS NULL AND id IS NOT NULL"),
+    listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, _LITE_LIVE, _LITE_AFTER),
+    undated_listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, _LITE_LIVE, *_LITE_UNDATED_AFTER),
     create=_lite_create(_LITE_COLUMNS, soft_delete=True),
     update=_lite_update(_LITE_COLUMNS, " AND deletedAt IS NULL"),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS}",
@@ -101,7 +111,8 @@ SQLITE_WITHOUT = Queries(
     look=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     look_light=f"SELECT {_LITE_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
-    listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL"),
+    listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL", _LITE_AFTER),
+    undated_listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL", *_LITE_UNDATED_AFTER),
     create=_lite_create(_LITE_COLUMNS_WITHOUT, soft_delete=False),
     update=_lite_update(_LITE_COLUMNS_WITHOUT, ""),
     delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_LITE_COLUMNS_WITHOUT}",

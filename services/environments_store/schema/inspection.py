@@ -100,6 +100,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         return column is None or _plain(column.type) != UNZONED
 
     @property
+    def dated(self) -> bool:
+        """Whether every row surely has a `createdAt`."""
+        return any(column.name == "createdAt" and column.not_null for column in self.columns)
+
+    @property
     def twins(self) -> tuple[str, ...]:
         """Columns that differ from ours in capitals only, as SQL without quotes makes them."""
         return tuple(c.name for c in self.columns if c.name != COLUMN and c.name.lower() == COLUMN.lower())

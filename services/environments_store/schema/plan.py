@@ -126,6 +126,7 @@ def status_of(
             soft_delete=found.soft_delete,
             readable=False,
             writable=found.writable,
+            dated=found.dated,
             deleted_at_zone=found.deleted_at_zone,
         )
     obstacle = obstacle_to_column(found) or problem
@@ -139,6 +140,7 @@ def status_of(
             error=error,
             soft_delete=True,
             writable=found.writable,
+            dated=found.dated,
             deleted_at_zone=found.deleted_at_zone,
         )
     reason = obstacle.reason if obstacle else None
@@ -153,6 +155,7 @@ def status_of(
         error=error,
         soft_delete=False,
         writable=found.writable,
+        dated=found.dated,
     )
 
 

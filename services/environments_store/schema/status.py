@@ -40,6 +40,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """False while row level security hides every row: an empty answer would look like an empty store."""
     writable: bool = True
     """False on a standby, a read-only server, file or folder."""
+    dated: bool = True
+    """Whether `createdAt` is NOT NULL, as in every table that the original made."""
     deleted_at_zone: bool = True
     """PostgreSQL: True for TIMESTAMPTZ, False for the guide's TIMESTAMP, which holds UTC wall time."""
 
