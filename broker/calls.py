@@ -202,7 +202,7 @@ class Calls:
         assert self._node.transport is not None
         await self._node.transport.flush()
         if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
-            stream.go_on(upload)
+            stream.go_on(upload, partial(_fail, waiter))
 
     async def _upload(self, ctx: Context) -> Upload | None:
         """The stream of a call, begun: by an attempt before this one, maybe."""
@@ -320,6 +320,11 @@ _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 
 def _is_record(value: Any) -> bool:
     return isinstance(value, Struct) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _fail(waiter: "asyncio.Future[Answer]", error: Exception) -> None:
+    if not waiter.done():
+        waiter.set_exception(error)
 
 
 def _retrieve(waiter: "asyncio.Future[Answer]") -> None:

@@ -257,6 +257,10 @@ class Node:
             return False
         return True
 
+    def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what a stop does not wait for."""
+        self.background.start_soon(_safely, work)
+
     def after(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
         """Run a function later. What it gives back cancels that."""
         return asyncio.get_running_loop().call_later(delay_s, function).cancel
@@ -303,16 +307,17 @@ class Node:
     # The connection
 
     async def _nobody_listens(self, reply_id: str) -> None:
-        reader = self.performing.reader_of(reply_id)
+        reader = self.performing.writers.reader_of(reply_id)
         if reader is None:
             await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))
         else:
             await self.perform(self.transit.waiting.nobody_reads(reader, anyio.current_time()))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
-        self.performing.marked(reply_id, answer)
+        self.performing.writers.marked(reply_id, answer)
 
     async def _denied(self, subject: str) -> None:
+        self.performing.writers.denied(subject)
         await self.perform(self.transit.waiting.denied(subject))
 
     def _connected(self) -> None:
@@ -400,7 +405,9 @@ class Node:
             self._look_for_standstill(anyio.current_time() - planned)
             # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and self._connection.is_set():
-                await _safely(self.perform(self.transit.tick(anyio.current_time())))
+                writers, now = self.performing.writers, anyio.current_time()
+                await _safely(self.perform(self.transit.tick(now, writers.waited_for(now))))
+                await _safely(writers.tick(now))
 
     def _look_for_standstill(self, late: float) -> None:
         """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""

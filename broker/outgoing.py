@@ -12,7 +12,7 @@ from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
 from broker.effects import Publish
 from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError
 from broker.flow import Flow
-from broker.packets import NULL, Packet
+from broker.packets import NULL, Packet, Request
 from broker.streams import split
 
 logger = logging.getLogger("broker")
@@ -77,12 +77,13 @@ class Source:
 
 
 class Outgoing:
-    """Sends one stream."""
+    """Sends one stream. `owe` takes what its reader must be told when nodes and connections are back."""
 
     def __init__(
         self,
         codec: Codec,
         publish: Callable[[Publish], Any],
+        owe: Callable[[list[Publish]], None],
         subject: str,
         mark_prefix: str,
         flow: Flow,
@@ -91,35 +92,41 @@ class Outgoing:
     ) -> None:
         self._codec = codec
         self._publish = publish
+        self._owe = owe
         self._subject = subject
         self._mark_prefix = mark_prefix
         self._flow = flow
         self._max_payload = max_payload
         self._packet = packet
         self._sequence = 0
+        self._envelope = 0
 
-    async def open(self, reply_id: str | None = None) -> None:
+    async def open(self) -> None:
         """Send the packet that opens the stream. Errors of the transport pass."""
-        await self._publish(Publish(self._subject, self._packet(0, True, NULL, None), reply_id))
+        await self._publish(Publish(self._subject, self._packet(0, True, NULL, None)))
 
     async def write(self, source: Source) -> None:
         """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
-        error: Exception | None = None
         try:
-            try:
-                async with self._flow.writing():
-                    await self._write(source)
-                error = self._flow.error
-            except _CutOff:
-                raise
-            except Exception as failure:
-                error = failure
-            if not self._flow.forgotten:  # of what was broken off, the end lets the reader's node forget the stream
+            error = await self._written(source)
+            if not (self._flow.lost or self._flow.forgotten):
                 await self._end(error)
         except _CutOff as cut:
-            logger.warning("A stream was cut off: %s", cut)
+            self._flow.lose(BrokerDisconnectedError(str(cut)))
         finally:
             await source.close()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its reader needs to learn no more. One on a node like this notices itself that it lacks chunks."""
+        return not self._flow.lost and (self._flow.acknowledges or self._flow.stopped)
+
+    async def settle(self) -> None:
+        """Wait until the reader's node has received all, and let the reader know later when it has not."""
+        if not self._flow.lost:
+            await self._flow.settled()
+        if self._flow.lost:
+            self._break_off_late()
 
     async def break_off(self, error: Exception) -> None:
         """Tell the reader why nothing more will come."""
@@ -127,6 +134,18 @@ class Outgoing:
             await self._end(error)
         except _CutOff as cut:
             logger.warning("A stream was cut off: %s", cut)
+
+    async def _written(self, source: Source) -> Exception | None:
+        """Send the chunks. What broke the stream; of one that was broken off, too, the end lets the reader's node
+        forget it."""
+        try:
+            async with self._flow.writing():
+                await self._write(source)
+        except _CutOff:
+            raise
+        except Exception as failure:
+            return failure
+        return self._flow.error
 
     async def _end(self, error: Exception | None) -> None:
         """The end of the stream, or what broke it."""
@@ -137,6 +156,17 @@ class Outgoing:
         except MoleculerError as unsendable:  # the error's data are too large, or have no form on the wire
             logger.warning("The error that broke a stream could not be sent: %s: %s", unsendable, error)
             await self._finish(unsendable)
+
+    def _break_off_late(self) -> None:
+        """A JS node that lacks a chunk puts aside what comes behind it, but it takes an end of sequence 1 at any time,
+        or as the answer to the call when it lacks the opening, too."""
+        error = self._flow.error
+        logger.warning("A stream to '%s' broke: %s", self._flow.node_id, error)
+        late = [self._sequence + 1] if self._flow.acknowledges else [0, 1]
+        packets = [self._packet(sequence, False, NULL, error) for sequence in late]
+        if isinstance(packets[0], Request) and len(packets) > 1:
+            del packets[0]  # it would be a call
+        self._owe([Publish(self._subject, packet) for packet in packets])
 
     async def _write(self, source: Source) -> None:
         room = self._room()
@@ -168,6 +198,7 @@ class Outgoing:
         sequence = self._sequence + 1
         reply_id = f"{self._mark_prefix}:{sequence}" if self._flow.mark(len(chunk)) else None
         await self._next(self._packet(sequence, True, chunk, None), reply_id)
+        await self._flow.sent(len(chunk) + self._envelope)
 
     async def _finish(self, error: BaseException | None) -> None:
         await self._next(self._packet(self._sequence + 1, False, NULL, error))
@@ -185,10 +216,10 @@ class Outgoing:
 
     def _room(self) -> int | None:
         """What a chunk may take of a packet: every packet of a stream repeats its envelope."""
+        self._envelope = len(self._codec.encode(self._packet(2**31, True, NULL, None)))
         if self._max_payload is None:
             return None
-        envelope = len(self._codec.encode(self._packet(2**31, True, NULL, None)))
-        return max(1, self._max_payload - envelope - ENVELOPE_MARGIN_BYTES)
+        return max(1, self._max_payload - self._envelope - ENVELOPE_MARGIN_BYTES)
 
 
 def is_stream(value: object) -> bool:

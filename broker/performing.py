@@ -38,12 +38,13 @@ from broker.errors import (
     PayloadTooLargeError,
     error_to_wire,
 )
-from broker.flow import CONTINUE, STOP, Flow
+from broker.flow import CONTINUE, STOP
 from broker.notices import not_processed, not_sent
 from broker.packets import NULL, Info, Pong, Response
 from broker.reader import StreamReader
 from broker.transit import Transit
 from broker.transports.base import Transport
+from broker.writers import Writers
 
 logger = logging.getLogger("broker")
 
@@ -90,8 +91,7 @@ class Performing:
         self._invisible_since: int | None = None
         self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         """Who waits for which node's answer to a ping, by the ping's id."""
-        self.flows: dict[str, Flow] = {}
-        """The streams this node sends, by the prefix of their marks."""
+        self.writers = Writers(node_id, transit.topics, transit.registry, self.publish)
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
@@ -131,9 +131,7 @@ class Performing:
                 case StopWriter():
                     self._tell_writer(effect.reply, go_on=False)
                 case NobodyReads():
-                    for flow in list(self.flows.values()):
-                        if flow.node_id == effect.node_id and flow.since <= effect.until:
-                            flow.stop(effect.error)
+                    self.writers.lose(effect.node_id, effect.error, effect.until)
                 case Conflict():
                     self.give_way()
                 case _:
@@ -160,22 +158,7 @@ class Performing:
         for effect in self._transit.streams.lose(None, lambda _node: error):
             if isinstance(effect, EndStream):
                 self._end(effect)
-        for flow in list(self.flows.values()):
-            flow.stop(error)
-
-    def marked(self, reply_id: str, answer: bytes) -> None:
-        """The reader of a stream of ours answered a mark."""
-        flow = self._flow(reply_id)
-        if flow is not None:
-            flow.answered(answer)
-
-    def reader_of(self, reply_id: str) -> str | None:
-        """The node to which a marked chunk went; None when this was no mark, or of a stream that is over."""
-        flow = self._flow(reply_id)
-        return None if flow is None else flow.node_id
-
-    def _flow(self, reply_id: str) -> Flow | None:
-        return self.flows.get(reply_id.partition(":")[0])
+        self.writers.lose(None, error)
 
     async def _publish_quietly(self, effect: Publish) -> None:
         try:
@@ -254,6 +237,8 @@ class Performing:
         await self._publish_quietly(Publish(effect.subject, pong))
 
     def _settle_ping(self, pong: Pong) -> None:
+        if self.writers.pong(pong):
+            return
         now = epoch_ms()
         elapsed = now - pong.time if _is_finite(pong.time) else 0
         skew = round(now - pong.arrived - elapsed / 2) if _is_finite(pong.arrived) else 0

@@ -197,6 +197,8 @@ def _due(stream: Incoming, packet: Request | Response, value: Any, reply: str) -
         if early and isinstance(value, Raw):
             value = value.copy()  # else it keeps its whole message
         return stream.ordered.take(sequence, Part(None, value, reply), len(value) + STREAM_PART_BYTES)
+    if sequence and not early:
+        return iter((Part(packet, None, reply),))  # the end, also one that does not wait for what was lost
     if early and stream.has_end:
         return iter(())  # a stream has one end
     stream.has_end = early

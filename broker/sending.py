@@ -1,6 +1,7 @@
 """Streams that this node sends along with a request or as an answer (moleculer protocol §8.1, §8.2)."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -23,7 +24,7 @@ from broker.errors import (
 from broker.flow import FLOW_CONTROL, Flow
 from broker.node import Node
 from broker.outgoing import MakePacket, Outgoing, Source
-from broker.packets import NULL, Request, Response
+from broker.packets import NULL, PROTOCOLS, Command, Request, Response
 from broker.performing import Answer
 from broker.streams import OBJECT_MODE, STREAM_ERROR, has_inbox
 from broker.transit import Transit
@@ -44,11 +45,10 @@ class OutgoingStream:
         """What the reader is told when this node ends the stream before its source does."""
         self._begun = False
         self.is_open = False
-        node.performing.flows[prefix] = flow
 
-    def go_on(self, upload: Upload) -> None:
-        """Send the chunks of what a call takes along."""
-        self._begun = True
+    def go_on(self, upload: Upload, lost: Callable[[Exception], None] | None = None) -> None:
+        """Send the chunks of what a call takes along. `lost` gets the reason when some do not arrive."""
+        self._begun, self._flow.on_lost = True, lost
         self._flow.on_stop = upload.abandon
         upload.send(self.write)
 
@@ -144,6 +144,15 @@ class OutgoingStream:
             await self._cut_short()
             raise
         finally:
+            if self._outgoing.is_settled:
+                self._drop()
+            else:
+                self._node.start_in_background(self._settle())
+
+    async def _settle(self) -> None:
+        try:
+            await self._outgoing.settle()
+        finally:
             self._drop()
 
     async def _cut_short(self) -> None:
@@ -151,7 +160,7 @@ class OutgoingStream:
             await self._outgoing.break_off(self._cut_off)
 
     def _drop(self) -> None:
-        self._node.performing.flows.pop(self._prefix, None)
+        self._node.performing.writers.close(self._prefix)
 
 
 class Sending:
@@ -195,10 +204,9 @@ class Sending:
                 sequence=sequence,
             )
 
-        subject = self._transit.topics.to_node("REQ", node_id)
         node = self._transit.registry.nodes.get(node_id)
         marks = node is not None and bool(node.client.get(FLOW_CONTROL))
-        return self._stream(node_id, subject, f"q{request.id}", request.action, source, packet, marks=marks)
+        return self._stream("REQ", request, node_id, source, packet, marks=marks)
 
     def answer(self, request: Request, reply: str, ctx: Context, items: Any) -> OutgoingStream:
         """The stream that answers a request, which its `begin` opens and its `write` sends."""
@@ -226,27 +234,20 @@ class Sending:
                 sequence=sequence,
             )
 
-        subject = self._transit.topics.to_node("RES", request.sender)
-        marks = has_inbox(request, reply)
-        return self._stream(request.sender, subject, f"r{request.id}", request.action, source, packet, marks=marks)
+        return self._stream("RES", request, request.sender, source, packet, marks=has_inbox(request, reply))
 
     def _stream(
-        self,
-        node_id: str,
-        subject: str,
-        prefix: str,
-        action: str,
-        source: Source,
-        packet: MakePacket,
-        *,
-        marks: bool,
+        self, command: Command, request: Request, node_id: str, source: Source, packet: MakePacket, *, marks: bool
     ) -> OutgoingStream:
-        transport = self._node.transport
+        transport, writers = self._node.transport, self._node.performing.writers
         assert transport is not None
-        limit = transport.max_payload
-        flow = Flow(node_id, anyio.current_time(), acknowledges=marks and transport.has_inbox)
-        outgoing = Outgoing(self._codec, self._node.publish, subject, prefix, flow, limit, packet)
-        return OutgoingStream(self._node, action, outgoing, source, prefix, flow)
+        subject = self._transit.topics.to_node(command, node_id)
+        prefix = f"{command}-{request.id}"
+        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
+        flow = writers.open(prefix, node_id, ver, anyio.current_time(), acknowledges=marks and transport.has_inbox)
+        owe = partial(writers.owe, node_id)
+        outgoing = Outgoing(self._codec, self._node.publish, owe, subject, prefix, flow, transport.max_payload, packet)
+        return OutgoingStream(self._node, request.action, outgoing, source, prefix, flow)
 
 
 def _is_too_much(error: BaseException | None) -> bool:

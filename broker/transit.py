@@ -3,7 +3,7 @@
 It speaks both protocol versions at once, to each peer in the peer's own (§2.4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw
@@ -160,8 +160,9 @@ class Transit:
             return []
         return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
 
-    def tick(self, now: float) -> list[Effect]:
-        """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second."""
+    def tick(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
+        """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second. `readers` are the
+        nodes that writers of streams wait for."""
         effects: list[Effect] = []
         for node in list(self.registry.nodes.values()):
             if node.local:
@@ -172,7 +173,7 @@ class Transit:
                 self.registry.forget(node.id)
         self.registry.forget_vacant(now - self.limits.forget_offline_s)
         self.streams.expire(now)
-        return effects + self.waiting.look_after(now)
+        return effects + self.waiting.look_after(now, readers)
 
     def resume(self, now: float) -> None:
         """No heartbeat could arrive until now, as the connection was lost or the event loop blocked."""

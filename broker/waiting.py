@@ -3,7 +3,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from broker.defaults import NODE_PROBE_AFTER_S
@@ -106,10 +106,11 @@ class Waiting:
         """Whether answers of a node are expected."""
         return node.available or node.id in self._missed
 
-    def look_after(self, now: float) -> list[Effect]:
-        """Probe the nodes that keep calls or streams waiting, and those that were missed."""
+    def look_after(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
+        """Probe the nodes that keep calls or streams waiting, and those that were missed. `readers` are the nodes that
+        writers of streams wait for."""
         until = now - NODE_PROBE_AFTER_S
-        waited_for = self._streams.waits_for(until)
+        waited_for = self._streams.waits_for(until).union(readers)
         for node_id, requests in list(self._pending_at.items()):
             oldest = next(iter(requests.values()), None)
             if oldest is None:

@@ -30,7 +30,7 @@ BROKER = [
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
     "chains farewell internals.listing outgoing receiving",
     "announcing internals.service waiting",
-    "identity transit",
+    "identity transit writers",
     "internal_events performing",
     "node",
     "upload",

@@ -27,16 +27,20 @@ class Wire:
         self.codec = JSONCodec()
         self.packets: list[dict[str, Any]] = []
         self.marks: list[str] = []
+        self.owed: list[Publish] = []
         self.broken = False
         self.flow = Flow(acknowledges=acknowledges)
         self.max_payload = max_payload
-        self.outgoing = Outgoing(self.codec, self._publish, "RES.a", "r1", self.flow, max_payload, self._packet)
+        self.outgoing = Outgoing(
+            self.codec, self._publish, self.owed.extend, "RES.a", "r1", self.flow, max_payload, self._packet
+        )
 
     async def send(self, items: Any) -> list[dict[str, Any]]:
         source = Source(items)
         await source.open()
         await self.outgoing.open()
         await self.outgoing.write(source)
+        await self.outgoing.settle()
         return self.packets
 
     async def _publish(self, publish: Publish) -> None:
@@ -171,6 +175,24 @@ async def test_a_lost_connection_ends_the_writing_quietly() -> None:
         yield b"b"
 
     assert len(await wire.send(items())) == 2
+
+
+@pytest.mark.parametrize(("acknowledges", "sequences"), [(False, [0, 1]), (True, [3])])
+async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_takes(
+    acknowledges: bool, sequences: list[int]
+) -> None:
+    """A JS node puts aside what comes behind a lost chunk."""
+    wire = Wire(acknowledges=acknowledges)
+
+    async def items() -> AsyncIterator[bytes]:
+        yield b"a"
+        wire.broken = True
+        yield b"b"
+
+    await wire.send(items())
+    ends = [publish.packet for publish in wire.owed]
+    assert all(isinstance(end, Response) and not end.success and not end.stream for end in ends)
+    assert [end.sequence for end in ends if isinstance(end, Response)] == sequences
 
 
 @pytest.mark.parametrize(("items", "sent"), [([{"a": 1}, None, {"b": 1}], 1), ([None], 0)])

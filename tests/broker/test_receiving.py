@@ -266,3 +266,14 @@ def test_a_null_chunk_is_no_chunk() -> None:
     side.request(request(0))
     assert [e for e in side.request(request(1)) if not isinstance(e, FeedStream)] == []
     assert request(1).headers is UNSET
+
+
+def test_c70_an_end_of_sequence_1_breaks_a_stream_that_lacks_a_chunk() -> None:
+    side = Side()
+    side.response(response(0), Pending("1", "js", "a.b", None, 0.0))
+    side.response(response(1, data=b"1"), None)
+    side.response(response(3, data=b"3"), None)
+    assert side.response(response(0, more=False, success=False), None) == []
+    assert side.receiving.has_response(response(1))
+    side.response(response(1, more=False, success=False, error={"name": "MoleculerError", "message": "lost"}), None)
+    assert not side.receiving.has_response(response(1))

@@ -1,0 +1,158 @@
+"""Streams from Python to JS nodes, whole, or with an error at both ends when a NATS connection ends in between."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import Context, MoleculerError, Service, ServiceBroker, action
+from broker.transports.base import Transport
+from tests.conftest import NatsServerFactory
+from tests.support.js_node import VERSIONS, JsNode, js_node
+from tests.support.nats_server import NatsServer
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 60
+CHUNK = bytes(range(256)) * 400
+
+JS_SERVICE = """
+const results = [];
+const streamOf = ctx => ctx.stream || ctx.params;
+broker.createService({ name: "jslost", actions: {
+    async read(ctx) {
+        let size = 0;
+        try { for await (const chunk of streamOf(ctx)) size += chunk.length; return { size }; }
+        catch (error) { results.push(error.name); throw error; }
+    },
+    async results() { while (!results.length) await new Promise(resolve => setTimeout(resolve, 50)); return results; },
+} });
+"""
+
+JS_READER = """
+const { createHash } = process.getBuiltinModule("node:crypto");
+const hash = createHash("sha256"); let size = 0;
+globalThis.begun = 0;
+globalThis.reading = (async () => {
+    const stream = await broker.call("pylost.make", { chunks: CHUNKS, wait: WAIT });
+    try { for await (const chunk of stream) { size += chunk.length; hash.update(chunk); globalThis.begun = 1; } }
+    catch (error) { return { error: error.name }; }
+    return { size, digest: hash.digest("hex") };
+})();
+while (!globalThis.begun) await new Promise(setImmediate);
+"""
+
+
+class Lost(Service):
+    name = "pylost"
+    open = 0
+
+    @action
+    async def make(self, ctx: Context, chunks: int, wait: float) -> AsyncIterator[bytes]:
+        self.open += 1
+        try:
+            async for chunk in endless(chunks, wait):
+                yield chunk
+        finally:
+            self.open -= 1
+
+
+async def endless(chunks: int, wait: float) -> AsyncIterator[bytes]:
+    for _ in range(chunks):
+        yield CHUNK
+        if wait:
+            await anyio.sleep(wait)
+
+
+@dataclass(frozen=True)
+class Pair:
+    js: JsNode
+    py: ServiceBroker
+    service: Lost
+    link: TcpProxy
+    """The connection of one of them."""
+
+    @property
+    def transport(self) -> Transport:
+        transport = self.py._node.transport
+        assert transport is not None
+        return transport
+
+    async def read(self, chunks: int, wait: float = 0) -> None:
+        """Let JS begin to read."""
+        await self.js.run(JS_READER.replace("CHUNKS", str(chunks)).replace("WAIT", str(wait)))
+
+    async def outcome(self) -> Any:
+        return await self.js.command("run", code="return globalThis.reading", deadline_s=DEADLINE_S * 3)
+
+
+async def open_pair(stack: AsyncExitStack, server: NatsServer, version: str, behind_link: str = "") -> Pair:
+    link = await stack.enter_async_context(TcpProxy(server.port).running())
+    service = Lost()
+    js_url, py_url = (link.url if behind_link == name else server.url for name in ("js", "py"))
+    js = await stack.enter_async_context(js_node(version, js_url, "", "js"))
+    py = await stack.enter_async_context(ServiceBroker("py", transporter=py_url, services=[service]))
+    await js.run(JS_SERVICE)
+    await js.wait_for_services("pylost")
+    await py.wait_for_services("jslost", timeout=DEADLINE_S)
+    return Pair(js, py, service, link)
+
+
+CASES = [("0.14", "js", 0.05), ("0.14", "py", 0), ("0.15", "js", 0), ("0.15", "py", 0.05)]
+"""The version, whose connection is lost, and how long the writer waits between two chunks."""
+
+
+@pytest.fixture
+async def pair(version: str, lost: str, nats_server: NatsServer, js_modules: object) -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        yield await open_pair(stack, nats_server, version, lost)
+
+
+@pytest.mark.parametrize(("version", "lost", "wait"), CASES)
+async def test_c74_a_lost_connection_ends_an_answer_at_its_js_reader_and_at_our_writer(pair: Pair, wait: float) -> None:
+    await pair.read(1_000_000, wait)
+    pair.link.close()
+    await eventually(lambda: not (pair.transport.connected and pair.service.open), "the loss to be noticed")
+    pair.link.open()
+    assert set(await pair.outcome()) == {"error"}
+    assert pair.service.open == 0
+
+
+@pytest.mark.parametrize(("version", "lost", "wait"), CASES)
+async def test_c74_a_lost_connection_ends_a_call_with_a_stream_and_its_js_handler(pair: Pair, wait: float) -> None:
+    async def cut() -> None:
+        await anyio.sleep(0.5)
+        pair.link.close()
+        await anyio.sleep(0.5)
+        pair.link.open()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cut)
+        with anyio.fail_after(DEADLINE_S), pytest.raises(MoleculerError):
+            await pair.py.call("jslost.read", stream=endless(1_000_000, wait))
+    assert len(await pair.js.call("jslost.results")) == 1
+
+
+@pytest.mark.parametrize(
+    ("max_pending", "chunks"),
+    [("16MB", 120), pytest.param("64MB", 1000, marks=pytest.mark.long)],
+    ids=["small", "100 MB, default server"],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_c68_more_than_the_server_holds_for_a_js_reader_arrives_whole(
+    version: str, max_pending: str, chunks: int, make_nats_server: NatsServerFactory, js_modules: object
+) -> None:
+    server = make_nats_server(max_pending=max_pending)
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack, server, version)
+        await pair.read(chunks)
+        expected = {"size": chunks * len(CHUNK), "digest": hashlib.sha256(CHUNK * chunks).hexdigest()}
+        assert await pair.outcome() == expected
+        answer = await pair.py.call("jslost.read", stream=endless(chunks, 0), timeout=DEADLINE_S * 3)
+    assert answer == {"size": chunks * len(CHUNK)}
+    assert "Slow Consumer" not in server.log()
