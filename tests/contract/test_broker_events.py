@@ -128,6 +128,10 @@ class Jobs(Service):
     async def star(self, ctx: Context) -> None:
         self.done.append(f"star {ctx.params}")
 
+    @event("**.done")
+    async def same_group(self, ctx: Context) -> None:
+        self.done.append(f"same {ctx.params}")
+
     @event("$job.*")
     async def dollar(self, ctx: Context) -> None:
         self.done.append(f"dollar {ctx.params}")
@@ -144,12 +148,15 @@ async def test_c66_the_events_of_users_travel_whatever_their_name_and_a_pattern_
         for _ in range(2):
             await broker.emit("$job.done", broker.node_id)
         await broker.broadcast("$job.done", f"{broker.node_id} to all")
-    await eventually(lambda: len(one.done + two.done) == 3 * (2 * 2 + 2 * 2))
+    await eventually(lambda: len(one.done + two.done) == 3 * (2 * 3 + 2 * 3))
     await quiet(*cluster.brokers)
     for jobs, own, other in ((one, "one", "two"), (two, "two", "one")):
-        to_all = [f"{handler} {node} to all" for handler in ("star", "dollar") for node in (own, other, "sender")]
         taking_turns = [f"star {node}" for node in (own, other, "sender")]
-        assert sorted(jobs.done) == sorted([*to_all, *taking_turns, "dollar sender", *[f"dollar {own}"] * 2])
+        to_all = [
+            f"{handler} {node} to all" for handler in ("star", "same", "dollar") for node in (own, other, "sender")
+        ]
+        in_group = [f"{handler} {node}" for handler in ("same", "dollar") for node in (own, own, "sender")]
+        assert sorted(jobs.done) == sorted([*taking_turns, *to_all, *in_group])
 
 
 @pytest.mark.parametrize(
