@@ -10,12 +10,11 @@ from services.environments_store.service import EnvironmentsStore
 
 pytestmark = pytest.mark.anyio
 
-ROUNDS = 1_000
-
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
-async def test_m45_the_guides_six_calls_1000_times(
-    dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize("rounds", [100, pytest.param(1_000, marks=pytest.mark.long)])
+async def test_m45_the_guides_six_calls_again_and_again(
+    rounds: int, dialect: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
     if dialect == "postgresql":
@@ -25,7 +24,7 @@ async def test_m45_the_guides_six_calls_1000_times(
         async def call(action: str, **params: Any) -> Any:
             return await broker.call(f"environments-store.{action}", params)
 
-        for number in range(ROUNDS):
+        for number in range(rounds):
             record = await call("create", environment={"name": f"Environment {number}"})
             uuid = record["environment"]["uuid"]
             assert await call("remove", uuid=uuid) == {"success": True}

@@ -1,4 +1,4 @@
-"""Whatever arrives on a node's subjects, the node goes on: 50,000 packets of every kind, mutated captures included."""
+"""Whatever arrives on a node's subjects, the node goes on: packets of every kind, mutated captures included."""
 
 import asyncio
 import gc
@@ -25,9 +25,8 @@ from tests.contract.test_captures import Plain
 from tests.faults.packets import Packet, hostile, is_object
 from tests.support.waiting import eventually
 
-EXAMPLES = 50_000
 LINE_CHARACTERS = 1_000  # of a log line: what a peer sends must not fill the log
-GROWTH_BYTES = 200_000  # 8 bytes for each packet of the second half
+GROWTH_BYTES = 200_000  # 8 bytes for each packet of the second half of the long form
 
 
 class Math(Service):
@@ -185,14 +184,15 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def watch(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines of the node go to this log and nowhere else: 50,000 are many."""
+    """Lines of the node go to this log and nowhere else: they are many."""
     logger = logging.getLogger("broker")
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [log])
 
 
+@pytest.mark.parametrize("count", [2_000, pytest.param(50_000, marks=pytest.mark.long)])
 def test_c11_no_packet_ends_the_node_leaks_a_task_or_grows_its_memory(
-    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+    count: int, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.broker.Limits", partial(Limits, stream_idle_s=0.5))
     run: Callable[[Any], Any] = loop.run_until_complete
@@ -204,7 +204,7 @@ def test_c11_no_packet_ends_the_node_leaks_a_task_or_grows_its_memory(
     examples = 0
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=count,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -222,7 +222,7 @@ def test_c11_no_packet_ends_the_node_leaks_a_task_or_grows_its_memory(
         assert not node.log.unexpected, (packet, node.log.unexpected)
         assert not escaped, (packet, escaped)
         examples += 1
-        if examples == EXAMPLES // 2:
+        if examples == count // 2:
             measured.append(run(node.quiet()))
 
     try:

@@ -6,7 +6,6 @@ import pty
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ from broker import ServiceBroker
 from services.environments_store.embedded import is_answering
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresDatabase
+from tests.support.warm import warm_command
 
-COMMAND = [sys.executable, "-m", "services.environments_store"]
+PROGRAM = "services.environments_store"
 DEADLINE_S = 60.0
 SETTINGS = ("NATS_URL", "DATABASE_URL", "NAMESPACE", "NODE_ID", "LOG_LEVEL", "LOG_FORMAT")
 TABLE_WITHOUT = (
@@ -39,7 +39,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*COMMAND, *arguments],
+        warm_command(PROGRAM, *arguments),
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -53,7 +53,10 @@ def serving(log: Path, *arguments: str, **settings: str) -> Iterator["subprocess
     """`serve` as a child; its standard error in `log`. Killed at the end when the test did not stop it."""
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=stderr, env=environment(**settings)
+            warm_command(PROGRAM, "serve", *arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(**settings),
         )
     try:
         yield process
@@ -113,7 +116,7 @@ def test_in_any_locale_the_lines_are_as_the_guide_has_them(encoding: str, tmp_pa
     def output(*arguments: str) -> tuple[str, str]:
         url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
         settings = environment(PYTHONIOENCODING=encoding, DATABASE_URL=url)
-        done = subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=DEADLINE_S, env=settings)
+        done = subprocess.run(warm_command(PROGRAM, *arguments), capture_output=True, timeout=DEADLINE_S, env=settings)
         assert done.returncode == 0
         return done.stdout.decode(), done.stderr.decode()
 
@@ -356,7 +359,7 @@ def test_a_person_gets_a_table_and_json_when_asked(old_file: Path, database_url:
 def on_terminal(*arguments: str) -> str:
     """What a command prints on a terminal."""
     outside, inside = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=inside, env=environment(TERM="xterm"))
+    process = subprocess.Popen(warm_command(PROGRAM, *arguments), stdout=inside, env=environment(TERM="xterm"))
     os.close(inside)
     output = b""
     while True:

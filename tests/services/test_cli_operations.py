@@ -6,7 +6,6 @@ import pty
 import re
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import run_python, start_python
 from tests.support.shapes import make_sqlite, postgres_sql
 from tests.support.waiting import eventually
+from tests.support.warm import warm_command
 
-COMMAND = [sys.executable, "-m", "services.environments_store"]
+PROGRAM = "services.environments_store"
 DEADLINE_S = 60.0
 SETTINGS = ("NATS_URL", "DATABASE_URL", "NAMESPACE", "NODE_ID", "LOG_LEVEL", "LOG_FORMAT", "RETENTION_DAYS")
 TRASH_ID = "c0ffee00-0000-4000-8000-000000000002"
@@ -35,7 +35,7 @@ def run(
     *arguments: str, input: str = "", folder: Path | None = None, **settings: str
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*COMMAND, *arguments],
+        warm_command(PROGRAM, *arguments),
         input=input,
         capture_output=True,
         text=True,
@@ -60,7 +60,11 @@ def terminal(*arguments: str, **settings: str) -> Iterator[tuple["subprocess.Pop
     """A command that runs on a terminal, and the file of its other side."""
     outside, inside = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdin=inside, stdout=inside, stderr=inside, env=environment(TERM="xterm", **settings)
+        warm_command(PROGRAM, *arguments),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        env=environment(TERM="xterm", **settings),
     )
     os.close(inside)
     try:
@@ -180,7 +184,7 @@ def test_export_and_import_by_file_and_by_pipe(path: Path, url: str, tmp_path: P
 
 
 def test_an_export_to_a_full_disk_is_told_in_one_line(url: str) -> None:
-    command = [*COMMAND, "export", "-", "--all"]
+    command = warm_command(PROGRAM, "export", "-", "--all")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             command,

@@ -16,6 +16,7 @@ from tests.support.nats_server import NatsServer
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresDatabase
 from tests.support.shapes import postgres_sql
+from tests.support.warm import warm_command
 
 PASSWORD = "p@ss/w:rd%é#?&1"
 ENCODED = quote(PASSWORD, safe="")
@@ -68,7 +69,7 @@ def run_all(program: str, given: Mapping[str, tuple[str, ...]], folder: Path, **
     environment |= {"LOG_LEVEL": "debug", "PYTHONWARNINGS": "error", **settings}
     running = {
         command: subprocess.Popen(
-            [sys.executable, "-m", program, *command.split(), *arguments],
+            warm_command(program, *command.split(), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

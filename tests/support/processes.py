@@ -22,6 +22,7 @@ import anyio.abc
 from anyio.streams.text import TextReceiveStream
 
 from tests.support.servers import child_command
+from tests.support.warm import PROGRAMS, warm_command
 
 __all__ = ["DEADLINE_S", "REPOSITORY", "Line", "Process", "ProcessFailedError", "run_python", "start", "start_python"]
 
@@ -187,7 +188,12 @@ async def run_python(
     deadline_s: float = DEADLINE_S,
 ) -> Process:
     """Runs this Python to its end; look at the result's `returncode`, `stdout` and `stderr`."""
-    async with start_python(*arguments, environment=environment, folder=folder) as process:
+    command = list(arguments)
+    if command[0] == "-m" and command[1] in PROGRAMS:
+        command = [*warm_command(*map(str, command[1:]))]
+    else:
+        command.insert(0, sys.executable)
+    async with start(*command, environment=environment, folder=folder) as process:
         await process.wait(deadline_s)
     return process
 

@@ -1,0 +1,30 @@
+"""What a test starts for a warm command: hands all it has to tests/support/warm.py, and ends as the command does."""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+_OF_PYTHON = ("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONCOERCECLOCALE")  # read before a program runs
+
+
+def main() -> None:
+    place, program, *arguments = sys.argv[1:]
+    if any(name in os.environ for name in _OF_PYTHON):
+        os.execv(sys.executable, [sys.executable, "-m", program, *arguments])
+    order = {"program": program, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(place)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda passed, _frame: server.send(bytes([passed])))
+        socket.send_fds(server, [b" "], [0, 1, 2])
+        server.sendall(json.dumps(order).encode() + b"\n")
+        code = int.from_bytes(server.recv(2), "big", signed=True)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+main()
