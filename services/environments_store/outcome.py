@@ -14,10 +14,11 @@ T = TypeVar("T")
 
 
 async def settle(error: OutcomeUnknownError, look: Callable[[], Awaitable[T | None]], limits: StoreLimits) -> T:
-    """The answer of `look`, tried until the database is back; None from it means that nothing was stored.
+    """The answer of `look`, tried until the database is back. None from it is no proof: what was stored may have been
+    changed by others since.
 
-    Raises DatabaseUnavailableError when nothing was stored, and the unknown outcome itself when nobody could tell
-    within `read_back_s`.
+    Raises DatabaseUnavailableError for None, and the unknown outcome itself when the database did not answer within
+    `read_back_s`.
     """
     with anyio.move_on_after(limits.read_back_s):
         while True:
@@ -28,7 +29,7 @@ async def settle(error: OutcomeUnknownError, look: Callable[[], Awaitable[T | No
                 continue
             if answer is None:
                 raise DatabaseUnavailableError(
-                    "The connection to the database was lost and this write was not stored. Try again."
+                    "The connection to the database was lost, and nothing of this write is to be seen. Try again."
                 ) from error
             return answer
     raise error

@@ -16,6 +16,7 @@ from typing import Literal
 
 from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
+from services.environments_store.database.base import Queries as Connection
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import (
     AcceptedDocument,
@@ -132,7 +133,7 @@ class Store:
             try:
                 row = await self._attempt(uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
             except OutcomeUnknownError as error:
-                row = await settle(error, lambda: self._look_updated(accepted), self._limits)
+                row = await settle(error, lambda: self._look_stored(accepted), self._limits)
             assert row is not None, "no state makes an update a success that has nothing to do"
             return await self._records.written("updated", row)
 
@@ -152,10 +153,8 @@ class Store:
             queries, soft_delete = self._shape.soft_delete()
             statement = queries.delete_any if force else soft_delete.delete
             idle = _FORCED_DELETE if force else _DELETE
-            # Before as well: once the connection is lost, a row that is gone tells nothing of one that never was.
-            self._is_idle(uuid, await self._state(uuid), idle)
             try:
-                row = await self._attempt(uuid, "DELETE", lambda: self._database.fetch_one(statement, uuid), idle)
+                row = await self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle)
             except OutcomeUnknownError as error:
                 return await settle(error, lambda: self._look_gone(uuid), self._limits)
             assert row is not None, "no state makes a delete a success that has nothing to do"
@@ -248,8 +247,8 @@ class Store:
             guards=guards,
         )
 
-    async def _state(self, uuid: str) -> State:
-        row = await self._database.fetch_one(self._shape.queries().look_light, uuid)
+    async def _state(self, uuid: str, connection: Connection | None = None) -> State:
+        row = await (connection or self._database).fetch_one(self._shape.queries().look_light, uuid)
         return "absent" if row is None else "live" if row["deletedAt"] is None else "deleted"
 
     @staticmethod
@@ -269,27 +268,35 @@ class Store:
         assert row is not None, "no state makes a create a success that has nothing to do"
         return row
 
-    async def _insert_again(self, accepted: AcceptedDocument) -> Row:
-        """A live one with the same content is the one that was sent before."""
+    async def _insert_again(self, accepted: AcceptedDocument) -> Row | None:
+        """The row, live or removed meanwhile, with the content that was sent; with another one nothing can be told."""
         try:
             return await self._insert(accepted)
-        except EnvironmentExistsError:
-            row = await self._database.fetch_one(self._shape.queries().get, accepted.uuid)
-            if row is None or await self._records.tag(read_row(row)) != accepted.hash:
-                raise
-            return row
+        except (EnvironmentExistsError, EnvironmentDeletedError):
+            return await self._look_stored(accepted)
 
     async def _replace(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
         if if_hash is not None:
-            return await self._swap_across_changes(accepted, if_hash)
+            return await self._across_changes(lambda: self._swap(accepted, if_hash))
         return await self._database.fetch_one(self._shape.queries().update, accepted.uuid, accepted.text)
 
-    async def _swap_across_changes(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
+    async def _delete(self, statement: str, uuid: str, idle: Idle) -> Row | None:
+        """Look and delete in one transaction: what is lost before its COMMIT did nothing, and after it a row that is
+        gone was there before."""
+
+        async def delete() -> Row | None:
+            async with self._database.transaction() as connection:
+                self._is_idle(uuid, await self._state(uuid, connection), idle)
+                return await connection.fetch_one(statement, uuid)
+
+        return await self._across_changes(delete)
+
+    async def _across_changes(self, transaction: Callable[[], Awaitable[Row | None]]) -> Row | None:
         try:
-            return await self._swap(accepted, if_hash)
+            return await transaction()
         except StalePlanError:
             # A transaction, unlike a statement by itself, is not repeated by the driver.
-            return await self._swap(accepted, if_hash)
+            return await transaction()
 
     async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
         """Compare and update under a lock of the row; None when there is no live one."""
@@ -316,17 +323,13 @@ class Store:
                 return _ALREADY_SO
             return await self._records.marked("removed" if deleted else "restored", row)
 
-    async def _look_updated(self, accepted: AcceptedDocument) -> Row | None:
-        row = await self._database.fetch_one(self._shape.queries().get, accepted.uuid)
-        if row is None:
-            raise EnvironmentNotFoundError(accepted.uuid)
-        return row if await self._records.tag(read_row(row)) == accepted.hash else None
+    async def _look_stored(self, accepted: AcceptedDocument) -> Row | None:
+        row = await self._database.fetch_one(self._shape.queries().look, accepted.uuid)
+        return row if row is not None and await self._records.tag(read_row(row)) == accepted.hash else None
 
     async def _look_marked(self, uuid: str, deleted: bool) -> Row | None:
         row = await self._database.fetch_one(self._shape.queries().look, uuid)
-        if row is None:
-            raise EnvironmentNotFoundError(uuid)
-        return row if (row["deletedAt"] is not None) == deleted else None
+        return row if row is not None and (row["deletedAt"] is not None) == deleted else None
 
     async def _look_gone(self, uuid: str) -> Written | None:
         if await self._database.fetch_one(self._shape.queries().look_light, uuid) is not None:

@@ -101,7 +101,7 @@ async def test_a_constraint_is_named(bench: Bench) -> None:
         with pytest.raises(DatabaseRefusedError, match="one_name") as caught:
             await write
         assert caught.value.data["constraint"] == "one_name"
-        assert caught.value.public == "The database refused it: a constraint does not allow it (constraint 'one_name')."
+        assert caught.value.public == "The database refused it: the constraint 'one_name' does not allow it."
     with pytest.raises(DatabaseRefusedError, match=r"Line 2: .*one_name") as caught:
         await imported(bench, ndjson(*({"environment": {"uuid": uuid, "name": uuid[:1]}} for uuid in ("a", "x"))))
     assert (caught.value.data["line"], caught.value.data["uuid"]) == (2, "x")

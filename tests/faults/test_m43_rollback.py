@@ -212,7 +212,7 @@ async def test_m43_a_trigger_that_keeps_the_trash_stops_its_removal_and_nothing_
         else:
             await made.run("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
             await made.run("CREATE TRIGGER keep BEFORE DELETE ON environments FOR EACH ROW EXECUTE FUNCTION keep()")
-        with pytest.raises(OperationError, match=r"keeps \d+ deleted environments .* nothing was changed"):
+        with pytest.raises(OperationError, match=r"keeps deleted environments .* nothing was changed"):
             await roll_back(made.url, "remove", force=False, logger=LOGGER)
         assert await made.raw() == before
         assert "deletedAt" in await made.columns()

@@ -211,22 +211,18 @@ def _meaning(failure: StatementFailure) -> tuple[Kind, str]:
 
 
 def _refusal(failure: StatementFailure, words: str, kind: type[DatabaseRefusedError]) -> DatabaseRefusedError:
-    state = failure.sqlstate or ""
     policy = _POLICY.match(failure.message)
-    names = {
-        "constraint": failure.constraint,
-        "function": failure.function,
-        "policy": policy.group(1) if policy and state == "42501" else None,
-    }
-    named = ", ".join(f"{what} '{name}'" for what, name in names.items() if name)
+    names = {"constraint": failure.constraint, "function": failure.function, "policy": policy and policy.group(1)}
     if failure.raised:
-        words = failure.message
-    elif failure.function is None and named:
-        words = f"{words} ({named})"
+        words = failure.message.rstrip(".")
+    elif failure.constraint is not None:
+        words = f"the constraint '{failure.constraint}' does not allow it"
+    elif names["policy"]:
+        words = f"the policy '{names['policy']}' does not allow it"
     return kind(
         f"The database refused it: {failure.message}",
-        public=f"The database refused it: {words.rstrip('.')}.",
-        sqlstate=state,
+        public=f"The database refused it: {words}.",
+        sqlstate=failure.sqlstate,
         **names,
     )
 

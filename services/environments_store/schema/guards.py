@@ -9,7 +9,7 @@ __all__ = ["KEPT", "Event", "Holder", "read_guards", "read_holders"]
 
 Event = Literal["INSERT", "UPDATE", "DELETE"]
 KEPT = (
-    "The database keeps {} deleted environments in the table, and gives no error: nothing was changed."
+    "The database keeps deleted environments in the table ({}), and gives no error: nothing was changed."
     " `environments-store doctor` names the trigger, rule or policy: drop or disable it, or choose --trash=keep."
 )
 
