@@ -41,6 +41,7 @@ from broker.mcall import call_all
 from broker.middleware import check_middlewares, compose, hooks
 from broker.node import Node
 from broker.options import ignored_settings, make_options
+from broker.peer_exchange import PeerExchange
 from broker.pinging import Pinging
 from broker.registry import Registry
 from broker.service import Service
@@ -87,11 +88,12 @@ class ServiceBroker:
         self.registry.started = STARTED
         self._codec = make_codec(self.options.serializer, self.options.transforms)
         transit = Transit(
-            make_identity(self.node_id, self.options.metadata, self._codec),
+            make_identity(self.node_id, self.options.metadata, self._codec, self.options.protocol),
             Topics(self.options.namespace),
             self.registry,
             Limits(self.options.heartbeat_timeout, FORGET_OFFLINE_S, REQUESTS_IN_WORK, REQUESTS_PENDING),
             self.options.protocol,
+            visitor=self.options.visitor,
         )
         transport = make_transport(self.options.transporter, self.options.transporter_options)
         self._node = node = Node(self.options, transport, self._codec, transit)
@@ -342,6 +344,21 @@ class ServiceBroker:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
         self._require_running()
         return await self._pinging.ping(node_id, timeout)
+
+    async def discover(self, node_id: str | None = None) -> None:
+        """For a visitor: find the nodes of the cluster, or only that one; they are in `registry` then.
+
+        No JS node logs anything of it where a node like this can tell which there are. Else all nodes are asked in both
+        versions, and each JS node logs one error.
+        """
+        self._require_running()
+        if self._node.joining is not None:
+            await self._node.joining.visit(node_id)
+
+    @property
+    def peers(self) -> PeerExchange:
+        """Which nodes are known by their names alone."""
+        return self._node.transit.peers
 
     async def registry_changed(self) -> None:
         """Return when services came or went, somewhere in the cluster. Raises BrokerDisconnectedError when the broker

@@ -17,8 +17,15 @@ HEARTBEAT_TIMEOUT_S = 30.0
 TICK_S = 0.25  # how often peers are looked after; JS looks once per timeout and so needs up to twice as long
 LOOP_STANDS_STILL_S = 3.0  # worth a line: far above what a busy machine does, far below what makes peers drop us
 FORGET_OFFLINE_S = 600.0
+DISCOVERY_LISTEN_S = 0.55  # a JS node answers nobody for 0.5 s after its own DISCOVER
 DISCOVERY_WAIT_S = 0.5
 DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within milliseconds
+PEERS_WAIT_S = 0.2  # the same; then another node may be asked…
+PEERS_TRIES = 2  # …once, as NATS may have chosen one that is frozen
+PEERS_PACKET_BYTES = 4_000  # below any `max_payload` in use
+PEERS_STARTING = 100  # nodes that start in the same seconds as this one
+PEERS_STARTING_S = 3.0  # such a node is up long before, or it has failed
+PEERS_GREET_AGAIN_S = 0.5
 ANNOUNCE_DELAY_S = 1.0
 STOP_DELAY_S = 0.1
 SHUTDOWN_TIMEOUT_S = 5.0  # JS `tracking.shutdownTimeout`; here always on
@@ -101,6 +108,7 @@ NATS_CLOSE_TIMEOUT_S = 2
 # Command line: what a person at a shell, or a container that starts beside its server, waits for.
 CLI_CONNECT_TIMEOUT_S = 5.0
 CLI_WAIT_S = 30.0
+CLI_KNOWN_WAIT_S = 1.0  # a node that takes longer to read of a listener misses events anyway
 START_TIMEOUT_S = 60.0
 
 
@@ -157,6 +165,9 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     have them. An action's own `convert` wins."""
     internal_services: bool = True
     """Offer the service `$node`, by which tools look at this node."""
+    visitor: bool = False
+    """Look at the cluster, call and send events without being one of its nodes: no node learns of it but by what it is
+    asked. `ServiceBroker.discover` finds nodes; a visitor with services makes itself known to those."""
     metadata: dict[str, Any] = {}
     """Anything that other nodes may read of this one."""
     transporter_options: dict[str, Any] = {}

@@ -11,9 +11,11 @@ from broker.codec import Codec
 from broker.errors import BrokerOptionsError, MoleculerError
 from broker.flow import FLOW_CONTROL
 from broker.network import ip_addresses
+from broker.packets import PROTOCOLS, Protocol
+from broker.registry import SPOKEN
 
 
-def make_identity(node_id: str, metadata: dict[str, Any], codec: Codec) -> Identity:
+def make_identity(node_id: str, metadata: dict[str, Any], codec: Codec, protocol: Protocol | None = None) -> Identity:
     """A new instance of a node on this host. Raises BrokerOptionsError for metadata that cannot be sent, as the whole
     node would stay invisible then."""
     try:
@@ -25,6 +27,7 @@ def make_identity(node_id: str, metadata: dict[str, Any], codec: Codec) -> Ident
         "version": _own_version(),
         "langVersion": platform.python_version(),
         FLOW_CONTROL: True,
+        SPOKEN: [protocol] if protocol else list(PROTOCOLS),
     }
     return Identity(node_id, str(uuid.uuid4()), socket.gethostname(), ip_addresses(), client, metadata)
 

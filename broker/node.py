@@ -26,9 +26,11 @@ from broker.errors import (
     MoleculerError,
 )
 from broker.flow import FLOW_CONTROL
+from broker.joining import Joining
 from broker.notices import not_processed, transporter_failed
-from broker.packets import Command, Ping
-from broker.performing import Performing, epoch_ms
+from broker.packets import Command
+from broker.peer_exchange import GREETING
+from broker.performing import Performing
 from broker.tracking import Tracker
 from broker.transit import Transit
 from broker.transports.base import Observer, OnMessage, Subscription, Transport
@@ -71,6 +73,8 @@ class Node:
         self._changed = anyio.Event()
         self._connection = anyio.Event()
         self._joined = False
+        self.joining: Joining | None = None
+        """How it came into the cluster; None without a transport."""
         self._cpu = CPUMeter()
         self._balanced: dict[BalancedSubscription, Subscription] = {}
 
@@ -95,28 +99,31 @@ class Node:
         if self.transport is None:
             self.transit.ready = True
             return
+        joining = self.joining = Joining(
+            self.options, self.transport, self.codec, self.transit, self.perform, self._receiver
+        )
         await self._connect(self.transport)
         while True:
             try:
-                await self._check_id_is_free(self.transport)
+                await joining.check_id_is_free()
                 break
             except BrokerDisconnectedError:  # lost already: a server that has just started may start again
                 await self.wait_for_connection()
-        for command, subject in self.transit.topics.base_subscriptions(self.options.node_id):
-            await self.transport.subscribe(subject, self._receiver(command))
+        await joining.subscribe()
         self._joined = True
-        await self.perform(self.transit.announcing.discover())
-        await anyio.sleep(defaults.DISCOVERY_SECOND_VERSION_S)
-        await self.perform(self.transit.announcing.discover_others())
-        await anyio.sleep(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
+        if not self.options.visitor:
+            await joining.find_others()
         self.transit.ready = True
+        self.background.start_soon(_safely, joining.answer_peers())
         self.performing.notify("$transporter.connected", {"wasReconnect": False})
         for loop in (self._beat, self._look_for_silence, self._announce_changes):
             self.background.start_soon(loop)
 
     async def leave(self) -> None:
         """Stop being offered work, and finish what runs (§4.2)."""
-        if self._may_speak():
+        if self.joining is not None:
+            await self.joining.leave()
+        if self._may_speak() and not self.transit.announcing.hidden:
             await self._balance([])
             await self.perform(self.transit.announcing.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
@@ -176,35 +183,6 @@ class Node:
             else:
                 self._connected()
                 return
-
-    async def _check_id_is_free(self, transport: Transport) -> None:
-        """Two nodes of one id end each other (§3.5), and the older one is a running service: so ask before speaking.
-
-        The question goes out under another name, as nodes ignore what seems to come from themselves. A subscription
-        without an answer is what a crashed host leaves behind at the server for a while: then the id is free.
-        """
-        asker = f"{self.options.node_id}~{self.transit.identity.instance_id[:8]}"
-        answered = anyio.Event()
-
-        async def on_pong(_data: bytes, _reply: str) -> None:
-            answered.set()
-
-        pongs = await transport.subscribe(self.transit.topics.to_node("PONG", asker), on_pong)
-        subject = self.transit.topics.to_node("PING", self.options.node_id)
-        versions = [self.options.protocol] if self.options.protocol else ["5", "4"]
-        questions = [Ping(ver=version, sender=asker, time=epoch_ms(), id=asker) for version in versions]
-        try:
-            heard = [await transport.is_heard(subject, self.codec.encode(question)) for question in questions]
-            if any(heard):
-                with anyio.move_on_after(defaults.ID_PROBE_S):
-                    await answered.wait()
-        finally:
-            await pongs.cancel()
-        if answered.is_set():
-            raise BrokerOptionsError(
-                f"Another node with the id '{self.options.node_id}' is running. Node ids are unique in a cluster: "
-                "choose another one, or stop that node first."
-            )
 
     def _may_speak(self) -> bool:
         """Whether the cluster knows this node, by an id that is its own: any word from us under an id that belongs to
@@ -307,6 +285,9 @@ class Node:
     # The connection
 
     async def _nobody_listens(self, reply_id: str) -> None:
+        if reply_id.startswith(GREETING):
+            self.transit.peers.met(reply_id.removeprefix(GREETING))
+            return
         reader = self.performing.writers.reader_of(reply_id)
         if reader is None:
             await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))

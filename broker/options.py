@@ -59,6 +59,7 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
     "prefer_local": _yes_or_no,
     "convert_params": _yes_or_no,
     "internal_services": _yes_or_no,
+    "visitor": _yes_or_no,
     "metadata": _json_object,
     "heartbeat_interval": float,
     "heartbeat_timeout": float,

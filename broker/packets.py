@@ -23,6 +23,7 @@ __all__ = [
     "Id",
     "Info",
     "Packet",
+    "Peers",
     "Ping",
     "Pong",
     "Protocol",
@@ -35,7 +36,7 @@ Protocol = Literal["4", "5"]
 
 PROTOCOLS: tuple[Protocol, ...] = ("5", "4")
 
-Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PONG"]
+Command = Literal["EVENT", "REQ", "RES", "DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PONG", "PEERS"]
 
 Objects = dict[str, Any]
 
@@ -95,6 +96,14 @@ class Info(Packet, kw_only=True):
     instance_id: str | None = field(name="instanceID", default=None)
     metadata: Objects | None = None
     sequence: int | None = field(name="seq", default=None)
+
+
+class Peers(Packet, kw_only=True):
+    """Asks a node like this whom it knows, or tells it: `nodes` holds an object with `id` and `ver` for each. `more`
+    parts may follow (§4.1). JS nodes have no such packet."""
+
+    nodes: list[Any] | None = None
+    more: Any = False
 
 
 class Request(Packet, kw_only=True):
@@ -160,6 +169,7 @@ COMMANDS: dict[Command, type[Packet]] = {
     "HEARTBEAT": Heartbeat,
     "PING": Ping,
     "PONG": Pong,
+    "PEERS": Peers,
 }
 
 

@@ -13,7 +13,7 @@ from broker.context import Context
 from broker.defaults import NAMES_KNOWN, NODES_KNOWN
 from broker.endpoints import Choices, Endpoint, Listener
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
-from broker.packets import Info, Protocol
+from broker.packets import PROTOCOLS, Info, Protocol
 from broker.patterns import matches
 from broker.schema import ServiceDefinition, full_service_name
 from broker.strategies import StrategyMaker
@@ -21,6 +21,9 @@ from broker.strategies.latencies import Latencies
 
 Change = tuple[str, dict[str, Any]]
 """A local event to announce: its name and payload (§7.4)."""
+
+SPOKEN = "protocols"
+"""The key in the `client` of INFO under which nodes like this list the protocol versions that they take."""
 
 CALLABLE_FROM_AFAR = (None, "published", "public")
 """Visibilities that let other nodes call an action (§9.4)."""
@@ -41,6 +44,8 @@ class KnownNode:
         self.local = local
         self.available = False
         self.ver: Protocol = "5"
+        self.needed: Protocol | None = None
+        """The version in which a broadcast must go out for it."""
         self.instance_id: str | None = None
         self.sequence = 0
         self.services: list[dict[str, Any]] = []
@@ -60,6 +65,12 @@ class KnownNode:
     def introduce(self, instance_id: str, hostname: str, ip_list: list[str], client: dict[str, Any]) -> None:
         """Take in what this node says of itself."""
         self.instance_id, self.hostname, self.ip_list, self.client = instance_id, hostname, ip_list, client
+
+    @property
+    def bilingual(self) -> bool:
+        """Whether it is a node like this, which takes packets of both versions."""
+        spoken = self.client.get(SPOKEN)
+        return isinstance(spoken, list) and all(ver in spoken for ver in PROTOCOLS)
 
     def heard_cpu(self, percent: float | None) -> None:
         """How busy the node is, by its heartbeat."""
@@ -170,7 +181,6 @@ class Registry:
             node = self.nodes[info.sender] = KnownNode(info.sender)
         was_available = node.available
         self._describe_node(node, info)
-        self.speaks(node, info.ver)
         sequence = info.sequence or 1
         changes: list[Change] = []
         renewed = not was_available or sequence > node.sequence or info.instance_id != node.instance_id
@@ -180,21 +190,19 @@ class Registry:
                 self._register(node, [service for service in info.services if isinstance(service, dict)])
         if not was_available:
             node.available, node.offline_since, node.last_heartbeat = True, None, now
-            self._speakers[node.ver] += 1
             self._offline.pop(node.id, None)
             changes.append(("$node.connected", {"node": node.describe(self.started), "reconnected": known}))
         else:
             changes.append(("$node.updated", {"node": node.describe(self.started)}))
+        self.speaks(node, info.ver)
         if renewed:
             changes.append(("$services.changed", {"localService": False}))
         return changes
 
     def speaks(self, node: KnownNode, ver: Protocol) -> None:
-        """The protocol version of a node's last packet."""
-        if node.available and node.ver != ver:
-            self._speakers[node.ver] -= 1
-            self._speakers[ver] += 1
-        node.ver = ver
+        """The protocol version of a node's last packet. To one that takes both, 5 is spoken: 4 has no headers."""
+        node.ver = PROTOCOLS[0] if node.bilingual else ver
+        self._count_needed(node)
 
     def avoid(self, node_id: str, *, avoided: bool) -> None:
         """Choose a node only when no other can be; or again like the others."""
@@ -238,7 +246,7 @@ class Registry:
     # Looking up
 
     def versions(self) -> set[Protocol]:
-        """The protocol versions that live peers speak (§2.4)."""
+        """The protocol versions that live peers need (§2.4): one that takes both needs none."""
         return {ver for ver, nodes in self._speakers.items() if nodes}
 
     def find_action(self, name: str, node_id: str | None = None, ctx: Context | None = None) -> Endpoint:
@@ -337,12 +345,20 @@ class Registry:
 
     def _make_unavailable(self, node: KnownNode) -> None:
         node.available = False
-        self._speakers[node.ver] -= 1
+        self._count_needed(node)
         self.unresponsive.discard(node.id)
         self._withdraw(node, list(node.offers))
         self._list_services(node, node.services, provided=False)
         if node.id in self.nodes:
             self._offline[node.id] = None
+
+    def _count_needed(self, node: KnownNode) -> None:
+        needed = node.ver if node.available and not node.bilingual else None
+        if node.needed is not None:
+            self._speakers[node.needed] -= 1
+        if needed is not None:
+            self._speakers[needed] += 1
+        node.needed = needed
 
     def _list_services(self, node: KnownNode, services: list[dict[str, Any]], *, provided: bool = True) -> None:
         for info in node.services:

@@ -44,12 +44,14 @@ from broker.packets import (
     Heartbeat,
     Info,
     Packet,
+    Peers,
     Ping,
     Pong,
     Protocol,
     Request,
     Response,
 )
+from broker.peer_exchange import PeerExchange
 from broker.reader import StreamReader
 from broker.receiving import Receiving
 from broker.registry import KnownNode, Registry
@@ -81,6 +83,8 @@ class Transit:
         registry: Registry,
         limits: Limits,
         protocol: Protocol | None = None,
+        *,
+        visitor: bool = False,
     ) -> None:
         node_id = identity.node_id
         self.identity = identity
@@ -91,8 +95,10 @@ class Transit:
         self.ready = False
         self.stopping = False
         self.streams = Receiving(node_id, limits.streams_open, limits.stream_buffer_bytes, limits.stream_idle_s)
-        self.announcing = Announcing(identity, topics, registry, protocol)
-        """What this node says to everybody."""
+        self.peers = PeerExchange(node_id, f"{node_id}~{identity.instance_id[:8]}", topics, registry, protocol)
+        """What nodes like this tell each other of the cluster."""
+        self.announcing = Announcing(identity, topics, registry, self.peers, protocol, visitor=visitor)
+        """What this node says of itself."""
         self.waiting = Waiting(
             node_id, topics, registry, self.streams, self.announcing.version_for, limits.requests_pending
         )
@@ -107,6 +113,7 @@ class Transit:
             "HEARTBEAT": self._on_heartbeat,
             "PING": self._on_ping,
             "PONG": self._on_pong,
+            "PEERS": self._on_peers,
         }
 
     # What the node asks for
@@ -173,6 +180,8 @@ class Transit:
                 self.registry.forget(node.id)
         self.registry.forget_vacant(now - self.limits.forget_offline_s)
         self.streams.expire(now)
+        if self.peers.searching:
+            effects += [*self.peers.look_around(now), *self.announcing.discover_others()]
         return effects + self.waiting.look_after(now, readers)
 
     def resume(self, now: float) -> None:
@@ -267,7 +276,8 @@ class Transit:
 
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
         self.waiting.began(packet.sender, now)
-        if not self.ready:  # §4.1: not answered while starting
+        self.peers.starts(packet.sender, packet.ver, now)
+        if not self.ready or self.announcing.hidden:  # §4.1: not answered while starting
             return []
         return [Publish(self.topics.to_node("INFO", packet.sender), self.announcing.info(packet.ver))]
 
@@ -276,10 +286,11 @@ class Transit:
             return self._note_full()
         known = self.registry.nodes.get(info.sender)
         replaced = known is not None and known.instance_id != info.instance_id
+        new = known is None or not known.available
         changes = self.registry.apply_info(info, now)
         self.waiting.found(info.sender)
         lost = self.waiting.replaced(info.sender) if replaced else []
-        greetings = self.announcing.greet_new_versions(ready=self.ready)
+        greetings = self.announcing.met(info.sender, new=new, ready=self.ready)
         return [*notices(changes), *greetings, *lost, *self._note_full()]
 
     def _note_full(self) -> list[Effect]:
@@ -306,6 +317,9 @@ class Transit:
         if isinstance(pong.id, str) and pong.id.startswith(PROBE):
             return self.waiting.responds(pong.sender)
         return [PongArrived(pong)]
+
+    def _on_peers(self, packet: Peers, now: float) -> list[Effect]:
+        return self.peers.on_peers(packet)
 
     # Inside
 

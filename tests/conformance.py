@@ -26,6 +26,10 @@ What a node must do to be one of the nodes of a cluster of Moleculer JS 0.14 (pr
 {live} of the statements are shown live in both versions. Each test's name begins with the numbers of its statements:
 `pytest -k c41_` runs what stands below for number 41.
 
+Python nodes have subjects of their own besides those of statement 2: `PEERS`, on which they tell each other whom they
+know (a node that is told sends DISCOVER to each node alone, and not to all, as statement 3 says), and `REPLY`, below
+which they get acknowledgements ([protocol](protocol.md)).
+
 This page is made by `python -m tests.conformance` out of the names of the tests and the JS nodes that their fixtures
 start. A test fails when it is out of date, or when a statement has no test.
 """

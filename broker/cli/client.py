@@ -1,8 +1,10 @@
-"""Commands that join a cluster, do something there, and leave."""
+"""Commands that look at a cluster, and do something there."""
 
+import difflib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import anyio
 import typer
@@ -11,7 +13,7 @@ from broker.broker import ServiceBroker
 from broker.cli.logs import LogFormat, configure_logs
 from broker.cli.output import encode, print_error, print_note, reader_is_gone
 from broker.cli.running import run
-from broker.defaults import CLI_CONNECT_TIMEOUT_S
+from broker.defaults import CLI_CONNECT_TIMEOUT_S, default_node_id
 from broker.errors import BrokerOptionsError, MoleculerError
 from broker.service import Service
 
@@ -25,9 +27,12 @@ def with_broker(
     protocol: str | None,
     *,
     services: Sequence[Service] = (),
+    node: str | None = None,
     until_stopped: bool = False,
 ) -> None:
-    """Join, work, leave. An error becomes one line with its type and data, and exit code 1.
+    """Find the nodes, or that `node` alone; then work. No node learns of it, unless there are `services`.
+
+    An error becomes one line with its type and data, and exit code 1.
 
     `until_stopped`: Ctrl-C, SIGTERM, and a reader that goes away are the ways to end such work, so it leaves in order,
     with exit code 0.
@@ -35,12 +40,19 @@ def with_broker(
     logs("warning", "text")
     with misuse():
         broker = ServiceBroker(
-            namespace=namespace, transporter=nats, protocol=protocol, services=services, internal_services=False
+            default_node_id(),  # that of the environment may be of a node that runs
+            namespace=namespace,
+            transporter=nats,
+            protocol=protocol,
+            services=services,
+            internal_services=False,
+            visitor=True,
         )
 
     async def main() -> int:
         async with _connected(broker):
             try:
+                await broker.discover(node)
                 await work(broker)
             except MoleculerError as error:
                 _print_failure(error)
@@ -52,11 +64,34 @@ def with_broker(
     raise typer.Exit(run(lambda: _until_signal(main) if until_stopped else main()))
 
 
-async def wait_for_action(broker: ServiceBroker, action: str) -> None:
-    """Give nodes of the other protocol version, found later, their time; then the call says what is missing."""
-    with anyio.move_on_after(CLI_CONNECT_TIMEOUT_S):
-        while action not in broker.registry.actions:
-            await broker.registry_changed()
+async def ping_all(broker: ServiceBroker, node_ids: Iterable[str], timeout: float) -> dict[str, dict[str, Any] | None]:
+    """The answer of each node to a ping, None where there is none in time; all at once."""
+    pongs: dict[str, dict[str, Any] | None] = {}
+
+    async def ping(node_id: str) -> None:
+        pongs[node_id] = await broker.ping(node_id, timeout)
+
+    async with anyio.create_task_group() as tasks:
+        for node_id in node_ids:
+            tasks.start_soon(ping, node_id)
+    return pongs
+
+
+def known_nodes(broker: ServiceBroker) -> set[str]:
+    """The nodes that are there, and those that another one knows and that have not answered."""
+    return {node.id for node in broker.registry.nodes.values() if not node.local} | broker.peers.named.keys()
+
+
+def unknown_node(broker: ServiceBroker, node_id: str) -> MoleculerError:
+    """The error for a node that was looked for and is not there."""
+    message = f"There is no node '{node_id}'.{did_you_mean(node_id, known_nodes(broker) | broker.peers.listed)}"
+    return MoleculerError(message, 404, "NODE_NOT_FOUND", {"nodeID": node_id})
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the names that may have been meant; empty when there is none."""
+    alike = difflib.get_close_matches(name, known)
+    return f" Did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def logs(level: str, format: LogFormat) -> None:

@@ -43,6 +43,9 @@ class Subscription(Protocol):
 class Transport(Protocol):
     """A connection to a bus. Raises only errors of `broker.errors`."""
 
+    delivers_at_once: bool
+    """Whether a message has reached every node, and been dealt with, when `publish` returns."""
+
     @property
     def connected(self) -> bool:
         """Whether messages can be sent now."""

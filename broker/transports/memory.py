@@ -93,6 +93,8 @@ class Hub:
 class MemoryTransport:
     """A connection to a hub."""
 
+    delivers_at_once = True
+
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.inbox = f"_INBOX.{new_id()}"

@@ -42,6 +42,8 @@ class NATSTransport:
     user_credentials, nkeys_seed…).
     """
 
+    delivers_at_once = False
+
     def __init__(self, servers: list[str], **options: Any) -> None:
         self._servers = [checked(server) for server in servers]
         self._options = usable_options(options)

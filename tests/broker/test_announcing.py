@@ -15,7 +15,9 @@ def test_c3_a_node_asks_who_is_there_in_its_default_version_first() -> None:
 
 def test_the_other_version_is_asked_only_when_nobody_answered() -> None:
     transit = make_transit()
+    transit.announcing.discover()
     assert subjects(transit.announcing.discover_others()) == [("MOL.DISCOVER", "4")]
+    transit = make_transit()
     meet(transit, "js-1")
     assert transit.announcing.discover_others() == []
     assert make_transit(protocol="4").announcing.discover_others() == []

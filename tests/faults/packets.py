@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 __all__ = ["Packet", "hostile", "is_object"]
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-BROADCAST = ("DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING")
+BROADCAST = ("DISCOVER", "INFO", "DISCONNECT", "HEARTBEAT", "PING", "PEERS")
 SUBJECTS = (*(f"{name}.py" for name in ("EVENT", "REQ", "RES", "DISCOVER", "INFO", "PING", "PONG")), *BROADCAST)
 CAPTURES: list[tuple[str, Any]] = [
     (line["subject"].split(".")[1], line["payload"])
     for file in sorted(GOLDEN.glob("protocol-*.jsonl"))
     for line in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+]
+CAPTURES += [
+    ("PEERS", {"ver": "5", "sender": "far~1"}),
+    ("PEERS", {"ver": "5", "sender": "far", "nodes": [{"id": "js"}]}),
 ]
 ANSWERS = [payload for command, payload in CAPTURES if command == "RES"]
 # What stands in the text below becomes bytes that `json.dumps` would not write.
@@ -34,7 +38,7 @@ ODD: list[Any] = [
     *(text.strip('"') for text in RAW),
 ]
 FIELDS = ("ver", "sender", "id", "action", "event", "seq", "stream", "meta", "headers", "params", "data", "error")
-MORE_FIELDS = ("success", "groups", "services", "instanceID", "level", "timeout", "extra")
+MORE_FIELDS = ("nodes", "more", "success", "groups", "services", "instanceID", "level", "timeout", "extra")
 FLAGS: list[Any] = [{"$streamObjectMode": True}, {"$streamError": {"name": 5}}, {"$streamError": None}]
 
 

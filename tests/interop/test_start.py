@@ -47,10 +47,16 @@ class Three(Named):
 def first_steps(recorder: NatsRecorder, node_id: str) -> tuple[list[str], str, dict[str, Any]]:
     """Subscriptions before the first word under its own name, and that word."""
     asked = recorder.of("SUB", "PUB")
-    first = next(i for i, one in enumerate(asked) if one.verb == "PUB" and one.packet["sender"] == node_id)
+    first = next(i for i, one in enumerate(asked) if one.verb == "PUB" and (one.packet or {}).get("sender") == node_id)
     before = [one.subject.replace(f".{node_id}", ".<ID>") for one in asked[:first] if one.verb == "SUB"]
-    # Ours asks under another name whether its id is free, and listens for the answer.
-    return [subject for subject in before if "~" not in subject], asked[first].subject, asked[first].packet
+    # Ours asks under another name whether its id is free and whom others know, and listens for the answers; and it has
+    # an inbox.
+    ours = ("~", ".REPLY.")
+    return (
+        [subject for subject in before if not any(mark in subject for mark in ours)],
+        asked[first].subject,
+        asked[first].packet,
+    )
 
 
 async def test_c2_c3_the_first_steps_are_those_of_a_js_node(version: str, nats_url: str, namespace: str) -> None:
@@ -187,3 +193,54 @@ async def test_c7_a_node_waits_for_its_server(
                 await js.wait_for_services("one")
                 assert await js.call("one.run", timeout=30_000) == "one"
         await broker.stop()
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("order", ["together", "behind it"])
+async def test_c90_a_node_that_starts_with_one_of_js_leaves_no_error_in_its_log(
+    nats_url: str, namespace: str, order: str, rounds: int
+) -> None:
+    for number in range(rounds):
+        await start_both(nats_url, f"{namespace}-{number}", behind=order == "behind it")
+
+
+async def start_both(nats_url: str, namespace: str, *, behind: bool) -> None:
+    """A JS node answers nobody for half a second after its own DISCOVER, and logs an error for the other version."""
+    broker = ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[PythonMath()])
+
+    async def start() -> None:
+        if behind:
+            await tap.sees("DISCOVER", sender="js")
+        await broker.start()
+
+    async with open_tap(nats_url, namespace) as tap, anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        async with js_node("0.15", nats_url, namespace, "js") as js:
+            await js.wait_for_services("pymath")
+            await broker.wait_for_services("watcher", timeout=30)
+            assert await js.call("pymath.add", {"a": 1}) == 2
+            assert js.logged("warn", "error", "fatal") == []
+            await broker.stop()
+
+
+async def test_a_node_that_is_named_by_another_is_found_at_once_and_logs_nothing(
+    version: str, nats_url: str, namespace: str
+) -> None:
+    options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url, "heartbeat_interval": 1}
+    async with (
+        open_tap(nats_url, namespace) as tap,
+        js_node(version, nats_url, namespace, "js", heartbeatInterval=1) as js,
+        ServiceBroker("py-1", **options) as first,
+    ):
+        await eventually(lambda: first.registry.nodes["js"].available and first.peers.complete)
+        mark, logged = await tap.mark(), len(js.logged("warn", "error", "fatal"))
+        assert logged <= (1 if version == "0.14" else 0), (
+            "the first node asks in version 5, unless a heartbeat came first"
+        )
+        async with ServiceBroker("py-2", services=[PythonMath()], **options) as second:
+            assert set(second.registry.nodes) == {"js", "py-1", "py-2"}
+            assert second.registry.nodes["js"].ver == PROTOCOLS[version]
+            await js.wait_for_services("pymath")
+        assert tap.find("DISCOVER", after=mark, sender="py-2") == []
+        await tap.settle("js", ver=PROTOCOLS[version])
+        assert len(js.logged("warn", "error", "fatal")) == logged

@@ -66,11 +66,12 @@ def make_transit(
     requests_in_work: int = 10,
     requests_pending: int = 10,
     metadata: dict[str, Any] | None = None,
+    visitor: bool = False,
 ) -> Transit:
     """A node that is up: it answers, and it knows nobody."""
     identity = Identity(node_id, f"instance of {node_id}", "host", ["10.0.0.1"], {"type": "python"}, metadata or {})
     limits = Limits(30.0, 600.0, requests_in_work, requests_pending)
-    transit = Transit(identity, Topics(namespace), Registry(node_id), limits, protocol)
+    transit = Transit(identity, Topics(namespace), Registry(node_id), limits, protocol, visitor=visitor)
     transit.ready = True
     return transit
 

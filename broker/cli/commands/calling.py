@@ -7,13 +7,13 @@ import typer
 
 from broker.broker import ServiceBroker
 from broker.cli import options
-from broker.cli.client import wait_for_action, with_broker
+from broker.cli.client import did_you_mean, unknown_node, with_broker
 from broker.cli.files import STANDARD, holds_values, read_bytes, read_values, size_of, write
 from broker.cli.output import print_value
 from broker.cli.progress import transfer
 from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.defaults import CLI_WAIT_S
-from broker.errors import MoleculerClientError
+from broker.errors import MoleculerClientError, ServiceNotFoundError
 
 
 def call(
@@ -46,7 +46,7 @@ def call(
     given, given_meta = read_params(params, pairs), read_object(meta, "--meta")
 
     async def work(broker: ServiceBroker) -> None:
-        await wait_for_action(broker, action)
+        _check_is_offered(broker, action, node)
         with ExitStack() as shown:
             stream = None
             if stream_in is not None:
@@ -56,7 +56,22 @@ def call(
             result = await broker.call(action, given, meta=given_meta, node_id=node, timeout=timeout, stream=stream)
             await _show(result, stream_out, as_json=as_json)
 
-    with_broker(work, nats, namespace, protocol)
+    with_broker(work, nats, namespace, protocol, node=node)
+
+
+def _check_is_offered(broker: ServiceBroker, action: str, node_id: str | None) -> None:
+    """Raises what says which name may have been meant: all nodes that are there have said what they offer."""
+    nodes, unanswered = broker.registry.nodes, sorted(broker.peers.named)
+    if node_id is not None and node_id not in nodes:
+        raise unknown_node(broker, node_id)
+    offered = {name for name, choices in broker.registry.actions.items() if choices.members}
+    if action in offered:
+        return
+    error = ServiceNotFoundError({"action": action, "nodeID": node_id} if node_id else {"action": action})
+    error.message += did_you_mean(action, offered)
+    if unanswered:
+        error.message += f" These nodes did not say what they offer: {', '.join(unanswered)}."
+    raise error
 
 
 async def _show(result: Any, place: str, *, as_json: bool) -> None:

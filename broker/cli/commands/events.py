@@ -8,10 +8,11 @@ import typer
 
 from broker.broker import ServiceBroker
 from broker.cli import options
-from broker.cli.client import with_broker
+from broker.cli.client import known_nodes, ping_all, with_broker
 from broker.cli.output import encode, is_person, print_json, print_note, print_rows, print_text, reader_is_gone
 from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.context import ABSENT, Context
+from broker.defaults import CLI_KNOWN_WAIT_S
 from broker.ids import new_id
 from broker.service import Service, event
 
@@ -80,6 +81,8 @@ def listen(
     listener = _listener(pattern, count, enough, json=as_json or not is_person())
 
     async def work(broker: ServiceBroker) -> None:
+        # Who answers has read before that somebody listens.
+        await ping_all(broker, known_nodes(broker), CLI_KNOWN_WAIT_S)
         print_note(f"Listening to {pattern!r}; Ctrl-C ends it.")
         await enough.wait()
 

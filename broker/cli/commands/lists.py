@@ -26,7 +26,7 @@ def nodes(
 
     async def work(broker: ServiceBroker) -> None:
         known = [node for node in broker.registry.nodes.values() if not node.local]
-        rows = [
+        rows: list[Row] = [
             {
                 "id": node.id,
                 "client": f"{node.client.get('type', '?')} {node.client.get('version', '?')}",
@@ -36,8 +36,11 @@ def nodes(
                 "cpu": node.cpu,
                 "available": node.available,
             }
-            for node in sorted(known, key=lambda node: node.id)
+            for node in known
         ]
+        # Another node knows these, and they did not say what they are.
+        rows += [{"id": name, "protocol": ver, "available": False} for name, ver in broker.peers.named.items()]
+        rows.sort(key=lambda row: row["id"])
         print_rows(rows, ["id", "client", "protocol", "hostname", "services", "cpu", "available"], json=as_json)
 
     with_broker(work, nats, namespace, protocol)

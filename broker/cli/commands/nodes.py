@@ -7,7 +7,7 @@ import typer
 
 from broker.broker import ServiceBroker
 from broker.cli import options
-from broker.cli.client import logs, misuse, with_broker
+from broker.cli.client import known_nodes, logs, misuse, ping_all, unknown_node, with_broker
 from broker.cli.output import print_rows
 from broker.cli.running import run, serve
 from broker.cli.targets import load_services
@@ -60,10 +60,11 @@ def ping(
     """Measure the way to one node or to all, in milliseconds. Exit code 1 when one does not answer."""
 
     async def work(broker: ServiceBroker) -> None:
-        known = sorted(known.id for known in broker.registry.nodes.values() if not known.local)
+        known = known_nodes(broker)
+        if node is not None and node not in known:
+            raise unknown_node(broker, node)
         rows = []
-        for node_id in [node] if node else known:
-            pong = await broker.ping(node_id, timeout)
+        for node_id, pong in sorted((await ping_all(broker, [node] if node else known, timeout)).items()):
             rows.append({"node": node_id, "elapsedTime": None, "timeDiff": None, "alive": False})
             if pong is not None:
                 rows[-1] |= {"elapsedTime": pong["elapsedTime"], "timeDiff": pong["timeDiff"], "alive": True}
@@ -71,4 +72,4 @@ def ping(
         if not all(row["alive"] for row in rows):
             raise typer.Exit(1)
 
-    with_broker(work, nats, namespace, protocol)
+    with_broker(work, nats, namespace, protocol, node=node)
