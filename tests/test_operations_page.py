@@ -40,6 +40,7 @@ VOLATILE = [
     (r'"hash": "[0-9a-f]{40}"', '"hash": "<hash>"'),
     (r"built in [\d.]+ s", "built in <seconds> s"),
     (r"'[\w.-]+' serves", "'<node>' serves"),
+    (r"[\w.-]+/broker\b", "<node>/broker"),
     (r"\bpid \d+", "pid <pid>"),
     (r"(backup_before_migration\.dump +)\d+( +)", r"\1<bytes>\2"),
     (r" {2,}", "  "),  # columns are as wide as what stands in them

@@ -9,20 +9,22 @@ from broker.cli.output import encode, escaped
 
 LogFormat = Literal["text", "json"]
 
-TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-8s %(name)s: %(message)s"
+TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-8s %(node)s%(name)s: %(message)s"
 DATE = "%Y-%m-%dT%H:%M:%S"
 
 
 class TextFormatter(logging.Formatter):
-    """A record is one line; its traceback follows with each line indented, so that text of a peer in it cannot look
-    like a record."""
+    """A record is one line, which names `node/logger` as those of Moleculer JS do. Its traceback follows with each line
+    indented, so that text of a peer in it cannot look like a record."""
 
     converter = staticmethod(time.gmtime)
+    node = ""
 
     def __init__(self) -> None:
         super().__init__(TEXT, DATE)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        record.node = f"{self.node}/" if self.node else ""
         return escaped(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -31,13 +33,16 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message"}`, and `exception` with its traceback where there is one."""
+    """`{"time", "level", "node", "logger", "message"}`, and `exception` with its traceback where there is one."""
+
+    node = ""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime(DATE, time.gmtime(record.created))
         entry = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            **({"node": self.node} if self.node else {}),
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -51,3 +56,10 @@ def configure_logs(level: str = "INFO", format: LogFormat = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def name_node(node_id: str) -> None:
+    """Let every log line of this process name the node that it runs, as several may log to one place."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, TextFormatter | JSONFormatter):
+            handler.formatter.node = node_id

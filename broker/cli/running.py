@@ -12,6 +12,7 @@ from typing import NoReturn
 import anyio
 
 from broker.broker import ServiceBroker
+from broker.cli.logs import name_node
 from broker.cli.output import print_error, reader_is_gone
 from broker.errors import MoleculerError
 
@@ -44,6 +45,7 @@ async def serve(broker: ServiceBroker, start_timeout: float) -> int:
     1 when it could not start within `start_timeout` seconds, when it had to stop by itself, and at once at a second
     signal; a line says why.
     """
+    name_node(broker.node_id)
     async with anyio.create_task_group() as tasks:
         stop = anyio.Event()
         await tasks.start(_wait_for_signal, stop)

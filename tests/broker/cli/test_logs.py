@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.cli.logs import LogFormat, configure_logs
+from broker.cli.logs import LogFormat, configure_logs, name_node
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,18 @@ def test_text_has_the_time_in_utc_the_level_and_the_logger(capsys: pytest.Captur
     time, level, logger, *message = captured.err.split()
     assert time.endswith("Z")
     assert (level, logger, message) == ("INFO", "broker:", ["it", "started"])
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_lines_name_the_node_of_the_process(form: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("info", form)
+    name_node("store-1")
+    logging.getLogger("broker.mail").info("it started")
+    line = capsys.readouterr().err
+    if form == "text":
+        assert line.split()[1:] == ["INFO", "store-1/broker.mail:", "it", "started"]
+    else:
+        assert json.loads(line).items() >= {"node": "store-1", "logger": "broker.mail"}.items()
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

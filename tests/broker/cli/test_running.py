@@ -73,7 +73,7 @@ async def test_a_signal_stops_the_node_without_loss(
         start_python(*command(f"{code}:Slow", nats_url, namespace)) as process,
         ServiceBroker("caller", namespace=namespace, transporter=nats_url) as caller,
     ):
-        await process.line("Service 'slow' started")
+        await process.line("runner/broker: Service 'slow' started")
         await caller.wait_for_services("slow", timeout=60)
         assert await caller.call("slow.hello") == "hello"
         process.send_signal(number)
