@@ -77,10 +77,11 @@ class FeedStream:
 
 @dataclass(slots=True)
 class EndStream:
-    """A stream ended; with `error`, broken."""
+    """A stream ended; with `error`, broken. `drop`: so is what is not read yet."""
 
     reader: "StreamReader"
     error: MoleculerError | None = None
+    drop: bool = False
 
 
 @dataclass(slots=True)

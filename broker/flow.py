@@ -174,6 +174,7 @@ class Flow:
         """Called with the reason when chunks are lost."""
         self.acknowledges = acknowledges
         self._open_marks = 0
+        self._ahead = 2  # marks, until the reader has begun to read: what nobody reads shall not take much
         self._bytes = STREAM_MARK_BYTES  # the first chunk carries a mark, so that the reader can stop us from then on
         self._chunks = 0
         self._wake: asyncio.Future[None] | None = None
@@ -213,7 +214,7 @@ class Flow:
         """Return when another chunk may go out, or the reader is gone."""
         self.waiting = True
         try:
-            while self._open_marks >= STREAM_MARKS_AHEAD and not self.stopped:
+            while self._open_marks >= self._ahead and not self.stopped:
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
             if self.pace is not None:
@@ -247,6 +248,7 @@ class Flow:
         stream that stores all subjects, is no answer."""
         if answer == CONTINUE:
             self._open_marks -= 1
+            self._ahead = min(self._ahead + 1, STREAM_MARKS_AHEAD)
             self._notify()
         elif answer == STOP:
             self.stop()

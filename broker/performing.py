@@ -214,6 +214,8 @@ class Performing:
     def _end(self, effect: EndStream) -> None:
         if effect.error is None:
             effect.reader.end()
+        elif effect.drop:
+            effect.reader.overflow(effect.error)
         else:
             effect.reader.fail(effect.error)
 

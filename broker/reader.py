@@ -52,12 +52,22 @@ class StreamReader(Readable):
     the reader, as a `break` out of `async for chunk in await ctx.call(…)` does.
     """
 
-    def __init__(self, *, limit_bytes: int, idle_timeout_s: float, describe_idle: Callable[[], Exception]) -> None:
+    def __init__(
+        self,
+        *,
+        limit_bytes: int,
+        idle_timeout_s: float,
+        describe_idle: Callable[[], Exception],
+        is_loaded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._limit = limit_bytes
         self._idle_timeout_s = idle_timeout_s
         self._describe_idle = describe_idle
+        self._is_loaded = is_loaded
         self._chunks: deque[tuple[Any, int, bool]] = deque()
-        self._waiting = 0
+        self.waiting = 0
+        """What waits to be read, in bytes."""
+        self._marks = self._unanswered = 0
         self._end: Exception | StopAsyncIteration | None = None
         self._wake: asyncio.Future[None] | None = None
         self.reply = ""
@@ -70,7 +80,7 @@ class StreamReader(Readable):
         """A chunk arrived. When a marked one is read the writer is told. Chunks after the end are dropped."""
         if self._end is not None:
             return
-        if self._waiting + size > self._limit:
+        if self.waiting + size > self._limit:
             self.fail(
                 StreamOverflowError(
                     f"More than {self._limit} bytes of a stream wait to be read, so it was given up. Read faster, or "
@@ -79,7 +89,8 @@ class StreamReader(Readable):
                 )
             )
             return
-        self._waiting += size
+        self.waiting += size
+        self._marks += marked
         self._chunks.append((chunk, size, marked))
         self._notify()
 
@@ -102,22 +113,44 @@ class StreamReader(Readable):
                 raise self._end
             await self._wait()
         chunk, size, marked = self._chunks.popleft()
-        self._waiting -= size
+        self.waiting -= size
         if marked:
-            self._tell(go_on=True)
+            self._answer()
         return chunk
 
     async def aclose(self) -> None:
         aborted = self._end is None
         self._finish(StopAsyncIteration())
-        self._chunks.clear()
-        self._waiting = 0
+        self.drop()
         if aborted:
             self._tell(go_on=False)
 
     def __del__(self) -> None:
         if self._end is None:
             self._tell(go_on=False)
+
+    def drop(self) -> None:
+        """Forget what is not read yet."""
+        self._chunks.clear()
+        self.waiting = self._marks = 0
+
+    def overflow(self, error: Exception) -> None:
+        """Forget what is not read yet, and fail, also when the writer is done."""
+        self.drop()
+        self._end = None
+        self.fail(error)
+
+    def _answer(self) -> None:
+        """Let the writer go on. While too much waits at this node, only for the last mark that is here: so the writer
+        stays closer to its reader."""
+        self._marks -= 1
+        self._unanswered += 1
+        answers = self._unanswered
+        if self._is_loaded():
+            answers = 0 if self._marks else 1
+        self._unanswered -= answers
+        for _ in range(answers):
+            self._tell(go_on=True)
 
     async def _wait(self) -> None:
         self._wake = asyncio.get_running_loop().create_future()

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 from msgspec import UNSET, Raw
 
-from broker.defaults import STREAM_PART_BYTES
+from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
 from broker.errors import (
     MoleculerError,
@@ -33,15 +34,20 @@ class Receiving:
     """Every stream on its way to this node.
 
     At most `limit` streams are open at once; one holds at most `buffer_bytes` that wait to be read, or for a packet
-    that is missing; a reader waits at most `idle_s` for the next chunk.
+    that is missing, and all together about `total_bytes`; a reader waits at most `idle_s` for the next chunk.
     """
 
-    def __init__(self, node_id: str, limit: int, buffer_bytes: int, idle_s: float) -> None:
+    def __init__(self, node_id: str, limit: int, buffer_bytes: int, total_bytes: int, idle_s: float) -> None:
         self._node_id = node_id
         self._limit = limit
         self._buffer_bytes = buffer_bytes
+        self._total_bytes = total_bytes
         self._idle_s = idle_s
         self._streams: dict[Key, Incoming] = {}
+        self._unread: WeakKeyDictionary[StreamReader, Incoming] = WeakKeyDictionary()
+        """Also of streams that have ended, and are not read to their end."""
+        self._arrived = 0
+        self._loaded = False
 
     def has_request(self, request: Request) -> bool:
         return ("REQ", request.sender, request.id) in self._streams
@@ -63,7 +69,7 @@ class Receiving:
             if part.packet is None:
                 effects += _fed(stream, part.chunk, part.reply)
             elif not _sequence(part.packet):
-                reader = self._new_reader(request.sender)
+                reader = self._new_reader(stream)
                 request.meta, request.headers = _clean(request.meta), _clean(request.headers)
                 accepted, begun = begin(request, reader)
                 if accepted:
@@ -72,7 +78,7 @@ class Receiving:
             else:
                 broken = control(part.packet, STREAM_ERROR)
                 effects += self._end(key, error_from_wire(broken, request.sender) if broken else None)
-        return effects + self._overflown(key, stream)
+        return effects + self._overflown(key, stream) + self._relieved(request.params)
 
     def response(
         self, response: Response, reply: str, now: float, take_pending: Callable[[Id], Pending | None]
@@ -92,7 +98,7 @@ class Receiving:
             elif not _sequence(part.packet):
                 pending = take_pending(response.id)
                 if pending is not None:
-                    reader = self._new_reader(response.sender)
+                    reader = self._new_reader(stream)
                     stream.read_by(reader)
                     response.meta = _clean(response.meta)
                     effects.append(Settle(pending, response, reader))
@@ -100,7 +106,7 @@ class Receiving:
                 end = cast(Response, part.packet)
                 error = None if end.error is UNSET else end.error
                 effects += self._end(key, None if end.success else error_from_wire(error, response.sender))
-        return effects + self._overflown(key, stream)
+        return effects + self._overflown(key, stream) + self._relieved(response.data)
 
     def overfull(self, action: str) -> QueueIsFullError:
         """The error for a stream that is one too many."""
@@ -141,11 +147,18 @@ class Receiving:
             if abandoned and now - stream.touched > self._idle_s:
                 del self._streams[key]
 
-    def _new_reader(self, node_id: str) -> StreamReader:
+    def _new_reader(self, stream: Incoming) -> StreamReader:
         def idle() -> MoleculerError:
-            return RequestTimeoutError({"action": "stream", "nodeID": node_id})
+            return RequestTimeoutError({"action": "stream", "nodeID": stream.node_id})
 
-        return StreamReader(limit_bytes=self._buffer_bytes, idle_timeout_s=self._idle_s, describe_idle=idle)
+        reader = StreamReader(
+            limit_bytes=self._buffer_bytes,
+            idle_timeout_s=self._idle_s,
+            describe_idle=idle,
+            is_loaded=lambda: self._loaded,
+        )
+        self._unread[reader] = stream
+        return reader
 
     def _open(self, key: Key, packet: Request | Response, now: float) -> Incoming | None:
         stream = self._streams.get(key)
@@ -184,6 +197,31 @@ class Receiving:
         )
         return self._break(key, error)
 
+    def _relieved(self, chunk: Raw) -> list[Effect]:
+        """When too much waits in all streams together, give up those that are furthest ahead: first those whose writers
+        cannot be slowed down, and the others when there is twice as much. Looked for once a MiB."""
+        self._arrived += len(chunk)
+        if self._arrived < STREAM_MARK_BYTES:
+            return []
+        self._arrived = 0
+        held = {*self._streams.values(), *self._unread.values()}
+        waiting = sum(stream.waiting for stream in held)
+        self._loaded = waiting > self._total_bytes / 2
+        effects: list[Effect] = []
+        if waiting > self._total_bytes:
+            error = StreamOverflowError(
+                f"More than {self._total_bytes} bytes of streams wait to be read at this node, and most of this one, "
+                "so it was given up. Read faster, or let the writers send less at a time.",
+                data={"limit": self._total_bytes},
+            )
+            for stream in sorted(held, key=lambda stream: (stream.is_slowed, -stream.waiting)):
+                if waiting <= self._total_bytes * (2 if stream.is_slowed else 1):
+                    break
+                waiting -= stream.waiting
+                stream.broken, stream.ordered = True, Ordered()
+                effects += _ended(stream, error, drop=True)
+        return effects
+
 
 def _sequence(packet: Request | Response) -> int:
     return packet.sequence if isinstance(packet.sequence, int) else 0
@@ -217,9 +255,9 @@ def _stopped(reply: str) -> list[Effect]:
     return [StopWriter(reply)] if reply else []
 
 
-def _ended(stream: Incoming, error: MoleculerError | None) -> list[Effect]:
+def _ended(stream: Incoming, error: MoleculerError | None, *, drop: bool = False) -> list[Effect]:
     reader = stream.reader
-    return [EndStream(reader, error)] if reader is not None else []
+    return [EndStream(reader, error, drop)] if reader is not None else []
 
 
 def _clean(place: Any) -> Any:

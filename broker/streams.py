@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from msgspec import UNSET
 
+from broker.defaults import STREAM_SLOWED_BYTES
+
 if TYPE_CHECKING:
     from broker.packets import Request, Response
     from broker.reader import StreamReader
@@ -88,6 +90,18 @@ class Incoming:
     def reader(self) -> "StreamReader | None":
         """Who reads it holds the reader: when nobody does, the rest is swallowed as well."""
         return self._reader() if self._reader is not None else None
+
+    @property
+    def waiting(self) -> int:
+        """What waits to be read, or for a packet that is missing, in bytes."""
+        reader = self.reader
+        return self.ordered.size + (reader.waiting if reader is not None else 0)
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether its writer waits for its reader: it asks how far that is, and is no further ahead than it may be."""
+        reader = self.reader
+        return reader is not None and bool(reader.reply) and self.waiting <= STREAM_SLOWED_BYTES
 
     def read_by(self, reader: "StreamReader") -> None:
         """The stream was accepted."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, Raw
 
 from broker.announcing import Announcing, Identity
-from broker.defaults import STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_OPEN
+from broker.defaults import STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_BUFFER_BYTES, STREAMS_OPEN
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -70,6 +70,7 @@ class Limits(NamedTuple):
     requests_pending: int
     streams_open: int = STREAMS_OPEN
     stream_buffer_bytes: int = STREAM_BUFFER_BYTES
+    streams_buffer_bytes: int = STREAMS_BUFFER_BYTES
     stream_idle_s: float = STREAM_IDLE_TIMEOUT_S
 
 
@@ -94,7 +95,13 @@ class Transit:
         self.in_work = 0
         self.ready = False
         self.stopping = False
-        self.streams = Receiving(node_id, limits.streams_open, limits.stream_buffer_bytes, limits.stream_idle_s)
+        self.streams = Receiving(
+            node_id,
+            limits.streams_open,
+            limits.stream_buffer_bytes,
+            limits.streams_buffer_bytes,
+            limits.stream_idle_s,
+        )
         self.peers = PeerExchange(node_id, f"{node_id}~{identity.instance_id[:8]}", topics, registry, protocol)
         """What nodes like this tell each other of the cluster."""
         self.announcing = Announcing(identity, topics, registry, self.peers, protocol, visitor=visitor)

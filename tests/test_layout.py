@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 BROKER = [
     "buffers cancellation cli.output cli.progress codecs.marks typed cpu errors ids interruptible"
     " javascript masking members network packets patterns rules strategies.base strategies.latencies strategies.lowest"
-    " strategies.round_robin strategies.uniform streams tracking transforms.base transports.base uptime values",
+    " strategies.round_robin strategies.uniform tracking transforms.base transports.base uptime values",
     "cli.logs context conversion declarations defaults encoding inheritance reader strategies.shard topics"
     " transports.memory transports.nats_address",
     "balanced cli.files cli.options cli.values cache_keys cacher codec flow local_stream middleware notices parameters"
-    " policies transforms.compression transforms.encryption transports.nats_client watch",
+    " policies streams transforms.compression transforms.encryption transports.nats_client watch",
     "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
     " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
     " middlewares.validation options transports.nats_link",

@@ -135,3 +135,34 @@ async def test_the_rest_of_a_stream_of_bytes_can_be_read_at_once() -> None:
     reader.feed(b"cd", 2)
     reader.end()
     assert await reader.read() == b"abcd"
+
+
+async def test_while_much_waits_at_the_node_a_writer_is_answered_when_its_reader_has_caught_up() -> None:
+    loaded = True
+    told: list[bool] = []
+    reader = StreamReader(
+        limit_bytes=100, idle_timeout_s=30, describe_idle=lambda: TimeoutError(), is_loaded=lambda: loaded
+    )
+    reader.reply = "writer"
+    reader.tell = lambda _reply, go_on: told.append(go_on)
+    answers = []
+    for marked in (True, False, True, True, False):
+        reader.feed(b"x", 1, marked=marked)
+    for _ in range(5):
+        await anext(reader)
+        answers.append(len(told))
+    assert answers == [0, 0, 0, 1, 1]
+    loaded = False
+    reader.feed(b"x", 1, marked=True)
+    await anext(reader)
+    assert told == [True] * 4
+
+
+async def test_a_stream_whose_backlog_is_dropped_fails_although_its_writer_is_done() -> None:
+    reader = make_reader()
+    reader.feed(b"x", 1)
+    reader.end()
+    reader.overflow(MoleculerError("too much"))
+    assert reader.waiting == 0
+    with pytest.raises(MoleculerError, match="too much"):
+        await anext(reader)

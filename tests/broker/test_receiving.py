@@ -4,14 +4,15 @@ import gc
 import tracemalloc
 from typing import Any
 
+import pytest
 from msgspec import UNSET, Raw
 
 from broker.codec import JSONCodec
-from broker.defaults import STREAM_PART_BYTES
+from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
 from broker.errors import InvalidPacketDataError
 from broker.packets import Address, Request, Response
-from broker.reader import StreamReader
+from broker.reader import StreamOverflowError, StreamReader
 from broker.receiving import Receiving
 from broker.streams import OBJECT_MODE
 
@@ -29,8 +30,11 @@ def response(sequence: int, *, more: bool = True, data: bytes = b"null", **field
 class Side:
     """One receiving node, and what it was told to do."""
 
-    def __init__(self, *, accept: bool = True, limit: int = 10, buffer_bytes: int = 1000) -> None:
-        self.receiving = Receiving("py", limit, buffer_bytes, 60.0)
+    def __init__(
+        self, *, accept: bool = True, limit: int = 10, buffer_bytes: int = 1000, total_bytes: int = 10_000
+    ) -> None:
+        self.receiving = Receiving("py", limit, buffer_bytes, total_bytes, 60.0)
+        self.sequences: dict[str, int] = {}
         self.begun: list[tuple[Request, StreamReader]] = []
         self.accept = accept
         self.refused = 0
@@ -277,3 +281,28 @@ def test_c70_an_end_of_sequence_1_breaks_a_stream_that_lacks_a_chunk() -> None:
     assert side.receiving.has_response(response(1))
     side.response(response(1, more=False, success=False, error={"name": "MoleculerError", "message": "lost"}), None)
     assert not side.receiving.has_response(response(1))
+
+
+@pytest.mark.parametrize(
+    ("marks", "broken"),
+    [("", ["C"]), ("C", ["B"]), ("ABC", [])],
+    ids=["the one that is furthest ahead", "not one that can be slowed down", "none, when all can be"],
+)
+def test_one_bound_holds_for_all_streams(marks: str, broken: list[str]) -> None:
+    side = Side(buffer_bytes=50_000_000, total_bytes=13_000_000)
+    for id, megabytes in (("A", 1), ("B", 5), ("C", 7), ("A", 1)):
+        side.request(request(0, id=id))
+        for _ in range(megabytes):
+            side.sequences[id] = side.sequences.get(id, 0) + 1
+            packet = request(side.sequences[id], params=b"x" * STREAM_MARK_BYTES, id=id)
+            for effect in side.receiving.request(packet, "", 0.0, side._begin, side._refuse):
+                if isinstance(effect, FeedStream):
+                    effect.reader.reply = "mark" if id in marks else ""
+                    effect.reader.feed(effect.chunk, len(effect.chunk))
+                else:
+                    assert isinstance(effect, EndStream)
+                    assert isinstance(effect.error, StreamOverflowError)
+                    assert effect.drop
+                    effect.reader.overflow(effect.error)
+    assert [opening.id for opening, reader in side.begun if reader.ended] == broken
+    assert sum(reader.waiting for _, reader in side.begun) <= 13_000_000 + len(marks) * 1_000_000

@@ -276,7 +276,7 @@ def test_a_protected_action_that_is_called_directly_is_run_as_in_js() -> None:
 
 def test_a_request_with_a_stream_that_is_one_too_many_is_refused_at_once() -> None:
     transit = make_transit()
-    transit.streams = Receiving("py-1", 1, 100, 60.0)
+    transit.streams = Receiving("py-1", 1, 100, 1000, 60.0)
     offer(transit, Math())
     transit.receive("REQ", request("math.add", stream=True, sequence=0), 0.0)
     (refusal,) = publishes(transit.receive("REQ", request("math.add", id="r-2", stream=True, sequence=0), 0.0))
