@@ -61,7 +61,7 @@ class Victim:
 
 @asynccontextmanager
 async def open_victim(
-    kind: str, nats_url: str, namespace: str, its_url: str = "", heartbeat_timeout: float = 3600
+    kind: str, nats_url: str, namespace: str, its_url: str = "", heartbeat_timeout: float = 3600, **js_options: Any
 ) -> AsyncIterator[Victim]:
     its_url = its_url or nats_url
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url}
@@ -71,7 +71,7 @@ async def open_victim(
                 await broker.wait_for_services("pyslow", timeout=DEADLINE_S)
                 yield Victim(process, "pyslow", broker)
         else:
-            async with js_node(kind, its_url, namespace, "victim") as js:
+            async with js_node(kind, its_url, namespace, "victim", **js_options) as js:
                 await js.create_service("slow")
                 await broker.wait_for_services("slow", timeout=DEADLINE_S)
                 yield Victim(js.process, "slow", broker)
