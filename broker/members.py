@@ -30,17 +30,22 @@ def split_object(data: bytes) -> dict[str, bytes]:
 
     Raises ValueError when `data` is no object. The values themselves are not checked: `load` does that.
     """
+    return {name: data[start:end] for name, (start, end) in locate_members(data).items()}
+
+
+def locate_members(data: bytes) -> dict[str, tuple[int, int]]:
+    """The same with the place of each value, its start and its end."""
     opening, _, position = _token(data, 0)
     if opening != b"{":
         raise ValueError("not a JSON object")
-    members: dict[str, bytes] = {}
+    members: dict[str, tuple[int, int]] = {}
     key, _, position = _token(data, position)
     while not (key == b"}" and not members):
         colon, _, position = _token(data, position)
         if not key.startswith(b'"') or colon != b":":
             raise ValueError("a member of a JSON object has no key")
         start, end, closing, position = _value(data, position)
-        members[json.loads(key)] = data[start:end]
+        members[json.loads(key)] = (start, end)
         if closing == b"}":
             break
         key, _, position = _token(data, position)

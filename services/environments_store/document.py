@@ -9,20 +9,29 @@ import anyio.to_thread
 import msgspec
 
 from broker.errors import PayloadTooLargeError, ValidationError
+from broker.members import locate_members
 from services.environments_store.canonical import Document, parse
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.hash import ContentHashes, hash_of
 from services.environments_store.model import Environment, encode_record
 
 __all__ = [
+    "LARGE_DOCUMENTS",
     "AcceptedDocument",
     "accept_document",
     "check_document",
+    "check_record",
     "check_reply",
     "check_uuid",
     "document_hash",
     "invalid",
+    "with_uuid",
 ]
+
+LARGE_DOCUMENTS = (
+    "Raise max_payload of the NATS server, or move such a document with import and export, whose streams have no limit."
+)
+"""What to do with one whose record no reply can hold."""
 
 _DATE = "9999-12-31T23:59:59.999Z"
 _RECORD_BYTES = 4_096  # more than a record has beside its document
@@ -31,7 +40,7 @@ _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
 class AcceptedDocument(NamedTuple):
-    """`text` is what is stored: what was sent, byte for byte, but for a uuid put in front when there was none."""
+    """`text` is what is stored: what was sent, byte for byte, but for a uuid that was made where there was none."""
 
     uuid: str
     text: str
@@ -74,11 +83,20 @@ def check_reply(accepted: AcceptedDocument, reply_limit: int | None, measure: Ca
     if reply_limit is None or len(accepted.text) + _RECORD_BYTES < reply_limit // _BYTES_PER_CHARACTER:
         return
     environment = Environment(accepted.uuid, accepted.uuid, accepted.text.encode(), 10**13, _DATE, _DATE, _DATE)
-    size = measure(encode_record(environment, accepted.hash))
+    check_record(accepted.uuid, encode_record(environment, accepted.hash), reply_limit, measure, "Nothing was stored. ")
+
+
+def check_record(
+    uuid: str, record: bytes, reply_limit: int | None, measure: Callable[[bytes], int], outcome: str = ""
+) -> None:
+    """Raises PayloadTooLargeError (413) for a record that does not fit into a reply."""
+    if reply_limit is None or len(record) < reply_limit // _BYTES_PER_CHARACTER:
+        return
+    size = measure(record)
     if size > reply_limit:
         raise PayloadTooLargeError(
-            f"The record of '{accepted.uuid}' would have {size} bytes, more than the {reply_limit} that one reply may"
-            " have. Nothing was stored.",
+            f"The record of '{uuid}' takes {size} bytes of a reply, which may have {reply_limit}. {outcome}"
+            f"{LARGE_DOCUMENTS}",
             {"size": size, "limit": reply_limit},
         )
 
@@ -113,8 +131,8 @@ def check_document(raw: bytes, limits: StoreLimits) -> tuple[str, Document]:
 
 def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> AcceptedDocument:
     text, document = check_document(raw, limits)
-    if "uuid" not in document.value:
-        text, document = _with_uuid(text, uuid or str(uuid4()))
+    if document.value.get("uuid", "") == "":
+        text, document = with_uuid(text, uuid or str(uuid4()))
     own = check_uuid(document.value["uuid"], "environment.uuid", limits)
     if uuid is not None and own != uuid:
         raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
@@ -131,11 +149,16 @@ def _parsed(raw: bytes) -> tuple[str, Document]:
         raise invalid("environment", "object", f"The 'environment' is not valid JSON: {error}.") from None
 
 
-def _with_uuid(text: str, uuid: str) -> tuple[str, Document]:
-    """The uuid as a new first member; everything after it stays as it was sent."""
-    member = f'"uuid":{msgspec.json.encode(uuid).decode()}'
-    start, _, rest = text.partition("{")
-    text = f"{start}{{{member}{'' if rest.lstrip().startswith('}') else ','}{rest}"
+def with_uuid(text: str, uuid: str) -> tuple[str, Document]:
+    """A document without a uuid, with this one: in the place of an empty one, else as a new first member. All the rest
+    stays as it was sent."""
+    value, raw = msgspec.json.encode(uuid), text.encode()
+    start, end = locate_members(raw).get("uuid", (0, 0))
+    if end:
+        text = (raw[:start] + value + raw[end:]).decode()
+    else:
+        before, _, rest = text.partition("{")
+        text = f'{before}{{"uuid":{value.decode()}{"" if rest.lstrip().startswith("}") else ","}{rest}'
     return text, parse(text)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from broker.errors import PayloadTooLargeError
 from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import StoreLimits
+from services.environments_store.document import LARGE_DOCUMENTS
 from services.environments_store.model import RECORD_FIELDS
 from services.environments_store.queries import Listing
 
@@ -91,9 +92,12 @@ def _too_large(fitting: int, row: Row, record_bytes: int, request: ListRequest) 
             f" {fitting} fits: pass limit: {fitting}, then the last uuid as after; or leave out fields.",
             data,
         )
-    advice = "Ask without the field 'environment'" if "environment" in request.fields else "Ask for fewer fields"
+    if "environment" in request.fields:
+        advice = f"Ask without the field 'environment'. {LARGE_DOCUMENTS}"
+    else:
+        advice = "Ask for fewer fields."
     return PayloadTooLargeError(
         f"The record of '{row['id']}' alone has {record_bytes} bytes, more than the {request.reply_limit} that one"
-        f" reply may have. {advice}.",
+        f" reply may have. {advice}",
         {"size": record_bytes, **data},
     )

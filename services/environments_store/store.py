@@ -21,6 +21,7 @@ from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import (
     AcceptedDocument,
     accept_document,
+    check_record,
     check_reply,
     check_uuid,
     invalid,
@@ -89,8 +90,8 @@ class Store:
                 row = await settle(error, lambda: self._insert_again(accepted), self._limits)
             return await self._records.written("created", row)
 
-    async def get(self, uuid: str) -> bytes:
-        """The record of a live environment. Raises EnvironmentNotFoundError."""
+    async def get(self, uuid: str, reply_limit: int | None = None, measure: Callable[[bytes], int] = len) -> bytes:
+        """The record of a live environment. Raises EnvironmentNotFoundError, and PayloadTooLargeError (413)."""
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
             queries = self._shape.queries()
@@ -100,9 +101,11 @@ class Store:
             if row is None:
                 raise EnvironmentNotFoundError(uuid)
             try:
-                return await self._records.encode(read_row(row))
+                record = await self._records.encode(read_row(row))
             except ValueError as error:
                 raise DatabaseError(f"The environment '{uuid}' is damaged in the database: {error}.") from error
+            check_record(uuid, record, reply_limit, measure)
+            return record
 
     async def list(self, request: ListRequest) -> bytes:
         """The live records as a JSON array, by `createdAt, id`. Raises PayloadTooLargeError (413), and

@@ -96,16 +96,31 @@ async def test_m42_a_document_of_20_mb_is_kept(bench: Bench) -> None:
 async def test_a_missing_uuid_is_made_and_put_in_front(bench: Bench, document: bytes, rest: str | None) -> None:
     record = read((await bench.store.create(document)).record)
     uuid = record["id"]
-    assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", uuid)
+    assert MADE.match(uuid)
     assert record["environment"] == {"uuid": uuid, **json.loads(document)}
     if rest is not None and bench.status.dialect == "sqlite":
         assert (await bench.stored_text(uuid)).strip() == f'{{"uuid":"{uuid}"{rest}'
 
 
+MADE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
+EMPTY = b' { "a" : {"uuid":""},\t"uuid" :\n"" , "b":[{"uuid":"","c":1.0}] } '
+
+
 @on_all
-async def test_an_update_without_a_uuid_keeps_the_one_it_has(bench: Bench) -> None:
+async def test_an_empty_uuid_is_made_in_its_place(bench: Bench) -> None:
+    record = read((await bench.store.create(EMPTY)).record)
+    assert record["environment"] == {**json.loads(EMPTY), "uuid": record["id"]}
+    assert MADE.match(record["id"])
+    if bench.status.dialect == "sqlite":
+        whole = EMPTY.decode().replace('\n""', f'\n"{record["id"]}"')
+        assert await bench.stored_text(record["id"]) == whole
+
+
+@on_all
+@pytest.mark.parametrize("document", [b'{"name":"second"}', b'{"uuid":"","name":"second"}'])
+async def test_an_update_without_a_uuid_keeps_the_one_it_has(bench: Bench, document: bytes) -> None:
     await bench.create("U", name="first")
-    record = read((await bench.store.update("U", b'{"name":"second"}')).record)
+    record = read((await bench.store.update("U", document)).record)
     assert record["environment"] == {"uuid": "U", "name": "second"}
 
 
@@ -130,7 +145,6 @@ async def test_an_update_to_another_uuid_is_refused(bench: Bench) -> None:
         (b'{"uuid":7}', "environment.uuid"),
         (b'{"uuid":null}', "environment.uuid"),
         (b'{"uuid":{}}', "environment.uuid"),
-        (b'{"uuid":""}', "environment.uuid"),
         (b'{"uuid":"' + b"x" * 256 + b'"}', "environment.uuid"),
         (b'{"uuid":"a\\u0000"}', "environment.uuid"),
         (b'{"uuid":"\\ud800"}', "environment.uuid"),

@@ -91,6 +91,7 @@ async def test_the_six_steps_of_the_guide(deployment: Deployment) -> None:
 async def test_a_record_has_the_promised_fields(deployment: Deployment) -> None:
     document = {"name": "é😀", "routes": [{"a": None, "b": [1, 2.5, True]}], "port": 3001}
     record = await deployment.call("create", {"environment": document})
+    assert record.pop("type") == "ADD_CLOUD_ENVIRONMENT"
     assert set(record) == RECORD
     assert record["id"] == record["environmentUuid"] == record["environment"]["uuid"]
     assert {**record["environment"], "uuid": None} == {**document, "uuid": None}
