@@ -96,7 +96,6 @@ class NobodyReads:
     """A node is gone: the streams that this node sends to it, and opened until a monotonic time, end."""
 
     node_id: str
-    error: MoleculerError
     until: float
 
 

@@ -153,10 +153,13 @@ class Pace:
 
 
 class Flow:
-    """The writer's side of one stream to a node, opened at the monotonic time `since`. `acknowledges` tells whether the
-    node answers marks. Without a `pace` nothing is sent."""
+    """The writer's side of one stream of an action's call or answer, opened at the monotonic time `since`.
+    `acknowledges` tells whether the reader's node answers marks. Without a `pace` nothing is sent."""
 
-    def __init__(self, pace: Pace | None = None, since: float = 0.0, *, acknowledges: bool = False) -> None:
+    def __init__(
+        self, action: str = "", pace: Pace | None = None, since: float = 0.0, *, acknowledges: bool = False
+    ) -> None:
+        self.action = action
         self.pace = pace
         self.since = since
         self.stopped = False

@@ -161,7 +161,7 @@ class Outgoing:
         """A JS node that lacks a chunk puts aside what comes behind it, but it takes an end of sequence 1 at any time,
         or as the answer to the call when it lacks the opening, too."""
         error = self._flow.error
-        logger.warning("A stream to '%s' broke: %s", self._flow.node_id, error)
+        logger.warning("A stream of '%s' to '%s' broke off: %s", self._flow.action, self._flow.node_id, error)
         late = [self._sequence + 1] if self._flow.acknowledges else [0, 1]
         packets = [self._packet(sequence, False, NULL, error) for sequence in late]
         if isinstance(packets[0], Request) and len(packets) > 1:

@@ -131,7 +131,7 @@ class Performing:
                 case StopWriter():
                     self._tell_writer(effect.reply, go_on=False)
                 case NobodyReads():
-                    self.writers.lose(effect.node_id, effect.error, effect.until)
+                    self.writers.gone(effect.node_id, effect.until)
                 case Conflict():
                     self.give_way()
                 case _:
@@ -158,7 +158,7 @@ class Performing:
         for effect in self._transit.streams.lose(None, lambda _node: error):
             if isinstance(effect, EndStream):
                 self._end(effect)
-        self.writers.lose(None, error)
+        self.writers.lose_all(error)
 
     async def _publish_quietly(self, effect: Publish) -> None:
         try:

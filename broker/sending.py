@@ -34,14 +34,13 @@ from broker.upload import Upload
 class OutgoingStream:
     """One stream of this node, under way until its source ends, nobody reads it any more, or the node stops."""
 
-    def __init__(self, node: Node, action: str, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
+    def __init__(self, node: Node, outgoing: Outgoing, source: Source, prefix: str, flow: Flow) -> None:
         self._node = node
-        self._action = action
         self._outgoing = outgoing
         self._source = source
         self._prefix = prefix
         self._flow = flow
-        self._cut_off = RequestRejectedError({"action": action, "nodeID": node.options.node_id})
+        self._cut_off = RequestRejectedError({"action": flow.action, "nodeID": node.options.node_id})
         """What the reader is told when this node ends the stream before its source does."""
         self._begun = False
         self.is_open = False
@@ -73,7 +72,7 @@ class OutgoingStream:
             await self._source.close()
             self._drop()
             if isinstance(error, TimeoutError) and in_time.expired():
-                raise RequestTimeoutError({"action": self._action, "nodeID": self._flow.node_id}) from None
+                raise RequestTimeoutError({"action": self._flow.action, "nodeID": self._flow.node_id}) from None
             raise
 
     def _announce(self, in_time: asyncio.Timeout) -> None:
@@ -244,10 +243,11 @@ class Sending:
         subject = self._transit.topics.to_node(command, node_id)
         prefix = f"{command}-{request.id}"
         ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
-        flow = writers.open(prefix, node_id, ver, anyio.current_time(), acknowledges=marks and transport.has_inbox)
+        marked = marks and transport.has_inbox
+        flow = writers.open(prefix, request.action, node_id, ver, anyio.current_time(), acknowledges=marked)
         owe = partial(writers.owe, node_id)
         outgoing = Outgoing(self._codec, self._node.publish, owe, subject, prefix, flow, transport.max_payload, packet)
-        return OutgoingStream(self._node, request.action, outgoing, source, prefix, flow)
+        return OutgoingStream(self._node, outgoing, source, prefix, flow)
 
 
 def _is_too_much(error: BaseException | None) -> bool:

@@ -94,8 +94,7 @@ class Waiting:
 
     def nobody_reads(self, node_id: str, now: float) -> list[Effect]:
         """The same of a chunk of a stream: its reader, a node like this, gives up all streams with its connection."""
-        error = RequestRejectedError({"action": None, "nodeID": node_id})
-        return [*self._miss(node_id, now, now), NobodyReads(node_id, error, now)]
+        return [*self._miss(node_id, now, now), NobodyReads(node_id, now)]
 
     def lose(self, node_id: str, now: float, *, unexpected: bool) -> list[Effect]:
         """A node is gone, and so are its answers."""
@@ -201,7 +200,7 @@ class Waiting:
             self.take(pending.id)
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
-        effects.append(NobodyReads(node_id, RequestRejectedError({"action": None, "nodeID": node_id}), until))
+        effects.append(NobodyReads(node_id, until))
         return effects + self._streams.lose(node_id, until=until)
 
 

@@ -1,7 +1,6 @@
 """The streams that this node sends: what others say of them, and what their readers must still learn."""
 
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.effects import Publish
-from broker.errors import MoleculerError
+from broker.errors import MoleculerError, RequestRejectedError
 from broker.flow import Flow, Pace
 from broker.ids import new_id
 from broker.packets import Ping, Pong, Protocol
@@ -53,13 +52,13 @@ class Writers:
     def __len__(self) -> int:
         return len(self._flows)
 
-    def open(self, prefix: str, node_id: str, ver: Protocol, since: float, *, acknowledges: bool) -> Flow:
-        """A stream to a node begins; `prefix` begins the reply ids of its chunks."""
+    def open(self, prefix: str, action: str, node_id: str, ver: Protocol, since: float, *, acknowledges: bool) -> Flow:
+        """A stream of an action's call or answer to a node begins; `prefix` begins the reply ids of its chunks."""
         pace = self._paces.get(node_id)
         if pace is None:
             pace = Pace(node_id, partial(self._ping, node_id, ver), partial(self.lose, node_id))
             self._paces[node_id] = pace
-        flow = self._flows[prefix] = Flow(pace, since, acknowledges=acknowledges)
+        flow = self._flows[prefix] = Flow(action, pace, since, acknowledges=acknowledges)
         return flow
 
     def close(self, prefix: str) -> None:
@@ -103,11 +102,20 @@ class Writers:
             pace.answered(ping_id)
         return True
 
-    def lose(self, node_id: str | None, error: Exception, until: float = math.inf) -> None:
-        """A node is gone (None: all are out of reach): the streams to it that were opened until then break off."""
+    def lose(self, node_id: str, error: Exception, until: float) -> None:
+        """The streams to a node that were opened until then may lack chunks."""
+        for flow in self._until(node_id, until):
+            flow.lose(error)
+
+    def gone(self, node_id: str, until: float) -> None:
+        """A node is gone, or another process has its id since then."""
+        for flow in self._until(node_id, until):
+            flow.lose(RequestRejectedError({"action": flow.action, "nodeID": node_id}))
+
+    def lose_all(self, error: Exception) -> None:
+        """The connection is gone."""
         for flow in list(self._flows.values()):
-            if node_id in (None, flow.node_id) and flow.since <= until:
-                flow.lose(error)
+            flow.lose(error)
 
     def denied(self, subject: str) -> None:
         """The NATS user of this node may not publish to a subject, given in lower case."""
@@ -131,6 +139,9 @@ class Writers:
         owed.ends += ends
 
     # Inside
+
+    def _until(self, node_id: str, until: float) -> list[Flow]:
+        return [flow for flow in self._flows.values() if flow.node_id == node_id and flow.since <= until]
 
     def _flow(self, reply_id: str) -> Flow | None:
         return self._flows.get(reply_id.partition(":")[0])

@@ -73,17 +73,19 @@ async def test_an_end_is_not_told_to_another_process_and_not_kept_for_long(node:
 
 
 async def test_what_comes_from_outside_reaches_the_streams_that_it_is_about(node: Node) -> None:
-    one = node.writers.open("RES-1", "js-1", "5", 1.0, acknowledges=True)
-    other = node.writers.open("RES-2", "js-2", "5", 1.0, acknowledges=True)
-    late = node.writers.open("RES-3", "js-1", "5", 3.0, acknowledges=True)
+    one = node.writers.open("RES-1", "a.b", "js-1", "5", 1.0, acknowledges=True)
+    other = node.writers.open("RES-2", "a.b", "js-2", "5", 1.0, acknowledges=True)
+    late = node.writers.open("RES-3", "a.b", "js-1", "5", 3.0, acknowledges=True)
     assert one.pace is late.pace is not other.pace
     one.mark(1)
     node.writers.marked("RES-1:1", CONTINUE)
     assert one._open_marks == 0
     assert node.writers.reader_of("RES-2:7") == "js-2"
     assert node.writers.reader_of("unknown") is None
-    node.writers.lose("js-1", RequestRejectedError({}), 2.0)
+    node.writers.gone("js-1", 2.0)
     assert [flow.lost for flow in (one, other, late)] == [True, False, False]
+    assert isinstance(one.error, RequestRejectedError)
+    assert one.error.data == {"action": "a.b", "nodeID": "js-1"}
     node.writers.denied("mol.res.js-2")
     assert isinstance(other.error, MoleculerError)
     assert other.error.data == {"subject": "MOL.RES.js-2"}

@@ -1,5 +1,6 @@
 """Nodes whose NATS user may use few subjects, and a server that stores all of them."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import nats
 import pytest
 
 from broker import Context, MoleculerError, RequestRejectedError, Service, action
+from services.environments_store.service import EnvironmentsStore
 from tests.conftest import NatsServerFactory
 from tests.support.cluster import Cluster, open_cluster, shorten_waits
 from tests.support.waiting import eventually
@@ -78,6 +80,17 @@ async def test_streams_are_whole_both_ways(cluster: Cluster) -> None:
     assert len(await stream.read()) == SIZE
     assert await two.call("text.count", stream=chunks(SIZE), timeout=30) == SIZE
     await eventually(lambda: not text.open)
+
+
+@ways
+async def test_what_is_imported_is_exported_whole(cluster: Cluster, tmp_path: Path) -> None:
+    store = EnvironmentsStore(f"sqlite:///{tmp_path}/environments.sqlite")
+    _, two = await cluster.start(("one", [store]), ("two", []))
+    documents = ({"environment": {"uuid": f"u{number}", "pad": "x" * 60_000}} for number in range(60))
+    lines = (json.dumps(document).encode() + b"\n" for document in documents)
+    assert (await two.call("environments-store.import", stream=lines, timeout=60))["created"] == 60
+    exported = await (await two.call("environments-store.export", timeout=60)).read()
+    assert exported.count(b"\n") == 60
 
 
 @pytest.mark.parametrize("server_url", ['"MOL.>"', "stored"], indirect=True)
