@@ -9,10 +9,9 @@ When the connection dies during a write, the row is read back before the caller 
 """
 
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Literal
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Literal, TypeVar
 
 from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
@@ -41,7 +40,7 @@ from services.environments_store.errors import (
     StalePlanError,
 )
 from services.environments_store.listing import ListRequest, read_list
-from services.environments_store.model import Change, read_row
+from services.environments_store.model import read_row
 from services.environments_store.outcome import settle
 from services.environments_store.queries import Listing, Queries
 from services.environments_store.records import Records, Written
@@ -54,6 +53,7 @@ _UNTRANSLATABLE = "22P05"
 """A character that the encoding of the database does not have."""
 _ALREADY_SO = Written(b"", None)
 
+T = TypeVar("T")
 State = Literal["absent", "live", "deleted"]
 Idle = Mapping[State, type[EnvironmentStateError] | None]
 _CREATE: Idle = {"live": EnvironmentExistsError, "deleted": EnvironmentDeletedError}
@@ -156,10 +156,7 @@ class Store:
             queries, soft_delete = self._shape.soft_delete()
             statement = queries.delete_any if force else soft_delete.delete
             idle = _FORCED_DELETE if force else _DELETE
-            try:
-                row = await self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle)
-            except OutcomeUnknownError as error:
-                return await settle(error, lambda: self._look_gone(uuid), self._limits)
+            row = await self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle)
             assert row is not None, "no state makes a delete a success that has nothing to do"
             return await self._records.marked("purged", row)
 
@@ -284,17 +281,26 @@ class Store:
         return await self._database.fetch_one(self._shape.queries().update, accepted.uuid, accepted.text)
 
     async def _delete(self, statement: str, uuid: str, idle: Idle) -> Row | None:
-        """Look and delete in one transaction: what is lost before its COMMIT did nothing, and after it a row that is
-        gone was there before."""
+        """Look and delete in one transaction: a row that is gone afterwards would not tell whether it ever was there,
+        nor who deleted it."""
+        row: Row | None = None
 
-        async def delete() -> Row | None:
+        async def delete() -> None:
+            nonlocal row
             async with self._database.transaction() as connection:
                 self._is_idle(uuid, await self._state(uuid, connection), idle)
-                return await connection.fetch_one(statement, uuid)
+                row = await connection.fetch_one(statement, uuid)
 
-        return await self._across_changes(delete)
+        try:
+            await self._across_changes(delete)
+        except OutcomeUnknownError as error:
+            deleted = row
+            if deleted is None:
+                raise
+            return await settle(error, lambda: self._look_committed(deleted), self._limits)
+        return row
 
-    async def _across_changes(self, transaction: Callable[[], Awaitable[Row | None]]) -> Row | None:
+    async def _across_changes(self, transaction: Callable[[], Awaitable[T]]) -> T:
         try:
             return await transaction()
         except StalePlanError:
@@ -334,8 +340,13 @@ class Store:
         row = await self._database.fetch_one(self._shape.queries().look, uuid)
         return row if row is not None and (row["deletedAt"] is not None) == deleted else None
 
-    async def _look_gone(self, uuid: str) -> Written | None:
-        if await self._database.fetch_one(self._shape.queries().look_light, uuid) is not None:
+    async def _look_committed(self, row: Row) -> Row | None:
+        query = self._shape.queries().committed
+        if query is None:
             return None
-        now = time.time_ns() // 1_000_000
-        return Written(b"", Change(type="purged", uuid=uuid, hash=None, timestamp=now))
+        with suppress(DatabaseValueError):  # another server by now, which has had no such transaction
+            found = await self._database.fetch_one(query, row["transaction"])
+            if found is None or found["committed"] is None:
+                raise DatabaseUnavailableError("The transaction has not ended yet.")
+            return row if found["committed"] else None
+        return None

@@ -16,7 +16,7 @@ class Listing(NamedTuple):
 
 
 class SoftDelete(NamedTuple):
-    """The statements that need the column. All take the uuid, but for `listing`."""
+    """The statements that need the column. All take the uuid, but for `listing`; `delete` returns its `transaction`."""
 
     listing: Listing
     remove: str
@@ -42,5 +42,8 @@ class Queries(NamedTuple):
     delete_any: str
     stats: str
     soft_delete: SoftDelete | None
+    committed: str | None
+    """Takes the `transaction` of a statement, and returns whether it was `committed`, NULL while it runs. SQLite needs
+    none: it says so of every one."""
     no_limit: int | None
     """What `limit` is when there is none."""

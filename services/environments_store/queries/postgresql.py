@@ -39,6 +39,8 @@ _PG_LIGHT_WITHOUT = (
     f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT},'
     ' NULL::timestamptz AS "deletedAt"'
 )
+_PG_TRANSACTION = "txid_current() AS transaction"
+_PG_COMMITTED = "SELECT nullif(txid_status($1), 'in progress') = 'committed' AS committed"
 _PG_NOW = "date_trunc('milliseconds', now())"
 _PG_NOW_MS = "floor(extract(epoch FROM now()) * 1000)"
 # The same order as SQLite's, whatever the collation of the database.
@@ -108,7 +110,7 @@ def _pg(deleted_now: str, now: str) -> Queries:
         undated_listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL', _PG_AFTER, _PG_UNDATED_AFTER),
         create=_pg_create(_PG_COLUMNS, soft_delete=True),
         update=_pg_update(_PG_COLUMNS, live),
-        delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS}",
+        delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS}, {_PG_TRANSACTION}",
         stats=(
             'SELECT count(*) AS total, count(*) FILTER (WHERE "deletedAt" IS NULL) AS active,'
             ' count("deletedAt") AS deleted,'
@@ -125,8 +127,12 @@ def _pg(deleted_now: str, now: str) -> Queries:
                 f'UPDATE environments SET "deletedAt" = NULL, "updatedAt" = {_PG_NOW}'
                 f' WHERE id = $1 AND "deletedAt" IS NOT NULL RETURNING {_PG_COLUMNS}'
             ),
-            delete=f'DELETE FROM environments WHERE id = $1 AND "deletedAt" IS NOT NULL RETURNING {_PG_COLUMNS}',
+            delete=(
+                'DELETE FROM environments WHERE id = $1 AND "deletedAt" IS NOT NULL'
+                f" RETURNING {_PG_COLUMNS}, {_PG_TRANSACTION}"
+            ),
         ),
+        committed=_PG_COMMITTED,
         no_limit=None,
     )
 
@@ -143,11 +149,12 @@ POSTGRESQL_WITHOUT = Queries(
     undated_listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE", _PG_AFTER, _PG_UNDATED_AFTER),
     create=_pg_create(_PG_COLUMNS_WITHOUT, soft_delete=False),
     update=_pg_update(_PG_COLUMNS_WITHOUT, ""),
-    delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS_WITHOUT}",
+    delete_any=f"DELETE FROM environments WHERE id = $1 RETURNING {_PG_COLUMNS_WITHOUT}, {_PG_TRANSACTION}",
     stats=(
         "SELECT count(*) AS total, count(*) AS active, 0 AS deleted, 0 AS recently_deleted"
         " FROM environments WHERE $1::int IS NOT NULL"
     ),
     soft_delete=None,
+    committed=_PG_COMMITTED,
     no_limit=None,
 )

@@ -101,6 +101,7 @@ SQLITE = Queries(
         ),
         delete=f"DELETE FROM environments WHERE id = $1 AND deletedAt IS NOT NULL RETURNING {_LITE_COLUMNS}",
     ),
+    committed=None,
     no_limit=-1,
 )
 SQLITE_WITHOUT = Queries(
@@ -121,5 +122,6 @@ SQLITE_WITHOUT = Queries(
         f" FROM environments WHERE $1 IS NOT NULL{_LITE_SOME}"
     ),
     soft_delete=None,
+    committed=None,
     no_limit=-1,
 )
