@@ -21,7 +21,7 @@ ENV NATS_URL=nats://nats:4222 \
 # Two nodes with one id break a cluster. A container's host name is its own, and the health check can name it too.
 CMD ["sh", "-c", "export NODE_ID=\"${NODE_ID:-environments-store-$(hostname)}\"; exec environments-store serve"]
 
-# Asks this very node over NATS, as any caller would.
+# Asks this very node over NATS, and no other: nothing joins the cluster, and no JS node gets or logs anything of it.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 \
     CMD node="${NODE_ID:-environments-store-$(hostname)}"; \
         broker call environments-store.schema --node "$node" --timeout 5

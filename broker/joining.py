@@ -161,7 +161,6 @@ class Joining:
             with anyio.move_on_after(DISCOVERY_SECOND_VERSION_S):
                 await self._until(lambda: not self._peers.named)
                 return  # it said who it is, or no node of that name is connected
-        self._peers.named.clear()
 
     def _is_known(self, node_id: str) -> bool:
         node = self._transit.registry.nodes.get(node_id)

@@ -38,6 +38,8 @@ class PeerExchange:
         """Whether an answer is waited for. Others are ignored."""
         self.told = False
         """Whether another node has told all that it knows."""
+        self.only: str | None = None
+        """The one node that is looked for; None for all."""
         self.listed: set[str] = set()
         """The names of all that it told, those included that are not greeted."""
         self.complete = False
@@ -48,7 +50,6 @@ class PeerExchange:
         self._topics = topics
         self._registry = registry
         self._pinned = pinned
-        self._only: str | None = None
         self._complete_at: float | None = None
         self._greeted = 0.0
         self._starting: dict[str, float] = {}
@@ -57,7 +58,7 @@ class PeerExchange:
 
     def ask(self, only: str | None = None) -> Publish:
         """The question whom others know. With `only`, no other node is greeted."""
-        self._only, self.asking, self.told, self.listed = only, True, False, set()
+        self.only, self.asking, self.told, self.listed = only, True, False, set()
         packet = Peers(ver=self._pinned or PROTOCOLS[0], sender=self.asker)
         return Publish(self._topics.broadcast("PEERS"), packet)
 
@@ -75,11 +76,11 @@ class PeerExchange:
                 break
             self.listed.add(node_id)
             known = self._registry.nodes.get(node_id)
-            if self._only in (None, node_id) and (known is None or not known.available):
+            if self.only in (None, node_id) and (known is None or not known.available):
                 self.named[node_id] = ver
         if not packet.more:
             self.asking, self.told = False, True
-            self.complete = self.complete or self._only is None
+            self.complete = self.complete or self.only is None
             effects += self.greet()
             self.changed()
         return effects

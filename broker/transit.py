@@ -310,6 +310,8 @@ class Transit:
     def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
         node = self.registry.nodes.get(beat.sender)
         if node is None or not node.available or _is_other_process(node, beat):
+            if self.peers.only not in (None, beat.sender):
+                return []
             packet = Discover(ver=beat.ver, sender=self.identity.node_id)
             return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
         self.registry.speaks(node, beat.ver)

@@ -83,7 +83,10 @@ def known_nodes(broker: ServiceBroker) -> set[str]:
 
 
 def unknown_node(broker: ServiceBroker, node_id: str) -> MoleculerError:
-    """The error for a node that was looked for and is not there."""
+    """The error for a node that was looked for and is not there, or that did not answer."""
+    if node_id in broker.peers.named:
+        message = f"The node '{node_id}' did not say what it offers: it is frozen or busy."
+        return MoleculerError(message, 504, "NODE_NOT_RESPONDING", {"nodeID": node_id})
     message = f"There is no node '{node_id}'.{did_you_mean(node_id, known_nodes(broker) | broker.peers.listed)}"
     return MoleculerError(message, 404, "NODE_NOT_FOUND", {"nodeID": node_id})
 

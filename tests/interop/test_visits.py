@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from broker import ServiceBroker
 from tests.interop.services import PythonMath
 from tests.support.js_node import JsNode, js_node
 from tests.support.processes import Process, run_python, start_python
+from tests.support.tap import open_tap
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -150,6 +152,19 @@ async def gone(node: JsNode) -> list[str]:
     return [(await node.local_event("$node.disconnected"))["node"]]
 
 
+async def test_a_call_of_one_node_reaches_no_other(visited: Visited) -> None:
+    """As the health check of the image makes it."""
+    target, action = ("py", "pymath.add") if visited.python else ("old", "old.echo.params")
+    async with open_tap(visited.environment["NATS_URL"], visited.environment["NAMESPACE"]) as tap:
+        mark = await tap.mark()
+        assert result(await visited.run("call", action, "-p", "a=1", "--node", target)) in (2, {"a": 1})
+        await tap.catch_up()
+        said = {seen.topic for seen in tap.seen[mark:] if seen.packet.get("sender") not in visited.names}
+    others = said - {"PEERS", f"DISCOVER.{target}", f"REQ.{target}"}
+    assert {topic.split(".")[0] for topic in others} <= {"PING", "REPLY"}, "whether its name is free, and to itself"
+    assert not [topic for topic in others for name in visited.names if topic.endswith(f".{name}")]
+
+
 async def test_a_node_that_is_not_there_is_told_with_the_one_that_may_be_meant(visited: Visited) -> None:
     name = next(iter(visited.js))
     before = len(visited.visitors_in(name))
@@ -160,6 +175,22 @@ async def test_a_node_that_is_not_there_is_told_with_the_one_that_may_be_meant(v
         hint = f" Did you mean {name}?" if visited.python else ""
         assert process.stderr[0] == f"Error: MoleculerError 404 NODE_NOT_FOUND: There is no node '{name}x'.{hint}"
     assert len(visited.visitors_in(name)) == before
+
+
+async def test_a_node_that_does_not_answer_is_not_said_to_be_missing(visited: Visited) -> None:
+    name, node = next(iter(visited.js.items()))
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        listed = result(await visited.run("nodes"))
+        pinged = await visited.run("ping", name, "--timeout", "0.1")
+        called = await visited.run("call", f"{name}.echo.params", "--node", name)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    if visited.python:
+        assert [row["available"] for row in listed if row["id"] == name] == [False]
+    assert (pinged.returncode, [row["alive"] for row in json.loads(pinged.stdout[0])]) == (1, [False])
+    assert called.returncode == 1
+    assert f"The node '{name}' did not say what it offers" in called.stderr[0]
 
 
 async def test_an_action_that_is_not_there_is_told_with_the_one_that_may_be_meant(visited: Visited) -> None:
