@@ -90,8 +90,9 @@ class Joining:
     async def find_others(self) -> None:
         """Find the nodes that are there: by one like this that knows them, else by asking all of them."""
         begun = anyio.current_time()
-        interval = self._options.heartbeat_interval or HEARTBEAT_INTERVAL_S
-        self._peers.search(begun, interval + HEARTBEAT_OFFSET_S + TICK_S)
+        if not self._options.protocol:
+            interval = self._options.heartbeat_interval or HEARTBEAT_INTERVAL_S
+            self._peers.search(begun, interval + HEARTBEAT_OFFSET_S + TICK_S)
         if await self._were_told():
             self._peers.named.clear()  # who has not answered by now is found by its heartbeat
             return
