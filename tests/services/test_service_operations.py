@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from broker import Context, MoleculerError, Service, ServiceBroker, ValidationError, event
+from broker.errors import RequestTimeoutError
 from services.environments_store.database.connect import open_database
-from services.environments_store.defaults import OperationLimits
+from services.environments_store.defaults import DatabaseSettings, OperationLimits
 from services.environments_store.schema.status import SchemaStatus
 from services.environments_store.service import EnvironmentsStore
 from tests.support.operations import fill
@@ -105,7 +107,7 @@ async def test_purge_answers_before_its_caller_gives_up_and_another_call_goes_on
         ({"olderThanDays": 0}, "olderThanDays"),
         ({"olderThanDays": -1, "force": True}, "olderThanDays"),
         ({"batchSize": 0}, "batchSize"),
-        ({"olderThanDays": "90"}, "olderThanDays"),
+        ({"olderThanDays": "soon"}, "olderThanDays"),
     ],
 )
 async def test_purge_refuses_what_does_not_fit(
@@ -189,6 +191,38 @@ async def test_a_stream_that_breaks_off_stores_nothing(
         with pytest.raises(MoleculerError, match="pulled out"):
             await nodes.call("import", stream=broken())
         assert await nodes.call("list") == []
+
+
+async def test_a_write_that_waits_ends_with_the_time_of_its_caller_and_stores_nothing(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "create": {"environment": {"uuid": "new"}},
+        "remove": {"uuid": "U"},
+        "permanentDelete": {"uuid": "U", "force": True},
+        "import": {},
+    }
+    patient = DatabaseSettings(lock_timeout_s=60, statement_timeout_s=60, command_timeout_s=60)
+    async with pair(dialect, request, tmp_path, settings=patient) as nodes:
+        await nodes.call("create", {"environment": {"uuid": "U"}})
+        async with nodes.bench.database.transaction() as other:
+            if dialect == "postgresql":
+                await other.execute("LOCK TABLE environments IN SHARE ROW EXCLUSIVE MODE")
+            for action, params in calls.items():
+                stream = {"stream": one_line()} if action == "import" else {}
+                with pytest.raises(RequestTimeoutError):
+                    await nodes.call(action, params, timeout=0.2, **stream)
+            if dialect == "postgresql":
+                waiting = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+                with anyio.fail_after(30):
+                    while (row := await nodes.bench.database.fetch_one(waiting)) is None or row["n"]:
+                        pass
+        await nodes.call("create", {"environment": {"uuid": "last"}})
+        assert [record["id"] for record in await nodes.call("list", {"fields": ["id"]})] == ["U", "last"]
+
+
+async def one_line() -> AsyncIterator[bytes]:
+    yield b'{"environment":{"uuid":"imported"}}\n'
 
 
 async def test_with_a_retention_old_environments_go_by_themselves_and_are_told(

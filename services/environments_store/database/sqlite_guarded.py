@@ -42,8 +42,13 @@ class GuardedConnection(aiosqlite.Connection):
         self.place = await self._visit(FilePlace, path)
 
     async def change_rows(self, query: str, arguments: Mapping[str, object]) -> tuple[list[sqlite3.Row], int]:
-        """One statement in a transaction of its own; its rows, and how many it touched."""
-        return await self._visit(self._change_rows, query, arguments)
+        """One statement in a transaction of its own; its rows, and how many it touched. Of a caller that is gone before
+        the commit, nothing is stored."""
+        abandoned = threading.Event()
+        try:
+            return await self._visit(self._change_rows, query, arguments, abandoned)
+        finally:
+            abandoned.set()
 
     async def read(self, query: str, arguments: Mapping[str, object], *, surely: bool) -> list[sqlite3.Row]:
         """The rows; `surely`: an empty answer means that there are none. A caller that is gone ends its query, whether
@@ -66,12 +71,15 @@ class GuardedConnection(aiosqlite.Connection):
         result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # aiosqlite types it not
         return result
 
-    def _change_rows(self, query: str, arguments: Mapping[str, Any]) -> tuple[list[sqlite3.Row], int]:
+    def _change_rows(
+        self, query: str, arguments: Mapping[str, Any], abandoned: threading.Event
+    ) -> tuple[list[sqlite3.Row], int]:
         self._begin("IMMEDIATE")
         try:
             cursor = self._conn.execute(query, arguments)
             rows = cursor.fetchall()
-            self._conn.execute("COMMIT")
+            if not abandoned.is_set():
+                self._conn.execute("COMMIT")
             return rows, max(0, cursor.rowcount)
         finally:
             self._conn.rollback()  # quiet after a commit
