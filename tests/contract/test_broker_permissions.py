@@ -82,6 +82,26 @@ async def test_streams_are_whole_both_ways(cluster: Cluster) -> None:
     await eventually(lambda: not text.open)
 
 
+@pytest.mark.parametrize("server_url", ['{ allow: "MOL.>", deny: "MOL.PING.>" }'], indirect=True)
+async def test_streams_are_whole_where_nodes_may_not_ping(cluster: Cluster) -> None:
+    _, two = await cluster.start(("one", [Text()]), ("two", []))
+    stream = await two.call("text.make", {"size": SIZE}, timeout=30)
+    assert len(await stream.read()) == SIZE
+
+
+@pytest.mark.parametrize("server_url", ['{ allow: "MOL.>", deny: "MOL.PONG.>" }'], indirect=True)
+async def test_a_stream_to_a_node_that_may_not_answer_pings_breaks_off_at_both_ends(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.flow.STREAM_IDLE_TIMEOUT_S", 0.5)
+    text = Text()
+    _, two = await cluster.start(("one", [text]), ("two", []))
+    stream = await two.call("text.make", {"size": SIZE}, timeout=30)
+    with pytest.raises(MoleculerError, match="may it receive PING and send PONG"):
+        await stream.read()
+    assert not text.open
+
+
 @ways
 async def test_what_is_imported_is_exported_whole(cluster: Cluster, tmp_path: Path) -> None:
     store = EnvironmentsStore(f"sqlite:///{tmp_path}/environments.sqlite")
