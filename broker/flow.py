@@ -1,31 +1,22 @@
 """How far the writer of a stream may be ahead of its reader.
 
-The protocol has no flow control: JS nodes send as fast as they can, until the NATS server drops a reader that is too
-slow. Here two things hold a writer back:
-
-- Every node answers a ping when it has received what was sent to it before. So only some MB are on their way to a node
-  at once, in all streams together, and an answer that is missing shows that something was lost.
-- Nodes like this also tell how far their readers are. Some chunks are published with a reply subject, which JS nodes
-  ignore, and the reader answers there when it has read that far, or when it will read no further.
+The protocol has no flow control. Between two nodes of this kind it is added without a new packet: some chunks are
+published with a reply subject, which JS nodes ignore, and the reader answers there when it has read that far, or when
+it will read no further. `broker.pace` holds back what is on its way to nodes of any kind.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from broker.defaults import (
-    NODE_PROBE_AFTER_S,
     STREAM_ERROR_AFTER_OPENING_S,
-    STREAM_FLIGHT_BYTES,
-    STREAM_IDLE_TIMEOUT_S,
     STREAM_MARK_BYTES,
     STREAM_MARK_CHUNKS,
     STREAM_MARKS_AHEAD,
-    STREAM_PING_AGAIN_S,
     STREAM_SETTLED_S,
 )
-from broker.errors import MoleculerRetryableError
-from broker.ids import new_id
+from broker.pace import Pace
 
 FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO that tells of a node that answers marks."""
@@ -34,133 +25,23 @@ CONTINUE = b"+"
 STOP = b"-"
 
 
-class Pace:
-    """What is on its way to one node. `ping` sends a ping with an id; `lost` is called with what went wrong, and the
-    monotonic time until which streams may have lost chunks."""
+class Flow:
+    """The writer's side of one stream of an action's call or answer, opened at the monotonic time `since`.
+    `instance_id` is that of the reader's node, None when it is not known, and `acknowledges` tells whether it answers
+    marks. Without a `pace` nothing is sent."""
 
     def __init__(
         self,
-        node_id: str,
-        ping: Callable[[str], Awaitable[None]],
-        lost: Callable[[Exception, float], None],
-    ) -> None:
-        self.node_id = node_id
-        self._ping = ping
-        self._lost = lost
-        self._open: dict[str, tuple[float, int]] = {}
-        """When each ping was sent that is not answered yet, and how many bytes before it, the oldest first."""
-        self._bytes = 0
-        self._in_flight = 0
-        self._asked = 0.0
-        self._unlimited = False
-        self._changed = asyncio.Event()
-
-    async def sent(self, size: int) -> None:
-        """A chunk has gone out."""
-        self._bytes += size
-        self._in_flight += size
-        if self._bytes >= STREAM_MARK_BYTES:
-            await self._ask()
-
-    async def room(self) -> None:
-        """Return when there is room for another chunk."""
-        await self._wait(lambda: self._in_flight < STREAM_FLIGHT_BYTES)
-
-    async def settled(self) -> None:
-        """Return when the node has received what was sent until now."""
-        ping_id = await self._ask()
-        await self._wait(lambda: ping_id not in self._open)
-
-    def answered(self, ping_id: str) -> None:
-        """A ping was answered."""
-        if ping_id not in self._open:
-            return
-        asked, oldest = self._open[ping_id][0], next(iter(self._open))
-        for older in list(self._open):
-            self._in_flight -= self._open.pop(older)[1]
-            if older == ping_id:
-                break
-        self._notify()
-        if oldest != ping_id:
-            self._lost(
-                MoleculerRetryableError(
-                    f"A part of the stream to '{self.node_id}' was lost, as that node lost its connection to NATS for "
-                    "a moment. Send the stream again.",
-                    503,
-                    "STREAM_LOST",
-                    {"nodeID": self.node_id},
-                ),
-                asked,
-            )
-
-    def stop_asking(self) -> None:
-        """Pings cannot be sent to the node, so nothing waits for their answers."""
-        self._unlimited = True
-        self._forget()
-
-    def is_late(self, now: float) -> bool:
-        """Whether the node has not answered as soon as a live one does."""
-        return now - self._waits_since(now) > NODE_PROBE_AFTER_S
-
-    async def tick(self, now: float) -> None:
-        """Ask also after less than a MiB; and ask again, as only a later answer shows that one is lost. Call it about
-        once a second."""
-        if now - self._waits_since(now) >= STREAM_IDLE_TIMEOUT_S:
-            self._give_up(now)
-        elif (self._bytes or self._open) and now - self._asked >= STREAM_PING_AGAIN_S:
-            await self._ask()
-
-    def _waits_since(self, now: float) -> float:
-        return next(iter(self._open.values()))[0] if self._open else now
-
-    async def _ask(self) -> str:
-        ping_id = new_id()
-        if self._unlimited:
-            self._forget()
-        else:
-            self._asked = asyncio.get_running_loop().time()
-            self._open[ping_id], self._bytes = (self._asked, self._bytes), 0
-            await self._ping(ping_id)
-        return ping_id
-
-    async def _wait(self, done: Callable[[], bool]) -> None:
-        while not done():
-            await self._changed.wait()
-
-    def _give_up(self, now: float) -> None:
-        """A node that answers no pings, as it has no right to, can still be sent a little."""
-        if self._in_flight >= STREAM_FLIGHT_BYTES:
-            self._lost(
-                MoleculerRetryableError(
-                    f"The stream to '{self.node_id}' was given up, as that node has answered no ping for "
-                    f"{STREAM_IDLE_TIMEOUT_S:.0f} s. Does it run, and may it receive PING and send PONG?",
-                    504,
-                    "STREAM_STALLED",
-                    {"nodeID": self.node_id},
-                ),
-                now,
-            )
-        self._forget()
-
-    def _forget(self) -> None:
-        self._open.clear()
-        self._in_flight = self._bytes = 0
-        self._notify()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
-class Flow:
-    """The writer's side of one stream of an action's call or answer, opened at the monotonic time `since`.
-    `acknowledges` tells whether the reader's node answers marks. Without a `pace` nothing is sent."""
-
-    def __init__(
-        self, action: str = "", pace: Pace | None = None, since: float = 0.0, *, acknowledges: bool = False
+        action: str = "",
+        pace: Pace | None = None,
+        instance_id: str | None = None,
+        since: float = 0.0,
+        *,
+        acknowledges: bool = False,
     ) -> None:
         self.action = action
         self.pace = pace
+        self.instance_id = instance_id
         self.since = since
         self.stopped = False
         self.error: Exception | None = None
@@ -213,22 +94,22 @@ class Flow:
         self._open_marks += self.acknowledges
         return True
 
-    async def room(self) -> None:
-        """Return when another chunk may go out, or the reader is gone."""
+    async def room(self, size: int) -> None:
+        """Return when a message of this size may go out, or the reader is gone."""
         self.waiting = True
         try:
             while self._open_marks >= self._ahead and not self.stopped:
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
             if self.pace is not None:
-                await self.pace.room()
+                await self.pace.room(size)
         finally:
             self.waiting = False
 
-    async def sent(self, size: int) -> None:
-        """A chunk has gone out, in a message of so many bytes."""
+    async def sent(self) -> None:
+        """The message has gone out."""
         if self.pace is not None:
-            await self.pace.sent(size)
+            await self.pace.sent()
 
     async def settled(self) -> None:
         """Return when the reader's node has received all, or does not say so."""

@@ -172,7 +172,7 @@ class Outgoing:
         room = self._room()
         async for item in source.items():
             for chunk in self._chunks(item, room, of_bytes=source.of_bytes):
-                await self._flow.room()
+                await self._flow.room(len(chunk) + self._envelope)
                 if self._flow.stopped:
                     return
                 await self._send(chunk)
@@ -198,7 +198,7 @@ class Outgoing:
         sequence = self._sequence + 1
         reply_id = f"{self._mark_prefix}:{sequence}" if self._flow.mark(len(chunk)) else None
         await self._next(self._packet(sequence, True, chunk, None), reply_id)
-        await self._flow.sent(len(chunk) + self._envelope)
+        await self._flow.sent()
 
     async def _finish(self, error: BaseException | None) -> None:
         await self._next(self._packet(self._sequence + 1, False, NULL, error))

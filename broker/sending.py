@@ -245,7 +245,7 @@ class Sending:
         ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
         marked = marks and transport.has_inbox
         flow = writers.open(prefix, request.action, node_id, ver, anyio.current_time(), acknowledges=marked)
-        owe = partial(writers.owe, node_id)
+        owe = partial(writers.owe, flow)
         outgoing = Outgoing(self._codec, self._node.publish, owe, subject, prefix, flow, transport.max_payload, packet)
         return OutgoingStream(self._node, outgoing, source, prefix, flow)
 

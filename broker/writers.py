@@ -9,8 +9,9 @@ from weakref import WeakValueDictionary
 from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.effects import Publish
 from broker.errors import MoleculerError, RequestRejectedError
-from broker.flow import Flow, Pace
+from broker.flow import Flow
 from broker.ids import new_id
+from broker.pace import Pace
 from broker.packets import Ping, Pong, Protocol
 from broker.registry import Registry
 from broker.topics import Topics
@@ -23,13 +24,13 @@ PACE = "pace:"
 
 
 class _Owed:
-    """Ends of streams whose readers wait, as chunks were lost. Sent again and again, until their node, the same
-    instance, answers the ping behind them."""
+    """Ends of streams whose readers may lack chunks. Sent again and again, until the node answers the ping behind them.
+    Another instance of it has no such readers."""
 
     def __init__(self, instance_id: str | None) -> None:
         self.instance_id = instance_id
         self.ends: list[Publish] = []
-        self.ping_id = new_id()
+        self.ping_id = ""
         self.since = self.due = 0.0
         self.wait_s = STREAM_PING_AGAIN_S
 
@@ -58,7 +59,9 @@ class Writers:
         if pace is None:
             pace = Pace(node_id, partial(self._ping, node_id, ver), partial(self.lose, node_id))
             self._paces[node_id] = pace
-        flow = self._flows[prefix] = Flow(action, pace, since, acknowledges=acknowledges)
+        node = self._registry.nodes.get(node_id)
+        instance_id = None if node is None else node.instance_id
+        flow = self._flows[prefix] = Flow(action, pace, instance_id, since, acknowledges=acknowledges)
         return flow
 
     def close(self, prefix: str) -> None:
@@ -129,14 +132,13 @@ class Writers:
 
     # What readers must still learn
 
-    def owe(self, node_id: str, ends: list[Publish]) -> None:
-        """A stream broke off in such a way that its reader may lack chunks, or cannot be told now."""
-        node = self._registry.nodes.get(node_id)
-        instance_id = None if node is None else node.instance_id
-        owed = self._owed.get(node_id)
-        if owed is None or owed.instance_id != instance_id:
-            owed = self._owed[node_id] = _Owed(instance_id)
+    def owe(self, flow: Flow, ends: list[Publish]) -> None:
+        """A stream broke off, and its reader may lack chunks, or cannot be told now."""
+        owed = self._owed.get(flow.node_id)
+        if owed is None or owed.instance_id != flow.instance_id:
+            owed = self._owed[flow.node_id] = _Owed(flow.instance_id)
         owed.ends += ends
+        owed.ping_id, owed.due = new_id(), 0.0
 
     # Inside
 

@@ -20,11 +20,11 @@ BROKER = [
     " strategies.round_robin strategies.uniform tracking transforms.base transports.base uptime values",
     "cli.logs context conversion declarations defaults encoding inheritance reader strategies.shard topics"
     " transports.memory transports.nats_address",
-    "balanced cli.files cli.options cli.values cache_keys cacher codec flow local_stream middleware notices parameters"
+    "balanced cli.files cli.options cli.values cache_keys cacher codec local_stream middleware notices pace parameters"
     " policies streams transforms.compression transforms.encryption transports.nats_client watch",
-    "lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit middlewares.error_handling"
-    " middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle middlewares.timeout"
-    " middlewares.validation options transports.nats_link",
+    "flow lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit"
+    " middlewares.error_handling middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle"
+    " middlewares.timeout middlewares.validation options transports.nats_link",
     "middlewares.debounce schema transports.nats",
     "actions codecs.cbor codecs.json_ext codecs.msgpack codecs.transforming endpoints service transforms transports",
     "cli.targets codecs effects internals.health internals.options middlewares.circuit_breaker registry",
@@ -78,6 +78,7 @@ LIBRARIES = {
             "cancellation",
             "flow",
             "node",
+            "pace",
             "performing",
             "pinging",
             "reader",

@@ -22,6 +22,7 @@ class Node:
         self.transit = make_transit()
         meet(self.transit, "js-1")
         self.writers = Writers("py-1", self.transit.topics, self.transit.registry, self._publish)
+        self.flow = self.writers.open("RES-0", "a.b", "js-1", "5", 0.0, acknowledges=False)
         self.end = Publish("MOL.RES.js-1", Response(ver="5", sender="py-1", id="1", sequence=1, success=False))
 
     async def _publish(self, publish: Publish) -> None:
@@ -46,10 +47,12 @@ def node() -> Node:
 
 
 async def test_an_end_is_told_until_the_node_has_answered_the_ping_behind_it(node: Node) -> None:
-    node.writers.owe("js-1", [node.end])
+    node.writers.owe(node.flow, [node.end])
     assert await node.tick(1.0) == BOTH
     assert await node.tick(1.1) == []
-    assert await node.tick(1.0 + STREAM_PING_AGAIN_S) == BOTH
+    node.writers.owe(node.flow, [node.end])
+    assert await node.tick(1.2) == ["MOL.RES.js-1", *BOTH], "the ping answers for all"
+    assert await node.tick(2.0 + STREAM_PING_AGAIN_S * 2) == ["MOL.RES.js-1", *BOTH]
     assert node.pong()
     assert await node.tick(100.0) == []
     assert not node.writers._owed
@@ -57,22 +60,24 @@ async def test_an_end_is_told_until_the_node_has_answered_the_ping_behind_it(nod
 
 async def test_an_end_waits_for_its_node_to_return(node: Node) -> None:
     node.transit.registry.lose_node("js-1", 1.0, unexpected=True)
-    node.writers.owe("js-1", [node.end])
+    node.writers.owe(node.flow, [node.end])
     assert await node.tick(2.0) == []
     node.transit.receive("INFO", info("js-1"), 50.0)
     assert await node.tick(51.0) == BOTH
 
 
 async def test_an_end_is_not_told_to_another_process_and_not_kept_for_long(node: Node) -> None:
-    node.writers.owe("js-1", [node.end])
+    node.writers.owe(node.flow, [node.end])
     node.transit.receive("INFO", info("js-1", instance="another"), 1.0)
-    node.writers.owe("unknown", [node.end])
+    unknown = node.writers.open("RES-1", "a.b", "unknown", "5", 0.0, acknowledges=False)
+    node.writers.owe(unknown, [node.end])
     assert await node.tick(2.0) == ["MOL.RES.js-1", "MOL.PING.unknown"]
     assert await node.tick(3.0 + FORGET_OFFLINE_S) == []
     assert not node.writers._owed
 
 
 async def test_what_comes_from_outside_reaches_the_streams_that_it_is_about(node: Node) -> None:
+    node.writers.close("RES-0")
     one = node.writers.open("RES-1", "a.b", "js-1", "5", 1.0, acknowledges=True)
     other = node.writers.open("RES-2", "a.b", "js-2", "5", 1.0, acknowledges=True)
     late = node.writers.open("RES-3", "a.b", "js-1", "5", 3.0, acknowledges=True)
