@@ -249,7 +249,7 @@ class Store:
 
     async def _state(self, uuid: str, connection: Connection | None = None) -> State:
         row = await (connection or self._database).fetch_one(self._shape.queries().look_light, uuid)
-        return "absent" if row is None else "live" if row["deletedAt"] is None else "deleted"
+        return "absent" if row is None else "deleted" if _is_deleted(row) else "live"
 
     @staticmethod
     def _is_idle(uuid: str, state: State, idle: Idle) -> bool:
@@ -324,8 +324,14 @@ class Store:
         async with self._seeking(uuid):
             _, soft_delete = self._shape.soft_delete()
             statement, idle = (soft_delete.remove, _REMOVE) if deleted else (soft_delete.restore, _RESTORE)
+
+            async def mark() -> Row | None:
+                row = await self._database.fetch_one(statement, uuid)
+                # A trigger may have taken the mark off again.
+                return row if row is not None and _is_deleted(row) == deleted else None
+
             try:
-                row = await self._attempt(uuid, "UPDATE", lambda: self._database.fetch_one(statement, uuid), idle)
+                row = await self._attempt(uuid, "UPDATE", mark, idle)
             except OutcomeUnknownError as error:
                 row = await settle(error, lambda: self._look_marked(uuid, deleted), self._limits)
             if row is None:
@@ -338,7 +344,7 @@ class Store:
 
     async def _look_marked(self, uuid: str, deleted: bool) -> Row | None:
         row = await self._database.fetch_one(self._shape.queries().look, uuid)
-        return row if row is not None and (row["deletedAt"] is not None) == deleted else None
+        return row if row is not None and _is_deleted(row) == deleted else None
 
     async def _look_committed(self, row: Row) -> Row | None:
         query = self._shape.queries().committed
@@ -350,3 +356,7 @@ class Store:
                 raise DatabaseUnavailableError("The transaction has not ended yet.")
             return row if found["committed"] else None
         return None
+
+
+def _is_deleted(row: Row) -> bool:
+    return row["deletedAt"] is not None

@@ -147,6 +147,15 @@ async def test_a_value_of_the_document_that_does_not_fit_is_the_fault_of_the_doc
 
 
 @on_postgresql
+@pytest.mark.parametrize(("action", "value"), [("remove", "NULL"), ("restore", "now()")])
+async def test_a_trigger_that_takes_the_mark_off_again_refuses_it(bench: Bench, action: str, value: str) -> None:
+    await fill(bench)
+    await add_trigger(bench, "UPDATE", {False: f'NEW."deletedAt" = {value}; RETURN NEW'})
+    with pytest.raises(DatabaseRefusedError, match="trigger keep"):
+        await WRITES[action][1](bench)
+
+
+@on_postgresql
 async def test_a_rule_that_does_something_else_refuses(bench: Bench) -> None:
     await fill(bench)
     await bench.run("CREATE RULE keep AS ON DELETE TO environments DO INSTEAD NOTHING")

@@ -98,7 +98,7 @@ MEANINGS: dict[str, tuple[Kind, str]] = {
 """By code, class of codes, or the beginning of SQLite's name: the longest that fits counts."""
 STALE_PLANS = ("cached plan must not change result type", "cached statement plan is invalid")
 SQLITE_MISSING = ("no such column", "has no column named", "no such table")
-_POLICY = re.compile(r'new row violates row-level security policy(?: "(.+)")? for table')
+_POLICY = re.compile(r'new row violates row-level security policy(?: "(.+)")?(?: \(USING expression\))? for table')
 _RULE = re.compile(r"cannot perform \w+ RETURNING on relation")
 
 
