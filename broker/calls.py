@@ -1,9 +1,10 @@
 """Calls made by this node: choose an endpoint, run it here or send it, wait for the answer (moleculer protocol §5)."""
 
 import asyncio
+import math
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from msgspec import UNSET, Raw, Struct
@@ -12,7 +13,7 @@ from broker.catalog import Catalog
 from broker.chains import Chains
 from broker.codec import Codec
 from broker.context import ABSENT, Caller, CallOptions, Context
-from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, BrokerOptions
+from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S, BrokerOptions
 from broker.effects import Publish
 from broker.endpoints import Endpoint
 from broker.errors import (
@@ -20,7 +21,9 @@ from broker.errors import (
     MaxCallLevelError,
     MoleculerError,
     RequestSkippedError,
+    RequestTimeoutError,
     ServiceNotAvailableError,
+    ServiceNotFoundError,
     error_from_wire,
 )
 from broker.ids import new_id
@@ -36,12 +39,18 @@ from broker.transit import Transit
 from broker.upload import Upload
 
 
+class Broker(Caller, Protocol):
+    """What is needed of the broker."""
+
+    async def registry_changed(self) -> None: ...
+
+
 class Calls:
     """Makes calls for the broker and for contexts."""
 
     def __init__(
         self,
-        broker: Caller,
+        broker: Broker,
         options: BrokerOptions,
         node: Node,
         transit: Transit,
@@ -85,8 +94,11 @@ class Calls:
 
     async def _attempt(self, ctx: Context, options: CallOptions) -> Any:
         node_id = None if ctx.attempt else options.node_id
-        endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
-        ctx.deadline = self._deadline(endpoint, options)
+        try:
+            endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
+            ctx.deadline = self._deadline(endpoint.name, endpoint.timeout_s, options)
+        except (ServiceNotFoundError, ServiceNotAvailableError):
+            endpoint = await self._find_in_time(node_id, ctx, options)
         if endpoint.local and (options.endpoint or not self._is_balanced(ctx)):
             return await self._run_here(endpoint, ctx)
         ctx.node_id = endpoint.node_id
@@ -100,6 +112,27 @@ class Calls:
                 send = partial(self._send, endpoint)
                 chain = endpoint.asked_chain = self._chains.remote_action(endpoint, send, asked=True)
         return await chain(ctx)
+
+    async def _find_in_time(self, node_id: str | None, ctx: Context, options: CallOptions) -> Endpoint:
+        action, began = ctx.action or "", anyio.current_time()
+        latest = self._deadline(action, None, options, began)
+        with anyio.CancelScope(deadline=math.inf if latest is None else latest):
+            endpoint = await self._find(action, node_id, ctx)
+            ctx.deadline = self._deadline(action, endpoint.timeout_s, options, began)
+            return endpoint
+        raise RequestTimeoutError({"action": ctx.action, "nodeID": node_id})
+
+    async def _find(self, action: str, node_id: str | None, ctx: Context) -> Endpoint:
+        """An endpoint, waiting while those that offered the action may only be reconnecting."""
+        while True:
+            try:
+                return self._registry.find_action(action, node_id, ctx=ctx)
+            except (ServiceNotFoundError, ServiceNotAvailableError):
+                now, patient = anyio.current_time(), self._options.wait_for_connection
+                if not self._transit.waiting.may_return(action, node_id, now, patient=patient):
+                    raise
+            with anyio.move_on_after(TICK_S):
+                await self._broker.registry_changed()
 
     async def _run_here(self, endpoint: Endpoint, ctx: Context) -> Any:
         assert endpoint.action is not None
@@ -130,7 +163,7 @@ class Calls:
         return LocalStream(aiter(result), self._as_remote, along)
 
     async def _send(self, endpoint: Endpoint, ctx: Context) -> Any:
-        """Ask a node. When nobody was there to hear it, another node is asked, as nothing has happened yet."""
+        """Ask a node. A request that was not delivered is sent again, also to another node: nothing has happened."""
         if self._is_balanced(ctx):
             return await self._send_balanced(endpoint, ctx)
         while True:
@@ -140,10 +173,9 @@ class Calls:
                 rejected = gone.error
             if isinstance(ctx.stream, Upload) and ctx.stream.sent:
                 raise rejected
+            named = None if ctx.attempt or ctx.options is None else ctx.options.node_id
             try:
-                if not ctx.attempt and ctx.options is not None and ctx.options.node_id is not None:
-                    raise rejected
-                endpoint = self._registry.find_action(endpoint.name, ctx=ctx)
+                endpoint = await self._find(endpoint.name, named, ctx)
             except MoleculerError:
                 raise rejected from None
             ctx.id, ctx.node_id = new_id(), endpoint.node_id
@@ -177,7 +209,10 @@ class Calls:
         try:
             for effect in self._transit.waiting.request(packet, target, waiter, anyio.current_time()):
                 assert isinstance(effect, Publish)
-                await self._node.publish(effect)
+                try:
+                    await self._node.publish(effect)
+                except BrokerDisconnectedError as lost:
+                    raise Undelivered(lost) from lost
             if stream is not None and upload is not None:
                 await self._start(stream, upload, waiter)
             answer = await waiter
@@ -223,9 +258,7 @@ class Calls:
     async def _require_connection(self) -> None:
         transport = self._node.transport
         if transport is None or not transport.connected:
-            if not self._options.wait_for_connection:
-                raise BrokerDisconnectedError
-            await self._node.wait_for_connection()
+            await self._node.outage.over(patient=self._options.wait_for_connection)
 
     def _packet(self, node_id: str, ctx: Context) -> Request:
         version = self._transit.announcing.version_for(node_id)
@@ -281,21 +314,23 @@ class Calls:
         ctx.options, ctx.stream = options, options.stream
         return ctx
 
-    def _deadline(self, endpoint: Endpoint, options: CallOptions) -> float | None:
+    def _deadline(
+        self, action: str, of_action: float | None, options: CallOptions, now: float | None = None
+    ) -> float | None:
         """When the answer must be there: the call's timeout, the action's, or the broker's, and never after the
         parent's (§5.5). Raises RequestSkippedError when the parent's time is over."""
         timeout = options.timeout
         if timeout is None:
-            timeout = endpoint.timeout_s if endpoint.timeout_s is not None else self._options.request_timeout
+            timeout = of_action if of_action is not None else self._options.request_timeout
         inherited = options.parent.deadline if options.parent else None
         if inherited is None and timeout <= 0:
             return None
-        now = anyio.current_time()
+        now = anyio.current_time() if now is None else now
         own = now + timeout if timeout > 0 else None
         if inherited is None:
             return own
         if inherited <= now:
-            raise RequestSkippedError({"action": endpoint.name, "nodeID": self._options.node_id})
+            raise RequestSkippedError({"action": action, "nodeID": self._options.node_id})
         return min(own, inherited) if own is not None else float(inherited)
 
     def _as_remote(self, result: Any) -> Any:

@@ -35,6 +35,10 @@ NODE_PROBE_INTERVAL_S = 0.5
 NODE_UNREACHABLE_S = 1.25  # longer than a node takes to reconnect to a running server: at once, over leaf nodes 1 s
 NODE_RECONNECT_S = 3.0  # the same when servers came or went: nats.js tries each of them once, then again after 2.1 s
 NODE_UNRESPONSIVE_S = 5.0  # far above what a busy node needs for a ping; only moves calls to other nodes
+SHORT_OUTAGE_S = 2.0  # of the own connection: what nats.js waits before it tries to reconnect
+ANSWER_RETRY_S = 0.05  # how often an answer is sent again to a caller that reconnects
+ANSWER_LOST_S = 30.0  # how long a call without a timeout waits after an outage: the heartbeat timeout
+REQUESTS_ASKED = 100  # of a node at a time: some 4 kB, so that it fits any max_payload
 NODE_SOUGHT_S = 30.0  # the heartbeat timeout: later, a node that comes back is found by its heartbeat
 ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseconds
 
@@ -140,8 +144,8 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     request_timeout: Seconds = 0.0
     """How long a call waits for its answer when it does not say itself; 0 for ever. The default is that of JS."""
     wait_for_connection: bool = False
-    """Without a connection, calls wait for it inside their timeout; else they fail at once with
-    BrokerDisconnectedError, which is retryable."""
+    """In an outage of more than 2 s, calls wait for its end inside their timeout, and after it for the nodes that were
+    lost with it; else they fail at once with BrokerDisconnectedError, which is retryable."""
     max_call_level: Annotated[int, Meta(ge=0)] = 0
     """How deep calls may nest; 0 for no limit."""
     strategy: str = "RoundRobin"

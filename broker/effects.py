@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from broker.endpoints import Listener
 from broker.errors import MoleculerError
@@ -26,6 +26,8 @@ class Pending:
     action: str
     waiter: Any
     since: float
+    timed: bool = False
+    """Whether the call has a timeout."""
 
 
 @dataclass(slots=True)
@@ -126,10 +128,11 @@ class Responsive:
 
 @dataclass(slots=True)
 class AnswerPing:
-    """Send a ping back, with the wall clock's time in it."""
+    """Send a ping back, with the wall clock's time in it, and whether the requests it asks for are in work."""
 
     ping: Ping
     subject: str
+    requests: Any = UNSET
 
 
 @dataclass(slots=True)

@@ -157,7 +157,7 @@ class Emitting:
         for effect in effects:
             assert isinstance(effect, Publish)
             try:
-                await self._node.publish(effect)
+                await self._node.send(effect)
             except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
                 logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 

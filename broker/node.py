@@ -5,8 +5,10 @@ Order of the start: connect, make sure that nobody has our id, subscribe, discov
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -18,6 +20,7 @@ from broker.balanced import BalancedSubscription, balanced_subscriptions
 from broker.codec import Codec
 from broker.cpu import CPUMeter
 from broker.defaults import BrokerOptions
+from broker.effects import Publish
 from broker.errors import (
     BrokerDisconnectedError,
     BrokerOptionsError,
@@ -28,7 +31,8 @@ from broker.errors import (
 from broker.flow import FLOW_CONTROL
 from broker.joining import Joining
 from broker.notices import not_processed, transporter_failed
-from broker.packets import Command
+from broker.outage import Outage
+from broker.packets import Command, Request
 from broker.peer_exchange import GREETING
 from broker.performing import Performing
 from broker.tracking import Tracker
@@ -71,7 +75,7 @@ class Node:
         self._cut_short = False
         self._finish = anyio.Event()
         self._changed = anyio.Event()
-        self._connection = anyio.Event()
+        self.outage = Outage(transport, self.after, self._give_up_waiting)
         self._joined = False
         self.joining: Joining | None = None
         """How it came into the cluster; None without a transport."""
@@ -108,7 +112,7 @@ class Node:
                 await joining.check_id_is_free()
                 break
             except BrokerDisconnectedError:  # lost already: a server that has just started may start again
-                await self.wait_for_connection()
+                await self.outage.over(patient=True)
         await joining.subscribe()
         self._joined = True
         if not self.options.visitor:
@@ -143,6 +147,8 @@ class Node:
             await self.perform(self.transit.announcing.disconnect())
         if self.transport is not None:
             await self.transport.close()
+        self.outage.stop()
+        self.performing.break_streams(BrokerDisconnectedError("The broker has stopped."))
         self.performing.reject_pending(BrokerDisconnectedError("The broker has stopped."))
         self._finish.set()
         if self._main is not None:
@@ -214,9 +220,13 @@ class Node:
         """The current task goes on with what it did before."""
         _WORK_OF.set(before)
 
-    def work_done(self) -> None:
+    def answer_begun(self, request: Request) -> None:
+        """A request is being answered by a stream."""
+        self.transit.in_work[id(request)] = None
+
+    def work_done(self, request: Request) -> None:
         """A request was answered."""
-        self.transit.in_work -= 1
+        self.transit.in_work.pop(id(request), None)
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
@@ -272,10 +282,25 @@ class Node:
 
     # For calls and services
 
-    async def wait_for_connection(self) -> None:
-        """Return when the transport is connected."""
-        while self.transport is not None and not self.transport.connected:
-            await self._connection.wait()
+    async def send(self, effect: Publish) -> None:
+        """Send a packet, in a short outage at its end. Raises BrokerDisconnectedError in a long one."""
+        try:
+            await self.publish(effect)
+        except BrokerDisconnectedError:
+            await self.outage.over(patient=False)
+            await self.publish(effect)
+
+    async def deliver(self, answer: Publish) -> None:
+        """Send an answer in or after an outage: when this node is connected, and its caller is, which may take it some
+        moments longer. Raises BrokerDisconnectedError when the node stops before."""
+        until = math.inf
+        while True:
+            await self.outage.over(patient=True)
+            until = min(until, anyio.current_time() + defaults.NODE_RECONNECT_S)
+            with suppress(BrokerDisconnectedError):  # lost again
+                if await self.performing.is_heard(answer) or anyio.current_time() > until:
+                    return
+            await anyio.sleep(defaults.ANSWER_RETRY_S)
 
     def announce_soon(self) -> None:
         """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
@@ -302,30 +327,38 @@ class Node:
         await self.perform(self.transit.waiting.denied(subject))
 
     def _connected(self) -> None:
-        self._connection.set()
+        self.outage.end()
         self.transit.identity.client[FLOW_CONTROL] = self.transport is not None and self.transport.has_inbox
 
     async def _disconnected(self) -> None:
-        """Answers to what was asked may be lost now, so nobody waits for them (§4.5)."""
+        """Packets of streams may be lost now, and answers, which is seen to when the connection is back (§4.5)."""
         logger.warning("The connection to NATS is lost; reconnecting")
-        self._connection = anyio.Event()
-        self.performing.reject_pending(BrokerDisconnectedError())
+        self.outage.begin(anyio.current_time())
+        self.performing.break_streams(BrokerDisconnectedError())
         self.performing.notify("$transporter.disconnected", {"graceFul": False})
 
     async def _reconnected(self) -> None:
         """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
         logger.info("The connection to NATS is back")
         self._connected()
+        self.outage.unsettle()
         if not self._joined:  # the start goes on, and says nothing before it knows that its id is free
             return
-        self.transit.resume(anyio.current_time())
+        now = anyio.current_time()
+        self.transit.resume(now)
+        self.transit.waiting.doubt(self.outage.began, now)
         await _safely(self.perform(self.transit.announcing.discover()))
         if self.transit.ready and not self.transit.stopping:
             await _safely(self._announce())
             await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
         self.performing.notify("$transporter.connected", {"wasReconnect": True})
 
+    def _give_up_waiting(self) -> None:
+        """The outage is long: answers are lost more likely than not."""
+        self.performing.reject_pending(BrokerDisconnectedError())
+
     async def _servers_changed(self) -> None:
+        self.outage.unsettle()
         self.transit.waiting.servers_changed(anyio.current_time())
 
     async def _announce(self) -> None:
@@ -385,7 +418,7 @@ class Node:
             await anyio.sleep(defaults.TICK_S)
             self._look_for_standstill(anyio.current_time() - planned)
             # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
-            if self.transport is not None and self.transport.connected and self._connection.is_set():
+            if self.transport is not None and self.transport.connected and not self.outage.is_on:
                 writers, now = self.performing.writers, anyio.current_time()
                 await _safely(self.perform(self.transit.tick(now, writers.waited_for(now))))
                 await _safely(writers.tick(now))

@@ -75,6 +75,8 @@ class Ping(Packet, kw_only=True):
 
     time: Any = None
     id: Any = UNSET
+    requests: Any = UNSET
+    """Between nodes of this kind: a list of ids of the sender's requests, of which the answers may be lost."""
 
 
 class Pong(Packet, kw_only=True):
@@ -83,6 +85,8 @@ class Pong(Packet, kw_only=True):
     time: Any = None
     id: Any = UNSET
     arrived: Any = None
+    requests: Any = UNSET
+    """Whether the responder works at each of these requests."""
 
 
 class Info(Packet, kw_only=True):

@@ -99,7 +99,7 @@ class Performing:
             match effect:
                 case RunAction():
                     self._watch(effect.stream)
-                    self._transit.in_work += 1
+                    self._transit.in_work[id(effect.request)] = effect.request
                     self.run_action(effect)
                 case Settle():
                     self._settle(effect)
@@ -144,17 +144,33 @@ class Performing:
         try:
             await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
         except MoleculerError as error:
-            command = effect.subject.rpartition(".")[2]
-            notice = not_sent(effect.packet, error, broadcast=command == "DISCOVER")
-            if notice is not None:
-                self.notify(*notice)
+            self._note_failure(effect, error)
             raise
 
+    async def is_heard(self, effect: Publish) -> bool:
+        """Send a packet, and tell whether a node receives it."""
+        if self._transport is None:
+            raise BrokerDisconnectedError
+        try:
+            return await self._transport.is_heard(effect.subject, self._codec.encode(effect.packet))
+        except MoleculerError as error:
+            self._note_failure(effect, error)
+            raise
+
+    def _note_failure(self, effect: Publish, error: MoleculerError) -> None:
+        command = effect.subject.rpartition(".")[2]
+        notice = not_sent(effect.packet, error, broadcast=command == "DISCOVER")
+        if notice is not None:
+            self.notify(*notice)
+
     def reject_pending(self, error: MoleculerError) -> None:
-        """Fail every request that waits for an answer, and every stream that is under way."""
+        """Fail every request that waits for an answer."""
         for pending in list(self._transit.waiting.pending.values()):
             self._transit.waiting.take(pending.id)
             reject(Reject(pending, error))
+
+    def break_streams(self, error: MoleculerError) -> None:
+        """End every stream that is under way, and the requests that send one."""
         for effect in self._transit.streams.lose(None, lambda _node: error):
             if isinstance(effect, EndStream):
                 self._end(effect)
@@ -235,7 +251,14 @@ class Performing:
 
     async def _answer_ping(self, effect: AnswerPing) -> None:
         ping = effect.ping
-        pong = Pong(ver=ping.ver, sender=self._node_id, time=ping.time, id=ping.id, arrived=epoch_ms())
+        pong = Pong(
+            ver=ping.ver,
+            sender=self._node_id,
+            time=ping.time,
+            id=ping.id,
+            arrived=epoch_ms(),
+            requests=effect.requests,
+        )
         await self._publish_quietly(Publish(effect.subject, pong))
 
     def _settle_ping(self, pong: Pong) -> None:

@@ -309,6 +309,12 @@ class Registry:
         node = self.nodes.get(node_id)
         return self.latencies.average(node.hostname) if node else None
 
+    def offered(self, node_id: str, action: str) -> bool:
+        """Whether a node offers an action, or did when it was lost."""
+        node = self.nodes.get(node_id)
+        entries = (_entries(service.get("actions")) for service in node.services) if node else ()
+        return any(entry["name"] == action for some in entries for entry in some)
+
     def has_service(self, full_name: str) -> bool:
         """Whether a live node offers the service."""
         return full_name in self._providers

@@ -88,7 +88,7 @@ class Serving:
         except Exception:  # one request must not end the others
             logger.exception("The call of '%s' by '%s' went wrong", effect.request.action, effect.request.sender)
         finally:
-            self._node.work_done()
+            self._node.work_done(effect.request)
 
     async def _answer(self, effect: RunAction) -> list[Effect]:
         request = effect.request
@@ -99,6 +99,7 @@ class Serving:
             if is_stream(result):
                 stream = self._sending.answer(request, effect.reply, ctx, result)
                 await stream.begin(ctx.deadline)
+                self._node.answer_begun(request)
                 await stream.write()
                 return []
             data = self._codec.encode_value(result)
@@ -132,15 +133,16 @@ class Serving:
                 )
 
     async def _publish(self, answer: Publish, deadline: float | None) -> None:
-        """An answer that is ready while only this node has no connection goes out when it has: its caller waits."""
-        try:
-            await self._node.publish(answer)
-        except BrokerDisconnectedError:
-            if self._transit.stopping:
-                raise
-            with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
-                await self._node.wait_for_connection()
-            await self._node.publish(answer)
+        """An answer that is ready in an outage, or just after one, has a caller that still waits for it."""
+        if self._transit.stopping or not self._node.outage.is_unsettled:
+            try:
+                await self._node.publish(answer)
+                return
+            except BrokerDisconnectedError:
+                if self._transit.stopping:
+                    raise
+        with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
+            await self._node.deliver(answer)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
         if is_unreadable(error):

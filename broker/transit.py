@@ -6,10 +6,16 @@ It speaks both protocol versions at once, to each peer in the peer's own (§2.4)
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from broker.announcing import Announcing, Identity
-from broker.defaults import STREAM_BUFFER_BYTES, STREAM_IDLE_TIMEOUT_S, STREAMS_BUFFER_BYTES, STREAMS_OPEN
+from broker.defaults import (
+    REQUESTS_ASKED,
+    STREAM_BUFFER_BYTES,
+    STREAM_IDLE_TIMEOUT_S,
+    STREAMS_BUFFER_BYTES,
+    STREAMS_OPEN,
+)
 from broker.effects import (
     AnswerPing,
     Conflict,
@@ -92,7 +98,8 @@ class Transit:
         self.topics = topics
         self.registry = registry
         self.limits = limits
-        self.in_work = 0
+        self.in_work: dict[int, Request | None] = {}
+        """Requests of other nodes, by the identity of the object: ids may be used twice. None: its answer has begun."""
         self.ready = False
         self.stopping = False
         self.streams = Receiving(
@@ -241,8 +248,8 @@ class Transit:
             return ServiceNotFoundError(data)
         if not endpoint.available:
             return ServiceNotAvailableError(data)
-        if self.in_work >= self.limits.requests_in_work:
-            return QueueIsFullError(data | {"size": self.in_work, "limit": self.limits.requests_in_work})
+        if len(self.in_work) >= self.limits.requests_in_work:
+            return QueueIsFullError(data | {"size": len(self.in_work), "limit": self.limits.requests_in_work})
         return endpoint.action
 
     def _is_streamed(self, packet: Request | Response) -> bool:
@@ -320,17 +327,23 @@ class Transit:
         return []
 
     def _on_ping(self, ping: Ping, now: float) -> list[Effect]:
-        return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender))]
+        return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender), self._still_in_work(ping))]
 
     def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
         if isinstance(pong.id, str) and pong.id.startswith(PROBE):
-            return self.waiting.responds(pong.sender)
+            return [*self.waiting.responds(pong.sender), *self.waiting.still_in_work(pong.sender, pong.requests)]
         return [PongArrived(pong)]
 
     def _on_peers(self, packet: Peers, now: float) -> list[Effect]:
         return self.peers.on_peers(packet)
 
     # Inside
+
+    def _still_in_work(self, ping: Ping) -> dict[str, bool] | UnsetType:
+        if not isinstance(ping.requests, list):
+            return UNSET
+        in_work = {one.id for one in self.in_work.values() if one is not None and one.sender == ping.sender}
+        return {one: one in in_work for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
 
     def _response(
         self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None

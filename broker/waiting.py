@@ -4,14 +4,17 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-from broker.defaults import NODE_PROBE_AFTER_S
+from msgspec import UNSET, UnsetType
+
+from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
-from broker.errors import MoleculerError, QueueIsFullError, RequestRejectedError
+from broker.errors import BrokerDisconnectedError, MoleculerError, QueueIsFullError, RequestRejectedError
 from broker.packets import Discover, Id, Ping, Protocol, Request
 from broker.receiving import Receiving
-from broker.registry import Change, KnownNode, Registry
+from broker.registry import SPOKEN, Change, KnownNode, Registry
 from broker.topics import Topics
 from broker.watch import Probe, Watch
 
@@ -45,6 +48,8 @@ class Waiting:
         self._watch = Watch()
         self._missed: set[str] = set()
         """Nodes that are gone since a request had no responders, but may yet answer what they were asked before."""
+        self._doubts: dict[Id, float] = {}
+        """Requests of which the answer may be lost, and since when."""
 
     def request(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> list[Effect]:
         """Send a call to a node, or with None to whichever NATS chooses (§5.7).
@@ -54,7 +59,8 @@ class Waiting:
         if len(self.pending) >= self._limit:
             data = {"action": packet.action, "nodeID": self._node_id}
             raise QueueIsFullError(data | {"size": len(self.pending), "limit": self._limit})
-        pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now)
+        timed = bool(packet.timeout)
+        pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now, timed)
         if node_id is not None:
             self._pending_at[node_id][packet.id] = pending
         return [Publish(self._subject(pending), packet, reply_id=str(packet.id))]
@@ -69,6 +75,8 @@ class Waiting:
         pending = self.pending.pop(request_id, None)
         if pending is not None and pending.node_id is not None:
             del self._pending_at[pending.node_id][request_id]
+        if self._doubts:
+            self._doubts.pop(request_id, None)
         return pending
 
     def nobody_listens(self, reply_id: str, now: float) -> list[Effect]:
@@ -105,6 +113,13 @@ class Waiting:
         """Whether answers of a node are expected."""
         return node.available or node.id in self._missed
 
+    def may_return(self, action: str, node_id: str | None, now: float, *, patient: bool) -> bool:
+        """Whether an action that no node offers may be offered again soon: by a node, or the given one, that was lost a
+        moment ago and may only be reconnecting. Some reconnect late after an outage, or are started again; that long
+        only who is `patient` waits."""
+        sought = self._watch.sought(now) if patient else self._missed
+        return any(self._registry.offered(one, action) for one in (sought if node_id is None else sought & {node_id}))
+
     def look_after(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
         """Probe the nodes that keep calls or streams waiting, and those that were missed. `readers` are the nodes that
         writers of streams wait for."""
@@ -120,7 +135,7 @@ class Waiting:
         effects: list[Effect] = [self._question(probe, now) for probe in self._watch.probes(known, now)]
         for node_id in self._watch.unresponsive(now):
             effects += self._avoid(node_id)
-        return effects
+        return effects + self._without_answer(now)
 
     def _question(self, probe: Probe, now: float) -> Publish:
         """A ping, which is answered at once. A node that may be gone is asked who it is: by that answer it is known
@@ -132,7 +147,7 @@ class Waiting:
         if node is None or not node.available or self._watch.is_unreachable(node_id, now):
             who = Discover(ver=version, sender=self._node_id)
             return Publish(self._topics.to_node("DISCOVER", node_id), who, reply_id=reply_id)
-        ping = Ping(ver=version, sender=self._node_id, time=0, id=reply_id)
+        ping = Ping(ver=version, sender=self._node_id, time=0, id=reply_id, requests=self._doubted_at(node))
         return Publish(self._topics.to_node("PING", node_id), ping, reply_id=reply_id)
 
     def _avoid(self, node_id: str) -> list[Effect]:
@@ -159,10 +174,48 @@ class Waiting:
         """Nothing could be received until now."""
         self._watch.resume(now)
 
+    def doubt(self, until: float, now: float, node_id: str | None = None) -> None:
+        """This node, or the given one, was not connected, so that what was asked until then may have been lost, or its
+        answer. Nodes of this kind tell by their answers to the next probes. Others cannot, so their answers are waited
+        for as long as the caller wants."""
+        for pending in (self.pending if node_id is None else self._pending_at[node_id]).values():
+            if pending.since <= until:
+                self._doubts[pending.id] = now
+
+    def _doubted_at(self, node: KnownNode) -> list[Id] | UnsetType:
+        if not self._doubts or SPOKEN not in node.client:
+            return UNSET
+        return list(islice((one for one in self._pending_at[node.id] if one in self._doubts), REQUESTS_ASKED)) or UNSET
+
+    def still_in_work(self, node_id: str, requests: Any) -> list[Effect]:
+        """A node has told of requests whether it works at them. What it does not, was lost on either way."""
+        effects: list[Effect] = []
+        for request_id, in_work in requests.items() if isinstance(requests, dict) else ():
+            pending = self._pending_at[node_id].get(request_id)
+            if pending is not None and request_id in self._doubts:
+                self._doubts.pop(request_id)
+                if not in_work:
+                    effects += self._lost(pending)
+        return effects
+
+    def _without_answer(self, now: float) -> list[Effect]:
+        """A call without a timeout must not wait for ever for an answer that may be lost."""
+        overdue = [one for one, since in self._doubts.items() if now - since > ANSWER_LOST_S]
+        lost = [self.pending[one] for one in overdue if not self.pending[one].timed]
+        return [effect for pending in lost for effect in self._lost(pending)]
+
+    def _lost(self, pending: Pending) -> list[Effect]:
+        self.take(pending.id)
+        error = BrokerDisconnectedError(
+            f"A connection to NATS was lost during the call of '{pending.action}', with the call or its answer."
+        )
+        return [Reject(pending, error)]
+
     def began(self, node_id: str, now: float) -> None:
         """A process asked who is there, maybe in the place of another of that id."""
         if node_id in self._registry.nodes:
             self._watch.began(node_id, now)
+            self.doubt(now, now, node_id)
 
     def found(self, node_id: str) -> None:
         """A node has said that it is there."""

@@ -114,6 +114,10 @@ class Watch:
             watched.refused, watched.refused_at, watched.refused_since = 0, since, since
         watched.sought_until = since + NODE_SOUGHT_S
 
+    def sought(self, now: float) -> set[str]:
+        """The nodes that were missed, and may return."""
+        return {node_id for node_id, watched in self._watched.items() if now < watched.sought_until}
+
     def found(self, node_id: str) -> None:
         """The node has introduced itself."""
         watched = self._watched.get(node_id)

@@ -20,8 +20,8 @@ BROKER = [
     " strategies.round_robin strategies.uniform tracking transforms.base transports.base uptime values",
     "cli.logs context conversion declarations defaults encoding inheritance reader strategies.shard topics"
     " transports.memory transports.nats_address",
-    "balanced cli.files cli.options cli.values cache_keys cacher codec local_stream middleware notices pace parameters"
-    " policies streams transforms.compression transforms.encryption transports.nats_client watch",
+    "balanced cli.files cli.options cli.values cache_keys cacher codec local_stream middleware notices outage pace"
+    " parameters policies streams transforms.compression transforms.encryption transports.nats_client watch",
     "flow lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit"
     " middlewares.error_handling middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle"
     " middlewares.timeout middlewares.validation options transports.nats_link",
@@ -175,6 +175,7 @@ SUITES = {
     "interop/test_info.py": "broker.identity",
     "interop/test_visits.py": "broker.joining",
     "contract/test_broker.py": "broker.mcall",
+    "contract/test_broker_outage.py": "broker.outage",
     "contract/test_strategies.py": "broker.pinging broker.strategies broker.strategies.base",
     "contract/test_streams.py": "broker.performing broker.sending",
     "contract/test_broker_notices.py": "broker.farewell broker.internal_events",

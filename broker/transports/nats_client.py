@@ -103,9 +103,9 @@ class Connection(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """nats-py tells only of servers that joined the cluster, not of those that left it, and keeps these."""
-        self.advertised = info.get("connect_urls") or self.advertised
+        before, self.advertised = self.advertised, info.get("connect_urls") or []
         await super()._process_info(info, initial_connection)
-        if not initial_connection:
+        if not initial_connection and set(before) != set(self.advertised):
             await self._observer.servers_changed()
 
     def _connect_command(self) -> bytes:

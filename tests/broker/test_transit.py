@@ -308,11 +308,11 @@ def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> N
 def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
     transit = make_transit(requests_in_work=2)
     offer(transit, Math())
-    transit.in_work = 2
+    transit.in_work = {1: None, 2: None}
     _, error, _ = refusal(transit.receive("REQ", request("math.add"), 0.0))
     assert (error["name"], error["retryable"]) == ("QueueIsFullError", True)
     assert error["data"] == {"action": "math.add", "nodeID": "py-1", "size": 2, "limit": 2}
-    transit.in_work = 1
+    del transit.in_work[1]
     (run,) = transit.receive("REQ", request("math.add"), 0.0)
     assert isinstance(run, RunAction)
 

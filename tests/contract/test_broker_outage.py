@@ -26,6 +26,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_waits(monkeypatch)
     monkeypatch.setattr("broker.transports.nats_link.NATS_RECONNECT_MAX_S", 0.05)
     monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
+    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 0.2)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def cut_off(cluster: Cluster) -> bool:
 def connected(cluster: Cluster) -> bool:
     """Whether the server has heard the subscriptions of all of them again, too."""
     nodes = [broker._node for broker in cluster.brokers]
-    return all(node.transport and node.transport.connected and node._connection.is_set() for node in nodes)
+    return all(node.transport and node.transport.connected and not node.outage.is_on for node in nodes)
 
 
 async def test_a_lost_server_is_noticed_and_subscriptions_come_back(nats_server: NatsServer) -> None:

@@ -368,7 +368,7 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
             await call()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
-        await eventually(lambda: transit.in_work == 1, "the handler")
+        await eventually(lambda: len(transit.in_work) == 1, "the handler")
         tasks.cancel_scope.cancel()
     with anyio.fail_after(DEADLINE_S / 4):  # well below the time after which a silent stream ends
         await closed.wait()
@@ -430,7 +430,7 @@ async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pa
     transit = pair.server._node.transit
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(pair.call, "digest", stream=silent()))
-        await eventually(lambda: transit.in_work == 1, "the handler")
+        await eventually(lambda: len(transit.in_work) == 1, "the handler")
         tasks.cancel_scope.cancel()
     with anyio.fail_after(DEADLINE_S / 4):
         await closed.wait()

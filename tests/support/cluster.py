@@ -196,4 +196,4 @@ async def open_cluster(transporter: str, namespace: str) -> AsyncIterator[Cluste
             await cluster.close()
         for broker in cluster.brokers:
             assert broker._node.transit.waiting.pending == {}
-            assert broker._node.transit.in_work == 0
+            assert broker._node.transit.in_work == {}

@@ -1,0 +1,273 @@
+"""A node reconnects within moments: what is sent meanwhile waits, calls in flight go on waiting for their answers, and
+those whose answers were lost fail when the callee says so (protocol §4.5)."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from broker import (
+    BrokerDisconnectedError,
+    Context,
+    RequestRejectedError,
+    Service,
+    ServiceBroker,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    action,
+    event,
+)
+from broker.transports.nats import NATSTransport
+from broker.transports.nats_client import Connection
+from tests.contract.test_broker_outage import kick
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.example_services import Echo, Gate
+from tests.support.nats_server import NatsServer
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    """A cluster in which no outage is long, and which nobody leaves by being away for a while."""
+    shorten_waits(monkeypatch)
+    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 60)
+    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 60)
+    async with open_cluster(nats_server.url, namespace) as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def away(broker: ServiceBroker) -> AsyncIterator[None]:
+    """The node loses its connection, and gets none before the end of the block."""
+    transport = broker._node.transport
+    assert isinstance(transport, NATSTransport)
+    link, back = transport._link, anyio.Event()
+    open_one_of = link._open_one_of
+
+    async def late(servers: Sequence[str], patience_s: float) -> Connection:
+        await back.wait()
+        return await open_one_of(servers, patience_s)
+
+    link._open_one_of = late  # type: ignore[method-assign]
+    await kick(broker)
+    await eventually(lambda: broker._node.outage.is_on)
+    try:
+        yield
+    finally:
+        back.set()
+        link._open_one_of = open_one_of  # type: ignore[method-assign]
+
+
+class Results(list[Any]):
+    """The results of calls that run meanwhile, errors among them."""
+
+    async def __call__(self, make: Callable[[], Any]) -> None:
+        try:
+            self.append(await make())
+        except Exception as error:
+            self.append(error)
+
+
+async def test_a_call_in_flight_survives_an_outage_of_its_caller(outage: Cluster) -> None:
+    gate, results = Gate(), Results()
+    _, two = await outage.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("gate.wait"))
+        await eventually(lambda: gate.inside == 1)
+        async with away(two):
+            pass
+        await eventually(lambda: not two._node.outage.is_on and not two._node.transit.waiting._doubts)
+        assert results == []
+        gate.opened.set()
+    assert results == ["one"]
+
+
+async def test_a_call_whose_answer_was_lost_fails_when_its_caller_is_back(outage: Cluster) -> None:
+    """The callee did not notice anything, so that its answer went nowhere. It says that it does not work at that."""
+    gate, results = Gate(), Results()
+    one, two = await outage.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("gate.wait"))
+        await eventually(lambda: gate.inside == 1 and not two._node.transit.waiting._doubts)
+        async with away(two):
+            gate.opened.set()
+            await eventually(lambda: not one._node.transit.in_work)
+    assert [type(result) for result in results] == [BrokerDisconnectedError]
+    assert results[0].retryable is True
+    assert "gate.wait" in str(results[0])
+
+
+async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fails(
+    outage: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller did not notice anything, but that its callee has reconnected."""
+    gate, results = Gate(), Results()
+    one, two = await outage.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("gate.wait"))
+        await eventually(lambda: gate.inside == 1 and not two._node.transit.waiting._doubts)
+
+        async def lose(_effect: object) -> None:
+            """What is written to a dying server."""
+
+        monkeypatch.setattr(one._node, "publish", lose)
+        gate.opened.set()
+        await eventually(lambda: not one._node.transit.in_work)
+        assert results == []
+        await kick(one)
+    assert [type(result) for result in results] == [BrokerDisconnectedError]
+
+
+async def test_an_answer_waits_for_a_caller_that_reconnects_later_than_its_node(outage: Cluster) -> None:
+    gate, results = Gate(), Results()
+    one, two = await outage.start(("one", [gate]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("gate.wait"))
+        await eventually(lambda: gate.inside == 1)
+        async with away(two):
+            async with away(one):
+                gate.opened.set()
+                await eventually(lambda: gate.inside == 0)
+            await eventually(lambda: not one._node.outage.is_on)
+    assert results == ["one"]
+
+
+class Hearing(Service):
+    name = "hearing"
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @event("user.created")
+    async def on_user(self, ctx: Context) -> None:
+        self.heard.append(ctx.params)
+
+
+async def test_calls_and_events_of_a_node_that_is_away_go_out_when_it_is_back(outage: Cluster) -> None:
+    hearing, results = Hearing(), Results()
+    _, two = await outage.start(("one", [Echo(), hearing]), ("two", []))
+    async with anyio.create_task_group() as tasks, away(two):
+        tasks.start_soon(results, lambda: two.call("echo.where"))
+        tasks.start_soon(results, lambda: two.call("echo.where", node_id="one"))
+        tasks.start_soon(two.emit, "user.created", 1)
+        await anyio.wait_all_tasks_blocked()
+        assert results == []
+    assert results == ["one", "one"]
+    await eventually(lambda: hearing.heard == [1])
+
+
+async def test_calls_of_a_node_that_is_away_wait_for_it(outage: Cluster) -> None:
+    results = Results()
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    async with anyio.create_task_group() as tasks, away(one):
+        await outage._until_unheard("one")
+        for node_id in (None, "one", None):
+            tasks.start_soon(results, partial(two.call, "echo.where", node_id=node_id))
+            await eventually(lambda: not two.registry.nodes["one"].available)
+        assert results == []
+        with pytest.raises(ServiceNotFoundError):
+            await two.call("echo.unknown")
+    assert results == ["one"] * 3
+
+
+async def test_calls_of_a_node_that_does_not_return_fail(outage: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 0.3)
+    monkeypatch.setattr("broker.watch.NODE_RECONNECT_S", 0.3)
+    one, two = await outage.start(("one", [Echo()]), ("two", []))
+    await outage.kill(one)
+    with pytest.raises(RequestRejectedError):
+        await two.call("echo.where")
+    with pytest.raises(ServiceNotAvailableError):
+        await two.call("echo.where")
+
+
+async def test_who_waits_for_connections_waits_for_services_that_come_back_later(
+    outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when their nodes count as gone already, and when other nodes offer them then."""
+    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 0.1)
+    monkeypatch.setattr("broker.watch.NODE_RECONNECT_S", 0.1)
+    results = Results()
+    one = await outage.start_one("one", [Echo()])
+    two = await outage.start_one("two", wait_for_connection=True)
+    await outage.kill(one)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("echo.where", timeout=60))
+        await eventually(lambda: two._node.transit.waiting._watch.sought(anyio.current_time()))
+        await eventually(lambda: not two._node.transit.waiting._missed)
+        tasks.start_soon(results, lambda: two.call("echo.where", timeout=60))
+        with pytest.raises(ServiceNotFoundError):
+            await two.call("echo.unknown", timeout=60)
+        await anyio.wait_all_tasks_blocked()
+        assert results == []
+        await outage.make("three", [Echo()]).start()
+    assert results == ["three"] * 2
+
+
+async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_wants(
+    outage: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JS node cannot say what became of a call. Without a timeout, its caller must not wait for ever."""
+    monkeypatch.setattr("broker.waiting.ANSWER_LOST_S", 0.2)
+    results = {"timed": Results(), "not timed": Results()}
+    service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
+    caller = await outage.start_one("caller", heartbeat_timeout=3600)
+    js = await outage.stranger("js-1", "REQ", "PING", "DISCOVER")
+    await js.introduce(service)
+    await caller.wait_for_services("posts", timeout=30)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results["timed"], lambda: caller.call("posts.find", timeout=60))
+        tasks.start_soon(results["not timed"], lambda: caller.call("posts.find"))
+        asked = [await js.hears("REQ", lambda packet: packet["timeout"] > 0)]
+        asked.append(await js.hears("REQ", lambda packet: packet["timeout"] == 0))
+        async with away(caller):
+            pass
+        await eventually(lambda: results["not timed"])
+        assert isinstance(results["not timed"][0], BrokerDisconnectedError)
+        assert results["timed"] == []
+        answer = {"ver": "5", "sender": "js-1", "id": asked[0]["id"], "success": True, "data": "found"}
+        await js.say(outage.topics.to_node("RES", "caller"), answer)
+    assert results["timed"] == ["found"]
+
+
+async def test_what_waits_for_a_connection_ends_with_the_node(outage: Cluster) -> None:
+    results = Results()
+    await outage.start_one("one", [Echo()])
+    two = await outage.start_one("two", wait_for_connection=True, shutdown_timeout=0.1)
+    async with anyio.create_task_group() as tasks, away(two):
+        tasks.start_soon(results, lambda: two.call("echo.where"))
+        await anyio.wait_all_tasks_blocked()
+        await two.stop()
+        await eventually(lambda: len(results) == 1)
+    assert isinstance(results[0], BrokerDisconnectedError)
+
+
+class Sum(Service):
+    name = "sum"
+
+    @action
+    async def of(self, ctx: Context) -> int:
+        return sum([len(chunk) async for chunk in ctx.stream])
+
+
+async def test_a_call_that_sends_a_stream_fails_as_its_chunks_may_be_lost(outage: Cluster) -> None:
+    results, more = Results(), anyio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"one"
+        await more.wait()
+        yield b"two"
+
+    one, two = await outage.start(("one", [Sum()]), ("two", []))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(results, lambda: two.call("sum.of", stream=chunks()))
+        await eventually(lambda: two._node.performing.writers)
+        async with away(two):
+            await eventually(lambda: len(results) == 1)
+        await eventually(lambda: not one._node.transit.in_work, "the handler to be told")
+    assert isinstance(results[0], BrokerDisconnectedError)
