@@ -47,15 +47,14 @@ ENVIRONMENTS_STORE = [
     "canonical commands.progress database.base database.statements defaults errors leash operations.checks queries.base"
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
-    " schema.guards schema.inspection schema.ladder schema.leftovers schema.sql schema.status",
+    " schema.guards schema.ladder schema.leftovers schema.sql schema.status",
     "aliases config database.postgres_session database.sqlite_place database.turns document queries queries.purging"
-    " queries.transfer schema.index schema.outcomes schema.plan",
+    " queries.transfer schema.inspection schema.outcomes",
     "database.postgres_pool database.sqlite_guarded listing operations.lines operations.progress records"
-    " schema.blockers schema.inspect_postgres schema.journal shape",
+    " schema.blockers schema.faults schema.index schema.inspect_postgres shape",
     "database.postgres database.sqlite_connection operations.exporting operations.presence"
-    " operations.purge operations.spool schema.findings schema.postgres_steps"
-    " schema.sqlite_steps store",
-    "database.sqlite schema.inspect_sqlite",
+    " operations.purge operations.spool schema.findings schema.plan schema.postgres_steps store",
+    "database.sqlite schema.inspect_sqlite schema.journal schema.sqlite_steps schema.trial",
     "database.connect operations.backup_postgres operations.backup_sqlite operations.importing operations.retention"
     " operations.rollback_postgres operations.rollback_sqlite operations.rows operations.surroundings"
     " operations.surroundings_sqlite schema.check schema.postgres_index schema.sqlite_migration",
@@ -207,6 +206,7 @@ SUITES = {
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",
     "services/test_cli_operations.py": "commands.data commands.migrate commands.progress commands.transfer",
     "services/test_schema_check.py": "schema.findings",
+    "contract/test_odd_tables.py": "schema.faults schema.trial",
     "faults/test_m13_rights.py": "schema.journal schema.messages",
     "services/test_schema_rules.py": "schema.index schema.ladder schema.outcomes schema.plan",
     "faults/test_m01_shapes.py": "schema.blockers schema.inspect_postgres schema.inspection"

@@ -15,6 +15,7 @@ from services.environments_store.commands.data import add_commands
 from services.environments_store.commands.migrate import app as migration
 from services.environments_store.commands.options import (
     AsJson,
+    CreateTable,
     DatabaseUrl,
     Level,
     read_config,
@@ -57,6 +58,7 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds to wait for NATS and the database.")
     ] = StoreLimits().start_timeout_s,
     nats_url: NatsUrl = None,
+    create_table: CreateTable = False,
     database_url: DatabaseUrl = None,
     database_pool_size: PoolSize = None,
     namespace: Namespace = None,
@@ -82,7 +84,7 @@ def serve(
                 server = await stack.enter_async_context(embedded_server(loopback_port(url)))
                 logger.info("Nothing answers at %s: started a NATS server at %s", masked_servers(url), server.url)
                 url = server.url
-            return await serve_until_signal(_node(config, url, start_timeout), start_timeout)
+            return await serve_until_signal(_node(config, url, start_timeout, create_table), start_timeout)
 
     run_command(main)
 
@@ -112,7 +114,7 @@ def main() -> None:
     app()
 
 
-def _node(config: Config, nats_url: str, start_timeout: float) -> ServiceBroker:
+def _node(config: Config, nats_url: str, start_timeout: float, create_table: bool) -> ServiceBroker:
     # A table that is locked must not end the start: the service then serves without soft delete, and tries on.
     budgets = MigrationBudgets(start_s=min(MigrationBudgets().start_s, start_timeout / 2))
     service = EnvironmentsStore(
@@ -121,6 +123,7 @@ def _node(config: Config, nats_url: str, start_timeout: float) -> ServiceBroker:
         settings=DatabaseSettings(pool_size=config.database_pool_size),
         budgets=budgets,
         retention_days=config.retention_days,
+        create_table=create_table,
     )
     return ServiceBroker(config.node_id, namespace=config.namespace, transporter=nats_url, services=[service])
 

@@ -11,7 +11,9 @@ from services.environments_store.defaults import StoreLimits
 
 __all__ = ["Aliases"]
 
-ALL = 'SELECT DISTINCT "environmentUuid" AS uuid FROM environments WHERE "environmentUuid" <> id LIMIT $1'
+_UUID = 'CAST("environmentUuid" AS text)'
+# The two columns of a table that was changed by hand may have different types.
+ALL = f"SELECT DISTINCT {_UUID} AS uuid FROM environments WHERE {_UUID} <> CAST(id AS text) LIMIT $1"
 
 
 class Aliases:

@@ -80,6 +80,8 @@ class MigrationBudgets(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait for somebody else's build before looking again later."""
     reinspect_s: float = 60.0
     """How often the schema is looked at while there is nothing to do, or no right to do it."""
+    refused_look_s: float = 2.0
+    """And at once after a call that had to be refused, but not more often than this."""
     reconnect_min_s: float = 0.5
     reconnect_max_s: float = 15.0
     sqlite_busy_ms: int = 250

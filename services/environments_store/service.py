@@ -53,8 +53,8 @@ class EnvironmentsStore(Service):
 
     Without `database_url` the settings are those of the environment (`DATABASE_URL`, `DATABASE_POOL_SIZE`,
     `RETENTION_DAYS`). The database may come up after the service: it is waited for, `start_timeout_s` at most. With
-    `retention_days`, what has been in the trash for longer is purged daily. Raises ConfigError for a URL that cannot
-    work.
+    `retention_days`, what has been in the trash for longer is purged daily. Where the table lies in another schema than
+    the service looks in, none is made but with `create_table`. Raises ConfigError for a URL that cannot work.
     """
 
     name = "environments-store"
@@ -70,6 +70,7 @@ class EnvironmentsStore(Service):
         budgets: MigrationBudgets | None = None,
         operations: OperationLimits | None = None,
         retention_days: int | None = None,
+        create_table: bool = False,
     ) -> None:
         if not database_url:
             config = load_config(os.environ)
@@ -81,6 +82,7 @@ class EnvironmentsStore(Service):
         self._limits = limits or StoreLimits()
         self._start_timeout_s = self._limits.start_timeout_s if start_timeout_s is None else start_timeout_s
         self._budgets = budgets
+        self._create_table = create_table
         self._database: Database = open_database(self._url, settings)
         self._logged: dict[str, float] = {}
         self._migrator: Migrator
@@ -90,7 +92,12 @@ class EnvironmentsStore(Service):
     async def started(self) -> None:
         """Raises DatabaseUnavailableError when the database could not be reached within the start timeout."""
         self._migrator = Migrator(
-            self._url, self._database, node_id=self.broker.node_id, logger=self.logger, budgets=self._budgets
+            self._url,
+            self._database,
+            node_id=self.broker.node_id,
+            logger=self.logger,
+            budgets=self._budgets,
+            create_table=self._create_table,
         )
         migrator = self._migrator
         self._shape = TableShape(lambda: migrator.status, migrator.report_mismatch, migrator.look_soon)
@@ -227,12 +234,18 @@ class EnvironmentsStore(Service):
         answer: dict[str, Any] = {
             "state": status.state,
             "dialect": status.dialect,
-            "steps": [msgspec.to_builtins(step) for step in status.steps],
+            # What a step waits for names sessions and roles: that is in the log.
+            "steps": [{"name": step.name, "state": step.state} for step in status.steps],
         }
         if status.reason is not None:
             answer["reason"] = status.reason
-        if status.error is not None:
-            answer["error"] = status.error
+        if status.public is not None:
+            answer["error"] = status.public
+        if status.findings:
+            answer["findings"] = [
+                {"level": one.level, "reason": one.reason, "message": one.public, "takes": list(one.takes)}
+                for one in status.findings
+            ]
         return answer
 
     @action(name="forceSync")

@@ -1,8 +1,10 @@
 """The table as it was last seen: which statements fit it, and what happens when it turns out to be another one."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import (
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
@@ -11,9 +13,11 @@ from services.environments_store.errors import (
     SoftDeleteUnavailableError,
 )
 from services.environments_store.queries import Queries, SoftDelete, choose
-from services.environments_store.schema.status import UNREACHABLE, Reason, SchemaStatus
+from services.environments_store.schema.status import UNREACHABLE, Capability, Finding, SchemaStatus
 
 __all__ = ["TableShape"]
+
+ADDING = "The column deletedAt is being added."
 
 
 class TableShape:
@@ -29,38 +33,50 @@ class TableShape:
         self._status = status
         self._report_mismatch = report_mismatch
         self._look_again = look_again
+        self._next_look_at = 0.0
 
     @property
     def status(self) -> SchemaStatus:
         return self._status()
 
-    def queries(self) -> Queries:
-        """The statements for the table with or without the column. Raises DatabaseUnavailableError when the rows of
-        the table cannot be read now."""
+    def queries(self, *needed: Capability) -> Queries:
+        """The statements for the table with or without the column. Raises DatabaseUnavailableError when the table, or
+        the role's rights on it, do not let the service read, or do what is `needed` besides."""
         status = self.status
-        if not status.readable:
-            what = "The rows of the table cannot be read now."
-            raise DatabaseUnavailableError(status.error or what, public=f"{what} {_public(status)}")
+        lack = status.lack("read", *needed)
+        if lack is not None:
+            self._heal()
+            raise DatabaseUnavailableError(lack.text, public=lack.public, state=status.state, reason=lack.reason)
         return choose(status)
 
-    def soft_delete(self) -> tuple[Queries, SoftDelete]:
-        """Those that need the column too. Raises SoftDeleteUnavailableError when it is not there."""
-        queries = self.queries()
-        if queries.soft_delete is None:
-            raise self.unavailable()
+    def soft_delete(self, *needed: Capability) -> tuple[Queries, SoftDelete]:
+        """Those that need the column too. Raises SoftDeleteUnavailableError when it is not there, or not all of what is
+        `needed`."""
+        queries = self.queries(*(one for one in needed if one == "list"))
+        lack = self.status.lack(*needed)
+        if queries.soft_delete is None or lack is not None:
+            self._heal()
+            raise self.unavailable(lack)
         return queries, queries.soft_delete
 
-    def unavailable(self) -> SoftDeleteUnavailableError:
+    def unavailable(self, lack: Finding | None = None) -> SoftDeleteUnavailableError:
         """Why nothing can be deleted or restored now."""
         status = self.status
-        why = status.error or "The column 'deletedAt' is not there yet; adding it is tried again and again."
         what = "Soft delete is not available now; nothing was deleted or restored."
+        why, public = (lack.text, lack.public) if lack else (status.error, status.public)
         return SoftDeleteUnavailableError(
-            f"{what} {why}",
-            public=f"{what} {_public(status)}",
+            f"{what} {why or public or ADDING}",
+            public=f"{what} {public or ADDING}",
             state=status.state,
-            reason=status.reason or status.state,
+            reason=(lack.reason if lack else status.reason) or status.state,
         )
+
+    def _heal(self) -> None:
+        """What is refused may work by now: it is looked at, but not for every call."""
+        now = time.monotonic()
+        if now >= self._next_look_at:
+            self._next_look_at = now + MigrationBudgets().refused_look_s
+            self._look_again()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -79,9 +95,9 @@ class TableShape:
         except MissingColumnError as error:
             self._report_mismatch()
             if self.status.without_table:
-                what = "There is no table of environments now."
-                public = f"{what} {_public(self.status)}"
-                raise DatabaseUnavailableError(self.status.error or what, public=public) from error
+                status = self.status
+                why = status.public or "There is no table of environments yet: it is being made."
+                raise DatabaseUnavailableError(status.error or why, public=why) from error
             again = "Its schema is being inspected again; nothing was stored: try again."
             raise SoftDeleteUnavailableError(
                 f"The table has been changed ({error}). {again}",
@@ -92,19 +108,3 @@ class TableShape:
     def _note_reachable(self, reachable: bool) -> None:
         if reachable == (self.status.reason == UNREACHABLE):
             self._look_again()
-
-
-_REASONS: dict[Reason, str] = {
-    "forbidden": "The service lacks a right on the database.",
-    "unsupported": "The table is of a kind that the service cannot change.",
-    "read-only": "The database only reads.",
-    "lost": "It was changed while the service was running.",
-    "unavailable": "The database cannot be reached.",
-    "row-security": "Row level security hides its rows from the service.",
-}
-
-
-def _public(status: SchemaStatus) -> str:
-    """Why, without the role names and the SQL of `status.error`: those are in the log and in the action `schema`."""
-    why = "The migration has not finished." if status.reason is None else _REASONS.get(status.reason, "It failed.")
-    return f"{why} The action 'schema' says more."

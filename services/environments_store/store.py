@@ -51,6 +51,8 @@ __all__ = ["Store"]
 
 _UNTRANSLATABLE = "22P05"
 """A character that the encoding of the database does not have."""
+_OF_ANOTHER_TYPE = "22000"
+"""What the driver says to a uuid that the type of `id` cannot hold, as where that is uuid."""
 _ALREADY_SO = Written(b"", None)
 
 T = TypeVar("T")
@@ -111,13 +113,13 @@ class Store:
         """The live records as a JSON array, by `createdAt, id`. Raises PayloadTooLargeError (413), and
         EnvironmentNotFoundError when the environment to go on after is gone."""
         async with self._seeking(request.after, field="after"):
-            queries = self._shape.queries()
+            queries = self._shape.queries("list")
             return await self._list(queries, queries.listing, request, deleted=False)
 
     async def list_deleted(self, request: ListRequest) -> bytes:
         """The deleted records as a JSON array, by `deletedAt` newest first, `id`. Raises as `list` does."""
         async with self._seeking(request.after, field="after"):
-            queries, soft_delete = self._shape.soft_delete()
+            queries, soft_delete = self._shape.soft_delete("list")
             return await self._list(queries, soft_delete.listing, request, deleted=True)
 
     async def update(
@@ -153,7 +155,7 @@ class Store:
         `force`."""
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
-            queries, soft_delete = self._shape.soft_delete()
+            queries, soft_delete = self._shape.soft_delete("delete")
             statement = queries.delete_any if force else soft_delete.delete
             idle = _FORCED_DELETE if force else _DELETE
             row = await self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle)
@@ -190,7 +192,10 @@ class Store:
             with self._watched():
                 yield
         except DatabaseValueError as error:
-            if uuid is not None and error.sqlstate == _UNTRANSLATABLE and not await self._can_write(uuid):
+            if uuid is not None and (
+                error.sqlstate == _OF_ANOTHER_TYPE
+                or (error.sqlstate == _UNTRANSLATABLE and not await self._can_write(uuid))
+            ):
                 raise EnvironmentNotFoundError(uuid, **data) from error
             raise
 
@@ -261,7 +266,7 @@ class Store:
         return True
 
     async def _insert(self, accepted: AcceptedDocument) -> Row:
-        create = self._shape.queries().create
+        create = self._shape.queries("insert").create
         row = await self._attempt(
             accepted.uuid, "INSERT", lambda: self._database.fetch_one(create, accepted.uuid, accepted.text), _CREATE
         )
@@ -278,7 +283,7 @@ class Store:
     async def _replace(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
         if if_hash is not None:
             return await self._across_changes(lambda: self._swap(accepted, if_hash))
-        return await self._database.fetch_one(self._shape.queries().update, accepted.uuid, accepted.text)
+        return await self._database.fetch_one(self._shape.queries("update").update, accepted.uuid, accepted.text)
 
     async def _delete(self, statement: str, uuid: str, idle: Idle) -> Row | None:
         """Look and delete in one transaction: a row that is gone afterwards would not tell whether it ever was there,
@@ -309,7 +314,7 @@ class Store:
 
     async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
         """Compare and update under a lock of the row; None when there is no live one."""
-        queries = self._shape.queries()
+        queries = self._shape.queries("update")
         async with self._database.transaction() as connection:
             row = await connection.fetch_one(queries.lock, accepted.uuid)
             if row is None:
@@ -322,7 +327,7 @@ class Store:
     async def _mark(self, uuid: str, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
-            _, soft_delete = self._shape.soft_delete()
+            _, soft_delete = self._shape.soft_delete("soft-delete")
             statement, idle = (soft_delete.remove, _REMOVE) if deleted else (soft_delete.restore, _RESTORE)
 
             async def mark() -> Row | None:

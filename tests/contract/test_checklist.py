@@ -33,7 +33,7 @@ async def test_where_all_is_well_each_line_says_so(postgres_database: PostgresDa
     seen = await checklist(postgres_database.url)
     assert not seen.pending
     assert list(states(seen)) == [
-        *("rights", "blockers", "oldest transaction", "disk", "pooler", "row security", "replication"),
+        *("rights", "table", "blockers", "oldest transaction", "disk", "pooler", "row security", "replication"),
         *("old generations", "other programs"),
     ]
     assert set(states(seen).values()) == {"ok"}
@@ -103,7 +103,7 @@ async def test_of_a_file_the_writer_and_the_room_on_the_disk_are_told(tmp_path: 
     url = f"sqlite:///{path}"
     seen = await checklist(url)
     assert seen.pending
-    assert states(seen) == dict.fromkeys(("rights", "blockers", "disk", "old generations"), "ok")
+    assert states(seen) == dict.fromkeys(("rights", "table", "blockers", "disk", "old generations"), "ok")
     assert "MiB free" in messages(seen, "disk")[0]
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")

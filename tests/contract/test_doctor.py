@@ -6,8 +6,8 @@ import pytest
 
 from services.environments_store.database.connect import open_database
 from services.environments_store.operations.doctor import examine
-from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.migrator import migrate_once
+from services.environments_store.schema.status import Finding
 from tests.support.operations import LOGGER, fill
 from tests.support.postgres import PostgresDatabase
 from tests.support.shapes import make_sqlite, postgres_sql
@@ -113,7 +113,7 @@ async def test_other_programs_long_transactions_and_dumps_are_named(postgres_dat
         await other.close()
     assert by_subject["dump"].level == "error"
     assert "pg_dump" in by_subject["other-program"].message
-    assert "disk" not in by_subject, "an empty estimate is no estimate"
+    assert "about 8 kB" in by_subject["disk"].message
 
 
 async def test_without_a_database_the_diagnosis_is_the_missing_table(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ async def test_soft_delete_is_refused_with_the_reason_and_deletes_nothing(bench:
     error = caught.value
     assert (error.code, error.type, error.retryable) == (503, "SOFT_DELETE_UNAVAILABLE", True)
     assert error.data == {"state": "degraded", "reason": bench.status.reason}
-    assert bench.status.error is not None
-    assert bench.status.error in str(error)
+    assert bench.status.public is not None
+    assert bench.status.public in str(error)
     assert await bench.list() == [record]
 
 

@@ -51,8 +51,9 @@ async def test_m01_a_start_on_a_finished_database_costs_one_connection_and_the_c
     ours = [line for line in log.splitlines() if "application=environments-store" in line]
     statements = [line for line in ours if "statement: " in line or "execute " in line]
     assert len({line.partition("[")[2].partition("]")[0] for line in ours}) == 1
-    # Who answers (a pooler has another process id), the two settings of the session, and what the catalog holds.
-    assert len(statements) == 7
+    # Who answers (a pooler has another process id), the two settings of the session, what the catalog holds, and
+    # whether the statements of the service are taken.
+    assert len(statements) == 8
     assert not any(word in line for line in statements for word in (" LOCK", "advisory", "ALTER", "CREATE"))
 
 

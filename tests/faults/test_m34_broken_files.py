@@ -47,7 +47,8 @@ async def serve(path: Path, *, file_limit: int | None = None) -> End:
 
 def assert_served_to_readers(end: End, why: str, refused: str, trash: list[str]) -> None:
     assert (end.code, end.state, end.reason) == (0, "degraded", "read-only")
-    assert why in (end.error or "")
+    assert end.error == "The database only reads now."
+    assert why in " ".join(end.log)
     listed, created, removed = end.answers
     assert LIVE in {record["id"] for record in listed}
     assert created[0] == "DATABASE_READ_ONLY"
@@ -227,7 +228,8 @@ async def assert_no_write(path: Path, why: str, file_limit: int | None = None) -
     before = dump(path)
     end = await serve(path, file_limit=file_limit)
     assert (end.code, end.state, end.reason) == (0, "degraded", "failed")
-    assert why in (end.error or "")
+    assert "The disk of the database" in (end.error or "")
+    assert why in " ".join(end.log)
     listed, created, removed = end.answers
     assert LIVE in {record["id"] for record in listed}
     assert created[0] == "DATABASE_UNAVAILABLE"

@@ -95,13 +95,14 @@ async def serving(
     settings: DatabaseSettings | None = None,
     limits: StoreLimits | None = None,
     node_id: str = "store",
+    create_table: bool = False,
 ) -> AsyncIterator[Serving]:
     """Start the service; it answers calls of its own node when the block begins, and is stopped after it."""
     log, root = _Log(), logging.getLogger()
     level = root.level
     root.addHandler(log)
     root.setLevel(logging.INFO)
-    service = EnvironmentsStore(url, budgets=budgets, settings=settings, limits=limits)
+    service = EnvironmentsStore(url, budgets=budgets, settings=settings, limits=limits, create_table=create_table)
     try:
         async with ServiceBroker(node_id, services=[service]) as broker:
             yield Serving(broker, log.lines)

@@ -57,7 +57,7 @@ class End:
     """How a process ended: the state of its schema when it came so far, and the guide's lines it logged.
 
     `error` is the schema's, or that of a start that failed; `answers` are those to its calls, errors as
-    `[type, message]`.
+    `[type, message]`; `log` is what it logged while it served.
     """
 
     code: int
@@ -68,6 +68,7 @@ class End:
     guide_lines: list[str] = field(default_factory=list)
     statements: int = 0
     answers: list[Any] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
 
 
 class Starters:
@@ -217,6 +218,7 @@ async def _serve_calls(order: dict[str, Any]) -> None:
         error=schema.get("error"),
         guide_lines=service.guide_lines(),
         answers=answers,
+        log=service.lines,
     )
 
 

@@ -35,7 +35,7 @@ SHAPES = {
     ),
     "sqlite without deletedAt": (
         _SQLITE.format(deleted=""),
-        SchemaStatus(state="degraded", dialect="sqlite", reason="read-only", error="The file is read-only."),
+        SchemaStatus(state="degraded", dialect="sqlite", reason="read-only", public="The file is read-only."),
     ),
     "postgresql": (
         _POSTGRESQL.format(json="JSON", deleted=', "deletedAt" TIMESTAMP WITH TIME ZONE DEFAULT NULL'),
@@ -51,7 +51,7 @@ SHAPES = {
     ),
     "postgresql without deletedAt": (
         _POSTGRESQL.format(json="JSON", deleted=""),
-        SchemaStatus(state="degraded", dialect="postgresql", reason="forbidden", error="must be owner of table"),
+        SchemaStatus(state="degraded", dialect="postgresql", reason="forbidden", public="The role is not the owner."),
     ),
 }
 

@@ -14,6 +14,7 @@ from broker import MoleculerError
 from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
 from services.environments_store.commands.options import (
     AsJson,
+    CreateTable,
     DatabaseUrl,
     Level,
     Yes,
@@ -73,14 +74,20 @@ def migrate_plan(database_url: DatabaseUrl = None, as_json: AsJson = False) -> N
 
 
 @app.command("run")
-def migrate_run(database_url: DatabaseUrl = None, log_level: Level = None, as_json: AsJson = False) -> None:
+def migrate_run(
+    create_table: CreateTable = False,
+    database_url: DatabaseUrl = None,
+    log_level: Level = None,
+    as_json: AsJson = False,
+) -> None:
     """Add the column and its index now. Exit code 1 when something is still missing then."""
     config = read_config(database_url=database_url, log_level=log_level)
 
     async def main() -> int:
         with progress() as report:
             url = config.database_url
-            status = await _watched(url, report, lambda: migrate_once(url, logger=logger))
+            work = partial(migrate_once, url, logger=logger, create_table=create_table)
+            status = await _watched(url, report, work)
         show_status(status, as_json)
         return 0 if status.state == "ready" and all(step.state == "done" for step in status.steps) else 1
 

@@ -15,6 +15,7 @@ from services.environments_store.errors import ConfigError, OperationError
 
 __all__ = [
     "AsJson",
+    "CreateTable",
     "DatabaseUrl",
     "Level",
     "Yes",
@@ -30,6 +31,10 @@ DatabaseUrl = Annotated[
 ]
 Level = Annotated[str | None, typer.Option(help="debug, info, warning or error.  [env: LOG_LEVEL]", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
+CreateTable = Annotated[
+    bool,
+    typer.Option("--create-table", help="Make the tables, though another schema has some."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

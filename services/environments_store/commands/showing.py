@@ -8,8 +8,7 @@ from services.environments_store.operations.checks import Check
 from services.environments_store.operations.doctor import Diagnosis
 from services.environments_store.operations.planning import Plan
 from services.environments_store.operations.purge import Forecast
-from services.environments_store.schema.findings import Finding
-from services.environments_store.schema.status import SchemaStatus, Step
+from services.environments_store.schema.status import Finding, SchemaStatus, Step
 
 __all__ = ["show_checklist", "show_checks", "show_diagnosis", "show_forecast", "show_plan", "show_status"]
 

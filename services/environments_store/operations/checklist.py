@@ -5,24 +5,25 @@ from collections.abc import Iterator, Sequence
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.operations.checks import Check
 from services.environments_store.schema.check import Report, Seen, report_of
-from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import quoted
+from services.environments_store.schema.status import Finding
 
 __all__ = ["Checklist", "go_through", "is_checked"]
 
 _SUBJECTS = {
-    "rights": ("forbidden", "unsupported", "rights", "read-only"),
+    "rights": ("forbidden", "rights", "read-only", "column-grants"),
+    "table": ("elsewhere", "unsupported", "no-key", "twin", "inheritance", "unlogged"),
     "blockers": ("blocker", "dump"),
     "oldest transaction": ("old-transaction",),
     "disk": ("disk",),
     "pooler": ("pooler",),
     "row security": ("row-security",),
-    "replication": ("replication",),
+    "replication": ("replication", "replica-identity"),
     "old generations": ("old-generation", "leftover", "jsonb"),
     "other programs": ("other-program",),
 }
-_OF_SQLITE = ("rights", "blockers", "disk", "old generations")
+_OF_SQLITE = ("rights", "table", "blockers", "disk", "old generations")
 
 
 class Checklist(Report, frozen=True, kw_only=True):
@@ -61,12 +62,12 @@ async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Check
 
 def _about_lists(found: Inspection, limits: OperationLimits) -> Iterator[Finding]:
     index = found.list_index
-    large = found.dialect == "postgresql" and found.rows_estimate >= limits.large_table_rows
+    large = found.dialect == "postgresql" and found.rows >= limits.large_table_rows
     if large and (index is None or not index.valid):
         yield Finding(
             level="info",
             subject="list-index",
-            message=f"Each page of live environments sorts about {found.rows_estimate:,} rows.",
+            message=f"Each page of live environments sorts about {found.rows:,} rows.",
             remedy="`environments-store migrate list-index` builds an index for it, which the guide does not know.",
         )
 
@@ -83,28 +84,30 @@ def _check(name: str, found: Inspection, findings: Sequence[Finding]) -> Check:
         levels.add("warning")  # the finding about the index says which right
     if "error" in levels or "warning" in levels:
         return Check(name=name, state="failed" if "error" in levels else "warning", detail="see below")
-    if findings:
-        return Check(name=name, state="ok", detail=" ".join(finding.message for finding in findings))
-    return Check(name=name, state="ok", detail=_all_is_well(name, found))
+    unseen = name == "disk" and found.index is None and not (found.dialect == "sqlite" and findings)
+    detail = " ".join(finding.message for finding in findings) or _all_is_well(name, found)
+    return Check(name=name, state="unknown" if unseen else "ok", detail=detail)
 
 
 def _all_is_well(name: str, found: Inspection) -> str:
     role = quoted(found.role)
+    if name == "table":
+        return "its columns and its key are those that the statements need" if found.kind else "it is made new"
     if found.dialect == "sqlite":
         if name == "old generations":
             return "no copy was left behind; stop every node of the original before the first start"
-        disk = "there is no file yet" if found.kind is None else "it has room for a backup"
-        return {"rights": "the file can be written", "blockers": "nobody writes now", "disk": disk}[name]
+        disk = "it has room for a backup" if found.kind else "there is no file yet"
+        return {"rights": "the file can be written", "blockers": "no other process writes now", "disk": disk}[name]
     if name == "rights":
         owns = "owns the table" if found.can_alter else "does not own the table, which is complete"
         return f"role {role} {owns} and may write" if found.kind else f"role {role} may create the table"
     return {
-        "blockers": "nobody holds the table",
-        "oldest transaction": "none is open for long",
-        "disk": "no index has to be built" if found.index else "an index that is small: the table is, or is new",
+        "blockers": "no other session holds a lock on the table",
+        "oldest transaction": "no transaction is open for long",
+        "disk": "no index has to be built" if found.index else "PostgreSQL does not report how much is free",
         "pooler": "a direct connection",
-        "row security": f"none hides rows from role {role}",
-        "replication": "no standby follows",
-        "old generations": "none is to be seen",
-        "other programs": "none is connected",
+        "row security": f"no policy hides rows from role {role}",
+        "replication": "no standby and no subscriber follows",
+        "old generations": "no session of an older version reads the table",
+        "other programs": "no other program is connected",
     }[name]

@@ -8,10 +8,10 @@ __all__ = ["Check", "all_hold"]
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """`warning`: it holds, and something about it should be known."""
+    """`warning`: it holds, and something about it should be known; `unknown`: it cannot be seen from here."""
 
     name: str
-    state: Literal["ok", "warning", "failed"]
+    state: Literal["ok", "warning", "failed", "unknown"]
     detail: str
 
 

@@ -60,7 +60,7 @@ class Export:
             yield b"".join(lines)
 
     def _query(self, selection: Selection) -> tuple[str, int | None]:
-        queries = self._shape.queries()
+        queries = self._shape.queries("list")
         if selection == "all":
             return choose_transfer(self._shape.status).everything, queries.no_limit
         if selection == "live":

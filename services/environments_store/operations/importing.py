@@ -63,7 +63,7 @@ class Import:
         deleted records without the column.
         """
         tell = on_progress or (lambda phase, lines: None)
-        self._shape.queries()  # raises for a table whose rows nobody can reach
+        self._shape.queries("insert", *(("update",) if self._on_conflict == "replace" else ()))  # raises when it cannot
         await self._check(lines, tell)
         statements = choose_transfer(self._shape.status)
         self._outcomes.clear()

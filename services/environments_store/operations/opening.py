@@ -45,7 +45,7 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
     require_table(seen)
     location, found, _ = seen
     status = status_of(found)
-    if found.row_security and not found.rows_hidden:
+    if found.row_security and not found.without_policy:
         logger.warning(
             "Row level security may hide rows of %s from role %s: what it cannot see is not counted, copied or deleted",
             qualified(found.schema, found.table),
@@ -67,8 +67,8 @@ def require_table(seen: Seen) -> None:
     """Raises DatabaseError, with the name and the place, when there is no table, or none that the role can see."""
     if seen.found.kind is None:
         obstacle = obstacle_to_column(seen.found)
-        if obstacle is not None and (seen.found.no_schema or seen.found.hidden_in is not None):
-            raise DatabaseError(obstacle.message)
+        if obstacle is not None and (seen.found.no_schema or seen.found.hidden_in or seen.found.seen_in):
+            raise DatabaseError(obstacle.text)
         name = seen.found.table if seen.found.dialect == "sqlite" else f"{seen.found.schema}.{seen.found.table}"
         raise DatabaseError(f"There is no table '{name}' in {seen.location.label}.")
 

@@ -5,12 +5,12 @@ import msgspec
 from services.environments_store.database.base import Dialect
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.check import look
-from services.environments_store.schema.findings import Finding, findings_of
 from services.environments_store.schema.index import next_action, size_kilobytes
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, quoted
 from services.environments_store.schema.plan import obstacle_to_column, pending_steps
 from services.environments_store.schema.sql import add_column, create_index
+from services.environments_store.schema.status import Finding
 
 __all__ = ["Plan", "PlannedStep", "plan"]
 
@@ -50,15 +50,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 async def plan(url: str) -> Plan:
     """Look, and change nothing. Raises as `check` does."""
-    location, found, blockers = await look(url)
+    seen = await look(url)
+    location, found, blockers = seen
     return Plan(
         dialect=found.dialect,
         database=location.label,
         table=found.table if found.dialect == "sqlite" else f"{found.schema}.{found.table}",
-        rows_estimate=found.rows_estimate if found.dialect == "postgresql" else -1,
+        rows_estimate=found.rows if found.dialect == "postgresql" else -1,
         steps=_steps(found),
-        blockers=tuple(map(str, blockers)) if not found.soft_delete else (),
-        findings=findings_of(found, blockers),
+        blockers=() if found.has_column else tuple(map(str, blockers)),
+        findings=seen.findings,
         will_not=_will_not(found),
     )
 
@@ -107,7 +108,7 @@ def _statement(name: str, found: Inspection) -> str:
 
 
 def _duration(name: str, found: Inspection) -> str:
-    rows = max(found.rows_estimate, 0)
+    rows = found.rows
     if name == "index":
         if found.dialect == "sqlite":
             return "about 1 s for a million rows"

@@ -183,5 +183,5 @@ class Purge:
 
     @staticmethod
     def _statements(shape: TableShape) -> Purging:
-        shape.soft_delete()  # raises when the column is missing
+        shape.soft_delete("list", "delete", "soft-delete")  # raises when it cannot
         return choose_purging(shape.status)

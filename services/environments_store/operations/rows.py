@@ -11,8 +11,8 @@ from services.environments_store.database.base import Database, Dialect, Row
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import DatabaseError
 from services.environments_store.queries.postgresql import DOCUMENT
-from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.guards import read_guards, read_holders
+from services.environments_store.schema.status import Finding
 from services.environments_store.shape import TableShape
 
 __all__ = ["look_at_documents", "look_at_guards", "look_at_rows"]
@@ -28,6 +28,7 @@ class _Question(NamedTuple):
     level: Literal["error", "warning", "info"] = "warning"
 
 
+_ID = "CAST(id AS text) AS id"
 _DIFFER = "UPDATE the wrong one of the three by hand, once it is known which environment it is."
 _BOTH = (
     _Question(
@@ -39,7 +40,7 @@ _BOTH = (
     ),
     _Question(
         "uuid",
-        '"environmentUuid" <> id',
+        'CAST("environmentUuid" AS text) <> CAST(id AS text)',
         "have another environmentUuid than id. They are found by either, and listed by id",
         _DIFFER,
     ),
@@ -100,6 +101,16 @@ _LITE_DELETED = (
 )
 
 
+_REPEATED = _Question(
+    "duplicate-id",
+    "",
+    "stand in several rows, so that there can be no key: `get` finds any one, and a change is one of all of them",
+    "Look at the rows of each, and delete all but one: SELECT ctid, * FROM environments WHERE id = '…'; and DELETE FROM"
+    " environments WHERE id = '…' AND ctid <> '…'; in SQLite with rowid instead of ctid.",
+    "error",
+)
+
+
 def _questions(dialect: Dialect, soft_delete: bool) -> tuple[_Question, ...]:
     if dialect == "sqlite":
         return (*_BOTH, *_LITE, *(_LITE_DELETED if soft_delete else ()))
@@ -115,7 +126,7 @@ async def look_at_rows(database: Database, shape: TableShape, limits: OperationL
     for number, one in enumerate(questions):
         count = 0 if row is None else int(row[f"n{number}"])
         if count:
-            query = f"SELECT id FROM environments WHERE {one.condition} ORDER BY id LIMIT $1"
+            query = f"SELECT {_ID} FROM environments WHERE {one.condition} ORDER BY 1 LIMIT $1"
             examples = [str(found["id"]) for found in await database.fetch(query, limits.examples) if found["id"]]
             findings.append(_finding(one, count, examples))
     twice = await database.fetch(
@@ -126,6 +137,12 @@ async def look_at_rows(database: Database, shape: TableShape, limits: OperationL
     if twice:
         question = _Question("uuid", "", "stand in several rows as environmentUuid: `get` finds any one", _DIFFER)
         findings.append(_finding(question, len(twice), [str(found["id"]) for found in twice], "uuids"))
+    repeated = await database.fetch(
+        f"SELECT {_ID} FROM environments WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 ORDER BY 1 LIMIT $1",
+        limits.examples,
+    )
+    if repeated:
+        findings.append(_finding(_REPEATED, len(repeated), [str(found["id"]) for found in repeated], "ids"))
     return findings
 
 
@@ -200,7 +217,7 @@ class _Found:
 
 async def _batches(database: Database, shape: TableShape, limits: OperationLimits) -> AsyncGenerator[list[Row]]:
     document = "CAST(environment AS BLOB)" if shape.status.dialect == "sqlite" else DOCUMENT
-    query = f"SELECT id, {document} AS document FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
+    query = f"SELECT {_ID}, {document} AS document FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
     async with database.stream(query, batch=limits.export_batch) as batches:
         async for rows in batches:
             yield list(rows)

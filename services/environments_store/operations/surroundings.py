@@ -6,11 +6,11 @@ from services.environments_store.database.base import Row
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.schema.blockers import Blocker
-from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.index import size_kilobytes
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import quoted
+from services.environments_store.schema.names import counted, quoted
 from services.environments_store.schema.postgres_steps import open_session
+from services.environments_store.schema.status import Finding
 
 __all__ = ["look_around"]
 
@@ -33,7 +33,12 @@ PREPARED = """
 SELECT gid, owner::text AS owner, extract(epoch FROM clock_timestamp() - prepared)::float8 AS age_s
 FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared
 """
-STANDBYS = "SELECT count(*) FROM pg_stat_replication"
+# A walsender of logical replication has a slot of its kind; one in the state of a backup copies the cluster.
+FOLLOWERS = """
+SELECT count(*) FILTER (WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup') AS standbys,
+       count(*) FILTER (WHERE s.slot_type = 'logical') AS subscribers
+FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+"""
 _OLDEST_GENERATION = "jsonb"
 
 
@@ -51,7 +56,7 @@ async def look_around(
                 *_old_transactions(rows, found, limits),
                 *_prepared(await session.fetch(PREPARED), limits),
                 *_disk(found),
-                *_standbys(int(await session.fetch_value(STANDBYS))),
+                *_followers(await session.fetch_one(FOLLOWERS)),
                 *_age(found),
             ]
         finally:
@@ -100,14 +105,14 @@ def _old_transactions(rows: Sequence[Row], found: Inspection, limits: OperationL
                 level="info" if complete else "warning",
                 subject="old-transaction",
                 message=f"A transaction of {_name(row)} is {row['oldest_s']:.0f} s old: an index build waits for it.",
-                remedy="End it before migrating, or let the service wait: nobody else has to.",
+                remedy="End it before migrating, or let the service wait: no other session has to.",
             )
         elif row["hidden"] and not complete:
             yield Finding(
                 level="info",
                 subject="old-transaction",
                 message=f"A transaction of {_name(row)} is open; how old it is, role {quoted(found.role)} may not see.",
-                remedy=f"GRANT pg_read_all_stats TO {quoted(found.role)};",
+                remedy=f"For a superuser: GRANT pg_read_all_stats TO {quoted(found.role)};",
             )
 
 
@@ -118,28 +123,36 @@ def _prepared(rows: Sequence[Row], limits: OperationLimits) -> Iterator[Finding]
                 level="warning",
                 subject="old-transaction",
                 message=f"The prepared transaction '{row['gid']}' of role {quoted(row['owner'])} is"
-                f" {row['age_s']:.0f} s old, and keeps its locks for ever: no session stands behind it.",
+                f" {row['age_s']:.0f} s old, and keeps its locks until it is ended: no session owns it.",
                 remedy=f"COMMIT PREPARED '{row['gid']}'; or ROLLBACK PREPARED '{row['gid']}';",
             )
 
 
 def _disk(found: Inspection) -> Iterator[Finding]:
-    if found.kind == "r" and found.index is None and found.rows_estimate > 0:
+    if found.kind == "r" and found.index is None and found.rows > 0:
         yield Finding(
             level="info",
             subject="disk",
-            message=f"The index will have about {size_kilobytes(found):,} kB, and the build writes it twice.",
-            remedy="See that the disk has more: PostgreSQL does not tell how much is free.",
+            message=f"The index will have about {size_kilobytes(found):,} kB, and the build writes it twice; PostgreSQL"
+            " does not report how much is free.",
+            remedy="See that the disk has more.",
         )
 
 
-def _standbys(count: int) -> Iterator[Finding]:
-    if count:
+def _followers(row: Row | None) -> Iterator[Finding]:
+    if row is not None and row["standbys"]:
         yield Finding(
             level="info",
             subject="replication",
-            message=f"{'A standby follows' if count == 1 else f'{count} standbys follow'} this server: what is long"
-            " queried there holds the new column up there.",
+            message=f"{counted(row['standbys'], 'standby follows', 'standbys follow')} this server: a long query there"
+            " holds the new column up there.",
+        )
+    if row is not None and row["subscribers"]:
+        yield Finding(
+            level="info",
+            subject="replication",
+            message=f"{counted(row['subscribers'], 'subscriber', 'subscribers')} of logical replication connected to"
+            " this server.",
         )
 
 
@@ -154,6 +167,6 @@ def _age(found: Inspection) -> Iterator[Finding]:
 
 
 def _name(row: Row) -> str:
-    sessions = "1 session" if row["sessions"] == 1 else f"{row['sessions']} sessions"
+    sessions = counted(row["sessions"], "session", "sessions")
     where = f" from {row['address']}" if row["address"] else ""
     return f"'{row['application']}' of role {quoted(row['role'])}{where} ({sessions})"

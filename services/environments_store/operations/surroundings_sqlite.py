@@ -8,9 +8,9 @@ import anyio
 
 from services.environments_store.database.failures import StatementFailure, service_error
 from services.environments_store.database.sqlite_connection import close_quietly, connect
-from services.environments_store.schema.findings import Finding
 from services.environments_store.schema.inspect_sqlite import query
 from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.status import Finding
 
 __all__ = ["look_around_file"]
 

@@ -62,7 +62,7 @@ async def _speed(opened: Opened) -> Check:
 
     The planner rightly reads a small table whole; then it is asked what it would do if it could not.
     """
-    _, soft_delete = opened.shape.soft_delete()
+    _, soft_delete = opened.shape.soft_delete("list")
     query = soft_delete.listing.first_light
     used = await _plan_of(opened.database, query, forced=False)
     names = {index.name for index in opened.found.indexes if index.serves}

@@ -30,13 +30,15 @@ DOCUMENT = "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_A
 _PG_DOCUMENT = f"{DOCUMENT} AS environment"
 _PG_DATES_WITHOUT = readable("createdAt", "updatedAt")
 _PG_DATES = readable("createdAt", "updatedAt", "deletedAt")
-_PG_COLUMNS = f'id, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES}'
-_PG_LIGHT = f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES}'
+# Text of any type: one of fixed length would come back with the spaces that fill it.
+_PG_ID = "id::text AS id"
+_PG_COLUMNS = f'{_PG_ID}, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES}'
+_PG_LIGHT = f'{_PG_ID}, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES}'
 _PG_COLUMNS_WITHOUT = (
-    f'id, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT}, NULL::timestamptz AS "deletedAt"'
+    f'{_PG_ID}, {_PG_DOCUMENT}, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT}, NULL::timestamptz AS "deletedAt"'
 )
 _PG_LIGHT_WITHOUT = (
-    f'id, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT},'
+    f'{_PG_ID}, NULL::text AS environment, "environmentUuid", "timestamp", {_PG_DATES_WITHOUT},'
     ' NULL::timestamptz AS "deletedAt"'
 )
 _PG_TRANSACTION = "txid_current() AS transaction"

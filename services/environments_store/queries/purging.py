@@ -38,7 +38,8 @@ class Purging(NamedTuple):
 
 
 _PG_RETURNED = (
-    f'id, NULL::text AS environment, "environmentUuid", "timestamp", {readable("createdAt", "updatedAt", "deletedAt")}'
+    'id::text AS id, NULL::text AS environment, "environmentUuid", "timestamp", '
+    f"{readable('createdAt', 'updatedAt', 'deletedAt')}"
 )
 _DELETED, _OLDEST, _NEWEST = map(nearest_date, ('"deletedAt"', 'min("deletedAt")', 'max("deletedAt")'))
 _LITE_RETURNED = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
@@ -50,12 +51,12 @@ _LITE_UTC = "strftime('%Y-%m-%d %H:%M:%f +00:00', deletedAt)"  # the forms of a 
 
 
 def _postgresql(now: str, kind: str) -> Purging:
-    free = 'SELECT id FROM environments WHERE id = ANY ($2::text[]) AND "deletedAt" < $1 FOR UPDATE SKIP LOCKED'
+    free = 'FROM environments WHERE id = ANY ($2::text[]) AND "deletedAt" < $1 FOR UPDATE SKIP LOCKED'
     return Purging(
         cutoff=f"SELECT {now} - make_interval(days => $1) AS cutoff",
         # A moment travels as text: no driver's date holds them all. Ordered by the date alone, as the index has it.
         candidates=(
-            'SELECT id, "deletedAt"::text AS moment FROM environments'
+            'SELECT id::text AS id, "deletedAt"::text AS moment FROM environments'
             f' WHERE "deletedAt" < $1 AND "deletedAt" >= $2::text::{kind} AND id <> ALL ($3::text[])'
             ' ORDER BY "deletedAt" LIMIT $4'
         ),
@@ -63,10 +64,10 @@ def _postgresql(now: str, kind: str) -> Purging:
         # The date once more outside: whatever the plan does, a row restored meanwhile is kept. Written so that no index
         # can answer it: before ANALYZE has seen a large trash the planner would read all of it each time.
         delete=(
-            f'DELETE FROM environments WHERE id = ANY (ARRAY({free})) AND ("deletedAt" < $1) IS TRUE'
+            f'DELETE FROM environments WHERE id = ANY (ARRAY(SELECT id {free})) AND ("deletedAt" < $1) IS TRUE'
             f" RETURNING {_PG_RETURNED}"
         ),
-        left=free,
+        left=f"SELECT id::text AS id {free}",
         pack_ids=list,
         facts=(
             f"SELECT count(*) AS count, {_OLDEST} AS oldest, {_NEWEST} AS newest"

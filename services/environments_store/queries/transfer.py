@@ -60,13 +60,14 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
         " AS r (id, environment, uuid, stamp, created, updated, deleted) ON CONFLICT (id)"
     )
     dates = readable(*(column.strip('"') for column in columns[4:]))
-    selected = f"id, {DOCUMENT} AS environment, {', '.join(columns[2:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
+    rest = f"{', '.join(columns[2:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
+    selected = f"id::text AS id, {DOCUMENT} AS environment, {rest}"
     assignments = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns[1:])
     return Transfer(
         everything=f'SELECT {selected} FROM environments ORDER BY environments."createdAt", id COLLATE "C" LIMIT $1',
-        existing="SELECT id FROM environments WHERE id = ANY ($1::text[])",
-        insert=f"{insert} DO NOTHING RETURNING id",
-        replace=f"{insert} DO UPDATE SET {assignments} RETURNING id",
+        existing="SELECT id::text AS id FROM environments WHERE id = ANY ($1::text[])",
+        insert=f"{insert} DO NOTHING RETURNING id::text AS id",
+        replace=f"{insert} DO UPDATE SET {assignments} RETURNING id::text AS id",
         pack=lambda rows: tuple(list(column) for column in zip(*rows, strict=True)),
         pack_ids=lambda ids: (list(ids),),
     )

@@ -1,5 +1,6 @@
 """Look at a database and change nothing: what `migrate check` shows."""
 
+from functools import partial
 from typing import NamedTuple
 
 import anyio.to_thread
@@ -10,17 +11,19 @@ from services.environments_store.database.failures import StatementFailure, serv
 from services.environments_store.database.location import Location, read_location
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.blockers import Blocker
-from services.environments_store.schema.findings import Finding, findings_of
+from services.environments_store.schema.findings import findings_of
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import TABLE
 from services.environments_store.schema.plan import status_of
-from services.environments_store.schema.status import Step
+from services.environments_store.schema.status import Finding, Step
+from services.environments_store.schema.trial import try_statements
 
 __all__ = ["Report", "Seen", "check", "look", "report_of"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`database` is the URL without its password; `rows_estimate` is the planner's, -1 when it has none."""
+    """`database` is the URL without its password; `rows_estimate` is the planner's number, or one from the size of the
+    file, and -1 on SQLite."""
 
     dialect: Dialect
     database: str
@@ -42,6 +45,20 @@ class Seen(NamedTuple):
     found: Inspection
     blockers: tuple[Blocker, ...]
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong with the table, and who is in the way of the column."""
+        waits = [
+            Finding(
+                level="warning",
+                subject="blocker",
+                message=f"{blocker}: adding the column has to wait for it.",
+                remedy="End that transaction, or wait: the attempts go on by themselves.",
+            )
+            for blocker in (() if self.found.has_column else self.blockers)
+        ]
+        return (*findings_of(self.found), *waits)
+
 
 async def check(url: str, *, table: str = TABLE) -> Report:
     """Inspect without a lock. Raises ConfigError, DatabaseUnavailableError, and DatabaseError for no database."""
@@ -60,26 +77,31 @@ async def look(url: str, *, table: str = TABLE) -> Seen:
 
 
 def report_of(seen: Seen) -> Report:
-    location, found, blockers = seen
+    location, found, _ = seen
     return Report(
         dialect=found.dialect,
         database=location.label,
         table=found.table if found.dialect == "sqlite" else f"{found.schema}.{found.table}",
-        rows_estimate=found.rows_estimate if found.dialect == "postgresql" else -1,
+        rows_estimate=found.rows if found.dialect == "postgresql" else -1,
         steps=status_of(found).steps,
-        findings=findings_of(found, blockers),
+        findings=seen.findings,
     )
 
 
 async def _look_at_server(url: str, table: str) -> tuple[Inspection, tuple[Blocker, ...]]:
     from services.environments_store.schema.blockers import who_blocks
-    from services.environments_store.schema.inspect_postgres import inspect
-    from services.environments_store.schema.postgres_steps import open_session
+    from services.environments_store.schema.inspect_postgres import inspect, measure
+    from services.environments_store.schema.postgres_steps import explain, open_session
 
-    session = await open_session(url, "check", MigrationBudgets())
+    budgets = MigrationBudgets()
+    session = await open_session(url, "check", budgets)
     try:
         found = await inspect(session, table)
-        return found, await who_blocks(session, found.oid) if found.kind else ()
+        blockers = await who_blocks(session, found.oid) if found.kind else ()
+        found = await try_statements(found, partial(explain, session, budgets))
+        if found.rows_estimate < 0 or found.seen_in:
+            found = await measure(session, found)
+        return found, blockers
     finally:
         await session.close()
 

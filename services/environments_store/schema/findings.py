@@ -1,66 +1,21 @@
-"""What a person should know about a database before and after the migration, each with what to do about it."""
+"""Everything that a look at a database shows and that a person should know, each with what to do about it."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
-
-import msgspec
+from collections.abc import Iterator
 
 from services.environments_store.defaults import MigrationBudgets
-from services.environments_store.schema.blockers import Blocker
+from services.environments_store.schema.faults import faults_of, listed, table_name
 from services.environments_store.schema.index import next_action
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import COLUMN, INDEX, qualified, quoted
-from services.environments_store.schema.plan import obstacle_to_column, read_only_text
+from services.environments_store.schema.names import COLUMN, INDEX, quoted
 from services.environments_store.schema.sql import drop_index, to_timestamptz
+from services.environments_store.schema.status import Finding
 
-__all__ = ["Finding", "findings_of"]
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`error`: the migration cannot go on, or the service cannot work. `warning`: it can, and something is wrong."""
-
-    level: Literal["error", "warning", "info"]
-    subject: str
-    message: str
-    remedy: str | None = None
+__all__ = ["findings_of"]
 
 
-def findings_of(found: Inspection, blockers: Sequence[Blocker] = ()) -> tuple[Finding, ...]:
-    return (*_about_column(found, blockers), *_about_index(found), *_about_access(found), *_about_files(found))
-
-
-def _about_column(found: Inspection, blockers: Sequence[Blocker]) -> Iterator[Finding]:
-    name = qualified(found.schema, found.table)
-    obstacle = obstacle_to_column(found)
-    if obstacle is not None:
-        yield Finding(
-            level="error",
-            subject=obstacle.reason,
-            message=obstacle.message,
-            remedy="`environments-store migrate sql` prints the SQL for the owner of the table.",
-        )
-    for blocker in () if found.soft_delete else blockers:
-        yield Finding(
-            level="warning",
-            subject="blocker",
-            message=f"{blocker}: adding the column has to wait for it.",
-            remedy="End that transaction, or wait: the attempts go on by themselves.",
-        )
-    for twin in found.twins:
-        yield Finding(
-            level="warning",
-            subject="twin",
-            message=f"A column {quoted(twin)} exists, probably from SQL without quotes; it is not used.",
-            remedy=f"Look at it, then: ALTER TABLE {name} DROP COLUMN {quoted(twin)};",
-        )
-    if found.soft_delete and not found.deleted_at_zone:
-        yield Finding(
-            level="info",
-            subject="timestamp",
-            message=f"{quoted(COLUMN)} is a TIMESTAMP without a zone. It is served as UTC, which is what it holds.",
-            remedy=f"To change it: {to_timestamptz(found.schema, found.table)}; then start the service, which builds "
-            "the index again.",
-        )
+def findings_of(found: Inspection) -> tuple[Finding, ...]:
+    """All of them, the one first that weighs most."""
+    return (*faults_of(found), *_about_index(found), *_about_surroundings(found))
 
 
 def _about_index(found: Inspection) -> Iterator[Finding]:
@@ -68,7 +23,7 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
         return
     action = next_action(found, MigrationBudgets())
     if action.kind == "leave":
-        yield Finding(level="warning", subject="index", message=f"There is no index: {action.detail}")
+        yield Finding(level="warning", subject="index", message=f"There is no index: {action.detail}.")
     elif action.kind == "wait":
         yield Finding(
             level="info", subject="index", message=f"{quoted(action.name)} is not valid yet: {action.detail}."
@@ -87,7 +42,7 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
                 subject="index",
                 message=f"{quoted(index.name)} is INVALID: writes pay for it, no read uses it. It is not the service's"
                 " to drop.",
-                remedy=f"When nobody is building it: {drop_index(found.schema, index.name)};",
+                remedy=f"When no session is building it: {drop_index(found.schema, index.name)};",
             )
         if index.on_column and index.unique:
             yield Finding(
@@ -104,33 +59,66 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
         )
 
 
-def _about_access(found: Inspection) -> Iterator[Finding]:
-    name, role = qualified(found.schema, found.table), quoted(found.role)
-    if found.missing_grants:
-        rights = ", ".join(found.missing_grants)
+def _about_surroundings(found: Inspection) -> Iterator[Finding]:
+    """What concerns neither callers nor the migration now."""
+    for twin in found.twins:
         yield Finding(
-            level="error",
-            subject="rights",
-            message=f"Role {role} has no {rights} on {name}.",
-            remedy=f"GRANT {rights} ON {name} TO {role};",
+            level="warning",
+            subject="twin",
+            message=f"A column {quoted(twin)} exists, probably from SQL without quotes; it is not used.",
+            remedy=f"Look at it, then: ALTER TABLE {table_name(found)} DROP COLUMN {quoted(twin)};",
         )
-    if found.soft_delete and not found.writable:
-        sqlite = found.dialect == "sqlite"
+    if found.has_column and not found.deleted_at_zone:
         yield Finding(
-            level="error",
-            subject="read-only",
-            message=read_only_text(found),
-            # What PostgreSQL's text says already.
-            remedy="Let the service's user write the file and its folder." if sqlite else None,
+            level="info",
+            subject="timestamp",
+            message=f"{quoted(COLUMN)} is a TIMESTAMP without a zone. It is served as UTC, which is what it holds.",
+            remedy=f"To change it: {to_timestamptz(found.schema, found.table)}; then start the service, which builds "
+            "the index again.",
         )
-    if found.row_security:
-        how_many, may = ("all", "is") if found.rows_hidden else ("some", "may be")
+    if found.column_grants:
+        when = "lack those on the new column" if found.has_column else "will lack those on the new column"
         yield Finding(
-            level="error" if found.rows_hidden else "warning",
-            subject="row-security",
-            message=f"Row level security hides {how_many} rows of {name} from role {role}: "
-            f"an empty list {may} no empty table.",
-            remedy=f"Add a policy for it, or: ALTER ROLE {role} BYPASSRLS;",
+            level="warning" if found.has_column else "info",
+            subject="column-grants",
+            message=f"Roles that have their rights on {table_name(found)} column by column {when}.",
+            remedy=f"As its owner run{'' if found.has_column else ' after adding it'}: {' '.join(found.column_grants)}",
+        )
+    if found.kind is not None and found.seen_in:
+        empty = found.dialect == "postgresql" and found.size_bytes == 0
+        yield Finding(
+            level="warning" if empty else "info",
+            subject="elsewhere",
+            message=f"There is a table {quoted(found.table)} in schema {listed(found.seen_in)} too; served is"
+            f" {table_name(found)}{', which is empty' if empty else ''}.",
+            remedy=f"If the other one is meant: ALTER ROLE {quoted(found.role)} SET search_path ="
+            f" {quoted(found.seen_in[0])};",
+        )
+    published = found.publication
+    if published.names:
+        yield Finding(
+            level="info" if found.has_column else "warning",
+            subject="replication",
+            message=f"{table_name(found)} is published by {listed(published.names)} (logical replication): subscribers"
+            " need a new column before the publisher has it, or they stop at the next change.",
+            remedy=None
+            if found.has_column
+            else "Run the SQL of `environments-store migrate sql` at every subscriber first, then migrate here.",
+        )
+    if published.subscriptions:
+        yield Finding(
+            level="info" if found.has_column else "warning",
+            subject="replication",
+            message=f"{table_name(found)} is written by the subscription {listed(published.subscriptions)}: a new"
+            " column is added here before it is added at the publisher.",
+        )
+    if found.heirs:
+        yield Finding(
+            level="warning",
+            subject="inheritance",
+            message=f"{table_name(found)} shares rows by inheritance with {listed(found.heirs)}: no key keeps an id"
+            " from being in both.",
+            remedy="Keep environments in one table.",
         )
     if found.pooled:
         yield Finding(
@@ -139,9 +127,6 @@ def _about_access(found: Inspection) -> Iterator[Finding]:
             message="This is a transaction pooler. The migration works through it, without its own timeouts.",
             remedy="For `migrate run`, give the database's direct address.",
         )
-
-
-def _about_files(found: Inspection) -> Iterator[Finding]:
     for leftover in found.leftovers:
         yield Finding(
             level="warning",

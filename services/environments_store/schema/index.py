@@ -43,15 +43,15 @@ def next_action(found: Inspection, budgets: MigrationBudgets) -> IndexAction:
         return IndexAction("leave", detail=_missing_right(found))
     name = free_name(found)
     if FIRST_BROKEN_VERSION <= found.version < FIRST_REPAIRED_VERSION:
-        if found.rows_estimate < budgets.small_table_rows:
+        if found.rows < budgets.small_table_rows:
             return IndexAction("create-blocking", name)
         return IndexAction("leave", detail="PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: update it")
     return IndexAction("create", name)
 
 
 def size_kilobytes(found: Inspection) -> int:
-    """What the index on PostgreSQL will take, by the planner's number of rows."""
-    return max(max(found.rows_estimate, 0) * _BYTES_A_ROW // 1024, _SMALLEST_KILOBYTES)
+    """What the index on PostgreSQL will take, by the number of rows."""
+    return max(found.rows * _BYTES_A_ROW // 1024, _SMALLEST_KILOBYTES)
 
 
 def _is_ours(name: str) -> bool:

@@ -10,7 +10,7 @@ import anyio
 
 from services.environments_store.database.base import Row
 from services.environments_store.database.sqlite_connection import bind, file_failures
-from services.environments_store.schema.inspection import Column, Index, Inspection
+from services.environments_store.schema.inspection import ROW_NUMBER, Column, Index, Inspection
 from services.environments_store.schema.names import COLUMN, INDEX, METADATA_TABLE, TABLE, backup_name, quoted
 
 __all__ = ["inspect", "query"]
@@ -58,7 +58,7 @@ async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, rea
             read_only=bool(reason),
             read_only_reason=reason,
         )
-    columns = await query(connection, path, f"PRAGMA table_info({quoted(table)})")
+    columns = await query(connection, path, f"PRAGMA table_xinfo({quoted(table)})")
     indexes = await _indexes(connection, path, table)
     plain = next((index for index in indexes if index.serves and not index.partial), None)
     return Inspection(
@@ -66,8 +66,8 @@ async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, rea
         schema="main",
         table=table,
         kind="r" if kind == "table" else "v",
-        columns=tuple(Column(_as_we_write_it(row["name"]), row["type"], bool(row["notnull"])) for row in columns),
-        indexes=indexes,
+        columns=tuple(_column(row) for row in columns),
+        indexes=(*indexes, *_row_key(columns)),
         taken_names=frozenset(
             row["name"] for row in objects if row["name"].startswith(INDEX) and row["tbl_name"].lower() != table.lower()
         ),
@@ -77,6 +77,20 @@ async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, rea
         rows_estimate=await _has_rows(connection, path, table),
         has_statistics=plain is None or await _has_statistics(connection, path, plain.name, kinds),
     )
+
+
+def _column(row: Row) -> Column:
+    generated = {2: "virtual", 3: "stored"}.get(row["hidden"], "")
+    filled = row["dflt_value"] is not None or bool(generated)
+    return Column(_as_we_write_it(row["name"]), row["type"], bool(row["notnull"]), filled, generated)
+
+
+def _row_key(columns: Sequence[Row]) -> tuple[Index, ...]:
+    """An INTEGER PRIMARY KEY, which is the number of the row itself, and has no index of its own."""
+    keys = [row for row in columns if row["pk"]]
+    if len(keys) != 1 or keys[0]["name"].lower() != "id" or keys[0]["type"].upper() != "INTEGER":
+        return ()
+    return (Index(name=ROW_NUMBER, first_column="id", unique=True, key=True, primary=True),)
 
 
 async def _indexes(connection: aiosqlite.Connection, path: Path, table: str) -> tuple[Index, ...]:
@@ -92,6 +106,8 @@ async def _indexes(connection: aiosqlite.Connection, path: Path, table: str) -> 
                 unique=bool(row["unique"]),
                 partial=bool(row["partial"]),
                 narrowed=bool(row["partial"]) and _narrows(text[0]["sql"] if text else ""),
+                key=bool(row["unique"]) and not row["partial"] and len(columns) == 1 and (first or "").lower() == "id",
+                primary=row["origin"] == "pk",
             )
         )
     return tuple(indexes)

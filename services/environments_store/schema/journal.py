@@ -7,9 +7,10 @@ import msgspec
 
 from services.environments_store.database.base import Dialect
 from services.environments_store.schema import messages
+from services.environments_store.schema.findings import findings_of
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.plan import Obstacle, grants_text, hidden_text, read_only_text, status_of
-from services.environments_store.schema.status import UNREACHABLE, SchemaStatus
+from services.environments_store.schema.plan import status_of
+from services.environments_store.schema.status import UNREACHABLE, Finding, SchemaStatus
 
 __all__ = ["Journal"]
 
@@ -26,11 +27,12 @@ class Journal:
         self._had_column = False
         self._announced = False
         self._added = False
-        self._problem: Obstacle | None = None
+        self._problem: Finding | None = None
         self._told_failure: str | None = None
         self._details: dict[str, str] = {}
         self._running: str | None = None
         self._warned: set[str] = set()
+        self._told_findings: set[str] = set()
 
     @property
     def had_column(self) -> bool:
@@ -38,18 +40,25 @@ class Journal:
         return self._had_column or self.lost
 
     @property
+    def last(self) -> Inspection | None:
+        """The last inspection."""
+        return self._found
+
+    @property
     def inspected(self) -> bool:
         """Whether there was any inspection yet."""
         return self._found is not None
 
     def found(self, found: Inspection) -> None:
-        """Take a new inspection in."""
+        """Take a new inspection in. One that has tried no statement leaves what the last such one has met."""
+        if found.refusals is None and self._found is not None:
+            found = msgspec.structs.replace(found, refusals=self._found.refusals)
         self._found = found
         if UNREACHABLE in self._warned:
             self.forget(UNREACHABLE)
             self._logger.info(messages.REACHABLE)
         self.forget("crowded")
-        self._warn_of_oddities(found)
+        self._warn_of_findings(found)
         if found.soft_delete:
             self._note_column(found)
         elif self._had_column and found.deleted_at is None:
@@ -69,9 +78,9 @@ class Journal:
         """The statement that adds the column was committed; the next inspection has the last word."""
         self._added = True
 
-    def trouble(self, obstacle: Obstacle) -> None:
+    def trouble(self, problem: Finding) -> None:
         """An attempt failed for a reason that an inspection does not show."""
-        self._problem = obstacle
+        self._problem = problem
         self._update()
 
     def blocked(self, detail: str) -> None:
@@ -114,26 +123,26 @@ class Journal:
     def unavailable(self, text: str) -> None:
         """No connection for the migration. What queries may name stays as it was known."""
         self.warn(UNREACHABLE, messages.UNREACHABLE.format(text))
-        self._publish(msgspec.structs.replace(self.status, state="degraded", reason=UNREACHABLE, error=text))
+        away = {"error": text, "public": messages.AWAY}
+        self._publish(msgspec.structs.replace(self.status, state="degraded", reason=UNREACHABLE, **away))
 
     def crowded(self, text: str) -> None:
         """No connection for the migration, as calls use all there are: they are answered, so the state stays."""
         self.warn("crowded", f"The schema was not looked at, and counts as unchanged: {text}")
 
-    def _warn_of_oddities(self, found: Inspection) -> None:
-        for twin in found.twins:
-            text = f'A column "{twin}" exists, probably from SQL without quotes; it is not used'
-            self.warn(f"twin {twin}", text)
-        if not found.missing_grants:
-            self.forget("grants")
-        else:
-            self.warn("grants", grants_text(found))
-        if not found.row_security:
-            self.forget("row-security")
-        elif found.rows_hidden:
-            self.warn("row-security", hidden_text(found))
-        else:
-            self.warn("row-security", "Row level security decides which environments this role sees and changes")
+    def _warn_of_findings(self, found: Inspection) -> None:
+        """Of what concerns callers, and of columns that look like ours, once; what keeps the column away is told by
+        `missed`."""
+        told = {
+            one.text
+            for one in findings_of(found)
+            if (one.reason is not None or one.subject == "twin") and (found.has_column or "migrate" not in one.takes)
+        }
+        for text in self._told_findings - told:
+            self.forget(text)
+        for text in told:
+            self.warn(text, text)
+        self._told_findings = told
 
     def _note_column(self, found: Inspection) -> None:
         if not self._had_column:
@@ -143,10 +152,6 @@ class Journal:
         self._had_column, self.lost, self._added, self._announced = True, False, False, False
         self._problem, self._told_failure = None, None
         self._details.pop("column", None)
-        if not found.writable:
-            self.warn("read-only", f"{read_only_text(found)} Writes are refused until it can be written again")
-        else:
-            self.forget("read-only")
 
     def _update(self) -> None:
         if self._found is None:

@@ -3,6 +3,7 @@
 __all__ = [
     "ADDED",
     "ADDING",
+    "AWAY",
     "EXISTS",
     "FAILED",
     "INDEX_ADDED",
@@ -21,5 +22,6 @@ INDEX_ADDING = "🔄 Creating index on deletedAt column"
 INDEX_ADDED = "✅ deletedAt index created successfully"
 INDEX_FAILED = "❌ Failed to create deletedAt index: %s"
 
+AWAY = "The database cannot be reached now."
 UNREACHABLE = "The database cannot be reached: {}. It is tried again until it answers"
 REACHABLE = "The database can be reached again"

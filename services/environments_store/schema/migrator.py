@@ -29,6 +29,8 @@ class Migration(Protocol):
 class Migrator:
     """`prepare` before serving, then `run` in the background for as long as the service lives.
 
+    A table that is missing where PostgreSQL looks for it, and lies in another schema, is made only with `create_table`.
+
     `database` is told to forget what it knew of the table whenever the column came or changed; the migration itself
     uses connections of its own, which no caller of the service waits for.
     """
@@ -42,6 +44,7 @@ class Migrator:
         logger: logging.Logger,
         budgets: MigrationBudgets | None = None,
         table: str = TABLE,
+        create_table: bool = False,
     ) -> None:
         location = read_location(url)
         self._database = database
@@ -49,10 +52,10 @@ class Migrator:
         self._random = random.Random()  # jitter between nodes, no secret
         self._logger = logger
         self._journal = Journal(location.dialect, logger)
-        self._migration = self._choose(url, node_id, table)
+        self._migration = self._choose(url, node_id, table, create_table)
         self._wake = anyio.Event()
         self._looked: anyio.Event | None = None
-        self._queried = (False, True, True)
+        self._queried: tuple[object, ...] = (False, True, True, None)
         self._mismatch = False
 
     @property
@@ -150,7 +153,7 @@ class Migrator:
         if self._looked is not None:
             await self._looked.wait()
 
-    def _choose(self, url: str, node_id: str, table: str) -> Migration:
+    def _choose(self, url: str, node_id: str, table: str, create_table: bool) -> Migration:
         location = read_location(url)
         if location.dialect == "sqlite":
             from services.environments_store.schema.sqlite_migration import SqliteMigration
@@ -158,7 +161,8 @@ class Migrator:
             return SqliteMigration(location, table, self._budgets, self._journal, self._random)
         from services.environments_store.schema.postgres_migration import PostgresMigration
 
-        return PostgresMigration(url, table, node_id, self._budgets, self._journal, self._random)
+        what = (url, table, node_id, self._budgets, self._journal, self._random)
+        return PostgresMigration(*what, create_table=create_table)
 
     async def _cycle(self) -> float:
         pause_s = self._budgets.reinspect_s
@@ -191,12 +195,15 @@ class Migrator:
 
     def _tell_missing(self) -> None:
         status = self.status
-        if not status.soft_delete and status.reason not in ("lost", "unavailable"):
+        missing = any(step.name == "column" and step.state != "done" for step in status.steps)
+        if missing and status.reason not in ("lost", "unavailable"):
             text = status.error or "The attempts go on in the background."
             self._journal.missed(status.reason or "waiting", text)
 
     async def _refresh(self) -> None:
-        queried = (self.status.soft_delete, self.status.deleted_at_zone, self.status.writable)
+        status = self.status
+        # A connection keeps what its role had set when it was made.
+        queried = (status.soft_delete, status.deleted_at_zone, status.writable, status.reason)
         changed, self._queried = self._mismatch or queried != self._queried, queried
         self._mismatch = False
         if changed and self._database is not None:
@@ -204,9 +211,14 @@ class Migrator:
 
 
 async def migrate_once(
-    url: str, *, logger: logging.Logger, node_id: str = "migrate", budgets: MigrationBudgets | None = None
+    url: str,
+    *,
+    logger: logging.Logger,
+    node_id: str = "migrate",
+    budgets: MigrationBudgets | None = None,
+    create_table: bool = False,
 ) -> SchemaStatus:
     """Everything in the foreground: what `migrate run` does. Raises as `Migrator.prepare` does."""
-    migrator = Migrator(url, None, node_id=node_id, logger=logger, budgets=budgets)
+    migrator = Migrator(url, None, node_id=node_id, logger=logger, budgets=budgets, create_table=create_table)
     await migrator.prepare()
     return await migrator.complete()

@@ -8,6 +8,7 @@ __all__ = [
     "METADATA_TABLE",
     "TABLE",
     "backup_name",
+    "counted",
     "qualified",
     "quoted",
 ]
@@ -25,6 +26,11 @@ BASE_COLUMNS = ("id", "environment", "environmentUuid", "timestamp", "createdAt"
 def quoted(name: str) -> str:
     """An identifier for SQL, in both dialects."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 environment`, `2 environments`, with a comma for each thousand."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def qualified(schema: str, name: str) -> str:

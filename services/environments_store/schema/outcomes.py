@@ -4,7 +4,7 @@ from typing import Literal
 
 from services.environments_store.database.failures import CROWDED, StatementFailure
 
-__all__ = ["Outcome", "outcome_of"]
+__all__ = ["Outcome", "outcome_of", "public_words"]
 
 Outcome = Literal[
     "blocked", "peer", "forbidden", "read-only", "exhausted", "crowded", "unsupported", "lost", "collided", "failed"
@@ -45,6 +45,19 @@ SQLITE_OUTCOMES: tuple[tuple[str, Outcome], ...] = (
     ("SQLITE_IOERR", "exhausted"),
     ("SQLITE_NOMEM", "exhausted"),
 )
+
+
+PUBLIC: tuple[tuple[str, str], ...] = (
+    ("53100", "The disk of the database is full."),
+    ("SQLITE_FULL", "The disk of the database is full."),
+    ("SQLITE_IOERR", "The disk of the database reports an error."),
+    ("54011", "The table has as many columns as there can be."),
+)
+
+
+def public_words(failure: StatementFailure) -> str | None:
+    """What callers may be told of it, without names or SQL."""
+    return next((text for state, text in PUBLIC if (failure.sqlstate or "").startswith(state)), None)
 
 
 def outcome_of(failure: StatementFailure) -> Outcome:

@@ -5,8 +5,10 @@ import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
+import msgspec
 
 from services.environments_store.database.base import Dialect
 from services.environments_store.database.failures import StatementFailure
@@ -17,18 +19,20 @@ from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.ladder import Ladder
-from services.environments_store.schema.outcomes import outcome_of
-from services.environments_store.schema.plan import Obstacle, obstacle_to_column, pending_steps
+from services.environments_store.schema.outcomes import outcome_of, public_words
+from services.environments_store.schema.plan import obstacle_to_column, pending_steps, trouble
 from services.environments_store.schema.postgres_index import IndexBuilder
 from services.environments_store.schema.postgres_steps import (
     MigrationLock,
     SessionLock,
     add_the_column,
     create_the_tables,
+    explain,
     lock_key,
     migration_lock,
     open_session,
 )
+from services.environments_store.schema.trial import try_statements
 
 __all__ = ["PostgresMigration"]
 
@@ -39,8 +43,17 @@ class PostgresMigration:
     dialect: Dialect = "postgresql"
 
     def __init__(
-        self, url: str, table: str, node_id: str, budgets: MigrationBudgets, journal: Journal, source: random.Random
+        self,
+        url: str,
+        table: str,
+        node_id: str,
+        budgets: MigrationBudgets,
+        journal: Journal,
+        source: random.Random,
+        *,
+        create_table: bool = False,
     ) -> None:
+        self._create_table = create_table
         self._url = url
         self._table = table
         self._node_id = node_id
@@ -103,6 +116,10 @@ class PostgresMigration:
 
     async def _look(self, session: PostgresSession) -> Inspection:
         found = await inspect(session, self._table)
+        if self._create_table and found.kind is None:
+            found = msgspec.structs.replace(found, seen_in=())
+        if self._is_settled(found):
+            found = await try_statements(found, partial(explain, session, self._budgets), self._journal.last)
         self._journal.found(found)
         if found.soft_delete:
             self._ladder.reset()
@@ -178,13 +195,15 @@ class PostgresMigration:
                 await self._tell_blockers(session, found)
                 return self._ladder.pause_s()
             case "forbidden":
-                self._journal.trouble(Obstacle("forbidden", _needs_person(failure)))
+                self._journal.trouble(trouble("forbidden", _needs_person(failure)))
             case "unsupported":
-                self._journal.trouble(Obstacle("unsupported", _needs_person(failure)))
+                self._journal.trouble(trouble("unsupported", _needs_person(failure), public_words(failure)))
             case "read-only":
-                self._journal.trouble(Obstacle("read-only", f"The database only reads now: {failure.message}"))
+                text = f"The database only reads now: {failure.message}"
+                self._journal.trouble(trouble("read-only", text, "The database only reads now."))
             case _:
-                self._journal.trouble(Obstacle("failed", f"The column could not be added: {failure.message}"))
+                text = f"The column could not be added: {failure.message}"
+                self._journal.trouble(trouble("failed", text, public_words(failure)))
         return self._budgets.sleep_max_s
 
     async def _tell_blockers(self, session: PostgresSession, found: Inspection) -> None:

@@ -1,11 +1,15 @@
 """The migration as SQL for a person: the guide's manual statements, with what they need to be safe."""
 
+from collections.abc import Sequence
+
 from services.environments_store.database.base import Dialect
 from services.environments_store.schema.names import COLUMN, INDEX, LIST_INDEX, TABLE, qualified, quoted
 
 __all__ = [
     "TIMEOUTS",
     "add_column",
+    "add_key",
+    "column_grants",
     "create_index",
     "create_list_index",
     "create_tables",
@@ -25,6 +29,7 @@ CREATE_METADATA = (
 )
 TIMEOUTS = "SET lock_timeout = '250ms'; SET statement_timeout = '5s';"
 """Before a statement that locks everybody out: they queue behind its wait, so it must not wait long."""
+KEY = "environments_id_key"
 MOMENTS: dict[Dialect, str] = {"postgresql": "TIMESTAMP WITH TIME ZONE", "sqlite": "DATETIME"}
 
 POSTGRES_SCRIPT = """\
@@ -38,7 +43,11 @@ POSTGRES_SCRIPT = """\
 {timeouts}
 {add_column};
 
--- 2. The index, built while everybody works. It waits for transactions that are older, so no timeout may end it.
+-- 2. Rights. Roles that have theirs column by column have none on the new one, so that the service could read, but not
+--    delete softly. What this prints, run; no row means that there is no such role.
+{column_grants};
+
+-- 3. The index, built while everybody works. It waits for transactions that are older, so no timeout may end it.
 SET lock_timeout = 0;
 SET statement_timeout = 0;
 --    An interrupted build leaves an INVALID index, which IF NOT EXISTS takes for a good one. When this shows a row:
@@ -48,15 +57,27 @@ SELECT indexrelid::regclass AS invalid_index FROM pg_index WHERE indrelid = '{ta
 -- squawk-ignore prefer-robust-stmts
 {create_index};
 
--- 3. Statistics of the new column; before them the planner believes that nearly every row is deleted.
+-- 4. Statistics of the new column; before them the planner believes that nearly every row is deleted.
 ANALYZE {table} ({column});
 
--- 4. Look: one row, of type timestamp with time zone, and one row with valid = t.
+-- 5. Look: one row, of type timestamp with time zone, and one row with valid = t.
 SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
 WHERE attrelid = '{table}'::regclass AND attname = '{name}' AND NOT attisdropped;
 SELECT indexrelid::regclass AS index, indisvalid AND indisready AS valid FROM pg_index
 WHERE indrelid = '{table}'::regclass AND indexrelid::regclass::text LIKE '%{index}%';
 """
+
+# The grants that a role has on "updatedAt", which the service reads, inserts and updates, and lacks on the new column.
+COLUMN_GRANTS = """\
+SELECT format('GRANT %s ON %s TO %s;',
+              string_agg(format('%s (%I)', privilege_type, '{name}'), ', ' ORDER BY privilege_type),
+              '{table}'::regclass, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END) AS column_grants
+FROM (SELECT grantee, privilege_type FROM pg_attribute, aclexplode(attacl)
+      WHERE attrelid = '{table}'::regclass AND attname = 'updatedAt'
+      EXCEPT SELECT grantee, privilege_type FROM pg_attribute, aclexplode(attacl)
+      WHERE attrelid = '{table}'::regclass AND attname = '{name}') AS lacking
+WHERE grantee = 0 OR NOT has_table_privilege(grantee, '{table}'::regclass, privilege_type)
+GROUP BY grantee ORDER BY grantee"""
 
 SQLITE_SCRIPT = """\
 -- Adds the {column} column and its index to {table}. Existing rows stay as they are; all of them count as live.
@@ -105,6 +126,23 @@ def create_index(
     return f"CREATE INDEX {'CONCURRENTLY ' if concurrently else ''}{quoted(name)} {on}"
 
 
+def add_key(dialect: Dialect, schema: str, table: str, *, primary: bool, instead_of: Sequence[str] = ()) -> str:
+    """A key on `id`, built while everything works: with `primary` the primary one. ON CONFLICT takes none beside a
+    deferrable one: it comes `instead_of` those."""
+    on = _name(dialect, schema, table)
+    if dialect == "sqlite":
+        return f'CREATE UNIQUE INDEX "{KEY}" ON {on} ("id")'
+    changes = [f"DROP CONSTRAINT {quoted(name)}" for name in instead_of]
+    changes += [f'ADD PRIMARY KEY USING INDEX "{KEY}"'] if primary else []
+    index = f'CREATE UNIQUE INDEX CONCURRENTLY "{KEY}" ON {on} ("id")'
+    return f"{index}; ALTER TABLE {on} {', '.join(changes)}" if changes else index
+
+
+def column_grants(table: str) -> str:
+    """A query for the GRANTs on the column that roles lack. `table` is a name for SQL, or an oid."""
+    return COLUMN_GRANTS.format(table=table.replace("'", "''"), name=COLUMN)
+
+
 def create_list_index(dialect: Dialect, schema: str = "public", table: str = TABLE) -> str:
     """An index in the order of the list of live environments, so that a page of it is read and not sorted. Of all rows:
     neither deleting softly nor a rollback touches it."""
@@ -137,6 +175,7 @@ def script(dialect: Dialect, schema: str = "public") -> str:
         add_column=add_column(dialect, schema),
         create_index=create_index(dialect, schema),
         drop_index=drop_index(schema),
+        column_grants=column_grants(_name(dialect, schema, TABLE)),
     )
 
 

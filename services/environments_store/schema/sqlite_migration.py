@@ -23,8 +23,8 @@ from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.leftovers import Footprint, footprint
 from services.environments_store.schema.names import quoted
-from services.environments_store.schema.outcomes import outcome_of
-from services.environments_store.schema.plan import Obstacle, obstacle_to_column, pending_steps
+from services.environments_store.schema.outcomes import outcome_of, public_words
+from services.environments_store.schema.plan import obstacle_to_column, pending_steps, trouble
 from services.environments_store.schema.sqlite_steps import bring_up_to_date
 
 __all__ = ["SqliteMigration"]
@@ -171,11 +171,11 @@ class SqliteMigration:
     def _after(self, failure: StatementFailure) -> float:
         match outcome_of(failure):
             case "read-only":
-                self._journal.trouble(Obstacle("read-only", failure.message))
+                self._journal.trouble(trouble("read-only", failure.message, "The database only reads now."))
             case "lost":
                 raise failure
             case _:
-                self._journal.trouble(Obstacle("failed", failure.message))
+                self._journal.trouble(trouble("failed", failure.message, public_words(failure)))
         return self._budgets.sleep_max_s
 
 

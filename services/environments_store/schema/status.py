@@ -6,10 +6,56 @@ import msgspec
 
 from services.environments_store.database.base import Dialect
 
+__all__ = ["ACTIONS", "UNREACHABLE", "Capability", "Finding", "Reason", "SchemaStatus", "State", "Step"]
+
 State = Literal["ready", "migrating", "degraded"]
-Reason = Literal["forbidden", "unsupported", "read-only", "lost", "unavailable", "failed", "row-security"]
+Reason = Literal[
+    "forbidden",
+    "unsupported",
+    "read-only",
+    "lost",
+    "unavailable",
+    "failed",
+    "row-security",
+    "elsewhere",
+    "no-key",
+    "replica-identity",
+    "unlogged",
+]
+Capability = Literal["migrate", "read", "list", "insert", "update", "soft-delete", "delete"]
+"""What the migration needs of the table, and what the actions need, each of which reads: `ACTIONS` names them."""
+ACTIONS: dict[Capability, tuple[str, ...]] = {
+    "read": ("every action",),
+    "list": ("list", "listDeleted", "export", "purge"),
+    "insert": ("create", "import"),
+    "update": ("update",),
+    "soft-delete": ("remove", "restore", "purge"),  # a purge locks rows as an update does
+    "delete": ("permanentDelete", "purge"),
+}
 
 UNREACHABLE: Reason = "unavailable"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that was seen: what it takes away, and what to do about it.
+
+    `error`: the migration cannot go on, or the service cannot do all of its work; `warning`: it can, and something is
+    wrong. `message` and `remedy` are for those who run the service, with roles and SQL. What concerns callers too has a
+    `reason`, and `public`, the short form without either.
+    """
+
+    level: Literal["error", "warning", "info"]
+    subject: str
+    message: str
+    remedy: str | None = None
+    reason: Reason | None = None
+    public: str = ""
+    takes: tuple[Capability, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it in one line, for a log and for the error of a command."""
+        return f"{self.message} {self.remedy}" if self.remedy else self.message
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,10 +69,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of the schema after the last inspection.
 
-    `ready`: the column is there (the index may still be pending). `migrating`: attempts to add it go on. `degraded`:
-    it is missing and cannot be added now, for the `reason`; `error` says why in words, with the SQL a person can run.
-    A database that only reads is `degraded` with `read-only`, also when the column is there: see `soft_delete`. So is
-    one whose rows the role has no right to, with `forbidden`.
+    `ready`: the column is there (the index may still be pending), and nothing keeps an action from its work.
+    `migrating`: attempts to add it go on. `degraded`: it is missing and cannot be added now, or an action does not
+    work, for the `reason`; `error` says why in words, with the SQL a person can run, and `public` without. A database
+    that only reads is `degraded` with `read-only`, also when the column is there: see `soft_delete`.
     """
 
     state: State
@@ -34,10 +80,11 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     steps: tuple[Step, ...] = ()
     reason: Reason | None = None
     error: str | None = None
+    public: str | None = None
+    findings: tuple[Finding, ...] = ()
+    """Those that concern callers, the weightiest first."""
     soft_delete: bool = False
     """Whether `deletedAt` is there and may be named by queries."""
-    readable: bool = True
-    """False while row level security hides every row: an empty answer would look like an empty store."""
     writable: bool = True
     """False on a standby, a read-only server, file or folder."""
     dated: bool = True
@@ -49,3 +96,10 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def without_table(self) -> bool:
         """Whether there was no table at all."""
         return any(step.name == "table" and step.state != "done" for step in self.steps)
+
+    def lack(self, *needed: Capability) -> Finding | None:
+        """What keeps an action from its work. A database that only reads says so itself, and at once when it no longer
+        does: that is not foreseen."""
+        return next(
+            (one for one in self.findings if one.reason != "read-only" and not set(needed).isdisjoint(one.takes)), None
+        )

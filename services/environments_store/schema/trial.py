@@ -1,0 +1,68 @@
+"""Whether PostgreSQL takes the statements of the service: it is asked to plan each of them, and runs none.
+
+The catalog shows what is known to keep a statement from its work, and why. Whatever else there may be shows here,
+before a caller meets it. Not on SQLite, whose EXPLAIN may crash while another process changes the schema (3.40.1).
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+
+from services.environments_store.aliases import ALL as ALL_ALIASES
+from services.environments_store.database.failures import StatementFailure
+from services.environments_store.queries import Queries, choose
+from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.plan import status_of
+from services.environments_store.schema.status import Capability
+
+__all__ = ["try_statements"]
+
+Explain = Callable[[tuple[str, ...]], Awaitable[None]]
+PLACEHOLDER = re.compile(r"\$\d")
+LOCKED = "locked"
+
+
+async def try_statements(found: Inspection, explain: Explain, before: Inspection | None = None) -> Inspection:
+    """What was found, with what the database says to the statements that fit it.
+
+    `explain` raises StatementFailure. What cannot be told now, as the table is locked, counts as it did `before`.
+    """
+    if found.kind is None or found.missing_columns:
+        return found
+    statements = [
+        (capability, tuple(PLACEHOLDER.sub("NULL", one) for one in needed))
+        for capability, needed in _statements(choose(status_of(found)))
+        if not found.standby or capability in ("read", "list")
+    ]
+    refusals: dict[Capability, str] = {}
+    said = await _said(explain, tuple(one for _, needed in statements for one in needed))
+    if said == LOCKED:
+        return msgspec.structs.replace(found, refusals=before and before.refusals)
+    for capability, needed in statements if said else ():
+        if (said := await _said(explain, needed)) is not None:
+            refusals[capability] = said
+    return msgspec.structs.replace(found, refusals=refusals)
+
+
+async def _said(explain: Explain, statements: tuple[str, ...]) -> str | None:
+    """Nothing for statements that are taken."""
+    try:
+        await explain(statements)
+    except StatementFailure as failure:
+        outcome = outcome_of(failure)
+        if outcome == "lost":
+            raise
+        return LOCKED if outcome == "blocked" else None if outcome == "read-only" else failure.message
+    return None
+
+
+def _statements(queries: Queries) -> Iterator[tuple[Capability, tuple[str, ...]]]:
+    yield "read", (queries.get, queries.get_by_environment_uuid, ALL_ALIASES, queries.stats)
+    yield "list", queries.listing.after
+    yield "insert", (queries.create,)
+    yield "update", (queries.update,)
+    if queries.soft_delete is not None:
+        yield "soft-delete", (queries.soft_delete.remove, queries.soft_delete.restore)
+    yield "delete", (queries.delete_any,)
