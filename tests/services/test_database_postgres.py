@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import pytest
 
+from services.environments_store.database.failures import service_errors
 from services.environments_store.database.postgres import PostgresDatabase
-from services.environments_store.database.postgres_session import PostgresSession, _name_left_out
+from services.environments_store.database.postgres_session import PostgresSession, _name_left_out, driver_failures
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import (
     DatabaseError,
@@ -464,3 +466,10 @@ async def test_no_exception_of_the_driver_escapes(
     with pytest.raises((DatabaseError, DatabaseRefusedError, DatabaseUnavailableError)):
         await database.fetch(query, *arguments)
     assert await database.fetch("SELECT id FROM items") == []
+
+
+@pytest.mark.parametrize("kind", [asyncpg.InternalClientError, asyncpg.InterfaceError])
+async def test_the_driver_s_words_about_its_own_states_reach_no_caller(kind: type[Exception]) -> None:
+    with pytest.raises(DatabaseUnavailableError) as caught, service_errors(write=True), driver_failures():
+        raise kind("cannot switch to state 15; another operation (2) is in progress")
+    assert "state" not in f"{caught.value} {caught.value.public}"

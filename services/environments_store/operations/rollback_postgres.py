@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from services.environments_store.database.base import Row
-from services.environments_store.database.failures import StatementFailure, service_error
+from services.environments_store.database.failures import StatementFailure, service_errors
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.errors import OperationError
@@ -43,14 +43,12 @@ _COPY_TIMEOUT_S = 3_600.0  # a trash of any size; readers do not wait for it
 
 async def nodes_of(url: str) -> tuple[str, ...]:
     """The nodes that serve this table now."""
-    try:
+    with service_errors(write=False):
         session = await open_session(url, "rollback", MigrationBudgets())
         try:
             return await _nodes(session, await inspect(session))
         finally:
             await session.close()
-    except StatementFailure as failure:
-        raise service_error(failure, write=False) from failure
 
 
 async def _nodes(session: PostgresSession, found: Inspection) -> tuple[str, ...]:
