@@ -48,8 +48,8 @@ ENVIRONMENTS_STORE = [
     " schema.messages schema.names",
     "database.failures database.location embedded hash model outcome queries.postgresql queries.sqlite"
     " schema.guards schema.ladder schema.leftovers schema.sql schema.status",
-    "aliases config database.postgres_session database.sqlite_place database.turns document queries queries.purging"
-    " queries.transfer schema.inspection schema.outcomes",
+    "aliases config database.postgres_session database.large database.sqlite_place database.turns document queries"
+    " queries.purging queries.transfer schema.inspection schema.outcomes",
     "database.postgres_pool database.sqlite_guarded listing operations.lines operations.progress records"
     " schema.blockers schema.faults schema.index schema.inspect_postgres shape",
     "database.postgres database.sqlite_connection operations.exporting operations.presence"
@@ -199,8 +199,8 @@ SUITES = {
     "contract/test_doctor.py": "operations.doctor operations.rows",
     "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
     "contract/test_purge.py": "operations.purge operations.retention queries.purging",
-    "contract/test_transfer.py": "operations.exporting operations.importing operations.lines operations.spool"
-    " queries.transfer",
+    "contract/test_transfer.py": "database.large operations.exporting operations.importing operations.lines"
+    " operations.spool queries.transfer",
     "faults/test_m43_rollback.py": "operations.presence operations.rollback operations.rollback_postgres"
     " operations.rollback_sqlite",
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",

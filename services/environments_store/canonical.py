@@ -18,7 +18,7 @@ from decimal import Decimal
 from json.decoder import scanstring  # type: ignore[attr-defined]  # the type stubs leave it out
 from typing import Any, NamedTuple
 
-__all__ = ["Document", "canonical_text", "parse"]
+__all__ = ["Document", "canonical_pieces", "canonical_text", "exact_pieces", "parse"]
 
 _SAFE_DIGITS = 15  # so many digits fit into a double exactly
 _SAFE_INTEGER = 2.0**53
@@ -53,14 +53,41 @@ def parse(text: str) -> Document:
 
 def canonical_text(document: Document) -> bytes:
     """The document as `JSON.stringify` prints it after sorting keys, in UTF-8."""
-    text = None
-    if not document.tiny:
-        try:
-            text = _ENCODER.encode(document.value)
-        except RecursionError:
-            text = None
-    if text is None:
-        text = "".join(_print(document.value))
+    try:
+        return b"".join(canonical_pieces(document))
+    except RecursionError:
+        return b"".join(exact_pieces(document))
+
+
+def canonical_pieces(document: Document, *, large: bool = False) -> Iterator[bytes]:
+    """The same in pieces; of a `large` document each holds what is below its third level. Raises RecursionError for
+    what is nested too deep for the C code."""
+    if document.tiny:
+        return exact_pieces(document)
+    return map(_encode, _descend(document.value, 3 if large else 0))
+
+
+def exact_pieces(document: Document) -> Iterator[bytes]:
+    """The same for any number and any depth, slowly."""
+    return map(_encode, _print(document.value))
+
+
+def _descend(value: Any, levels: int) -> Iterator[str]:
+    if not levels or not isinstance(value, dict | list):
+        yield _ENCODER.encode(value)
+        return
+    named = isinstance(value, dict)
+    yield "{" if named else "["
+    for number, item in enumerate(value):
+        if number:
+            yield ","
+        if named:
+            yield _quote(item) + ":"
+        yield from _descend(value[item] if named else item, levels - 1)
+    yield "}" if named else "]"
+
+
+def _encode(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -12,7 +12,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What PostgreSQL shows of its connections. By this name a rollback finds nodes behind a pooler."""
     pool_size: int = 10
     """PostgreSQL connections of one node; a default server accepts 100. DATABASE_POOL_SIZE sets it."""
-    reader_count: int = 5
+    reader_count: int = 10
     """SQLite connections that only read, so that a slow export delays neither a write nor a short read."""
     left_to_others: int = 2
     """Connections that exports and waiting writes never take: one for lists, one for short reads. Exports leave as many
@@ -103,15 +103,20 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     list_limit: int = 2**63 - 1
     """The largest that both databases take."""
     hash_entries: int = 32_768
-    """Hashes remembered; some 200 bytes each."""
+    """Hashes remembered; some 200 bytes each. 0 for none, and no digests."""
     thread_from_bytes: int = 262_144
     """Larger documents are parsed on a thread: on the loop they would hold up heartbeats for over 10 ms."""
+    alone_from_bytes: int = 4_194_304
+    """From this size on a document is very large: smaller ones are not kept waiting while it is parsed, and its digest,
+    which takes more than some 5 ms, is made on a thread."""
+    listed_bytes: int = 65_536
+    """Longer documents are not fetched with others, but one at a time."""
     aliases: int = 10_000
     """Rows whose environmentUuid is another than their id: so many are remembered, some 100 bytes each."""
     aliases_s: float = 10.0
     """For how long; reading a million rows for them takes 90 ms, so at most one part in a hundred of the time."""
     batch_documents: int = 25
-    """Rows fetched at once with their documents: with NATS's usual limit of 1 MB a packet at most 25 MB are held."""
+    """Rows fetched at once with their documents, of 64 KiB at most: 1.6 MB."""
     batch_rows: int = 1_000
     """Rows fetched at once without documents, some 300 bytes each."""
     attempts: int = 5
@@ -165,7 +170,7 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     retention_every_s: float = 86_400.0
     """Then daily, 10 % more or less."""
     export_batch: int = 50
-    """Rows fetched at once: with documents of NATS's usual 1 MB at most, 50 MB are held."""
+    """Rows fetched at once with their documents, of 64 KiB at most: 3.3 MB."""
     export_chunk_bytes: int = 65_536
     """Lines are handed on together, since each chunk of a stream costs a packet."""
     import_rows: int = 500

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -12,13 +14,14 @@ from broker.errors import PayloadTooLargeError, ValidationError
 from broker.members import locate_members
 from services.environments_store.canonical import Document, parse
 from services.environments_store.defaults import StoreLimits
-from services.environments_store.hash import ContentHashes, hash_of
+from services.environments_store.hash import ContentHashes, digest, hash_of
 from services.environments_store.model import Environment, encode_record
 
 __all__ = [
     "LARGE_DOCUMENTS",
     "AcceptedDocument",
     "accept_document",
+    "away_when_large",
     "check_document",
     "check_record",
     "check_reply",
@@ -28,6 +31,8 @@ __all__ = [
     "with_uuid",
 ]
 
+T = TypeVar("T")
+
 LARGE_DOCUMENTS = (
     "Raise max_payload of the NATS server, or move such a document with import and export, whose streams have no limit."
 )
@@ -36,6 +41,10 @@ LARGE_DOCUMENTS = (
 _DATE = "9999-12-31T23:59:59.999Z"
 _RECORD_BYTES = 4_096  # more than a record has beside its document
 _BYTES_PER_CHARACTER = 4  # at most: in UTF-8, or of a number or an escape in any serializer
+_LANES: tuple[anyio.lowlevel.RunVar[anyio.CapacityLimiter], ...] = (
+    anyio.lowlevel.RunVar("large documents"),
+    anyio.lowlevel.RunVar("very large documents"),
+)
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
@@ -70,11 +79,8 @@ async def accept_document(raw: bytes, uuid: str | None, hashes: ContentHashes, l
 
     Raises ValidationError (422) for what cannot be stored.
     """
-    if len(raw) < limits.thread_from_bytes:
-        accepted = _accept(raw, uuid, limits)
-    else:
-        accepted = await anyio.to_thread.run_sync(_accept, raw, uuid, limits)
-    hashes.add(accepted.text.encode(), accepted.hash)
+    accepted, known_by = await away_when_large(lambda: _accept(raw, uuid, limits), len(raw), limits)
+    hashes.add(known_by, accepted.hash)
     return accepted
 
 
@@ -101,20 +107,41 @@ def check_record(
         )
 
 
-async def document_hash(text: bytes, hashes: ContentHashes, limits: StoreLimits) -> str:
-    """The content hash of a stored document. Raises ValueError when it is no JSON object."""
-    known = hashes.get(text)
+async def document_hash(text: bytes, hashes: ContentHashes | None, limits: StoreLimits) -> str:
+    """The content hash of a stored document, remembered in `hashes`. Raises ValueError when it is no JSON object."""
+    size = len(text)
+    if hashes is None:
+        return await away_when_large(lambda: _hash(text, limits), size, limits)
+    if size < limits.alone_from_bytes:
+        known_by = digest(text)
+    else:
+        known_by = await anyio.to_thread.run_sync(digest, text)
+    known = hashes.get(known_by)
     if known is None:
-        known = await anyio.to_thread.run_sync(_hash, text) if len(text) >= limits.thread_from_bytes else _hash(text)
-        hashes.add(text, known)
+        known = await away_when_large(lambda: _hash(text, limits), size, limits)
+        hashes.add(known_by, known)
     return known
 
 
-def _hash(text: bytes) -> str:
+async def away_when_large(work: Callable[[], T], size: int, limits: StoreLimits) -> T:
+    """Off the loop for a large document, and one at a time: several threads that parse leave the loop no turn.
+    Large ones do not wait for very large ones."""
+    if size < limits.thread_from_bytes:
+        return work()
+    lane = _LANES[size >= limits.alone_from_bytes]
+    try:
+        limiter = lane.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(1)
+        lane.set(limiter)
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+def _hash(text: bytes, limits: StoreLimits) -> str:
     document = parse(text.decode())
     if not isinstance(document.value, dict):
         raise ValueError("the document is no JSON object")
-    return hash_of(document)
+    return hash_of(document, large=len(text) >= limits.thread_from_bytes)
 
 
 def check_document(raw: bytes, limits: StoreLimits) -> tuple[str, Document]:
@@ -129,14 +156,16 @@ def check_document(raw: bytes, limits: StoreLimits) -> tuple[str, Document]:
     return text, document
 
 
-def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> AcceptedDocument:
+def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, bytes]:
+    """The document, and what its hash is to be remembered by."""
     text, document = check_document(raw, limits)
     if document.value.get("uuid", "") == "":
         text, document = with_uuid(text, uuid or str(uuid4()))
     own = check_uuid(document.value["uuid"], "environment.uuid", limits)
     if uuid is not None and own != uuid:
         raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
-    return AcceptedDocument(own, text, hash_of(document))
+    hash = hash_of(document, large=len(raw) >= limits.thread_from_bytes)
+    return AcceptedDocument(own, text, hash), digest(text.encode())
 
 
 def _parsed(raw: bytes) -> tuple[str, Document]:

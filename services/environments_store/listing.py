@@ -9,7 +9,7 @@ from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import LARGE_DOCUMENTS
 from services.environments_store.model import RECORD_FIELDS
-from services.environments_store.queries import Listing
+from services.environments_store.queries import Listing, Queries
 
 __all__ = ["ListRequest", "read_list"]
 
@@ -33,7 +33,7 @@ async def read_list(
     database: Database,
     listing: Listing,
     request: ListRequest,
-    no_limit: int | None,
+    queries: Queries,
     encode: Callable[[Row], Awaitable[bytes]],
     limits: StoreLimits,
 ) -> bytes:
@@ -44,7 +44,7 @@ async def read_list(
     """
     records: list[bytes] = []
     size = len(b"[]")
-    async with aclosing(_rows(database, listing, request, no_limit, limits)) as found:
+    async with aclosing(_rows(database, listing, request, queries, limits)) as found:
         async for row in found:
             record = await encode(row)
             if request.reply_limit is not None:
@@ -57,12 +57,13 @@ async def read_list(
 
 
 async def _rows(
-    database: Database, listing: Listing, request: ListRequest, no_limit: int | None, limits: StoreLimits
+    database: Database, listing: Listing, request: ListRequest, queries: Queries, limits: StoreLimits
 ) -> AsyncGenerator[Row, None]:
     first, after = (
         (listing.first, listing.after) if request.with_documents else (listing.first_light, listing.after_light)
     )
     batch = limits.batch_documents if request.with_documents else limits.batch_rows
+    large = queries.look if request.with_documents else None
     if request.after is None:
         parts: list[tuple[str, tuple[str, ...]]] = [(first, ())]
     else:
@@ -72,10 +73,14 @@ async def _rows(
         if left is not None and left <= batch:
             rows = await database.fetch(query, left, *arguments)
             for row in rows:
-                yield row
+                found = await database.fetch_one(large, row["id"]) if large and row["large"] else row
+                # One that was removed or restored in between belongs to another list now.
+                if found and (found["deletedAt"] is None) == (row["deletedAt"] is None):
+                    yield found
             left -= len(rows)
         else:
-            async with database.stream(query, no_limit if left is None else left, *arguments, batch=batch) as batches:
+            count = queries.no_limit if left is None else left
+            async with database.stream(query, count, *arguments, batch=batch, large=large) as batches:
                 async for some in batches:
                     for row in some:
                         yield row

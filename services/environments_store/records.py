@@ -34,7 +34,9 @@ class Records:
         """The content hash. Raises ValueError, with what is wrong, for a damaged document."""
         if environment.document is None:
             raise ValueError("its document is NULL")
-        return await document_hash(environment.document, self.hashes, self._limits)
+        return await document_hash(
+            environment.document, self.hashes if self._limits.hash_entries else None, self._limits
+        )
 
     async def tag(self, environment: Environment) -> str | None:
         """The content hash, None for a damaged document: no tag that a client sends is equal to it."""

@@ -220,7 +220,7 @@ class Store:
             self._database,
             listing,
             request,
-            queries.no_limit,
+            queries,
             lambda row: self._records.encode_listed(row, request.fields),
             self._limits,
         )

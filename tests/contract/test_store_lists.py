@@ -176,9 +176,9 @@ class Watched:
 
     @asynccontextmanager
     async def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False
+        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
-        async with self._database.stream(query, *arguments, batch=batch) as batches:
+        async with self._database.stream(query, *arguments, batch=batch, large=large) as batches:
 
             async def counted() -> AsyncGenerator[Sequence[Row]]:
                 async for rows in batches:

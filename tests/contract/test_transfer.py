@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from services.environments_store.errors import ImportRefusedError, SoftDeleteUnavailableError
+from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.importing import Import, OnConflict
 from services.environments_store.operations.spool import file_lines, spooled_lines
-from tests.support.operations import TRASHABLE, exported, fill, imported, ndjson, shape_of
+from tests.support.operations import LOGGER, TRASHABLE, exported, fill, imported, ndjson, shape_of
 from tests.support.store import Bench
 
 pytestmark = pytest.mark.anyio
@@ -47,6 +49,52 @@ async def test_everything_comes_back_byte_for_byte(bench: Bench) -> None:
     assert {uuid: await bench.stored_text(uuid) for uuid in DOCUMENTS} == texts
     trash = {record["id"] for record in await bench.list_deleted(fields=("id",))}
     assert trash == {"plain", "breaks", "deep"}
+
+
+@both
+async def test_a_pretty_printed_document_stands_once_in_its_line(bench: Bench) -> None:
+    document = json.dumps({"uuid": "U", "routes": [{"uuid": f"r{n}", "body": "x" * n} for n in range(99)]}, indent=2)
+    await bench.store.create(document.replace("\n", "\r\n", 9).encode())
+    text = await bench.stored_text("U")
+    [line] = await exported(bench)
+    assert len(line) < 1.5 * len(text)
+    edited = line.replace(b"xxxx", b"yyy")
+    old = json.dumps({"id": "U", "environment": None, "environmentText": text}).encode()
+    for again, stored in ((line, text), (old, text), (edited, None)):
+        await imported(bench, io.BytesIO(again), "replace")
+        assert stored is None or await bench.stored_text("U") == stored
+    assert "yyy" in (await bench.list())[0]["environment"]["routes"][4]["body"]
+
+
+@both
+async def test_large_documents_stand_in_their_place_and_are_of_the_same_moment(bench: Bench) -> None:
+    sizes = [10, 100_000, 20, 70_000, 2_000_000, 30]
+    records = [await bench.create(str(number), text="é" * size) for number, size in enumerate(sizes)]
+    export = Export(bench.database, shape_of(bench), LOGGER)
+    text = b""
+    async for chunk in export.chunks("live"):
+        if not text:
+            await bench.store.update("4", b'{"uuid":"4","text":"changed"}')
+            await bench.store.permanent_delete("3", force=True)
+        text += chunk
+    assert [json.loads(line) for line in text.splitlines()] == records
+    assert [record["id"] for record in await bench.list(limit=3)] == ["0", "1", "2"]
+    assert (await bench.list(limit=2))[1] == records[1]
+
+
+@both
+async def test_an_export_holds_one_large_document_at_a_time(bench: Bench) -> None:
+    for number in range(20):
+        await bench.create(str(number), text=str(number) * 500_000)
+    tracemalloc.start()
+    try:
+        export = Export(bench.database, shape_of(bench), LOGGER)
+        lines = [chunk.count(b"\n") async for chunk in export.chunks("live")]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(lines) == 20
+    assert peak < 6 * 1_000_000
 
 
 @with_column
@@ -197,12 +245,12 @@ async def test_without_the_column_live_records_come_in_and_deleted_ones_do_not(b
 
 @both
 async def test_a_damaged_row_is_exported_without_its_document_and_not_imported(bench: Bench) -> None:
-    await bench.create("good")
+    await bench.create("a good one")
     await bench.create("bad")
     await bench.run("UPDATE environments SET environment = NULL WHERE id = 'bad'")
     lines = await exported(bench)
     assert [(record["id"], record["environment"] is None) for record in map(json.loads, lines)] == [
-        ("good", False),
+        ("a good one", False),
         ("bad", True),
     ]
     with pytest.raises(ImportRefusedError, match="Line 2: the 'environment' must be an object"):

@@ -3,7 +3,7 @@
 import pytest
 
 from services.environments_store.canonical import canonical_text, parse
-from services.environments_store.hash import ContentHashes, content_hash
+from services.environments_store.hash import ContentHashes, content_hash, digest
 
 VECTORS = [
     (r'{"b":1,"a":2}', '{"a":2,"b":1}', "1c072775cb3d4104c26a2bc3483f500d1b5c0e17"),
@@ -47,10 +47,10 @@ def test_what_is_no_json_has_no_hash() -> None:
 
 def test_a_remembered_hash_is_found_by_the_text_alone() -> None:
     hashes = ContentHashes(entries=2)
-    assert hashes.get(b"{}") is None
-    hashes.add(b"{}", "hash of an empty object")
-    assert hashes.get(b"{}") == "hash of an empty object"
-    assert hashes.get(b"{ }") is None
+    assert hashes.get(digest(b"{}")) is None
+    hashes.add(digest(b"{}"), "hash of an empty object")
+    assert hashes.get(digest(b"{}")) == "hash of an empty object"
+    assert hashes.get(digest(b"{ }")) is None
 
 
 def test_what_was_used_longest_ago_is_forgotten() -> None:

@@ -52,11 +52,13 @@ class Database(Queries, Protocol):
         """
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False
+        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
         """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for.
 
-        `paced`: by somebody who may take his time. Such streams never hold the last connections, which others need.
+        `paced`: by a reader that may be slow. Such streams never hold the last connections, which others need.
+        `large`: the query has a column of this name, and this statement gets the whole of a row that has it true, by
+        its id; such a row is a batch of its own.
         """
 
     async def refresh(self) -> None:

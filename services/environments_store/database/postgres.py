@@ -9,6 +9,7 @@ import anyio
 
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_errors
+from services.environments_store.database.large import alone_when_large
 from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_pool import Pool, Pooled, make_pool
 from services.environments_store.database.postgres_session import driver_failures
@@ -64,9 +65,10 @@ class PostgresDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False
+        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        return self._paced_stream(query, arguments, batch) if paced else self._stream(query, arguments, batch)
+        stream = self._paced_stream if paced else self._stream
+        return stream(query, arguments, batch, large)
 
     async def refresh(self) -> None:
         pool = self._pool
@@ -115,21 +117,22 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _paced_stream(
-        self, query: str, arguments: tuple[object, ...], batch: int
+        self, query: str, arguments: tuple[object, ...], batch: int, large: str | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             shares = (await self._get_pool()).shares
-            async with shares.export(), self._stream(query, arguments, batch) as batches:
+            async with shares.export(), self._stream(query, arguments, batch, large) as batches:
                 yield batches
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int
+        self, query: str, arguments: tuple[object, ...], batch: int, large: str | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             async with self._connection() as connection:
                 with driver_failures():
-                    transaction = connection.transaction(readonly=True)
+                    # What `large` gets is to be of the same snapshot as the rows.
+                    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
                     await transaction.start()
                 try:
                     with driver_failures():
@@ -139,7 +142,10 @@ class PostgresDatabase:
                         # client, and every process counts its names from 1. `connection.cursor` always gives a name.
                         statement = await connection.prepare(query)
                         cursor = await statement.cursor(*arguments)
-                    async with aclosing(_batches(cursor, batch)) as batches:
+                    rows = _batches(cursor, batch)
+                    if large is not None:
+                        rows = alone_when_large(rows, lambda id: _Transaction(connection).fetch(large, id))
+                    async with aclosing(rows) as batches:
                         yield batches
                 finally:
                     await _roll_back(transaction)

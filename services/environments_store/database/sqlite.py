@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from services.environments_store.database.base import Dialect, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error, service_errors
+from services.environments_store.database.large import alone_when_large
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 from services.environments_store.database.sqlite_place import FilePlace
@@ -94,9 +95,9 @@ class SqliteDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False
+        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        return self._stream(query, arguments, batch, self._pacing if paced else self._streaming)
+        return self._stream(query, arguments, batch, self._pacing if paced else self._streaming, large)
 
     async def refresh(self) -> None:
         """Nothing to forget: SQLite itself prepares a statement again when the schema has changed."""
@@ -115,7 +116,7 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns
+        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns, large: str | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             async with turns.one(), self._reader() as reader:
@@ -125,7 +126,10 @@ class SqliteDatabase:
                             await reader.begin("DEFERRED")
                         cursor = await reader.execute(query, bind(arguments))
                     try:
-                        async with aclosing(_batches(cursor, self._path, batch)) as batches:
+                        rows = _batches(cursor, self._path, batch)
+                        if large is not None:
+                            rows = alone_when_large(rows, lambda id: self._read_again(reader, large, id))
+                        async with aclosing(rows) as batches:
                             yield batches
                     finally:
                         with anyio.CancelScope(shield=True), file_failures(self._path):
@@ -137,6 +141,10 @@ class SqliteDatabase:
         """A file that we only read is taken as it is: nobody here could clear up after a killed original."""
         with file_failures(self._path):
             return await reader.read(query, bind(arguments), surely=not self._read_only)
+
+    async def _read_again(self, reader: GuardedConnection, query: str, id: object) -> Sequence[Row]:
+        with service_errors(write=False), file_failures(self._path):
+            return list(await reader.execute_fetchall(query, bind((id,))))
 
     async def _change_rows(
         self, writer: GuardedConnection, query: str, arguments: tuple[object, ...]

@@ -1,15 +1,17 @@
-"""Records as NDJSON: one a line, of one snapshot of the table, in constant memory."""
+"""Records as NDJSON: one a line, of one snapshot of the table; in memory are a few small documents or one large."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Literal
 
 import msgspec
 
 from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import OperationLimits, StoreLimits
+from services.environments_store.document import away_when_large
 from services.environments_store.model import read_row
-from services.environments_store.operations.lines import export_line
+from services.environments_store.operations.lines import export_pieces, layout_of
+from services.environments_store.queries import Queries
 from services.environments_store.queries.transfer import choose_transfer
 from services.environments_store.records import Records
 from services.environments_store.shape import TableShape
@@ -36,45 +38,52 @@ class Export:
         self._shape = shape
         self._logger = logger
         self._limits = limits or OperationLimits()
-        # No hash is needed twice: remembering them would only cost memory.
-        forgetful = msgspec.structs.replace(store_limits or StoreLimits(), hash_entries=1)
-        self._records = Records(forgetful, logger)
+        # No hash is needed twice.
+        self._store_limits = msgspec.structs.replace(store_limits or StoreLimits(), hash_entries=0)
+        self._records = Records(self._store_limits, logger)
         self.exported = 0
         self.damaged = 0
 
     async def chunks(self, selection: Selection) -> AsyncGenerator[bytes]:
-        """Whole lines, many at once. Raises SoftDeleteUnavailableError for the trash when there is no column."""
-        query, limit = self._query(selection)
-        lines: list[bytes] = []
+        """The lines, many small ones at once and large ones in pieces. Raises SoftDeleteUnavailableError for the trash
+        when there is no column."""
+        queries = self._shape.queries("list")
+        query = self._query(queries, selection)
+        pieces: list[bytes] = []
         size = 0
         with self._shape.watched():
-            async with self._database.stream(query, limit, batch=self._limits.export_batch, paced=True) as batches:
+            async with self._database.stream(
+                query, queries.no_limit, batch=self._limits.export_batch, paced=True, large=queries.look
+            ) as batches:
                 async for rows in batches:
                     for row in rows:
-                        lines.append(await self._line(row))
-                        size += len(lines[-1])
-                    if size >= self._limits.export_chunk_bytes:
-                        yield b"".join(lines)
-                        lines, size = [], 0
-        if lines:
-            yield b"".join(lines)
+                        for piece in await self._line(row):
+                            pieces.append(piece)
+                            size += len(piece)
+                            if size >= self._limits.export_chunk_bytes:
+                                yield b"".join(pieces)
+                                pieces, size = [], 0
+                    rows = row = ()  # a large document is let go before the next is fetched
+        if pieces:
+            yield b"".join(pieces)
 
-    def _query(self, selection: Selection) -> tuple[str, int | None]:
-        queries = self._shape.queries("list")
+    def _query(self, queries: Queries, selection: Selection) -> str:
         if selection == "all":
-            return choose_transfer(self._shape.status).everything, queries.no_limit
+            return choose_transfer(self._shape.status).everything
         if selection == "live":
-            return queries.listing.first, queries.no_limit
-        queries, soft_delete = self._shape.soft_delete()
-        return soft_delete.listing.first, queries.no_limit
+            return queries.listing.first
+        return self._shape.soft_delete()[1].listing.first
 
-    async def _line(self, row: Row) -> bytes:
+    async def _line(self, row: Row) -> Iterator[bytes]:
         environment = read_row(row)
+        hash = None
         try:
-            line = export_line(environment, await self._records.hash(environment))
+            hash = await self._records.hash(environment)
         except ValueError as error:
             self.damaged += 1
             self._logger.warning("The environment '%s' is damaged and exported without document: %s", row["id"], error)
-            line = export_line(environment._replace(document=None), None)
+            environment = environment._replace(document=None)
+        document = environment.document
+        layout = await away_when_large(lambda: layout_of(document), len(document or b""), self._store_limits)
         self.exported += 1
-        return line
+        return export_pieces(environment, hash, layout, self._limits.export_chunk_bytes)

@@ -1,11 +1,14 @@
 """One line of NDJSON and the row it means, both ways, without a change to the document's own bytes.
 
 A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
-cannot stand in a line as it is: such a record has its exact text in `environmentText` besides. An import needs the
-`environment` alone; what is missing is made up as `create` would, and `hash` is not looked at.
+cannot stand in a line as it is: there a space stands for each break, and `environmentLayout` says where they were
+(earlier exports have the exact text besides, in `environmentText`). An import needs the `environment` alone; what is
+missing is made up as `create` would, and `hash` is not looked at.
 """
 
+import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +21,22 @@ from services.environments_store.document import check_document, check_uuid
 from services.environments_store.model import Environment, encode_record, iso_date
 from services.environments_store.queries.transfer import StoredRow
 
-__all__ = ["export_line", "import_line"]
+__all__ = ["export_pieces", "import_line", "layout_of"]
 
-_EXACT = b',"environmentText":'
+_SPACE = b" \t\r\n"
+_BREAK = re.compile(rb"[\r\n]")
 _BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
+class _Layout(msgspec.Struct, rename="camel"):
+    """The space around a document and the line breaks in it: each by its distance from the one before, or from the
+    start, below zero for a carriage return. `bytes` is the length of the document, by which one that was edited since
+    is known."""
+
+    bytes: int
+    before: str = ""
+    breaks: list[int] = []
+    after: str = ""
 
 
 class _Line(msgspec.Struct, rename="camel"):
@@ -29,6 +44,7 @@ class _Line(msgspec.Struct, rename="camel"):
 
     environment: msgspec.Raw = msgspec.Raw(b"")
     environment_text: Any = None
+    environment_layout: Any = None
     id: Any = None
     environment_uuid: Any = None
     timestamp: Any = None
@@ -41,14 +57,31 @@ _DECODER = msgspec.json.Decoder(_Line)
 _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Line)}
 
 
-def export_line(environment: Environment, hash: str | None) -> bytes:
-    """The record as a line, its end included."""
+def layout_of(document: bytes | None) -> bytes:
+    """The member of a line that keeps line breaks and space around; empty for a document without."""
+    text = (document or b"").strip(_SPACE)
+    if document is None or (len(text) == len(document) and _BREAK.search(text) is None):
+        return b""
+    before = len(document) - len(document.lstrip(_SPACE))
+    layout = _Layout(len(text), document[:before].decode(), [], document[before + len(text) :].decode())
+    last = 0
+    for found in _BREAK.finditer(text):
+        distance, last = found.start() - last, found.start()
+        layout.breaks.append(distance if text[last] == ord("\n") else -distance)
+    return b',"environmentLayout":' + msgspec.json.encode(layout)
+
+
+def export_pieces(environment: Environment, hash: str | None, layout: bytes, size: int) -> Iterator[bytes]:
+    """The record as a line, its end included. The document is cut into pieces, so that a large one is never copied."""
+    head, tail = encode_record(environment._replace(document=b"\0"), hash).split(b"\0")
     document = environment.document or b"null"
-    if b"\n" not in document and b"\r" not in document and document == document.strip():
-        return encode_record(environment, hash) + b"\n"
-    # Outside of strings JSON takes a space for a line break, and inside of them there are none.
-    record = encode_record(environment._replace(document=document.translate(_BREAKS)), hash)
-    return b"%s%s%s}\n" % (record[:-1], _EXACT, msgspec.json.encode(document.decode()))
+    text = document.strip(_SPACE) if layout else document
+    yield head
+    for start in range(0, len(text), size):
+        piece = text[start : start + size]
+        # Outside of strings JSON takes a space for a line break, and inside of them there are none.
+        yield piece.translate(_BREAKS) if layout else piece
+    yield b"%s%s}\n" % (tail[:-1], layout)
 
 
 def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> StoredRow:
@@ -62,6 +95,8 @@ def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> S
         if not isinstance(members.environment_text, str):
             raise ValueError("its 'environmentText' is no text")
         raw = members.environment_text.encode()
+    elif members.environment_layout is not None:
+        raw = _laid_out(raw, members.environment_layout)
     if not raw:
         raise ValueError("it has no 'environment'")
     uuid = members.id
@@ -97,6 +132,21 @@ def _members(line: bytes) -> _Line:
         if wire in members:
             values[name] = msgspec.Raw(members[wire]) if name == "environment" else load(members[wire])
     return _Line(**values)
+
+
+def _laid_out(raw: bytes, value: Any) -> bytes:
+    """The document with its line breaks; as it is when it was edited since."""
+    try:
+        layout = msgspec.convert(value, _Layout)
+    except msgspec.ValidationError:
+        raise ValueError("its 'environmentLayout' is not that of an export") from None
+    text, position = bytearray(raw), 0
+    for distance in layout.breaks:
+        position += abs(distance)
+        if len(text) != layout.bytes or position >= len(text) or text[position] != ord(" "):
+            return raw
+        text[position] = ord("\n" if distance > 0 else "\r")
+    return b"%s%s%s" % (layout.before.encode(), text, layout.after.encode())
 
 
 def _document_uuid(raw: bytes, limits: StoreLimits) -> Any:

@@ -10,7 +10,8 @@ from services.environments_store.canonical import parse
 from services.environments_store.database.base import Database, Dialect, Row
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import DatabaseError
-from services.environments_store.queries.postgresql import DOCUMENT
+from services.environments_store.queries.postgresql import LISTED_DOCUMENT
+from services.environments_store.queries.sqlite import LITE_LISTED_DOCUMENT
 from services.environments_store.schema.guards import read_guards, read_holders
 from services.environments_store.schema.status import Finding
 from services.environments_store.shape import TableShape
@@ -216,9 +217,9 @@ class _Found:
 
 
 async def _batches(database: Database, shape: TableShape, limits: OperationLimits) -> AsyncGenerator[list[Row]]:
-    document = "CAST(environment AS BLOB)" if shape.status.dialect == "sqlite" else DOCUMENT
-    query = f"SELECT {_ID}, {document} AS document FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
-    async with database.stream(query, batch=limits.export_batch) as batches:
+    document = LITE_LISTED_DOCUMENT if shape.status.dialect == "sqlite" else LISTED_DOCUMENT
+    query = f"SELECT {_ID}, {document} FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
+    async with database.stream(query, batch=limits.export_batch, large=shape.queries().look) as batches:
         async for rows in batches:
             yield list(rows)
 
@@ -227,7 +228,7 @@ def _problems(rows: list[Row]) -> list[tuple[str, str]]:
     """The ids of damaged documents with the reason, and with `uuid` those of documents that name another uuid."""
     problems = []
     for row in rows:
-        document = row["document"]
+        document = row["environment"]
         try:
             value = parse(document if isinstance(document, str) else document.decode()).value
         except ValueError as error:

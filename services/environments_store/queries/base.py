@@ -7,7 +7,7 @@ __all__ = ["Listing", "Queries", "SoftDelete"]
 
 class Listing(NamedTuple):
     """One list, with documents and without. `first` takes limit; each of `after` limit and the uuid to go on after:
-    together, in this order, they give the rest of the list."""
+    together, in this order, they give the rest of the list. A large document is left out, and its row has `large`."""
 
     first: str
     after: tuple[str, ...]
@@ -30,6 +30,7 @@ class Queries(NamedTuple):
     get: str
     get_by_environment_uuid: str
     look: str
+    """Also for a row of a listing whose document was left out."""
     look_light: str
     lock: str
     listing: Listing

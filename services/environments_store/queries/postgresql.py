@@ -4,10 +4,18 @@ Dates are written in whole milliseconds, so that a JavaScript reader sees the sa
 UTC wall time: `now()` alone would be stored in the zone of the session.
 """
 
+from services.environments_store.defaults import StoreLimits
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
 from services.environments_store.schema.names import quoted
 
-__all__ = ["DOCUMENT", "POSTGRESQL", "POSTGRESQL_TIMESTAMP", "POSTGRESQL_WITHOUT", "nearest_date", "readable"]
+__all__ = [
+    "LISTED_DOCUMENT",
+    "POSTGRESQL",
+    "POSTGRESQL_TIMESTAMP",
+    "POSTGRESQL_WITHOUT",
+    "nearest_date",
+    "readable",
+]
 
 _FIRST, _LAST = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999+00'"
 
@@ -26,8 +34,13 @@ def readable(*dates: str) -> str:
 
 # As bytes: in a database of the encoding SQL_ASCII, which checks nothing, a document whose text is no UTF-8 must not
 # make a whole list fail. From other encodings it has to be converted.
-DOCUMENT = "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
-_PG_DOCUMENT = f"{DOCUMENT} AS environment"
+_DOCUMENT = (
+    "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+)
+_PG_DOCUMENT = f"{_DOCUMENT} AS environment"
+_PG_SIZE = f"octet_length(environment::text) > {StoreLimits().listed_bytes}"
+LISTED_DOCUMENT = f"CASE WHEN {_PG_SIZE} THEN NULL ELSE {_DOCUMENT} END AS environment, {_PG_SIZE} AS large"
+"""Where many rows are fetched at once, a large document is left out: `look` gets it, one at a time."""
 _PG_DATES_WITHOUT = readable("createdAt", "updatedAt")
 _PG_DATES = readable("createdAt", "updatedAt", "deletedAt")
 # Text of any type: one of fixed length would come back with the spaces that fill it.
@@ -55,6 +68,7 @@ _PG_UNDATED_AFTER = (
 
 
 def _pg_listing(columns: str, light: str, condition: str, *after: str) -> Listing:
+    columns = columns.replace(_PG_DOCUMENT, LISTED_DOCUMENT)
     first = f"FROM environments WHERE {condition} ORDER BY {_PG_ORDER} LIMIT $1"
     rest = [f"FROM environments WHERE {condition} AND {one} ORDER BY {_PG_ORDER} LIMIT $1" for one in after]
     return Listing(
@@ -90,9 +104,10 @@ def _pg_trash_listing() -> Listing:
         f'FROM environments WHERE "deletedAt" <= {anchor} AND ("deletedAt" < {anchor} OR id COLLATE "C" > $2)'
         f" ORDER BY {order} LIMIT $1"
     )
+    columns = _PG_COLUMNS.replace(_PG_DOCUMENT, LISTED_DOCUMENT)
     return Listing(
-        f"SELECT {_PG_COLUMNS} {first}",
-        (f"SELECT {_PG_COLUMNS} {after}",),
+        f"SELECT {columns} {first}",
+        (f"SELECT {columns} {after}",),
         f"SELECT {_PG_LIGHT} {first}",
         (f"SELECT {_PG_LIGHT} {after}",),
     )

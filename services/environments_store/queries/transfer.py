@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.environments_store.queries.postgresql import DOCUMENT, readable
+from services.environments_store.queries.postgresql import LISTED_DOCUMENT, readable
+from services.environments_store.queries.sqlite import LITE_LISTED_DOCUMENT
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["StoredRow", "Transfer", "choose_transfer"]
@@ -31,7 +32,7 @@ class Transfer(NamedTuple):
     `insert` leaves out those that are there. `existing` takes what `pack_ids` makes of ids."""
 
     everything: str
-    """All rows, live and deleted; takes a limit."""
+    """All rows, live and deleted, as a listing has them; takes a limit."""
     existing: str
     insert: str
     replace: str
@@ -61,7 +62,7 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
     )
     dates = readable(*(column.strip('"') for column in columns[4:]))
     rest = f"{', '.join(columns[2:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
-    selected = f"id::text AS id, {DOCUMENT} AS environment, {rest}"
+    selected = f"id::text AS id, {LISTED_DOCUMENT}, {rest}"
     assignments = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns[1:])
     return Transfer(
         everything=f'SELECT {selected} FROM environments ORDER BY environments."createdAt", id COLLATE "C" LIMIT $1',
@@ -82,8 +83,7 @@ def _sqlite(with_date: bool) -> Transfer:
         f"INSERT INTO environments ({', '.join(columns)}) SELECT {values} FROM json_each($1)"
         " WHERE TRUE ON CONFLICT (id)"
     )
-    # As bytes: a document whose text is no UTF-8 must not end the whole export.
-    selected = ["id", "CAST(environment AS BLOB) AS environment", *columns[2:]]
+    selected = ["id", LITE_LISTED_DOCUMENT, *columns[2:]]
     selected += [] if with_date else ["NULL AS deletedAt"]
     assignments = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
     return Transfer(
