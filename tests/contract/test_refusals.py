@@ -167,6 +167,7 @@ POLICIES = """ALTER TABLE environments ENABLE ROW LEVEL SECURITY;
 CREATE POLICY reading ON environments FOR SELECT USING (true);
 CREATE POLICY adding ON environments FOR INSERT WITH CHECK (id <> 'theirs');
 CREATE POLICY changing ON environments FOR UPDATE USING (id = 'mine');
+CREATE POLICY deleting ON environments FOR DELETE USING (id = 'mine');
 GRANT ALL ON environments TO "{role}";"""
 
 
@@ -184,7 +185,7 @@ async def test_a_policy_for_one_command_refuses_it_and_nothing_else(postgres_dat
             ("update", {"uuid": live, "environment": {"uuid": live}}, "policy changing"),
             ("remove", {"uuid": live}, "policy changing"),
             ("restore", {"uuid": trash}, "policy changing"),
-            ("permanentDelete", {"uuid": trash}, "row level security"),
+            ("permanentDelete", {"uuid": trash}, "policy deleting"),
         ):
             error = await service.failure(action, **params)
             assert (error.code, error.type, error.retryable) == (409, "DATABASE_REFUSED", False)
