@@ -423,7 +423,7 @@ class ServiceBroker:
 
     def _tell_here(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event to the services of this node: most have no listener, and come with each INFO."""
-        if self._hooks_local or self.registry.is_heard_here(event):
+        if self._hooks_local or self.registry.find_listeners_here(event):
             self._start_sending(self._broadcast_local, event, payload)
 
     def _start_sending(

@@ -62,8 +62,33 @@ class _Action:
     asked_chain: Next
 
 
+@dataclass(slots=True, frozen=True)
+class EventHandler:
+    """A chain that no caller waits for."""
+
+    entry: _Entry
+    chain: Next
+
+    def begin(self) -> None:
+        """It will run soon, and its service does not stop before it has."""
+        self.entry.in_work.begin()
+
+    def enter(self, outside: "tuple[_Entry, ...]" = ()) -> None:
+        """The current task runs it, called by handlers of these services."""
+        _WITHIN.set((*outside, self.entry))
+
+    def end(self) -> None:
+        """Once for each `begin`."""
+        self.entry.in_work.end()
+
+
 _WITHIN: ContextVar[tuple[_Entry, ...]] = ContextVar("within", default=())
 """The services whose handlers the current task is in, the innermost last."""
+
+
+def services_within() -> tuple[_Entry, ...]:
+    """The services whose handlers the current task is in, the innermost last."""
+    return _WITHIN.get()
 
 
 async def _untold(_hook: str, _service: Service) -> None:
@@ -80,7 +105,7 @@ class Catalog:
         self._chains = chains
         self._entries: dict[str, _Entry] = {}
         self._actions: dict[str, _Action] = {}
-        self._handlers: dict[EventDefinition, Next] = {}
+        self._handlers: dict[EventDefinition, EventHandler] = {}
         self._withdrawing = Tracker()
         self.tell: Callable[[str, Service], Awaitable[None]] = _untold
         """Runs users' hooks in the life of a service."""
@@ -104,7 +129,9 @@ class Catalog:
                 )
                 for action in definition.actions.values()
             }
-            handlers = {event: self._chains.local_event(event, service) for event in definition.events}
+            handlers = {
+                event: EventHandler(entry, self._chains.local_event(event, service)) for event in definition.events
+            }
         except BrokerOptionsError as error:
             raise ServiceSchemaError(f"The service '{definition.full_name}' cannot be offered: {error}") from error
         self._entries[definition.full_name] = entry
@@ -249,27 +276,14 @@ class Catalog:
             _WITHIN.reset(outside)
             found.entry.in_work.end()
 
-    async def handle(self, event: EventDefinition, ctx: Context) -> None:
-        """Run an event handler of this node, its middlewares around it."""
-        handler = self._handlers.get(event)
-        entry = self._entries.get(event.service)
-        if handler is None or entry is None:  # removed after it was chosen
-            return
-        ctx.service = entry.service
-        await self.go_on(handler, ctx)
+    def handler(self, event: EventDefinition) -> "EventHandler | None":
+        """An event handler of this node, its middlewares around it; None when its service was removed meanwhile."""
+        return self._handlers.get(event)
 
-    async def go_on(self, handler: Next, ctx: Context) -> None:
-        """Run what is left of a chain of a service of this node, which nobody waits for."""
+    def rest(self, chain: Next, ctx: Context) -> "EventHandler | None":
+        """What is left of a chain of a service of this node; None when the service was removed meanwhile."""
         entry = self._entries.get(ctx.service_name or "")
-        if entry is None or entry.service is not ctx.service:
-            return
-        entry.in_work.begin()
-        outside = _WITHIN.set((*_WITHIN.get(), entry))
-        try:
-            await handler(ctx)
-        finally:
-            _WITHIN.reset(outside)
-            entry.in_work.end()
+        return EventHandler(entry, chain) if entry is not None and entry.service is ctx.service else None
 
     async def _wait_until_idle(self, entry: _Entry) -> None:
         """A node that stops has waited already, and has ended what took too long."""

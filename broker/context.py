@@ -68,8 +68,10 @@ class Context:
 
     __slots__ = (
         "_decode",
+        "_id",
         "_params",
         "_raw",
+        "_request_id",
         "action",
         "attempt",
         "broker",
@@ -77,7 +79,6 @@ class Context:
         "deadline",
         "event",
         "headers",
-        "id",
         "level",
         "locals",
         "meta",
@@ -85,7 +86,6 @@ class Context:
         "options",
         "parent_id",
         "remote",
-        "request_id",
         "response_headers",
         "service",
         "stream",
@@ -114,23 +114,21 @@ class Context:
         remote: bool = False,
     ) -> None:
         self.broker = broker
-        self.id: str = new_id() if id is None else id
-        """Unique for each attempt of a call. A JS caller may have given a number."""
+        self._id: str | None = id
         self.action = action
         """The full name of the action; None in an event handler."""
         self.event = event
         """The name of the event; None in an action."""
         self.meta: Objects = {} if meta is None else meta
         """Travels with the call, to nested calls, and back to the caller."""
-        self.headers: Objects = dict(headers or {})
+        self.headers: Objects = dict(headers) if headers else {}
         """Travels with the call only, and only between nodes of protocol 5."""
         self.response_headers: Objects = {}
         self.locals: Objects = {}
         """For middlewares and handlers of this node; never sent."""
         self.node_id = node_id
         """The node that calls, or that answers once it has."""
-        self.request_id: str = self.id if request_id is None else request_id
-        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
+        self._request_id: str | None = request_id
         self.parent_id: str | None = parent_id
         self.caller: str | None = caller
         """The full name of the calling service. A JS caller may have given a value of any other kind."""
@@ -149,6 +147,29 @@ class Context:
         self._params = UNDECODED if raw is not None else params
         self._raw = raw
         self._decode = decode
+
+    @property
+    def id(self) -> str:
+        """Unique for each attempt of a call. A JS caller may have given a number. Made when it is first asked for, as
+        few event handlers do."""
+        if self._id is None:
+            self._id = new_id()
+        return self._id
+
+    @id.setter
+    def id(self, value: str) -> None:
+        self._id = value
+
+    @property
+    def request_id(self) -> str:
+        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
+        if self._request_id is None:
+            self._request_id = self.id
+        return self._request_id
+
+    @request_id.setter
+    def request_id(self, value: str) -> None:
+        self._request_id = value
 
     @property
     def params(self) -> Any:

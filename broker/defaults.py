@@ -44,6 +44,8 @@ ID_PROBE_S = 1.0  # a live holder of our node id answers a ping within milliseco
 
 # Bounds.
 REQUESTS_PENDING = 50_000  # JS `transit.maxQueueSize`
+EVENTS_IN_WORK = 10_000  # their handlers; JS has no bound
+SLICE_S = 0.005  # how long one kind of work may keep the event loop to itself: far below what a caller would notice
 REQUESTS_IN_WORK = 10_000  # JS has no bound; about 100 MB of small requests and their tasks
 ENVELOPE_MARGIN_BYTES = 256  # room for what a reply's meta may gain after `reply_limit` was asked for
 NODES_KNOWN = 10_000  # JS has no bound; far above the clusters that NATS is used for, and some 100 MB
@@ -107,6 +109,7 @@ NATS_RECONNECT_MAX_S = 2.0  # JS 2 s before each try
 NATS_RECONNECT_PATIENCE_S = 0.5  # for the first answer of one of several servers, then doubled up to the timeout
 NATS_PING_INTERVAL_S = 5  # JS 120 s; a frozen server is left after 10 to 15 s
 NATS_OVERLAP_S = 1.0  # on both servers, while the others learn that the node has moved: a route takes milliseconds
+NATS_PENDING_MESSAGES = 65_536  # of a subscription; nats-py 524,288, which for small events is half a gigabyte
 NATS_READ_BYTES = 1_048_576  # one message of the usual max_payload; 100 MB from JS then take 4 s instead of failing
 NATS_SUBJECT_BYTES = 3_840  # of a subject and an inbox: the server's `max_control_line` of 4096, less the rest
 NATS_CLOSE_TIMEOUT_S = 2

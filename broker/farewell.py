@@ -29,7 +29,7 @@ class Farewell:
         self._listeners = {
             event: [
                 member.event
-                for choices in registry.find_listeners(event)
+                for choices in registry.find_listeners_here(event)
                 for member in choices.of_node(broker.node_id)
                 if member.event is not None
             ]

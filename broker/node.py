@@ -7,9 +7,10 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,7 +21,7 @@ from broker.balanced import BalancedSubscription, balanced_subscriptions
 from broker.codec import Codec
 from broker.cpu import CPUMeter
 from broker.defaults import BrokerOptions
-from broker.effects import Publish
+from broker.effects import Effect, Publish
 from broker.errors import (
     BrokerDisconnectedError,
     BrokerOptionsError,
@@ -37,7 +38,8 @@ from broker.peer_exchange import GREETING
 from broker.performing import Performing
 from broker.tracking import Tracker
 from broker.transit import Transit
-from broker.transports.base import Observer, OnMessage, Subscription, Transport
+from broker.transports.base import Later, Observer, Subscription, Transport
+from broker.workers import Workers
 
 logger = logging.getLogger("broker")
 
@@ -61,6 +63,8 @@ class Node:
         self.publish = self.performing.publish
         self.failure: MoleculerError | None = None
         """Why the node had to stop by itself; None while all is well."""
+        self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
+        """They run the handlers of events."""
         self.tracker = Tracker()
         """Calls made here, which a stop waits for as it does for requests and events in work."""
         self.stopped = anyio.Event()
@@ -255,20 +259,32 @@ class Node:
 
     # Packets in
 
-    def _receiver(self, command: Command) -> OnMessage:
-        clock = asyncio.get_running_loop().time
+    def _receiver(self, command: Command) -> "_Receiver":
+        clock, codec, transit, performing = asyncio.get_running_loop().time, self.codec, self.transit, self.performing
+        workers = self.workers if command == "EVENT" else None
 
-        async def on_message(data: bytes, reply: str) -> None:
+        def take(data: bytes, reply: str) -> Later | None:
             try:
-                packet = self.codec.decode(command, data)
-                await self.perform(self.transit.receive(command, packet, clock(), reply))
+                effects = transit.receive(command, codec.decode(command, data), clock(), reply)
+                if not performing.perform_now(effects):
+                    return partial(self._perform, command, effects)
             except InvalidPacketDataError as error:
-                await self._drop(command, data, error)
+                return partial(self._drop, command, data, error)
             except Exception as error:  # a packet must never end the node, whatever is in it (§2.2)
-                self.performing.notify(*not_processed(error))
-                logger.exception("A packet of %s could not be processed; dropped", command)
+                self._not_processed(command, error)
+            return workers.room if workers is not None and workers.full else None
 
-        return on_message
+        return _Receiver(take)
+
+    async def _perform(self, command: Command, effects: Sequence[Effect]) -> None:
+        try:
+            await self.perform(effects)
+        except Exception as error:
+            self._not_processed(command, error)
+
+    def _not_processed(self, command: Command, error: Exception) -> None:
+        self.performing.notify(*not_processed(error))
+        logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
 
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
@@ -443,6 +459,18 @@ class Node:
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
                 await _safely(self._announce())
+
+
+class _Receiver:
+    """Takes the messages of one subscription."""
+
+    def __init__(self, take: Callable[[bytes, str], Later | None]) -> None:
+        self.take = take
+
+    async def __call__(self, data: bytes, reply: str) -> None:
+        later = self.take(data, reply)
+        if later is not None:
+            await later()
 
 
 async def _safely(work: Awaitable[None]) -> None:

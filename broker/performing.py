@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeGuard, assert_never
@@ -74,6 +74,10 @@ class Undelivered(Exception):
         self.error = error
 
 
+_SENT = (Publish, AnswerPing)
+"""Effects that may have to wait."""
+
+
 class Performing:
     """Performs effects. The hooks hand work over and return at once; they are set before the node starts."""
 
@@ -96,46 +100,61 @@ class Performing:
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
         for effect in effects:
-            match effect:
-                case RunAction():
-                    self._watch(effect.stream)
-                    self._transit.in_work[id(effect.request)] = effect.request
-                    self.run_action(effect)
-                case Settle():
-                    self._settle(effect)
-                case Publish():
-                    await self._publish_quietly(effect)
-                case RunEvent():
-                    self.run_event(effect)
-                case FeedStream():
-                    self._feed(effect)
-                case EndStream():
-                    self._end(effect)
-                case Reject():
-                    reject(effect)
-                case Notify():
-                    self.notify(effect.event, effect.payload)
-                case AnswerPing():
-                    await self._answer_ping(effect)
-                case PongArrived():
-                    self._settle_ping(effect.pong)
-                case Dropped():
-                    logger.warning("%s", effect.reason)
-                    if effect.error is not None:
-                        self.notify(*not_processed(effect.error))
-                case Responsive():
-                    if effect.answers:
-                        logger.info("Node '%s' answers again", effect.node_id)
-                    else:
-                        logger.warning(UNRESPONSIVE, effect.node_id)
-                case StopWriter():
-                    self._tell_writer(effect.reply, go_on=False)
-                case NobodyReads():
-                    self.writers.gone(effect.node_id, effect.until)
-                case Conflict():
-                    self.give_way()
-                case _:
-                    assert_never(effect)
+            if isinstance(effect, Publish):
+                await self._publish_quietly(effect)
+            elif isinstance(effect, AnswerPing):
+                await self._answer_ping(effect)
+            else:
+                self._do(effect)
+
+    def perform_now(self, effects: Sequence[Effect]) -> bool:
+        """Do all of it, unless a part of it may have to wait. Whether it is done."""
+        for effect in effects:
+            if isinstance(effect, _SENT):
+                return False
+        for effect in effects:
+            self._do(effect)
+        return True
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case RunEvent():
+                self.run_event(effect)
+            case RunAction():
+                self._watch(effect.stream)
+                self._transit.in_work[id(effect.request)] = effect.request
+                self.run_action(effect)
+            case Settle():
+                self._settle(effect)
+            case FeedStream():
+                self._feed(effect)
+            case EndStream():
+                self._end(effect)
+            case Reject():
+                reject(effect)
+            case Notify():
+                self.notify(effect.event, effect.payload)
+            case PongArrived():
+                self._settle_ping(effect.pong)
+            case Dropped():
+                logger.warning("%s", effect.reason)
+                if effect.error is not None:
+                    self.notify(*not_processed(effect.error))
+            case Responsive():
+                if effect.answers:
+                    logger.info("Node '%s' answers again", effect.node_id)
+                else:
+                    logger.warning(UNRESPONSIVE, effect.node_id)
+            case StopWriter():
+                self._tell_writer(effect.reply, go_on=False)
+            case NobodyReads():
+                self.writers.gone(effect.node_id, effect.until)
+            case Conflict():
+                self.give_way()
+            case Publish() | AnswerPing():
+                raise AssertionError("It may have to wait.")
+            case _:
+                assert_never(effect)
 
     async def publish(self, effect: Publish) -> None:
         """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""

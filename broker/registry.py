@@ -4,8 +4,8 @@ No I/O, no clock, no logging: packets go in, changes come out.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -102,6 +102,13 @@ class KnownNode:
         }
 
 
+class _Hearing(NamedTuple):
+    """The lists of listeners for an event, and those of them with listeners of this node."""
+
+    everywhere: Sequence[Choices[Listener]]
+    here: Sequence[Choices[Listener]]
+
+
 class Registry:
     """Nodes, actions and events of the cluster, this node's own included."""
 
@@ -127,7 +134,7 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
-        self._heard_by: dict[str, list[Choices[Listener]]] = {}
+        self._heard_by: dict[str, _Hearing] = {}
         self._providers: dict[str, set[str]] = {}
         self._speakers: Counter[Protocol] = Counter()
         self._offline: dict[str, None] = {}
@@ -154,6 +161,7 @@ class Registry:
         """Offer a service of this node no more."""
         self._list_services(self.local, [info for info in self.local.services if info["fullName"] != full_name])
         self._withdraw(self.local, [member for member in self.local.offers if member.service == full_name])
+        self._heard_by.clear()
         return "$services.changed", {"localService": True}
 
     def hide_services(self) -> None:
@@ -270,21 +278,25 @@ class Registry:
 
     def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[Choices[Listener]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
-        heard_by = self._heard_by.get(event)
-        if heard_by is None:
-            heard_by = [choices for (pattern, _group), choices in self.listeners.items() if matches(event, pattern)]
-            heard_by.sort(key=lambda choices: not choices.internal)  # they decide where their groups get the event
-            if len(self._heard_by) >= REMEMBERED_EVENT_NAMES:
-                self._heard_by.clear()
-            if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
-                self._heard_by[event] = heard_by
-        for choices in heard_by:
+        for choices in self._hearing(event).everywhere:
             if len(choices) and (not groups or choices.group in groups):
                 yield choices
 
-    def is_heard_here(self, event: str) -> bool:
-        """Whether this node listens to an event."""
-        return any(choices.of_node(self.local.id) for choices in self.find_listeners(event))
+    def find_listeners_here(self, event: str) -> Sequence[Choices[Listener]]:
+        """Those of them that this node has listeners in, of all groups."""
+        return self._hearing(event).here
+
+    def _hearing(self, event: str) -> "_Hearing":
+        hearing = self._heard_by.get(event)
+        if hearing is None:
+            lists = [choices for (pattern, _group), choices in self.listeners.items() if matches(event, pattern)]
+            lists.sort(key=lambda choices: not choices.internal)  # they decide where their groups get the event
+            hearing = _Hearing(lists, [choices for choices in lists if choices.of_node(self.local.id)])
+            if len(self._heard_by) >= REMEMBERED_EVENT_NAMES:
+                self._heard_by.clear()
+            if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
+                self._heard_by[event] = hearing
+        return hearing
 
     def local_endpoint(self, name: str) -> Endpoint | None:
         """This node's own endpoint of an action, usable or not."""
@@ -398,6 +410,8 @@ class Registry:
             self._heard_otherwise(listener.name)
         self._vacant.pop(choices, None)
         node.offers.add(choices.put(listener))
+        if node.local:
+            self._heard_otherwise(listener.name)
 
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
         for member in members:

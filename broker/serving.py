@@ -2,13 +2,12 @@
 
 import logging
 import math
-from functools import partial
 
 import anyio
 from msgspec import UNSET, Raw
 
 from broker.cancellation import ASKED_ONLY
-from broker.catalog import Catalog
+from broker.catalog import Catalog, EventHandler, services_within
 from broker.codec import Codec
 from broker.context import Caller, Context
 from broker.defaults import ENVELOPE_MARGIN_BYTES
@@ -42,16 +41,27 @@ class Serving:
 
     def start_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
-            self.start_listener(listener, self._event_context(effect.event))
+            handler = self._catalog.handler(listener.event) if listener.event is not None else None
+            if handler is not None:
+                handler.begin()
+                self._node.workers.submit(self._handle, handler, effect.event)
 
     def start_listener(self, listener: Listener, ctx: Context) -> None:
-        """Run one event handler of this node in a task of its own. A stop waits for it."""
-        if listener.event is not None:
-            self._start_handler(listener.service, partial(self._catalog.handle, listener.event), ctx)
+        """Run one event handler of this node for an event of its own, in a task that has the context variables of who
+        sends it. A stop waits for it."""
+        handler = self._catalog.handler(listener.event) if listener.event is not None else None
+        if handler is not None:
+            self._start(handler, ctx)
 
-    def start_handler(self, handler: Next, ctx: Context) -> None:
+    def start_handler(self, chain: Next, ctx: Context) -> None:
         """Run the rest of a chain in a task of its own, unless its service has gone by then."""
-        self._start_handler(ctx.service_name or "", partial(self._catalog.go_on, handler), ctx)
+        handler = self._catalog.rest(chain, ctx)
+        if handler is not None:
+            self._start(handler, ctx)
+
+    def _start(self, handler: EventHandler, ctx: Context) -> None:
+        handler.begin()
+        self._node.start_handler(self._enter(handler, ctx))
 
     def reply_limit(self, ctx: Context) -> int | None:
         """What is left of `max_payload` for the result of a remote call, after the envelope and its meta."""
@@ -65,21 +75,27 @@ class Serving:
         """What JSON text takes of `reply_limit` in the serializer of this node."""
         return self._codec.size(self._codec.encode_value(Raw(text))) if ctx.remote else len(text)
 
-    def _start_handler(self, service: str, handler: Next, ctx: Context) -> None:
-        self._node.start_handler(self._handle(service, handler, ctx))
+    async def _enter(self, handler: EventHandler, ctx: Context) -> None:
+        handler.enter(services_within())
+        await self._handle(handler, ctx)
 
-    async def _handle(self, service: str, handler: Next, ctx: Context) -> None:
+    async def _handle(self, handler: EventHandler, event: Event | Context) -> None:
         """A failure of an event handler is logged here and nowhere else (§7.1)."""
+        ctx = self._event_context(event) if isinstance(event, Event) else event
+        ctx.service = handler.entry.service
         try:
             with ASKED_ONLY:
-                await handler(ctx)
+                await handler.chain(ctx)
         except Exception as error:
             if is_unreadable(error):
                 logger.warning(
                     "The data of '%s', sent by '%s', cannot be read: %s", ctx.event, ctx.node_id, error.data["reason"]
                 )
             else:
-                logger.exception("The handler of '%s' in service '%s' failed", ctx.event, service)
+                name = handler.entry.definition.full_name
+                logger.exception("The handler of '%s' in service '%s' failed", ctx.event, name)
+        finally:
+            handler.end()
 
     async def _serve(self, effect: RunAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""
@@ -192,7 +208,7 @@ class Serving:
             event=event.event,
             raw=event.data,
             decode=self._codec.decode_value,
-            meta=dict(event.meta or {}),
+            meta=dict(event.meta) if event.meta else None,
             headers=None if event.headers is UNSET else event.headers,
             node_id=event.sender,
             request_id=event.request_id,

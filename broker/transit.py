@@ -279,11 +279,14 @@ class Transit:
     def _on_event(self, event: Event, now: float) -> list[Effect]:
         if self.stopping:
             return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
-        groups = event.groups or ()
+        groups = event.groups if isinstance(event.groups, list) else None
         listeners: list[Listener] = []
-        for choices in self.registry.find_listeners(event.event, groups if isinstance(groups, list) else ()):
-            if event.broadcast:
-                listeners += choices.of_node(self.identity.node_id)
+        for choices in self.registry.find_listeners_here(event.event):
+            if groups and choices.group not in groups:
+                continue
+            members = choices.of_node(self.identity.node_id)
+            if event.broadcast or len(members) == 1:
+                listeners += members
             elif (listener := choices.choose_on(self.identity.node_id)) is not None:
                 listeners.append(listener)
         return [RunEvent(event, listeners)] if listeners else []

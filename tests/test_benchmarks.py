@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.benchmarks import calls, dead_nodes, listing, store_at_size, streams, transfer
+from tests.benchmarks import calls, dead_nodes, events, listing, store_at_size, streams, transfer
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase
 
@@ -64,6 +64,12 @@ async def test_calls_and_lists_are_measured(
     shown = capsys.readouterr().out
     assert re.search(r"ratio +\d", shown)
     assert shown.count("lists/s") == 4
+
+
+@pytest.mark.anyio
+async def test_events_are_measured(nats_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await events.measure("Python", events.python_node, nats_url, 500)
+    assert re.search(r"[\d,]+ events/s +[\d.]+ µs of CPU each +calls meanwhile", capsys.readouterr().out)
 
 
 @pytest.mark.anyio

@@ -21,7 +21,8 @@ BROKER = [
     "cli.logs context conversion declarations defaults encoding inheritance reader strategies.shard topics"
     " transports.memory transports.nats_address",
     "balanced cli.files cli.options cli.values cache_keys cacher codec local_stream middleware notices outage pace"
-    " parameters policies streams transforms.compression transforms.encryption transports.nats_client watch",
+    " parameters policies streams transforms.compression transforms.encryption transports.nats_client watch"
+    " workers",
     "flow lifecycle mcall strategies middlewares.bulkhead middlewares.caching middlewares.circuit"
     " middlewares.error_handling middlewares.fallback middlewares.hooks middlewares.retry middlewares.throttle"
     " middlewares.timeout middlewares.validation options transports.nats_link",
@@ -84,6 +85,7 @@ LIBRARIES = {
             "sending",
             "transports.nats",
             "transports.nats_client",
+            "workers",
             "transports.nats_link",
         )
     },

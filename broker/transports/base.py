@@ -2,11 +2,24 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 OnMessage = Callable[[bytes, str], Awaitable[None]]
 """Takes the bytes of one message and the subject to answer on, empty when nobody waits for an answer. Must not raise,
 and must not wait long: messages of a subscription stay in order, so the next one waits for it."""
+
+Later = Callable[[], Awaitable[None]]
+"""What is left to do with a message, when it may have to wait for something."""
+
+
+@runtime_checkable
+class Receiver(Protocol):
+    """An OnMessage with a quick way for transports that know it: without a coroutine for each message."""
+
+    def take(self, data: bytes, reply: str) -> Later | None:
+        """As the call of it. Returns what is left to do."""
+
+    async def __call__(self, data: bytes, reply: str) -> None: ...
 
 
 async def _ignore(*_: object) -> None:

@@ -12,7 +12,7 @@ from broker.defaults import NATS_CONNECT_TIMEOUT_S, NATS_SUBJECT_BYTES
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.ids import new_id
 from broker.masking import masked_text
-from broker.transports.base import Observer, OnMessage
+from broker.transports.base import Observer, OnMessage, Receiver
 from broker.transports.memory import too_large
 from broker.transports.nats_address import Servers, checked
 from broker.transports.nats_client import (
@@ -83,7 +83,8 @@ class NATSTransport:
         _check_subject(f"{subject}{queue}")
         if "" in subject.split("."):
             raise invalid_subject()
-        return await self._link.subscribe(NATSSubscription(self._link, subject, queue, on_nats_message))
+        take = on_message.take if isinstance(on_message, Receiver) else None
+        return await self._link.subscribe(NATSSubscription(self._link, subject, queue, on_nats_message, take))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         connection = self._use_for(data)

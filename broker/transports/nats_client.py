@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,16 +13,20 @@ import anyio
 import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.protocol.parser import AUTHORIZATION_VIOLATION, PERMISSIONS_ERR
 
 from broker.defaults import (
     NATS_CLOSE_TIMEOUT_S,
     NATS_CONNECT_TIMEOUT_S,
+    NATS_PENDING_MESSAGES,
     NATS_PING_INTERVAL_S,
     NATS_READ_BYTES,
+    SLICE_S,
 )
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
-from broker.transports.base import Observer
+from broker.transports.base import Later, Observer
 from broker.transports.nats_address import credentials
 
 # nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
@@ -32,8 +38,49 @@ _LOST = (nats.errors.UnexpectedEOF, OSError)
 """Errors that say no more than that a connection is lost."""
 
 
+Take = Callable[[str, bytes, str], Later | None]
+"""Deals with a message: its subject, its bytes, and where to reply to. Returns what is left to do."""
+
+
+class _Left(Msg):
+    """What is left to do with a message, in the queue of its subscription."""
+
+    def __init__(self, client: Client, later: Later) -> None:
+        super().__init__(client)
+        self.later = later
+
+
+class _Taker:
+    """Deals with the messages of one subscription as they arrive. Those that come while one waits for something are
+    queued by nats-py, whose task calls this."""
+
+    def __init__(self, take: Take) -> None:
+        self.take = take
+        self.waits = False
+        self.subscription: Subscription
+        self.queue: asyncio.Queue[Msg]
+
+    async def deal_with(self, message: Msg) -> None:
+        self.waits = True
+        try:
+            if isinstance(message, _Left):
+                later: Later | None = message.later
+            else:
+                later = self.take(message.subject, message.data, message.reply)
+            if later is not None:
+                await later()
+        finally:
+            self.waits = False
+
+
 class RefusedError(BrokerDisconnectedError):
     """The server does not accept the credentials."""
+
+
+OVERRUN = (
+    "Messages on '%s' come in faster than this node deals with them. As many as it keeps are waiting, and others are "
+    "dropped until there is room."
+)
 
 
 class Connection(Client):
@@ -55,6 +102,9 @@ class Connection(Client):
         """Why it has ended, when that is known."""
         self._observer = observer
         self._opening = True
+        self._takers: dict[int, _Taker] = {}
+        self._overrun: set[int] = set()
+        self._pause_at = 0.0
 
     async def open(self, name: str, options: dict[str, Any], patience_s: float) -> None:
         """Raises RefusedError, BrokerDisconnectedError and, for `options` that cannot be used, BrokerOptionsError."""
@@ -84,6 +134,21 @@ class Connection(Client):
             raise
         self._opening, self.is_open = False, True
 
+    async def subscribe_taker(self, subject: str, queue: str, take: Take) -> Subscription:
+        """As `subscribe`, but `take` gets each message in the task that reads, as long as none before it waits for
+        something. nats-py would queue each for another task, which costs more than most messages do."""
+        taker = _Taker(take)
+
+        async def deal_with(message: Msg) -> None:
+            await taker.deal_with(message)
+
+        taker.subscription = await self.subscribe(
+            subject, queue=queue, cb=deal_with, pending_msgs_limit=NATS_PENDING_MESSAGES
+        )
+        taker.queue = taker.subscription._pending_queue
+        self._takers[taker.subscription._id] = taker
+        return taker.subscription
+
     async def abandon(self) -> None:
         """End it without a word."""
         self._opening = self.is_open = False
@@ -95,11 +160,35 @@ class Connection(Client):
     async def _on_error(self, error: Exception) -> None:
         if self._opening:
             raise error  # else nats-py tries again
+        if isinstance(error, nats.errors.SlowConsumerError):
+            if error.sid not in self._overrun:  # one line until there is room again
+                self._overrun.add(error.sid)
+                await self._observer.failed(OVERRUN % error.subject)
+            return
         if self.is_open and not isinstance(error, _LOST):
             await self._observer.failed(words(error))
 
     async def _on_lame_duck(self) -> None:
         self.changed.set()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        """See `subscribe_taker`. Where much arrives, other work comes in between."""
+        taker = self._takers.get(sid)
+        if taker is None or headers or taker.waits or not taker.queue.empty():
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self._overrun.discard(sid)
+        taker.subscription._received += 1
+        later = taker.take(subject.decode(), data, reply.decode())
+        if later is not None:
+            taker.queue.put_nowait(_Left(self, later))
+        if monotonic() > self._pause_at:
+            await asyncio.sleep(0)
+            self._pause_at = monotonic() + SLICE_S
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._takers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         """nats-py tells only of servers that joined the cluster, not of those that left it, and keeps these."""

@@ -22,7 +22,7 @@ from broker.defaults import (
 )
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.masking import masked_text
-from broker.transports.base import Observer
+from broker.transports.base import Later, Observer
 from broker.transports.nats_address import Servers
 from broker.transports.nats_client import TRANSLATED, Connection, RefusedError, flush
 
@@ -92,9 +92,9 @@ class Link:
                         await connection.flush(NATS_CLOSE_TIMEOUT_S)
                 await connection.abandon()
 
-    def is_new(self, message: Msg, connection: Connection) -> bool:
+    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
         """Whether a message has not come over the other one of two connections already."""
-        return self._overlap is None or self._overlap.is_new(message, connection)
+        return self._overlap is None or self._overlap.is_new(subject, data, connection)
 
     def forget(self, subscription: "NATSSubscription") -> None:
         self._subscriptions.pop(subscription, None)
@@ -211,22 +211,40 @@ class Link:
 class NATSSubscription:
     """A subscription, on whichever connection is in use."""
 
-    def __init__(self, link: Link, subject: str, queue: str, handle: Callable[[Msg], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        subject: str,
+        queue: str,
+        handle: Callable[[Msg], Awaitable[None]],
+        take: Callable[[bytes, str], Later | None] | None = None,
+    ) -> None:
+        """`take` does what `handle` does, for each message as it arrives."""
         self.connection: Connection | None = None
         self._link = link
         self._subject = subject
         self._queue = queue
         self._handle = handle
+        self._take = take
         self.live: Subscription | None = None
         """That of nats-py."""
 
     async def open_on(self, connection: Connection) -> None:
-        async def on_message(message: Msg) -> None:
-            if self._link.is_new(message, connection):
-                await self._handle(message)
-
         self.connection = connection
-        live = await connection.subscribe(self._subject, queue=self._queue, cb=on_message)
+        link, handle, take = self._link, self._handle, self._take
+
+        async def handle_new(message: Msg) -> None:
+            if link.is_new(message.subject, message.data, connection):
+                await handle(message)
+
+        if take is None:
+            live = await connection.subscribe(self._subject, queue=self._queue, cb=handle_new)
+        else:
+
+            def take_new(subject: str, data: bytes, reply: str) -> Later | None:
+                return take(data, reply) if link.is_new(subject, data, connection) else None
+
+            live = await connection.subscribe_taker(self._subject, self._queue, take_new)
         if self.connection is connection:
             self.live = live
 
@@ -246,8 +264,8 @@ class Overlap:
         self._ahead: Counter[int] = Counter()
         """How many copies of a message the old connection has received more than the new one."""
 
-    def is_new(self, message: Msg, connection: Connection) -> bool:
-        key = hash((message.subject, message.data))
+    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
+        key = hash((subject, data))
         before = self._ahead[key]
         step = 1 if connection is self._old else -1
         self._ahead[key] = before + step

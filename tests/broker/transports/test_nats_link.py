@@ -288,8 +288,8 @@ async def test_credentials_that_are_refused_end_the_first_connection_and_are_ret
     ("owner", "names"),
     [
         (Client(), "_close _connect_command _err _flush_queue _pending _pending_data_size _pongs _process_err"),
-        (Client(), "_process_info _process_pong _server_info _subs _transport"),
-        (Subscription(Client()), "_cb _pending_queue"),
+        (Client(), "_process_info _process_msg _process_pong _remove_sub _server_info _subs _transport"),
+        (Subscription(Client()), "_cb _id _pending_queue _received"),
     ],
 )
 def test_the_private_names_of_nats_py_that_are_used_are_there(owner: object, names: str) -> None:

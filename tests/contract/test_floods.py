@@ -1,0 +1,112 @@
+"""Many packets at once: a node takes them in, does its other work in between, and keeps a bounded number of them."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from broker import Context, Service, action, event
+from tests.support.cluster import Cluster, open_cluster, shorten_waits
+from tests.support.flood import publish_all
+from tests.support.transits import service_info
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.anyio
+
+
+class Counting(Service):
+    """Counts events, and lets those wait that ask for it."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.count = self.slow = 0
+        self.release = anyio.Event()
+
+    @event("flood.quick")
+    async def on_quick(self, ctx: Context) -> None:
+        self.count += 1
+
+    @event("flood.slow")
+    async def on_slow(self, ctx: Context) -> None:
+        await self.release.wait()
+        self.slow += 1
+
+    @action
+    async def seen(self, ctx: Context) -> int:
+        return self.count
+
+
+@pytest.fixture
+async def cluster(nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    shorten_waits(monkeypatch)
+    async with open_cluster(nats_url, namespace) as cluster:
+        yield cluster
+
+
+def event_packet(name: str) -> bytes:
+    packet: dict[str, Any] = {"ver": "5", "sender": "flood", "id": "1", "event": name, "data": None, "meta": {}}
+    return json.dumps(packet | {"broadcast": True, "level": 1, "tracing": None, "groups": None}).encode()
+
+
+def info_packet(number: int) -> bytes:
+    services = [service_info("shared", "a", "b", events=("e.*",)), service_info(f"s-{number}", "c")]
+    return json.dumps({"ver": "5", "sender": f"node-{number}", "services": services, "instanceID": "i"}).encode()
+
+
+@pytest.mark.parametrize("kind", ["EVENT", "INFO"])
+async def test_calls_are_answered_during_a_flood(kind: str, cluster: Cluster, nats_url: str) -> None:
+    """Those of other nodes wait in line with the flood at the NATS server; those of this node show when it has time."""
+    counting = Counting()
+    (one,) = await cluster.start(("one", [counting]))
+    if kind == "EVENT":
+        packets, subject = [event_packet("flood.quick")] * 20_000, cluster.topics.to_node("EVENT", "one")
+    else:
+        packets, subject = [info_packet(number) for number in range(2_000)], cluster.topics.broadcast("INFO")
+    answers: list[int] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, partial(publish_all, nats_url, subject, packets))
+        while (progress := counting.count + len(one.registry.nodes) - 1) < len(packets):
+            await one.call("counting.seen")
+            await anyio.lowlevel.checkpoint()
+            answers.append(progress)
+    assert len(set(answers)) > 10
+
+
+async def test_events_that_come_faster_than_they_are_handled_are_bounded(
+    cluster: Cluster, nats_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("broker.defaults.EVENTS_IN_WORK", 10)
+    monkeypatch.setattr("broker.transports.nats_client.NATS_PENDING_MESSAGES", 20)
+    counting = Counting()
+    _, two = await cluster.start(("one", [counting]), ("two", []))
+    subject = cluster.topics.to_node("EVENT", "one")
+    slow = [event_packet("flood.slow")] * 100
+    with caplog.at_level(logging.WARNING):
+        await anyio.to_thread.run_sync(publish_all, nats_url, subject, slow)
+        await eventually(lambda: caplog.records, "the line")
+        assert await two.call("counting.seen") == 0
+        counting.release.set()
+        await eventually(lambda: counting.slow > 20)
+        await anyio.to_thread.run_sync(publish_all, nats_url, subject, [event_packet("flood.quick")])
+        await eventually(lambda: counting.count)
+    assert counting.slow <= 31
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "others are dropped until there is room" in line
+
+
+async def test_events_that_came_before_a_service_is_removed_are_handled(cluster: Cluster, nats_url: str) -> None:
+    counting = Counting()
+    (one,) = await cluster.start(("one", [counting]))
+    quick = [event_packet("flood.quick")] * 2_000
+    await anyio.to_thread.run_sync(publish_all, nats_url, cluster.topics.to_node("EVENT", "one"), quick)
+    await eventually(lambda: counting.count)
+    begun = counting.count + len(one._node.workers._due)
+    await one.remove_service("counting")
+    assert counting.count >= begun
