@@ -7,9 +7,11 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import ImportRefusedError, SoftDeleteUnavailableError
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.importing import Import, OnConflict
@@ -187,7 +189,11 @@ BAD = {
     "an array": (b'{"id":"x","environment":[1]}\n', "must be an object"),
     "null": (b'{"id":"x","environment":null}\n', "must be an object"),
     "not UTF-8": (b'{"environment":{"uuid":"x","a":"\xff"}}\n', "UTF-8"),
-    "no id": (b'{"environment":{"name":"x"}}\n', "no 'id'"),
+    "no id": (b'{"environment":{"uuid":null}}\n', "'id' must be a string"),
+    "nothing of ours": (b'{"x":1}\n', "expected is a record {environment"),
+    "a route": (b'{"source":"m","data":[{"type":"route","item":{}}]}\n', "data[0] is of the type 'route'"),
+    "a bad item": (b'{"source":"m","data":[{"type":"environment","item":{"uuid":7}}]}\n', "data[0]: the 'id' must be"),
+    "data of another form": (b'{"source":"m","data":7}\n', "'data' is of another form; expected is"),
     "an id that is none": (b'{"id":7,"environment":{}}\n', "'id' must be a string"),
     "an empty id": (b'{"id":"","environment":{}}\n', "must not be empty"),
     "a long id": (b'{"id":"%s","environment":{}}\n' % (b"x" * 256), "longer than 255"),
@@ -222,6 +228,60 @@ async def test_a_line_that_only_the_database_refuses_is_named_too(bench: Bench) 
         await imported(bench, lines)
     assert caught.value.data["line"] == 2
     assert await exported(bench) == []
+
+
+PRETTY = json.dumps({"uuid": "U", "name": "é", "data": [], "routes": [{"uuid": ""}]}, indent=2).encode()
+FORMS = {
+    "a pretty-printed document": (b"\xef\xbb\xbf\n" + PRETTY + b"\n", [PRETTY]),
+    "its first line with more than a bracket": (b"{ " + PRETTY[1:], [b"{ " + PRETTY[1:]]),
+    "a document in a line": (json.dumps(json.loads(PRETTY)).encode(), [json.dumps(json.loads(PRETTY)).encode()]),
+    "documents in lines": (b'{"uuid":"U"}\n{"uuid":"V","a":1.0}', [b'{"uuid":"U"}', b'{"uuid":"V","a":1.0}']),
+    "a pretty-printed record": (b'{\n"environment": %s\n}\n' % PRETTY, [PRETTY]),
+    "half of a surrogate pair": (b'{\n"uuid":"U",\n"a":"\\ud800"}', [b'{\n"uuid":"U",\n"a":"\\ud800"}']),
+    "mockoon's samples": (
+        b'{\n"source": "mockoon:1.8.0",\n"data": [\n{"type": "environment", "item": %s},'
+        b'{"type": "environment", "item": {"uuid":"V"}}]}' % PRETTY,
+        [PRETTY, b'{"uuid":"V"}'],
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_file_is_taken_in_each_form_byte_for_byte(bench: Bench, form: str) -> None:
+    text, documents = FORMS[form]
+    assert await imported(bench, io.BytesIO(text)) == (len(documents), 0, 0)
+    stored = [(await bench.stored_text(json.loads(document)["uuid"])).encode() for document in documents]
+    assert stored == documents
+
+
+@both
+async def test_a_file_that_is_neither_lines_nor_one_document_is_refused_with_what_is_expected(bench: Bench) -> None:
+    limits = OperationLimits(line_bytes=len(PRETTY))
+    for text, reason in (
+        (PRETTY[:-1], "does not end; expected is"),
+        (PRETTY + b"\n" + PRETTY, "something after the JSON object; expected is"),
+        (PRETTY + b" ", f"which may have {len(PRETTY)} bytes"),
+    ):
+        with pytest.raises(ImportRefusedError) as caught:
+            await Import(bench.database, shape_of(bench), limits=limits if text.endswith(b" ") else None).run(
+                io.BytesIO(text)
+            )
+        assert caught.value.data["line"] == 1
+        assert reason in caught.value.data["reason"]
+
+
+@both
+async def test_a_uuid_is_made_for_records_without_one(bench: Bench) -> None:
+    lines = ndjson({"environment": {"name": "none"}}, {"environment": {"name": "empty", "uuid": ""}}, {"name": "alone"})
+    work = Import(bench.database, shape_of(bench))
+    assert await work.run(lines) == (3, 0, 0)
+    records = {record["id"]: record["environment"] for record in await bench.list()}
+    assert len(records) == 3
+    assert all(UUID(id).version == 4 and document["uuid"] == id for id, document in records.items())
+    assert {change.uuid async for changes in work.changes(lines) for change in changes} == set(records)
+    assert await imported(bench, ndjson({"id": "I", "environment": {"uuid": "", "a": 1}})) == (1, 0, 0)
+    assert json.loads(await bench.stored_text("I")) == {"uuid": "", "a": 1}
 
 
 @both

@@ -183,6 +183,16 @@ def test_export_and_import_by_file_and_by_pipe(path: Path, url: str, tmp_path: P
     assert json.loads(replaced.stdout)["replaced"] == 1
 
 
+def test_a_file_of_mockoon_is_imported_as_it_is(url: str, path: Path, tmp_path: Path) -> None:
+    document = {"uuid": "big", "name": "big", "routes": [{"uuid": f"r{n}", "body": "x" * 300} for n in range(900)]}
+    (tmp_path / "big.json").write_text(json.dumps(document, indent=2))
+    (tmp_path / "params.json").write_text(json.dumps({"environment": document}))
+    assert json.loads(run("import", str(tmp_path / "big.json"), DATABASE_URL=url).stdout)["created"] == 1
+    assert json.loads(run("import", str(tmp_path / "params.json"), DATABASE_URL=url).stdout)["skipped"] == 1
+    assert json.loads(run("import", "-", input=json.dumps(document), DATABASE_URL=url).stdout)["skipped"] == 1
+    assert count(path, f"environment = '{json.dumps(document, indent=2)}'") == 1
+
+
 def test_an_export_to_a_full_disk_is_told_in_one_line(url: str) -> None:
     command = warm_command(PROGRAM, "export", "-", "--all")
     with Path("/dev/full").open("wb") as full:

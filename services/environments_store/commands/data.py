@@ -107,7 +107,7 @@ def import_(
     yes: Yes = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Store records from NDJSON: all of them or, when a line is bad, none."""
+    """Store records from NDJSON, or an environment from a file of Mockoon: all or, when a line is bad, none."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:

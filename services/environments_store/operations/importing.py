@@ -1,5 +1,6 @@
 """Records from NDJSON into the table: every line is checked before the first is stored, and all are stored at once."""
 
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import IO, Literal, NamedTuple
@@ -52,6 +53,7 @@ class Import:
         self._on_conflict = on_conflict
         self._limits = limits or OperationLimits()
         self._store_limits = store_limits or StoreLimits()
+        self._seed = os.urandom(16)
         self._outcomes = bytearray()
         """What became of each line, in their order: a byte a line is all that is remembered."""
 
@@ -99,7 +101,7 @@ class Import:
                 tell("check", done)
 
     def _batches(self, lines: IO[bytes], *, checked: bool = True) -> AsyncGenerator[Batch]:
-        return batches_of(lines, checked=checked, limits=self._limits, store_limits=self._store_limits)
+        return batches_of(lines, self._seed, checked=checked, limits=self._limits, store_limits=self._store_limits)
 
     async def _store(self, connection: Queries, statements: Transfer, batch: Batch) -> None:
         """Store what a batch may store. What a statement gave back was stored, what is there and may stay was skipped,

@@ -2,14 +2,17 @@
 
 A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
 cannot stand in a line as it is: there a space stands for each break, and `environmentLayout` says where they were
-(earlier exports have the exact text besides, in `environmentText`). An import needs the `environment` alone; what is
-missing is made up as `create` would, and `hash` is not looked at.
+(earlier exports have the exact text besides, in `environmentText`).
+
+An import needs the `environment` alone; what is missing is made up as `create` would, and `hash` is not looked at. A
+document by itself, and the form of mockoon's samples, are taken too.
 """
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,11 +20,11 @@ import msgspec
 from broker.errors import MoleculerError
 from broker.members import load, split_object
 from services.environments_store.defaults import StoreLimits
-from services.environments_store.document import check_document, check_uuid
+from services.environments_store.document import check_document, check_uuid, with_uuid
 from services.environments_store.model import Environment, encode_record, iso_date
 from services.environments_store.queries.transfer import StoredRow
 
-__all__ = ["export_pieces", "import_line", "layout_of"]
+__all__ = ["NotJsonError", "export_pieces", "import_rows", "layout_of"]
 
 _SPACE = b" \t\r\n"
 _BREAK = re.compile(rb"[\r\n]")
@@ -39,6 +42,21 @@ class _Layout(msgspec.Struct, rename="camel"):
     after: str = ""
 
 
+EXPECTED = (
+    "expected is a record {environment: {…}}, an environment alone, or mockoon's {source, data: [{type, item}]}: each"
+    " in a line of its own, or one that is all of the file"
+)
+
+
+class NotJsonError(ValueError):
+    """The text is no JSON, or not all of it."""
+
+
+class _Item(msgspec.Struct):
+    type: str
+    item: msgspec.Raw = msgspec.Raw(b"")
+
+
 class _Line(msgspec.Struct, rename="camel"):
     """The members that an import reads; others are passed over."""
 
@@ -51,8 +69,13 @@ class _Line(msgspec.Struct, rename="camel"):
     created_at: Any = None
     updated_at: Any = None
     deleted_at: Any = None
+    uuid: msgspec.Raw = msgspec.Raw(b"")
+    name: msgspec.Raw = msgspec.Raw(b"")
+    routes: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = msgspec.Raw(b"")
 
 
+_NOTHING = _Line()
 _DECODER = msgspec.json.Decoder(_Line)
 _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Line)}
 
@@ -84,12 +107,31 @@ def export_pieces(environment: Environment, hash: str | None, layout: bytes, siz
     yield b"%s%s}\n" % (tail[:-1], layout)
 
 
-def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> StoredRow:
-    """The row that a line means. `checked`: it was read before, so its document needs no second look.
+def import_rows(
+    text: bytes, made: Callable[[int], str], limits: StoreLimits, *, checked: bool = False
+) -> list[StoredRow]:
+    """The rows that a line, or a whole file, means. `made` gives the uuid of the n-th that has none; `checked`: it was
+    read before, so its documents need no second look.
 
-    Raises ValueError, with the reason in words, for what is no record.
+    Raises NotJsonError, and ValueError with the reason in words for what is nothing that can be imported.
     """
-    members = _members(line)
+    members = _members(text)
+    if members.environment or members.environment_text is not None:
+        return [_row(members, lambda: made(0), limits, checked)]
+    if members.uuid or members.routes or members.name:
+        return [_row(_Line(environment=msgspec.Raw(text.strip(_SPACE))), lambda: made(0), limits, checked)]
+    if not members.data:
+        raise ValueError(f"it has no 'environment'; {EXPECTED}")
+    rows = []
+    for number, document in enumerate(_items(members.data)):
+        try:
+            rows.append(_row(_Line(environment=document), partial(made, number), limits, checked))
+        except ValueError as error:
+            raise ValueError(f"data[{number}]: {error}") from None
+    return rows
+
+
+def _row(members: _Line, made: Callable[[], str], limits: StoreLimits, checked: bool) -> StoredRow:
     raw = bytes(members.environment)
     if members.environment_text is not None:
         if not isinstance(members.environment_text, str):
@@ -97,20 +139,22 @@ def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> S
         raw = members.environment_text.encode()
     elif members.environment_layout is not None:
         raw = _laid_out(raw, members.environment_layout)
-    if not raw:
-        raise ValueError("it has no 'environment'")
     uuid = members.id
+    text = None
     if not checked or uuid is None:
         own = _document_uuid(raw, limits)
-        uuid = own if uuid is None else uuid
-    text = raw.decode()
+        if uuid is None and own == "":
+            uuid = made()
+            text, _ = with_uuid(raw.decode(), uuid)
+        elif uuid is None:
+            uuid = own
     created = _date("createdAt", members.created_at) or _now()
     updated = _date("updatedAt", members.updated_at) or created
     id = _uuid("id", uuid, limits)
     other = members.environment_uuid
     return StoredRow(
         id=id,
-        document=text,
+        document=raw.decode() if text is None else text,
         environment_uuid=id if other is None else _uuid("environmentUuid", other, limits),
         timestamp=_timestamp(members.timestamp, updated),
         created_at=created,
@@ -119,19 +163,38 @@ def import_line(line: bytes, limits: StoreLimits, *, checked: bool = False) -> S
     )
 
 
-def _members(line: bytes) -> _Line:
+def _members(text: bytes) -> _Line:
     try:
-        return _DECODER.decode(line)
+        return _DECODER.decode(text)
     except msgspec.ValidationError:
-        raise ValueError("it is no JSON object") from None
+        raise ValueError(f"it is no JSON object; {EXPECTED}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        # Half of a surrogate pair, or deep nesting: both are documents that a database may hold.
-        members = split_object(line)
-    values: dict[str, Any] = {}
-    for name, wire in _NAMES.items():
-        if wire in members:
-            values[name] = msgspec.Raw(members[wire]) if name == "environment" else load(members[wire])
+        pass
+    # Half of a surrogate pair, or deep nesting: both are documents that a database may hold.
+    try:
+        members = split_object(text)
+        values: dict[str, Any] = {}
+        for name, wire in _NAMES.items():
+            if wire in members:
+                raw = isinstance(getattr(_NOTHING, name), msgspec.Raw)
+                values[name] = msgspec.Raw(members[wire]) if raw else load(members[wire])
+    except (ValueError, RecursionError) as error:
+        raise NotJsonError(f"it is not valid JSON: {error or 'nested too deep'}; {EXPECTED}") from None
     return _Line(**values)
+
+
+def _items(data: msgspec.Raw) -> list[msgspec.Raw]:
+    """The documents in the form of mockoon's samples."""
+    try:
+        items = msgspec.json.decode(data, type=list[_Item])
+    except msgspec.ValidationError:
+        raise ValueError(f"its 'data' is of another form; {EXPECTED}") from None
+    except (msgspec.DecodeError, RecursionError):
+        raise ValueError("its 'data' is nested too deep, or has half of a surrogate pair") from None
+    for number, one in enumerate(items):
+        if one.type != "environment" or not one.item:
+            raise ValueError(f"data[{number}] is of the type '{one.type}', and only environments are imported")
+    return [one.item for one in items]
 
 
 def _laid_out(raw: bytes, value: Any) -> bytes:
@@ -154,12 +217,10 @@ def _document_uuid(raw: bytes, limits: StoreLimits) -> Any:
         _, document = check_document(raw, limits)
     except MoleculerError as error:
         raise ValueError(_reason(error)) from None
-    return document.value.get("uuid")
+    return document.value.get("uuid", "")
 
 
 def _uuid(field: str, value: Any, limits: StoreLimits) -> str:
-    if value is None:
-        raise ValueError("it has no 'id', and its document no 'uuid'")
     try:
         return check_uuid(value, field, limits)
     except MoleculerError as error:

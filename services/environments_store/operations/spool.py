@@ -1,17 +1,20 @@
 """The lines of an import, kept so that they can be read twice: once to check them all, once to store them."""
 
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from uuid import UUID
 
 import anyio.to_thread
 import msgspec
 
 from services.environments_store.defaults import OperationLimits, StoreLimits
 from services.environments_store.errors import ImportRefusedError
-from services.environments_store.operations.lines import import_line
+from services.environments_store.operations.lines import NotJsonError, import_rows
 from services.environments_store.queries.transfer import StoredRow
 
 __all__ = ["Batch", "batches_of", "file_lines", "spooled_lines"]
@@ -55,14 +58,14 @@ async def spooled_lines(chunks: AsyncIterator[Any], limits: OperationLimits | No
 
 
 async def batches_of(
-    file: IO[bytes], *, checked: bool, limits: OperationLimits, store_limits: StoreLimits
+    file: IO[bytes], seed: bytes, *, checked: bool, limits: OperationLimits, store_limits: StoreLimits
 ) -> AsyncGenerator[Batch]:
-    """The rows of all lines from the start, in batches that fit one statement.
+    """The rows of all lines from the start, in batches that fit one statement. `seed`: of the uuids that are made.
 
     Raises ImportRefusedError, with the number of the line and the reason, for one that is no record.
     """
     await anyio.to_thread.run_sync(file.seek, 0)
-    reader = _Reader(file, checked, limits, store_limits)
+    reader = _Reader(file, seed, checked, limits, store_limits)
     # On a thread: reading and checking documents must not hold up the heartbeats of the node.
     while batch := await anyio.to_thread.run_sync(reader.next):
         yield batch
@@ -74,12 +77,15 @@ async def _chunks(file: IO[bytes]) -> AsyncGenerator[bytes]:
 
 
 class _Reader:
-    def __init__(self, file: IO[bytes], checked: bool, limits: OperationLimits, store_limits: StoreLimits) -> None:
+    def __init__(
+        self, file: IO[bytes], seed: bytes, checked: bool, limits: OperationLimits, store_limits: StoreLimits
+    ) -> None:
         self._file = file
+        self._seed = seed
         self._checked = checked
         self._limits = limits
         self._store_limits = store_limits
-        self._number = 0
+        self._found = self._rows()
         self._kept: tuple[StoredRow, int] | None = None
 
     def next(self) -> Batch | None:
@@ -87,7 +93,7 @@ class _Reader:
         numbers: list[int] = []
         size = 0
         while len(rows) < self._limits.import_rows and size < self._limits.import_bytes:
-            found, self._kept = self._kept or self._row(), None
+            found, self._kept = self._kept or next(self._found, None), None
             if found is None:
                 break
             row, number = found
@@ -100,20 +106,39 @@ class _Reader:
             size += len(row.document)
         return Batch(list(rows.values()), numbers) if rows else None
 
-    def _row(self) -> tuple[StoredRow, int] | None:
+    def _rows(self) -> Iterator[tuple[StoredRow, int]]:
+        number, first = 0, True
         while line := self._file.readline(self._limits.line_bytes + 1):
-            self._number += 1
-            if self._number == 1:
+            number += 1
+            if number == 1:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
-            if len(line) > self._limits.line_bytes:
-                raise ImportRefusedError(self._number, f"it has more than {self._limits.line_bytes} bytes")
             if line.isspace() or not line:
                 continue
-            try:
-                return import_line(line, self._store_limits, checked=self._checked), self._number
-            except ValueError as error:
-                raise ImportRefusedError(self._number, str(error)) from None
-        return None
+            for row in self._read(line, number, whole=first):
+                yield row, number
+            first = False
+
+    def _read(self, text: bytes, number: int, *, whole: bool = False) -> list[StoredRow]:
+        """The rows of a line; `whole`: where it is no JSON it may be the first of a text that is only one together."""
+        if len(text) > self._limits.line_bytes:
+            raise ImportRefusedError(number, f"it has more than {self._limits.line_bytes} bytes")
+        try:
+            return import_rows(text, partial(self._made, number), self._store_limits, checked=self._checked)
+        except NotJsonError as error:
+            rest = self._file.read(self._limits.line_bytes + 1 - len(text)) if whole else b""
+            if len(text) + len(rest) > self._limits.line_bytes:
+                reason = f"{error}, which may have {self._limits.line_bytes} bytes"
+                raise ImportRefusedError(number, reason) from None
+            if not rest:
+                raise ImportRefusedError(number, str(error)) from None
+            return self._read(text + rest, number)
+        except ValueError as error:
+            raise ImportRefusedError(number, str(error)) from None
+
+    def _made(self, line: int, number: int) -> str:
+        """The uuid of a document that has none: the same each time that the lines are read."""
+        digest = blake2b(b"%d %d" % (line, number), key=self._seed, digest_size=16).digest()
+        return str(UUID(bytes=digest, version=4))
 
 
 def _bytes(chunk: Any) -> bytes:
