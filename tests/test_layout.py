@@ -56,10 +56,10 @@ ENVIRONMENTS_STORE = [
     "database.postgres database.sqlite_connection operations.exporting operations.presence"
     " operations.purge operations.spool schema.findings schema.plan schema.postgres_steps store",
     "database.sqlite schema.inspect_sqlite schema.journal schema.sqlite_steps schema.trial",
-    "database.connect operations.backup_postgres operations.backup_sqlite operations.importing operations.retention"
+    "database.connect operations.backup_postgres operations.backup_sqlite operations.retention operations.staging"
     " operations.rollback_postgres operations.rollback_sqlite operations.rows operations.surroundings"
     " operations.surroundings_sqlite schema.check schema.postgres_index schema.sqlite_migration",
-    "operations.checklist operations.opening operations.planning schema.postgres_migration",
+    "operations.checklist operations.importing operations.opening operations.planning schema.postgres_migration",
     "operations.backup operations.doctor operations.list_index operations.rollback operations.verify schema.migrator",
     "service",
     "commands.options commands.showing commands.transfer demo",
@@ -202,7 +202,7 @@ SUITES = {
     "contract/test_plan_and_verify.py": "operations.checks operations.planning operations.progress operations.verify",
     "contract/test_purge.py": "operations.purge operations.retention queries.purging",
     "contract/test_transfer.py": "database.large operations.exporting operations.importing operations.lines"
-    " operations.spool queries.transfer",
+    " operations.spool operations.staging queries.transfer",
     "faults/test_m43_rollback.py": "operations.presence operations.rollback operations.rollback_postgres"
     " operations.rollback_sqlite",
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",

@@ -1,8 +1,10 @@
 """Export and import: what goes out comes in again as it was, byte for byte, or nothing does."""
 
+import contextlib
 import hashlib
 import io
 import json
+import sqlite3
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -315,6 +317,34 @@ async def test_a_damaged_row_is_exported_without_its_document_and_not_imported(b
     ]
     with pytest.raises(ImportRefusedError, match="Line 2: the 'environment' must be an object"):
         await imported(bench, io.BytesIO(b"\n".join(lines)))
+
+
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+async def test_others_write_the_file_while_an_import_reads_its_lines(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.create("theirs")
+    lines = ndjson(*({"environment": {"uuid": f"{number}"}} for number in range(1_700)))
+    place = await bench.database.fetch("PRAGMA database_list")
+    with contextlib.closing(sqlite3.connect(place[0]["file"], timeout=0, isolation_level=None)) as other:
+        seen: list[tuple[str, str]] = []
+
+        def look(phase: str, done: int) -> None:
+            if phase == "store":
+                assert done <= 1_700
+                assert lines.tell() == len(lines.getvalue()), "no line is read while others wait"
+                assert "in one transaction" in caplog.text
+            try:
+                other.execute("UPDATE environments SET timestamp = 1 WHERE id = 'theirs'")
+                seen.append((phase, "written"))
+            except sqlite3.OperationalError as error:
+                seen.append((phase, str(error)))
+
+        limits = OperationLimits(told_import_bytes=10_000)
+        assert await Import(bench.database, shape_of(bench), limits=limits).run(lines, look) == (1_700, 0, 0)
+    assert seen == [("check", "written")] * 4 + [("store", "database is locked")] * 4
+    async with bench.database.transaction() as connection:
+        assert await connection.fetch("SELECT name FROM temp.sqlite_master") == [], "the staging table is dropped"
 
 
 @both

@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -15,12 +15,14 @@ from services.environments_store.errors import DatabaseRefusedError, DatabaseVal
 from services.environments_store.hash import content_hash
 from services.environments_store.model import Change
 from services.environments_store.operations.spool import Batch, batches_of
-from services.environments_store.queries.transfer import StoredRow, Transfer, choose_transfer
+from services.environments_store.operations.staging import Stage, staged
+from services.environments_store.queries.transfer import StagedRow, StoredRow, Transfer, choose_transfer
 from services.environments_store.schema.guards import read_guards
 from services.environments_store.shape import TableShape
 
 __all__ = ["Import", "Imported", "OnConflict"]
 
+AnyBatch: TypeAlias = Batch[StoredRow] | Batch[StagedRow]
 OnConflict = Literal["skip", "fail", "replace"]
 
 _SKIPPED, _CREATED, _REPLACED = range(3)
@@ -36,7 +38,8 @@ class Import:
     """One import of lines that can be read again from their start.
 
     All of it is one transaction, so it is stored whole or not at all, and can be repeated as it is after any failure.
-    The lines are read and checked before the transaction begins, so it lasts no longer than storing them takes.
+    The lines are read and checked before the transaction begins, so it lasts no longer than storing them takes; on
+    SQLite it only copies rows that wait beside the file.
     """
 
     def __init__(
@@ -58,22 +61,38 @@ class Import:
         """What became of each line, in their order: a byte a line is all that is remembered."""
 
     async def run(self, lines: IO[bytes], on_progress: Callable[[str, int], None] | None = None) -> Imported:
-        """Check, then store. `on_progress` is told the phase, `check` or `store`, and how many lines it has done.
+        """Check, then store. `on_progress` is told the phase, `check` or `store`, and how many records it has done.
 
         Raises ImportRefusedError, with the first bad line, and with `fail` the first whose id is there already;
         DatabaseRefusedError, with the first line that the database refuses or swallows; SoftDeleteUnavailableError for
         deleted records without the column.
         """
-        tell = on_progress or (lambda phase, lines: None)
+        tell = on_progress or (lambda phase, records: None)
         self._shape.queries("insert", *(("update",) if self._on_conflict == "replace" else ()))  # raises when it cannot
-        await self._check(lines, tell)
-        statements = choose_transfer(self._shape.status)
+        statements = choose_transfer(self._shape.status, f"import_{self._seed.hex()}")
         self._outcomes.clear()
+        if statements.staging is None:
+            await self._check(lines, tell)
+            return await self._store_all(statements, lambda _: self._batches(lines), tell)
+        with self._shape.watched():
+            async with staged(self._database, statements.staging) as stage:
+                await self._check(lines, tell, stage)
+                stage.say_what_waits(self._limits)
+                return await self._store_all(
+                    statements, lambda connection: stage.batches(connection, self._limits), tell
+                )
+
+    async def _store_all(
+        self,
+        statements: Transfer,
+        read: Callable[[Queries], AsyncGenerator[AnyBatch]],
+        tell: Callable[[str, int], None],
+    ) -> Imported:
         done = 0
-        batch: Batch | None = None
+        batch: AnyBatch | None = None
         try:
             with self._shape.watched():
-                async with self._database.transaction() as connection, aclosing(self._batches(lines)) as batches:
+                async with self._database.transaction() as connection, aclosing(read(connection)) as batches:
                     async for batch in batches:
                         await self._store(connection, statements, batch)
                         done += len(batch.rows)
@@ -91,22 +110,25 @@ class Import:
                 position += len(batch.rows)
                 yield await anyio.to_thread.run_sync(_changes, batch.rows, outcomes)
 
-    async def _check(self, lines: IO[bytes], tell: Callable[[str, int], None]) -> None:
+    async def _check(self, lines: IO[bytes], tell: Callable[[str, int], None], stage: Stage | None = None) -> None:
         done = 0
         async with aclosing(self._batches(lines, checked=False)) as batches:
             async for batch in batches:
                 if not self._shape.status.soft_delete and any(row.deleted_at for row in batch.rows):
                     raise self._shape.unavailable()
+                if stage is not None:
+                    await stage.add(batch)
                 done += len(batch.rows)
                 tell("check", done)
 
-    def _batches(self, lines: IO[bytes], *, checked: bool = True) -> AsyncGenerator[Batch]:
+    def _batches(self, lines: IO[bytes], *, checked: bool = True) -> AsyncGenerator[Batch[StoredRow]]:
         return batches_of(lines, self._seed, checked=checked, limits=self._limits, store_limits=self._store_limits)
 
-    async def _store(self, connection: Queries, statements: Transfer, batch: Batch) -> None:
+    async def _store(self, connection: Queries, statements: Transfer, batch: AnyBatch) -> None:
         """Store what a batch may store. What a statement gave back was stored, what is there and may stay was skipped,
         and what is neither was changed by others in between, or swallowed by the database."""
-        left = {row.id: row for row in batch.rows}
+        rows: Sequence[StoredRow | StagedRow] = batch.rows
+        left = {row.id: row for row in rows}
         outcomes: dict[str, int] = {}
 
         async def settle(outcome: int, statement: str, arguments: tuple[object, ...]) -> None:
@@ -122,12 +144,12 @@ class Import:
                 await settle(_SKIPPED, statements.existing, statements.pack_ids(list(left)))
             if not left:
                 break
-        for row, number in zip(batch.rows, batch.numbers, strict=True):
+        for row, number in zip(rows, batch.numbers, strict=True):
             if row.id in left:
                 raise await self._swallowed(row.id, number)
             if self._on_conflict == "fail" and outcomes[row.id] == _SKIPPED:
                 raise ImportRefusedError(number, f"an environment '{row.id}' exists already, live or in the trash")
-        self._outcomes += bytes(outcomes[row.id] for row in batch.rows)
+        self._outcomes += bytes(outcomes[row.id] for row in rows)
 
     async def _swallowed(self, uuid: str, line: int) -> DatabaseRefusedError:
         guards = await read_guards(self._database, "INSERT")
@@ -141,7 +163,7 @@ class Import:
         )
 
     async def _name_line(
-        self, error: DatabaseRefusedError, statements: Transfer, batch: Batch | None
+        self, error: DatabaseRefusedError, statements: Transfer, batch: AnyBatch | None
     ) -> MoleculerError:
         """The line of a batch that the database refuses, found by storing them one by one, and none in the end."""
         if "line" in (error.data or {}):

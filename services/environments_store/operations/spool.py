@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import anyio.to_thread
@@ -22,10 +22,13 @@ __all__ = ["Batch", "batches_of", "file_lines", "spooled_lines"]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Batch(NamedTuple):
-    """Rows with different ids, and the number of the line that each came from."""
+Row = TypeVar("Row")
 
-    rows: list[StoredRow]
+
+class Batch(NamedTuple, Generic[Row]):
+    """Rows with different ids, as they are or where they are staged, and the number of the line that each came from."""
+
+    rows: list[Row]
     numbers: list[int]
 
 
@@ -59,7 +62,7 @@ async def spooled_lines(chunks: AsyncIterator[Any], limits: OperationLimits | No
 
 async def batches_of(
     file: IO[bytes], seed: bytes, *, checked: bool, limits: OperationLimits, store_limits: StoreLimits
-) -> AsyncGenerator[Batch]:
+) -> AsyncGenerator[Batch[StoredRow]]:
     """The rows of all lines from the start, in batches that fit one statement. `seed`: of the uuids that are made.
 
     Raises ImportRefusedError, with the number of the line and the reason, for one that is no record.
@@ -88,7 +91,7 @@ class _Reader:
         self._found = self._rows()
         self._kept: tuple[StoredRow, int] | None = None
 
-    def next(self) -> Batch | None:
+    def next(self) -> Batch[StoredRow] | None:
         rows: dict[str, StoredRow] = {}
         numbers: list[int] = []
         size = 0

@@ -1,7 +1,7 @@
 """The statements of export and import: whole rows, many at a time, in each dialect and shape of the table."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -9,7 +9,7 @@ from services.environments_store.queries.postgresql import LISTED_DOCUMENT, read
 from services.environments_store.queries.sqlite import LITE_LISTED_DOCUMENT
 from services.environments_store.schema.status import SchemaStatus
 
-__all__ = ["StoredRow", "Transfer", "choose_transfer"]
+__all__ = ["StagedRow", "Staging", "StoredRow", "Transfer", "choose_transfer"]
 
 
 _NO_DATE = ', NULL::timestamptz AS "deletedAt"'
@@ -27,6 +27,27 @@ class StoredRow(NamedTuple):
     deleted_at: str | None
 
 
+class StagedRow(NamedTuple):
+    """Where a row waits to be stored: its number there, and the line that it came from."""
+
+    n: int
+    id: str
+    line: int
+
+
+class Staging(NamedTuple):
+    """A table of the connection's own, in a file of its own: while rows are gathered there, others write the database.
+    From there they are stored in a fraction of the time that it takes to read lines."""
+
+    create: str
+    add: str
+    """Takes what `pack` makes of rows and of their lines."""
+    rows: str
+    """The staged rows after a number; takes that number, and a limit."""
+    drop: str
+    pack: Callable[[Sequence[StoredRow], Sequence[int]], tuple[object, ...]]
+
+
 class Transfer(NamedTuple):
     """`insert` and `replace` take what `pack` makes of rows with different ids, and return the ids they stored:
     `insert` leaves out those that are there. `existing` takes what `pack_ids` makes of ids."""
@@ -36,14 +57,17 @@ class Transfer(NamedTuple):
     existing: str
     insert: str
     replace: str
-    pack: Callable[[Sequence[StoredRow]], tuple[object, ...]]
+    pack: Callable[[Sequence[Any]], tuple[object, ...]]
     pack_ids: Callable[[Sequence[str]], tuple[object, ...]]
+    staging: Staging | None = None
+    """Where there is one, `pack` takes staged rows."""
 
 
-def choose_transfer(status: SchemaStatus) -> Transfer:
-    """The set that fits the table as it was last seen. Without `deletedAt`, `pack` ignores that of the rows."""
+def choose_transfer(status: SchemaStatus, staging: str = "staging") -> Transfer:
+    """The set that fits the table as it was last seen. Without `deletedAt`, `pack` ignores that of the rows. `staging`
+    is the name of such a table, where one is needed."""
     if status.dialect == "sqlite":
-        return _sqlite(with_date=status.soft_delete)
+        return _sqlite(f"temp.{staging}", with_date=status.soft_delete)
     if not status.soft_delete:
         return _postgresql(None)
     return _postgresql("::timestamptz" if status.deleted_at_zone else "::timestamptz AT TIME ZONE 'UTC'")
@@ -74,14 +98,12 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
     )
 
 
-def _sqlite(with_date: bool) -> Transfer:
+def _sqlite(staging: str, *, with_date: bool) -> Transfer:
     columns = ["id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt"]
     columns += ["deletedAt"] if with_date else []
-    values = ", ".join(f"json_extract(value, '$[{position}]')" for position in range(len(columns)))
-    # WHERE TRUE: without it SQLite would take ON for a join's.
     insert = (
-        f"INSERT INTO environments ({', '.join(columns)}) SELECT {values} FROM json_each($1)"
-        " WHERE TRUE ON CONFLICT (id)"
+        f"INSERT INTO environments ({', '.join(columns)}) SELECT {', '.join(columns)} FROM {staging}"
+        " WHERE n IN (SELECT value FROM json_each($1)) ON CONFLICT (id)"
     )
     selected = ["id", LITE_LISTED_DOCUMENT, *columns[2:]]
     selected += [] if with_date else ["NULL AS deletedAt"]
@@ -93,9 +115,28 @@ def _sqlite(with_date: bool) -> Transfer:
         existing="SELECT id FROM environments WHERE id IN (SELECT value FROM json_each($1))",
         insert=f"{insert} DO NOTHING RETURNING id",
         replace=f"{insert} DO UPDATE SET {assignments} RETURNING id",
-        pack=lambda rows: (msgspec.json.encode([_as_sequelize_writes(row) for row in rows]).decode(),),
-        pack_ids=lambda ids: (msgspec.json.encode(ids).decode(),),
+        pack=lambda rows: _json([row.n for row in rows]),
+        pack_ids=_json,
+        staging=_staging(staging),
     )
+
+
+def _staging(name: str) -> Staging:
+    columns = "line, id, environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
+    values = ", ".join(f"json_extract(value, '$[{position}]')" for position in range(columns.count(",") + 1))
+    return Staging(
+        create=f"CREATE TABLE {name} (n INTEGER PRIMARY KEY, {columns})",
+        add=f"INSERT INTO {name} ({columns}) SELECT {values} FROM json_each($1)",
+        rows=f"SELECT n, id, line FROM {name} WHERE n > $1 ORDER BY n LIMIT $2",
+        drop=f"DROP TABLE {name}",
+        pack=lambda rows, lines: _json(
+            [(line, *_as_sequelize_writes(row)) for row, line in zip(rows, lines, strict=True)]
+        ),
+    )
+
+
+def _json(values: Sequence[object]) -> tuple[object, ...]:
+    return (msgspec.json.encode(values).decode(),)
 
 
 def _as_sequelize_writes(row: StoredRow) -> StoredRow:
