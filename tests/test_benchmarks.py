@@ -1,12 +1,13 @@
 """Each benchmark runs, at a size that takes a moment. No figure is held to anything: machines differ."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import anyio
 import pytest
 
-from tests.benchmarks import calls, dead_nodes, events, listing, store_at_size, streams, transfer
+from tests.benchmarks import calls, dead_nodes, events, listing, outages, store_at_size, streams, transfer
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase
 
@@ -86,3 +87,16 @@ async def test_dead_nodes_are_measured(
     monkeypatch.setattr(dead_nodes, "NEW_CALLS_S", 0.0)
     await dead_nodes.measure("Python", "killed", nats_url, limit_s=30.0)
     assert re.search(r"Python +killed +[\d.]+ s +[\d.]+ s +\d+ of \d", capsys.readouterr().out)
+
+
+@pytest.mark.anyio
+async def test_outages_are_measured(js_modules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = dataclasses.replace(outages.OUTAGES[0], seconds=0.2, end=_nothing)
+    for one in await outages.measure(quick):
+        assert one.failed == 0
+        assert one.calls > 5
+        assert re.search(r"back after +\d.* failed +0 of \d+", outages.line(one))
+
+
+async def _nothing(_server: NatsServer) -> None:
+    pass

@@ -9,14 +9,13 @@ of the calls failed, and `waited` the longest time that a call took that succeed
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -33,8 +32,14 @@ BEFORE_S = 1.0
 """How long the load runs before the outage."""
 JS_VERSION = "0.15"
 
-Calls = list[tuple[float, float, bool]]
-"""When each call began and ended, in seconds since the load began, and whether it succeeded."""
+
+class Call(NamedTuple):
+    """Times in seconds since the load began."""
+
+    began: float
+    ended: float
+    succeeded: bool
+
 
 JS_LOAD = """
     const begin = Date.now(), calls = [], open = [];
@@ -43,19 +48,23 @@ JS_LOAD = """
         while (since() < at) await new Promise(resolve => setTimeout(resolve, 5));
         const started = since();
         const done = good => calls.push([started, since(), good]);
-        open.push(broker.call("answers.now", {}, { timeout: TIMEOUT }).then(() => done(true), () => done(false)));
+        open.push(broker.call("ACTION", {}, { timeout: TIMEOUT }).then(() => done(true), () => done(false)));
     }
     await Promise.all(open);
     return calls;
 """
-JS_SERVICE = """broker.createService({ name: "answers", actions: { now: () => "now" } });"""
+JS_SERVICE = """broker.createService({ name: "NAME", actions: { now: () => "now" } });"""
 
 
 class Answers(Service):
     name = "answers"
 
+    def __init__(self) -> None:
+        self.made = 0
+
     @action
     async def now(self, ctx: Context) -> str:
+        self.made += 1
         return "now"
 
 
@@ -107,17 +116,18 @@ OUTAGES = (
 )
 
 
-async def python_load(caller: ServiceBroker, seconds: float) -> Calls:
-    calls: Calls = []
+async def python_load(caller: ServiceBroker, action: str, seconds: float) -> list[Call]:
+    """Call an action again and again, without waiting for its answers."""
+    calls: list[Call] = []
     begin = anyio.current_time()
 
     async def call() -> None:
-        started, good = anyio.current_time() - begin, True
+        began, succeeded = anyio.current_time() - begin, True
         try:
-            await caller.call("answers.now", timeout=TIMEOUT_S)
+            await caller.call(action, timeout=TIMEOUT_S)
         except MoleculerError:
-            good = False
-        calls.append((started, anyio.current_time() - begin, good))
+            succeeded = False
+        calls.append(Call(began, anyio.current_time() - begin, succeeded))
 
     async with anyio.create_task_group() as tasks:
         while anyio.current_time() - begin < seconds:
@@ -126,24 +136,25 @@ async def python_load(caller: ServiceBroker, seconds: float) -> Calls:
     return calls
 
 
-async def js_load(caller: JsNode, seconds: float) -> Calls:
-    code = JS_LOAD.replace("SECONDS", str(seconds)).replace("INTERVAL", str(INTERVAL_S))
-    code = code.replace("TIMEOUT", str(TIMEOUT_S * 1000))
-    return [tuple(call) for call in await caller.run(code)]
+async def js_load(caller: JsNode, action: str, seconds: float) -> list[Call]:
+    """The same by a JS node."""
+    code = JS_LOAD.replace("SECONDS", str(seconds)).replace("INTERVAL", str(INTERVAL_S)).replace("ACTION", action)
+    return [Call(*call) for call in await caller.run(code.replace("TIMEOUT", str(TIMEOUT_S * 1000)))]
 
 
-def result(outage: str, nodes: str, calls: Calls, at: float) -> Result:
+def result(outage: str, nodes: str, calls: list[Call], at: float) -> Result:
     """`at`: when the server went away."""
-    ends = sorted(ended for _, ended, good in calls if good)
+    good = [call for call in calls if call.succeeded]
+    ends = sorted(call.ended for call in good)
     gaps = [later - max(earlier, at) for earlier, later in pairwise(ends) if later > at]
-    came_back = ends and ends[-1] > max(started for started, _, _ in calls) - 1
+    came_back = ends and ends[-1] > max(call.began for call in calls) - 1
     return Result(
         outage=outage,
         nodes=nodes,
         calls=len(calls),
-        failed=sum(not good for _, _, good in calls),
+        failed=len(calls) - len(good),
         back_s=max(gaps, default=0.0) if came_back else None,
-        waited_s=max((ended - started for started, ended, good in calls if good), default=math.nan),
+        waited_s=max((call.ended - call.began for call in good), default=0.0),
     )
 
 
@@ -164,7 +175,7 @@ async def measure(outage: Outage, kinds: Sequence[str] = ("Python", "JS")) -> li
             await anyio.sleep(1)  # for the routes between them
             results: list[Result] = []
 
-            async def run(kind: str, load: Callable[[float], Awaitable[Calls]]) -> None:
+            async def run(kind: str, load: Callable[[float], Awaitable[list[Call]]]) -> None:
                 results.append(result(outage.name, kind, await load(BEFORE_S + outage.seconds), BEFORE_S))
 
             async with anyio.create_task_group() as tasks:
@@ -175,37 +186,33 @@ async def measure(outage: Outage, kinds: Sequence[str] = ("Python", "JS")) -> li
     return sorted(results, key=lambda one: kinds.index(one.nodes))
 
 
-async def python_nodes(stack: AsyncExitStack, urls: str) -> Callable[[float], Awaitable[Calls]]:
+async def python_nodes(stack: AsyncExitStack, urls: str) -> Callable[[float], Awaitable[list[Call]]]:
     """A caller and a callee; what makes the load."""
     callee = ServiceBroker("callee", namespace="python", transporter=urls, services=[Answers()])
     caller = ServiceBroker("caller", namespace="python", transporter=urls)
     for broker in (callee, caller):
         await stack.enter_async_context(broker)
     await caller.wait_for_services("answers", timeout=30)
-    return lambda seconds: python_load(caller, seconds)
+    return lambda seconds: python_load(caller, "answers.now", seconds)
 
 
-async def js_nodes(stack: AsyncExitStack, urls: str) -> Callable[[float], Awaitable[Calls]]:
+async def js_nodes(stack: AsyncExitStack, urls: str) -> Callable[[float], Awaitable[list[Call]]]:
     install_packages(INTEROP)
     callee, caller = [
         await stack.enter_async_context(js_node(JS_VERSION, urls, "js", node_id)) for node_id in ("callee", "caller")
     ]
-    await callee.run(JS_SERVICE)
+    await callee.run(JS_SERVICE.replace("NAME", "answers"))
     await caller.wait_for_services("answers")
-    return lambda seconds: js_load(caller, seconds)
+    return lambda seconds: js_load(caller, "answers.now", seconds)
 
 
 LOADS = {"Python": python_nodes, "JS": js_nodes}
 
 
 def line(one: Result) -> str:
-    back = (
-        f"> {next(o.seconds for o in OUTAGES if o.name == one.outage):.0f}"
-        if one.back_s is None
-        else f"{one.back_s:.2f}"
-    )
+    back = "   never back" if one.back_s is None else f"back after {one.back_s:5.2f} s"
     return (
-        f"  {one.outage:<48} {one.nodes:<7} back after {back:>6} s   failed {one.failed:>5} of {one.calls}"
+        f"  {one.outage:<48} {one.nodes:<7} {back:<18}   failed {one.failed:>5} of {one.calls:<5}"
         f"   waited {one.waited_s:.2f} s"
     )
 

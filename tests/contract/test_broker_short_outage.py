@@ -1,7 +1,7 @@
 """A node reconnects within moments: what is sent meanwhile waits, calls in flight go on waiting for their answers, and
 those whose answers were lost fail when the callee says so (protocol §4.5)."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -42,7 +42,9 @@ async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.Mo
 
 
 @asynccontextmanager
-async def away(broker: ServiceBroker) -> AsyncIterator[None]:
+async def away(
+    broker: ServiceBroker, cut_off: Callable[[ServiceBroker], Awaitable[object]] = kick
+) -> AsyncIterator[None]:
     """The node loses its connection, and gets none before the end of the block."""
     transport = broker._node.transport
     assert isinstance(transport, NATSTransport)
@@ -54,7 +56,7 @@ async def away(broker: ServiceBroker) -> AsyncIterator[None]:
         return await open_one_of(servers, patience_s)
 
     link._open_one_of = late  # type: ignore[method-assign]
-    await kick(broker)
+    await cut_off(broker)
     await eventually(lambda: broker._node.outage.is_on)
     try:
         yield
@@ -207,6 +209,27 @@ async def test_who_waits_for_connections_waits_for_services_that_come_back_later
         assert results == []
         await outage.make("three", [Echo()]).start()
     assert results == ["three"] * 2
+
+
+async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_has_none_yet(
+    outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 0.1)
+    results = Results()
+    one = await outage.start_one("one", [Echo()])
+    two = await outage.start_one("two", wait_for_connection=True)
+
+    async def kill_server(_one: ServiceBroker) -> None:
+        nats_server.kill()
+
+    async with anyio.create_task_group() as tasks, away(one, kill_server):
+        await eventually(lambda: two._node.outage.is_long)
+        for _ in range(100):
+            tasks.start_soon(results, lambda: two.call("echo.where", timeout=60))
+        nats_server.start()
+        await eventually(lambda: not two.registry.nodes["one"].available)
+        assert results == []
+    assert results == ["one"] * 100
 
 
 async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_wants(

@@ -17,6 +17,7 @@ import pytest
 
 from broker import ServiceBroker
 from services.environments_store.embedded import is_answering
+from tests.conftest import NatsServerFactory
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresDatabase
 from tests.support.warm import warm_command
@@ -215,6 +216,15 @@ def test_without_nats_serve_tries_and_then_gives_up(database_url: str) -> None:
     result = run("serve", "--start-timeout", "1.5", NATS_URL=url, DATABASE_URL=database_url)
     assert_gave_up(result)
     assert "secret" not in result.stderr
+
+
+def test_refused_credentials_end_serve_at_once(database_url: str, make_nats_server: NatsServerFactory) -> None:
+    url = make_nats_server(authorization="{ user: node, password: secret }").url
+    result = run("serve", NATS_URL=url, DATABASE_URL=database_url)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: NATS does not let this node in.")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])

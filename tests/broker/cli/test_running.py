@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker import ServiceBroker
+from tests.conftest import NatsServerFactory
 from tests.support.example_services import Echo
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import start_python
@@ -110,6 +111,20 @@ async def test_without_a_server_the_node_gives_up_after_its_time(code: Path, nam
     assert any("Cannot connect to" in line for line in process.stderr)
     assert any("could not start within 2 s" in line for line in process.stderr)
     assert not any("Traceback" in line for line in process.stderr)
+
+
+async def test_refused_credentials_end_the_node_at_once(
+    code: Path, namespace: str, make_nats_server: NatsServerFactory
+) -> None:
+    server = make_nats_server(authorization="{ user: node, password: secret }")
+    url = server.url.replace("://", "://node:wrong@")
+    async with start_python(*command(f"{code}:Slow", url, namespace)) as process:
+        assert await process.wait() == 1
+    line = process.stderr[-1]
+    assert not any("trying again" in other for other in process.stderr)
+    assert line.startswith("Error: NATS does not let this node in.")
+    assert "Authorization Violation" in line
+    assert "wrong" not in line
 
 
 async def test_a_signal_during_the_start_stops_it(code: Path, nats_url: str, namespace: str) -> None:

@@ -16,6 +16,7 @@ from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
 from broker.transports.nats_address import Servers
+from broker.transports.nats_link import _wait_s
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer, cluster_of
 from tests.support.ports import LOOPBACK
@@ -89,6 +90,13 @@ def server_of(transport: NATSTransport, servers: list[NatsServer]) -> NatsServer
     connection = transport._link.connection
     assert connection is not None
     return next(server for server in servers if server.url == connection.server)
+
+
+def test_tries_to_reconnect_wait_longer_each_time_and_never_all_the_same() -> None:
+    for tries, longest in ((0, 0.05), (1, 0.1), (4, 0.8), (6, 2.0), (10_000, 2.0)):
+        waits = [_wait_s(tries) for _ in range(200)]
+        assert longest / 2 <= min(waits) < longest * 0.6
+        assert longest * 0.9 < max(waits) <= longest
 
 
 @pytest.mark.parametrize("size", [2, 3])
