@@ -190,7 +190,7 @@ class Performing:
 
     def break_streams(self, error: MoleculerError) -> None:
         """End every stream that is under way, and the requests that send one."""
-        for effect in self._transit.streams.lose(None, lambda _node: error):
+        for effect in self._transit.streams.lose(None, error):
             if isinstance(effect, EndStream):
                 self._end(effect)
         self.writers.lose_all(error)

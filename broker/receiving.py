@@ -69,6 +69,7 @@ class Receiving:
             if part.packet is None:
                 effects += _fed(stream, part.chunk, part.reply)
             elif not _sequence(part.packet):
+                stream.action = request.action
                 reader = self._new_reader(stream)
                 request.meta, request.headers = _clean(request.meta), _clean(request.headers)
                 accepted, begun = begin(request, reader)
@@ -98,6 +99,7 @@ class Receiving:
             elif not _sequence(part.packet):
                 pending = take_pending(response.id)
                 if pending is not None:
+                    stream.action = pending.action
                     reader = self._new_reader(stream)
                     stream.read_by(reader)
                     response.meta = _clean(response.meta)
@@ -121,18 +123,12 @@ class Receiving:
             if stream.touched <= until and not stream.broken and stream.reader is not None and not stream.reader.ended
         }
 
-    def lose(
-        self,
-        node_id: str | None,
-        error: Callable[[str], MoleculerError] | None = None,
-        until: float = math.inf,
-    ) -> list[Effect]:
+    def lose(self, node_id: str | None, error: MoleculerError | None = None, until: float = math.inf) -> list[Effect]:
         """A node is gone (None: all are out of reach): what it was sending, until then, breaks off (§4.3)."""
         effects: list[Effect] = []
         for key, stream in list(self._streams.items()):
             if node_id in (None, stream.node_id) and stream.touched <= until:
-                make = error or (lambda sender: RequestRejectedError({"action": None, "nodeID": sender}))
-                effects += self._end(key, make(stream.node_id))
+                effects += self._end(key, error or RequestRejectedError(stream.about))
         return effects
 
     def refuse(self, direction: Direction, address: Address, error: MoleculerError) -> list[Effect]:
@@ -149,7 +145,7 @@ class Receiving:
 
     def _new_reader(self, stream: Incoming) -> StreamReader:
         def idle() -> MoleculerError:
-            return RequestTimeoutError({"action": "stream", "nodeID": stream.node_id})
+            return RequestTimeoutError(stream.about)
 
         reader = StreamReader(
             limit_bytes=self._buffer_bytes,

@@ -74,10 +74,11 @@ class Incoming:
     """One stream on its way in. `reader` is None when what it belongs to was refused: the rest is swallowed, as it is
     when the stream is `broken`, or its reader was dropped."""
 
-    __slots__ = ("_reader", "broken", "has_end", "node_id", "objects", "ordered", "touched")
+    __slots__ = ("_reader", "action", "broken", "has_end", "node_id", "objects", "ordered", "touched")
 
     def __init__(self, node_id: str, *, objects: bool, now: float) -> None:
         self.node_id = node_id
+        self.action = ""
         self.objects = objects
         self.ordered: Ordered[Part] = Ordered()
         self.has_end = False
@@ -102,6 +103,11 @@ class Incoming:
         """Whether its writer waits for its reader: it asks how far that is, and is no further ahead than it may be."""
         reader = self.reader
         return reader is not None and bool(reader.reply) and self.waiting <= STREAM_SLOWED_BYTES
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the errors of its reader tell."""
+        return {"action": self.action, "nodeID": self.node_id}
 
     def read_by(self, reader: "StreamReader") -> None:
         """The stream was accepted."""

@@ -138,6 +138,27 @@ async def test_c74_a_lost_connection_ends_a_call_with_a_stream_and_its_js_handle
     assert len(await pair.js.call("jslost.results")) == 1
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_c74_a_killed_js_reader_ends_our_writer(
+    version: str, nats_server: NatsServer, js_modules: object
+) -> None:
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack, nats_server, version)
+        await pair.read(1_000_000, 0.05)
+        await pair.js.process.kill()
+        await eventually(lambda: not pair.service.open, "the end of the writer")
+
+
+async def test_c68_a_js_node_that_is_busy_for_some_seconds_loses_nothing(
+    nats_server: NatsServer, js_modules: object
+) -> None:
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack, nats_server, VERSIONS[-1])
+        await pair.read(100)
+        await pair.js.run("for (const end = Date.now() + 3000; Date.now() < end;);")
+        assert (await pair.outcome())["size"] == 100 * len(CHUNK)
+
+
 @pytest.mark.parametrize(
     ("max_pending", "chunks"),
     [("16MB", 120), pytest.param("64MB", 1000, marks=pytest.mark.long)],
