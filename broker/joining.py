@@ -144,14 +144,14 @@ class Joining:
                         break
                     with anyio.move_on_after(PEERS_WAIT_S):
                         await self._until(lambda: self._peers.told)
+                if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription
+                    with anyio.move_on_after(DISCOVERY_WAIT_S):
+                        await self._until(lambda: not self._peers.named)
             finally:
                 await answers.cancel()
         except MoleculerError as error:
             logger.debug("Other nodes could not be asked whom they know: %s", error)
         self._peers.asking = False
-        if self._peers.told:
-            with anyio.move_on_after(DISCOVERY_WAIT_S):
-                await self._until(lambda: not self._peers.named)
         return self._peers.told
 
     async def _look_for(self, node_id: str) -> None:
