@@ -62,7 +62,7 @@ ENVIRONMENTS_STORE = [
     "operations.checklist operations.importing operations.opening operations.planning schema.postgres_migration",
     "operations.backup operations.doctor operations.list_index operations.rollback operations.verify schema.migrator",
     "service",
-    "commands.options commands.showing commands.transfer demo",
+    "commands.options commands.patience commands.showing commands.transfer demo",
     "commands.data commands.migrate",
     "__main__",
 ]
@@ -206,7 +206,8 @@ SUITES = {
     "faults/test_m43_rollback.py": "operations.presence operations.rollback operations.rollback_postgres"
     " operations.rollback_sqlite",
     "services/test_cli.py": "__main__ commands.options commands.showing operations.opening",
-    "services/test_cli_operations.py": "commands.data commands.migrate commands.progress commands.transfer",
+    "services/test_cli_operations.py": "commands.data commands.migrate commands.patience commands.progress"
+    " commands.transfer",
     "services/test_schema_check.py": "schema.findings",
     "contract/test_odd_tables.py": "schema.faults schema.trial",
     "faults/test_m13_rights.py": "schema.journal schema.messages",

@@ -190,6 +190,9 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long it waits to say so again after its connection was lost."""
     rollback_wait_s: float = 30.0
     """How long a rollback tries to lock the table before it gives up and changes nothing."""
+    wait_s: float = 60.0
+    """How long `migrate run` and `list-index` wait for other sessions before they give up: a report or a dump that ends
+    within it is no reason to start again."""
     progress_every_s: float = 0.5
     """How often the progress of an index build is looked at."""
     large_table_rows: int = 100_000

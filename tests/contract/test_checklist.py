@@ -7,11 +7,14 @@ import pytest
 
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.operations.checklist import Checklist, go_through
+from services.environments_store.operations.planning import plan
 from services.environments_store.schema.check import look
+from services.environments_store.schema.migrator import migrate_once
 from tests.support.migrations import old_transaction
+from tests.support.operations import LOGGER
 from tests.support.pgbouncer import POOLERS, pooled_url
 from tests.support.postgres import PostgresDatabase, PostgresServer
-from tests.support.shapes import make_sqlite, postgres_sql
+from tests.support.shapes import make_sqlite, postgres_sql, until
 
 pytestmark = pytest.mark.anyio
 
@@ -114,3 +117,63 @@ async def test_of_a_file_the_writer_and_the_room_on_the_disk_are_told(tmp_path: 
     assert states(crashed)["old generations"] == "warning"
     assert (await checklist(f"sqlite:///{tmp_path / 'none.sqlite'}")).pending
     assert not (tmp_path / "none.sqlite").exists()
+
+
+@pytest.mark.parametrize("shape", ["p_c", "p_dmig"])
+async def test_a_publication_is_named_with_the_order_of_the_steps(
+    shape: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql(shape) + "CREATE PUBLICATION everything FOR TABLE environments")
+    seen = await checklist(postgres_database.url)
+    [message] = messages(seen, "replication")
+    assert message.startswith('"public"."environments" is published by "everything" (logical replication): subscribers')
+    assert states(seen)["replication"] == ("warning" if shape == "p_c" else "ok")
+    assert message in [finding.message for finding in (await plan(postgres_database.url)).findings]
+
+
+async def test_a_subscriber_is_no_standby_and_gets_the_column_before_its_publisher() -> None:
+    with PostgresServer(wal_level="logical") as server:
+        publisher, subscriber = PostgresDatabase(server), PostgresDatabase(server)
+        publisher.run_sql(
+            f"{postgres_sql('p_c')} CREATE PUBLICATION everything FOR TABLE environments;"
+            " SELECT pg_create_logical_replication_slot('follower', 'pgoutput')"
+        )
+        subscriber.run_sql(f"{postgres_sql('p_c')} TRUNCATE environments")
+        subscriber.run_sql(
+            f"CREATE SUBSCRIPTION follower CONNECTION '{publisher.url}' PUBLICATION everything"
+            " WITH (create_slot = false, slot_name = 'follower')"
+        )
+        await until(lambda: subscriber.run_sql("SELECT count(*) FROM environments") == "3")
+        of_publisher = messages(await checklist(publisher.url), "replication")
+        assert of_publisher[1:] == ["1 subscriber of logical replication connected to this server."]
+        [of_subscriber] = messages(await checklist(subscriber.url), "replication")[:1]
+        assert 'is written by the subscription "follower"' in of_subscriber
+        for database in (subscriber, publisher):
+            await migrate_once(database.url, logger=LOGGER)
+        publisher.run_sql("UPDATE environments SET \"deletedAt\" = now() WHERE id LIKE '%1'")
+        await until(lambda: subscriber.run_sql('SELECT count("deletedAt") FROM environments') == "1")
+        subscriber.run_sql("ALTER SUBSCRIPTION follower DISABLE")
+        subscriber.run_sql("ALTER SUBSCRIPTION follower SET (slot_name = NONE); DROP SUBSCRIPTION follower")
+
+
+async def test_a_table_that_was_never_analysed_is_estimated_from_the_size_of_its_file(
+    postgres_database: PostgresDatabase,
+) -> None:
+    postgres_database.run_sql(
+        f"{postgres_sql('p_c')} ALTER TABLE environments SET (autovacuum_enabled = false);"
+        " INSERT INTO environments SELECT 'row-' || n, json_build_object('name', repeat('x', 150)), 'row-' || n, n,"
+        " now(), now() FROM generate_series(1, 50000) AS n"
+    )
+    assert postgres_database.run_sql("SELECT reltuples FROM pg_class WHERE relname = 'environments'") == "-1"
+    planned = await plan(postgres_database.url)
+    assert 25_000 < planned.rows_estimate < 100_000
+    [index] = [step for step in planned.steps if step.name == "index"]
+    assert "kB of disk" in index.duration
+    assert "about 8 kB" not in index.duration
+
+
+async def test_tables_that_share_rows_by_inheritance_are_told_of(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(postgres_sql("p_dmig") + "CREATE TABLE archive () INHERITS (environments)")
+    seen = await checklist(postgres_database.url)
+    assert states(seen)["table"] == "warning"
+    assert 'by inheritance with "archive"' in messages(seen, "inheritance")[0]

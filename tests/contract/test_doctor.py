@@ -120,3 +120,16 @@ async def test_without_a_database_the_diagnosis_is_the_missing_table(tmp_path: P
     diagnosis = await examine(f"sqlite:///{tmp_path / 'none.sqlite'}", LOGGER)
     assert {finding.subject for finding in diagnosis.findings} >= {"table", "column"}
     assert not diagnosis.healthy
+
+
+async def test_a_role_that_may_not_migrate_is_not_advised_to(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(postgres_sql("p_c"))
+    url = postgres_database.create_role()
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(f'GRANT ALL ON environments TO "{role}"')
+    findings = (await examine(url, LOGGER)).findings
+    assert not any("migrate run" in (finding.remedy or "") for finding in findings)
+    [forbidden] = [finding for finding in findings if finding.subject == "forbidden"]
+    assert (forbidden.remedy or "").startswith("As its owner run: ")
+    postgres_database.run_sql(f'ALTER TABLE environments OWNER TO "{role}"; GRANT CREATE ON SCHEMA public TO "{role}"')
+    assert "migrate run" in ((await found(url))["column"].remedy or "")

@@ -131,7 +131,7 @@ async def test_the_build_of_an_index_is_watched(postgres_database: PostgresDatab
     await writer.open()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_index_build, postgres_database.url, seen.append)
+            tasks.start_soon(watch_index_build, postgres_database.url, "migrate", seen.append)
             async with writer.transaction() as connection:  # the build waits for it
                 await connection.execute('UPDATE environments SET "updatedAt" = now()')
                 await connection.execute("SELECT 1")

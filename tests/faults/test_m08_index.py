@@ -36,7 +36,7 @@ async def test_m08_a_cancelled_build_is_cleaned_up_at_once_and_tried_again_later
             group.start_soon(one.run)
             await until(lambda: "false" in postgres_database.run_sql(INDEX_STATE))
             postgres_database.run_sql(f"SELECT pg_cancel_backend(pid) {MIGRATORS}")
-            await until(lambda: any("Failed to create deletedAt index" in message for message in lines.messages))
+            await until(lambda: any("❌ Failed to create deletedAt index" in message for message in lines.warnings))
             await transaction.rollback()
             await until(lambda: {step.state for step in one.status.steps} == {"done"})
             group.cancel_scope.cancel()

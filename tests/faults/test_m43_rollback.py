@@ -134,7 +134,7 @@ async def test_m43_without_a_choice_for_the_trash_it_is_refused(
         assert seen.deleted == len(await made.raw())
         with pytest.raises(OperationError, match="would be live again") as caught:
             refuse_unsafe(seen, None, True)
-        assert f"the {seen.deleted} deleted environments" in str(caught.value)
+        assert f"{seen.deleted} deleted environment{'s' * (seen.deleted != 1)} of" in str(caught.value)
         refuse_unsafe(seen, "keep", False)
 
 

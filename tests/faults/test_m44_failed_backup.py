@@ -65,7 +65,7 @@ FAILURES = {
     "a wrong version": (
         "pg_dump",
         "echo 'pg_dump: error: aborting because of server version mismatch' >&2; exit 1",
-        "server version mismatch",
+        "of the server's version or newer, or say where they are with --pg-bin",
     ),
     "rows that cannot be read back": (
         "pg_restore",

@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
-from tests.support.migrations import ADVISORY_LOCKS, old_transaction
+from tests.support.migrations import ADVISORY_LOCKS, INDEX_STATE, VALID_INDEX, old_transaction
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import run_python, start_python
 from tests.support.shapes import make_sqlite, postgres_sql
@@ -140,7 +141,7 @@ def test_purge_shows_first_and_asks_before_it_deletes(path: Path, url: str) -> N
     assert json.loads(dry.stdout)["wouldDelete"] == 1
     refused = run("purge", DATABASE_URL=url)
     assert refused.returncode == 1
-    assert ", 1 environments?" in refused.stderr
+    assert ", 1 environment?" in refused.stderr
     assert "pass --yes" in refused.stderr
     code, shown = on_terminal("purge", answer="n", DATABASE_URL=url)
     assert code == 1
@@ -342,12 +343,31 @@ async def test_a_build_that_waits_shows_for_whom_on_a_terminal(postgres_database
     postgres_database.run_sql(postgres_sql("p_half"))
     async with old_transaction(postgres_database.url, isolation="repeatable_read") as transaction:
         with terminal("migrate", "run", DATABASE_URL=postgres_database.url) as (process, outside):
-            waits = "waiting for the transaction of process"
+            waits = "(slow-report), idle in transaction"
             assert waits in await anyio.to_thread.run_sync(read_until, outside, waits)
             await transaction.rollback()
             shown = await anyio.to_thread.run_sync(read_until, outside, "\0")
             assert process.wait(DEADLINE_S) == 0
     assert "deletedAt index created successfully" in shown
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("shape", "missing"), [("p_c", "column"), ("p_half", "index")])
+async def test_a_migration_behind_another_session_names_it_and_gives_up_in_time(
+    shape: str, missing: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(postgres_sql(shape))
+    url = postgres_database.url
+    async with old_transaction(url, isolation="repeatable_read"):
+        done = await anyio.to_thread.run_sync(partial(run, "migrate", "run", "--wait", "0.5", DATABASE_URL=url))
+    assert done.returncode == 1
+    assert "(slow-report)" in done.stderr
+    assert done.stderr.endswith("Error: Not done: another session was waited for, 0.5 s long (--wait).\n")
+    step = next(step for step in json.loads(done.stdout)["steps"] if step["state"] != "done")
+    assert (step["name"], step["state"], "(slow-report)" in step["detail"]) == (missing, "pending", True)
+    done = run("migrate", "run", DATABASE_URL=url)
+    assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "ready")
+    assert postgres_database.run_sql(INDEX_STATE) == VALID_INDEX
 
 
 def test_a_build_shows_its_progress_on_a_terminal(postgres_database: PostgresDatabase) -> None:

@@ -62,11 +62,12 @@ def rows_of_sqlite(path: Path, table: str = "environments", columns: str = COLUM
 
 
 class Lines(logging.Handler):
-    """The messages that a logger has written."""
+    """The messages that a logger has written; `warnings` are those of that level, and above."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.messages: list[str] = []
+        self.warnings: list[str] = []
         self.logger = logging.getLogger(f"test.{name}")
         self.logger.setLevel(logging.DEBUG)
         self.logger.propagate = False
@@ -74,6 +75,8 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self.warnings.append(record.getMessage())
 
     def guide_lines(self) -> list[str]:
         """Those of the guide's four, in their order."""

@@ -20,6 +20,7 @@ from services.environments_store.operations.exporting import Selection
 from services.environments_store.operations.importing import OnConflict
 from services.environments_store.operations.opening import count, open_table
 from services.environments_store.operations.purge import Purge
+from services.environments_store.schema.names import counted
 
 __all__ = ["add_commands"]
 
@@ -147,7 +148,8 @@ def purge(
                 return 0
             if forecast.candidates:
                 place = f"before {work.cutoff} from {opened.location.label}"
-                confirm(f"Delete for ever what was deleted {place}, {forecast.candidates} environments?", yes)
+                many = counted(forecast.candidates, "environment", "environments")
+                confirm(f"Delete for ever what was deleted {place}, {many}?", yes)
             deleted = 0
             with progress() as report:
                 async with aclosing(work.batches(batch_size)) as batches:

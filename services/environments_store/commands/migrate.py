@@ -1,16 +1,13 @@
 """`environments-store migrate …`: look at the schema, change it, take the change back."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import anyio
 import typer
 
-from broker import MoleculerError
 from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
 from services.environments_store.commands.options import (
     AsJson,
@@ -23,28 +20,31 @@ from services.environments_store.commands.options import (
     run_command,
     typer_group,
 )
-from services.environments_store.commands.progress import Report as TellProgress
+from services.environments_store.commands.patience import Patience
 from services.environments_store.commands.progress import progress
 from services.environments_store.commands.showing import show_checklist, show_checks, show_plan, show_status
 from services.environments_store.commands.transfer import export_to_file
+from services.environments_store.defaults import OperationLimits
+from services.environments_store.errors import OperationError
 from services.environments_store.operations.checklist import go_through
 from services.environments_store.operations.checks import all_hold
 from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.operations.opening import migration_script
 from services.environments_store.operations.planning import plan
-from services.environments_store.operations.progress import BuildProgress, watch_index_build
 from services.environments_store.operations.rollback import Outcome, Survey, refuse_unsafe, roll_back, survey, way_back
 from services.environments_store.operations.verify import verify
 from services.environments_store.schema.check import look
 from services.environments_store.schema.migrator import migrate_once
-from services.environments_store.schema.names import LIST_INDEX
+from services.environments_store.schema.names import LIST_INDEX, counted
+from services.environments_store.schema.plan import status_of
 
 __all__ = ["app"]
 
 app = typer_group("Look at the schema, bring it up to date, prove it, or take it back.")
 logger = logging.getLogger("environments-store")
 
-T = TypeVar("T")
+_WAIT_S = OperationLimits().wait_s
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for transactions of other sessions.")]
 
 
 @app.command("check")
@@ -75,33 +75,47 @@ def migrate_plan(database_url: DatabaseUrl = None, as_json: AsJson = False) -> N
 
 @app.command("run")
 def migrate_run(
+    wait: Wait = _WAIT_S,
     create_table: CreateTable = False,
     database_url: DatabaseUrl = None,
     log_level: Level = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add the column and its index now. Exit code 1 when something is still missing then."""
+    """Add the column and its index now. Exit code 1 when something is missing then, or keeps the service from its work.
+
+    A transaction of another session may have to be waited for; which one is said.
+    """
     config = read_config(database_url=database_url, log_level=log_level)
 
     async def main() -> int:
+        url = config.database_url
         with progress() as report:
-            url = config.database_url
-            work = partial(migrate_once, url, logger=logger, create_table=create_table)
-            status = await _watched(url, report, work)
+            work = partial(migrate_once, url, logger=logger, create_table=create_table, wait_s=wait)
+            watch = Patience(wait, report, logger)
+            status = await watch.over(url, "migrate", work)
+            if status is None:
+                status = status_of((await look(url)).found, details={"index": watch.given_up})
         show_status(status, as_json)
-        return 0 if status.state == "ready" and all(step.state == "done" for step in status.steps) else 1
+        done = status.state == "ready" and all(step.state == "done" for step in status.steps)
+        if not done and (watch.given_up or status.state == "migrating"):
+            print_error(f"Not done: another session was waited for, {wait:g} s long (--wait).")
+        return 0 if done else 1
 
     run_command(main)
 
 
 @app.command("list-index")
-def migrate_list_index(database_url: DatabaseUrl = None, log_level: Level = None) -> None:
+def migrate_list_index(wait: Wait = _WAIT_S, database_url: DatabaseUrl = None, log_level: Level = None) -> None:
     """Build an index for pages of live environments on a large table, which the guide does not know."""
     config = read_config(database_url=database_url, log_level=log_level)
 
     async def main() -> int:
+        url = config.database_url
         with progress() as report:
-            built = await _watched(config.database_url, report, lambda: build_list_index(config.database_url, logger))
+            watch = Patience(wait, report, logger)
+            built = await watch.over(url, "list-index", partial(build_list_index, url, logger))
+        if built is None:
+            raise OperationError(f"The index was not built: {watch.given_up}")
         print_value({"index": LIST_INDEX, "state": built})
         return 0
 
@@ -157,38 +171,22 @@ def migrate_rollback(
         exported = await export_to_file(config.database_url, file, "deleted", overwrite=False, option=None)
         outcome = await roll_back(config.database_url, trash, force=force, logger=logger)
         if outcome.rows != exported.exported:
-            print_error(f"The file has {exported.exported} records, the table {outcome.copy} {outcome.rows} rows.")
+            print_error(
+                f"The file has {counted(exported.exported, 'record', 'records')}, the table {outcome.copy}"
+                f" {counted(outcome.rows, 'row', 'rows')}."
+            )
         _show_outcome(outcome, file, as_json)
         return 0
 
     run_command(main)
 
 
-async def _watched(url: str, report: TellProgress, work: Callable[[], Awaitable[T]]) -> T:
-    """Work, and tell how far the index is meanwhile that it builds."""
-    outcome: T | MoleculerError
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch_index_build, url, partial(_tell_build, report))
-        try:
-            outcome = await work()
-        except MoleculerError as error:  # raised below: a task group would wrap it
-            outcome = error
-        tasks.cancel_scope.cancel()
-    if isinstance(outcome, MoleculerError):
-        raise outcome
-    return outcome
-
-
-def _tell_build(report: TellProgress, build: BuildProgress) -> None:
-    waits = f", waiting for the transaction of process {build.waits_for}" if build.waits_for else ""
-    report(f"index: {build.phase}{waits}", build.done, build.total or None)
-
-
 def _question(seen: Survey, trash: str) -> str:
     becomes = "be live again" if trash == "keep" else "be taken out of the table (a copy stays)"
     return (
-        f"Drop the column deletedAt of {seen.table} in {seen.database}? Of its {seen.total} environments the"
-        f" {seen.deleted} deleted ones will {becomes}."
+        f"Drop the column deletedAt of {seen.table} in {seen.database}? Of its"
+        f" {counted(seen.total, 'environment', 'environments')} {counted(seen.deleted, 'is', 'are')} deleted, and will"
+        f" {becomes}."
     )
 
 

@@ -72,6 +72,6 @@ def confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not is_person() or not os.isatty(0):
-        raise OperationError(f"{question} Nobody is there to ask: pass --yes. Nothing was done.")
+        raise OperationError(f"{question} There is no terminal to ask on: pass --yes. Nothing was done.")
     if not typer.confirm(question, err=True):
         raise OperationError("Nothing was done.")

@@ -8,6 +8,7 @@ from services.environments_store.operations.checks import Check
 from services.environments_store.operations.doctor import Diagnosis
 from services.environments_store.operations.planning import Plan
 from services.environments_store.operations.purge import Forecast
+from services.environments_store.schema.names import counted
 from services.environments_store.schema.status import Finding, SchemaStatus, Step
 
 __all__ = ["show_checklist", "show_checks", "show_diagnosis", "show_forecast", "show_plan", "show_status"]
@@ -35,7 +36,7 @@ def show_plan(plan: Plan, json: bool) -> None:
     if json or not is_person():
         print_value(plan, json=True)
         return
-    rows = "" if plan.rows_estimate < 0 else f", about {plan.rows_estimate:,} rows"
+    rows = "" if plan.rows_estimate < 0 else f", about {counted(plan.rows_estimate, 'row', 'rows')}"
     print_text(f"{plan.table} in {plan.database}{rows}")
     for number, step in enumerate(plan.steps, start=1):
         print_text(f"{number}. {step.name}: {step.state}")
@@ -72,7 +73,7 @@ def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
             {"cutoff": cutoff, "wouldDelete": forecast.candidates, "months": forecast.months, **facts}, json=True
         )
         return
-    print_text(f"Deleted before {cutoff}: {forecast.candidates} environments")
+    print_text(f"Deleted before {cutoff}: {counted(forecast.candidates, 'environment', 'environments')}")
     if forecast.candidates:
         print_rows([{"month": month, "count": count} for month, count in forecast.months.items()], ["month", "count"])
         print_text(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")

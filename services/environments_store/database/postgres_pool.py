@@ -14,6 +14,7 @@ from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_session import Connection, Server, connect, driver_failures, probe
 from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
+from services.environments_store.schema.names import counted
 
 __all__ = ["Pool", "Pooled", "Shares", "make_pool"]
 
@@ -231,8 +232,8 @@ def _size(server: Server, settings: DatabaseSettings) -> int:
         return settings.pool_size
     size = max(1, server.connection_limit - NOT_OF_THE_POOL)
     logger.warning(
-        "The role or the database allows %d connections: the pool has %d instead of %d (DATABASE_POOL_SIZE)",
-        server.connection_limit,
+        "The role or the database allows %s: the pool has %d instead of %d (DATABASE_POOL_SIZE)",
+        counted(server.connection_limit, "connection", "connections"),
         size,
         settings.pool_size,
     )

@@ -19,7 +19,7 @@ from services.environments_store.database.postgres_session import PostgresSessio
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import OperationError
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import METADATA_TABLE, qualified
+from services.environments_store.schema.names import METADATA_TABLE, counted, qualified
 from services.environments_store.schema.postgres_steps import open_session
 
 __all__ = ["dump"]
@@ -28,6 +28,11 @@ _COMPRESSION = "6"  # gzip's own choice between time and size
 _COUNT_TIMEOUT_S = 3_600.0  # counting a table of any size; nobody waits for it
 _LONGEST_LINE = 1 << 30  # a row of a dump may be as long as PostgreSQL's largest value
 _ERROR_LINES = 5
+_INSTALL = (
+    "Install PostgreSQL's client programs, of the server's version or newer, or say where they are with --pg-bin."
+)
+_OTHER_VERSION = ("server version mismatch", "unsupported version")
+"""Of a pg_dump older than the server, and of a pg_restore older than the pg_dump."""
 _OF_LIBPQ = re.compile(
     rf"{OF_LIBPQ.pattern}|host(addr)?|port|user|dbname|passfile|ssl\w+|krbsrvname|gsslib|target_session_attrs"
     r"|application_name|client_encoding|options|service"
@@ -55,7 +60,9 @@ async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -
             raise OperationError(f"The backup holds no rows of {found.schema}.{table}.")
         dumped = await _count(pg_restore, file, found.schema, table, environment)
         if dumped != count:
-            raise OperationError(f"The backup holds {dumped} rows of {found.schema}.{table}, the table {count}.")
+            raise OperationError(
+                f"The backup holds {counted(dumped, 'row', 'rows')} of {found.schema}.{table}, the table {count}."
+            )
     return counts
 
 
@@ -126,18 +133,17 @@ async def _started(command: Sequence[str], environment: dict[str, str]) -> Async
         yield process
         code = await process.wait()
     if code != 0:
-        said = b"".join(errors).decode(errors="replace").strip().splitlines()[-_ERROR_LINES:]
-        raise OperationError(f"{name} failed with exit code {code}: {' / '.join(said) or 'it said nothing'}")
+        lines = b"".join(errors).decode(errors="replace").strip().splitlines()[-_ERROR_LINES:]
+        said = " / ".join(lines) or "it said nothing"
+        remedy = f". {_INSTALL}" if any(one in said for one in _OTHER_VERSION) else ""
+        raise OperationError(f"{name} failed with exit code {code}: {said}{remedy}")
 
 
 def _program(name: str, programs: Path | None) -> str:
     found = shutil.which(name, path=None if programs is None else str(programs))
     if found is None:
         where = "on PATH" if programs is None else f"in '{programs}'"
-        raise OperationError(
-            f"There is no {name} {where}. Install PostgreSQL's client programs, of the server's version or newer, or "
-            "say where they are with --pg-bin."
-        )
+        raise OperationError(f"There is no {name} {where}. {_INSTALL}")
     return found
 
 

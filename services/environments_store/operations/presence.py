@@ -16,6 +16,7 @@ from services.environments_store.database.postgres_session import PostgresSessio
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.names import counted
 
 __all__ = ["APPLICATION", "Presence", "serving_key"]
 
@@ -66,9 +67,9 @@ class Presence:
         if limit is None or limit >= FEWEST_CONNECTIONS:
             return False
         self._logger.warning(
-            "The role or the database allows %d connections: none is left to say that this node serves, so that"
+            "The role or the database allows %s: none is left to say that this node serves, so that"
             " `migrate rollback` finds it only while it answers calls",
-            limit,
+            counted(limit, "connection", "connections"),
         )
         return True
 

@@ -5,38 +5,45 @@ from typing import NamedTuple
 
 import anyio
 
+from services.environments_store.database.base import Row
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
-from services.environments_store.schema.names import TABLE, quoted
+from services.environments_store.schema.names import migration_name
 
 __all__ = ["BuildProgress", "watch_index_build"]
 
-# Blocks while the table is read, tuples while the index is filled, lockers while old transactions are waited for.
+# Blocks while the table is read, tuples while the index is filled, lockers while old transactions are waited for. While
+# it waits for the lock of the table, it is not among the builds yet. Of sessions of other roles some columns are NULL.
 QUERY = """
-SELECT phase, CASE WHEN blocks_total > 0 THEN blocks_done WHEN tuples_total > 0 THEN tuples_done ELSE lockers_done END
+SELECT p.phase, CASE WHEN blocks_total > 0 THEN blocks_done WHEN tuples_total > 0 THEN tuples_done ELSE lockers_done END
        AS done,
        CASE WHEN blocks_total > 0 THEN blocks_total WHEN tuples_total > 0 THEN tuples_total ELSE lockers_total END
-       AS total,
-       current_locker_pid AS waits_for
-FROM pg_stat_progress_create_index WHERE relid = to_regclass($1)
+       AS total, b.pid, b.application_name AS application, b.usename::text AS role, b.state,
+       extract(epoch FROM clock_timestamp() - b.xact_start)::float8 AS age_s
+FROM pg_stat_activity a LEFT JOIN pg_stat_progress_create_index p USING (pid)
+LEFT JOIN pg_stat_activity b ON a.wait_event_type = 'Lock' AND b.pid = ANY (pg_blocking_pids(a.pid))
+WHERE a.datname = current_database() AND a.usename = current_user
+  AND a.query LIKE 'CREATE INDEX CONCURRENTLY%' AND a.state = 'active' AND a.application_name = $1
+LIMIT 1
 """
 
 
 class BuildProgress(NamedTuple):
-    """`waits_for`: the process whose old transaction holds the build up, 0 for none."""
+    """`waits_for` says which session holds the build up, and since when; empty for none."""
 
     phase: str
     done: int
     total: int
-    waits_for: int
+    waits_for: str
 
 
 async def watch_index_build(
-    url: str, report: Callable[[BuildProgress], None], limits: OperationLimits | None = None
+    url: str, builder: str, report: Callable[[BuildProgress], None], limits: OperationLimits | None = None
 ) -> None:
-    """Report for ever, until cancelled; quiet on SQLite, and when the watching connection is lost."""
+    """Report on the build of the session of this name until cancelled; quiet on SQLite, and when the watching
+    connection is lost."""
     if read_location(url).dialect == "sqlite":
         return
     limits, budgets = limits or OperationLimits(), MigrationBudgets()
@@ -51,11 +58,20 @@ async def watch_index_build(
         return
     try:
         while True:
-            row = await session.fetch_one(QUERY, quoted(TABLE))
+            row = await session.fetch_one(QUERY, migration_name(builder))
             if row is not None:
-                report(BuildProgress(row["phase"], row["done"], row["total"], row["waits_for"] or 0))
+                phase = row["phase"] or "waiting for the table"
+                report(BuildProgress(phase, row["done"] or 0, row["total"] or 0, _waits_for(row)))
             await anyio.sleep(limits.progress_every_s)
     except StatementFailure:
         return
     finally:
         await session.close()
+
+
+def _waits_for(row: Row) -> str:
+    if row["pid"] is None:
+        return ""
+    age = "" if row["age_s"] is None else f", in a transaction of {row['age_s']:.0f} s"
+    state = f", {row['state']}" if row["state"] else ""
+    return f"pid {row['pid']} ({row['application'] or row['role']}){state}{age}"

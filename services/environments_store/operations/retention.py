@@ -11,6 +11,7 @@ from services.environments_store.database.base import Database
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.model import Change
 from services.environments_store.operations.purge import Purge
+from services.environments_store.schema.names import counted
 from services.environments_store.shape import TableShape
 
 __all__ = ["Retention"]
@@ -54,7 +55,8 @@ class Retention:
                 purged += len(changes)
                 await self._tell(changes)
         except MoleculerError as error:
-            self._logger.warning("The automatic purge stopped after %d environments: %s", purged, error)
+            many = counted(purged, "environment", "environments")
+            self._logger.warning("The automatic purge stopped after %s: %s", many, error)
             return
         if purge.kept:
             named = ", ".join(f"{one.uuid} ({one.by})" for one in purge.examples)
@@ -63,5 +65,7 @@ class Retention:
             )
         if purged:
             self._logger.info(
-                "Purged %d environments that were deleted more than %d days ago (RETENTION_DAYS)", purged, self._days
+                "Purged %s, deleted more than %s ago (RETENTION_DAYS)",
+                counted(purged, "environment", "environments"),
+                counted(self._days, "day", "days"),
             )

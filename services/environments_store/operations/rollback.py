@@ -15,7 +15,7 @@ from services.environments_store.errors import OperationError
 from services.environments_store.operations.opening import open_table, require_table
 from services.environments_store.schema.check import look
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.names import COLUMN, counted, qualified, quoted
 
 __all__ = ["Outcome", "Survey", "Trash", "refuse_unsafe", "roll_back", "survey", "way_back"]
 
@@ -74,9 +74,9 @@ def refuse_unsafe(seen: Survey, trash: Trash | None, force: bool) -> None:
         raise OperationError(seen.obstacle)
     if trash is None:
         raise OperationError(
-            f"Without {quoted(COLUMN)} the {seen.deleted} deleted environments of {seen.table} would be live again. "
-            "Say what becomes of them: --trash=keep leaves them in the table, live; --trash=remove takes them out. "
-            "Both keep a copy of them in the database and in a file."
+            f"Without {quoted(COLUMN)} {counted(seen.deleted, 'deleted environment', 'deleted environments')} of"
+            f" {seen.table} would be live again. Say what becomes of the trash: --trash=keep leaves it in the table,"
+            " live; --trash=remove takes it out. Both keep a copy of it in the database and in a file."
         )
     if seen.serving and not force:
         raise OperationError(

@@ -22,7 +22,7 @@ from services.environments_store.schema.guards import KEPT
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.ladder import Ladder
-from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.names import COLUMN, counted, qualified, quoted
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.postgres_steps import lock_key, open_session
 
@@ -137,7 +137,7 @@ async def _in_transaction(
     await session.run(f"CREATE TABLE {target} AS SELECT * {trash}")
     copied = int(await session.fetch_value(f"SELECT count(*) FROM {target}"))
     if copied != count:
-        raise OperationError(f"The copy has {copied} rows, the trash {count}: nothing was changed.")
+        raise OperationError(f"The copy has {counted(copied, 'row', 'rows')}, the trash {count}: nothing was changed.")
     if remove:
         await session.run(f"DELETE {trash}")
         if kept := int(await session.fetch_value(f"SELECT count(*) {trash}")):

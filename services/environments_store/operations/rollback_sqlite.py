@@ -12,7 +12,7 @@ from services.environments_store.errors import OperationError
 from services.environments_store.schema.guards import KEPT
 from services.environments_store.schema.inspect_sqlite import query
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import COLUMN, quoted
+from services.environments_store.schema.names import COLUMN, counted, quoted
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -69,7 +69,7 @@ async def _drop(connection: "aiosqlite.Connection", path: Path, found: Inspectio
     await query(connection, path, f"CREATE TABLE {quoted(copy)} AS SELECT * {trash}")
     copied = int((await query(connection, path, f"SELECT count(*) FROM {quoted(copy)}"))[0][0])
     if copied != count:
-        raise OperationError(f"The copy has {copied} rows, the trash {count}: nothing was changed.")
+        raise OperationError(f"The copy has {counted(copied, 'row', 'rows')}, the trash {count}: nothing was changed.")
     for index in found.indexes:
         if index.on_column:
             await query(connection, path, f"DROP INDEX IF EXISTS {quoted(index.name)}")

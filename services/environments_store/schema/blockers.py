@@ -65,8 +65,8 @@ async def who_blocks(session: PostgresSession, oid: int) -> tuple[Blocker, ...]:
 
 def describe(blockers: tuple[Blocker, ...]) -> str:
     if not blockers:
-        return "The table was locked by somebody who is gone by now."
-    return f"{'; '.join(map(str, blockers))}. End that transaction or wait: the service tries again by itself."
+        return "The table was locked by a session that is gone by now."
+    return f"{'; '.join(map(str, blockers))}. End that transaction, or wait: it is tried again."
 
 
 def _seconds(age: timedelta | None) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import anyio
+import msgspec
 
 from services.environments_store.database.base import Database
 from services.environments_store.database.failures import TOO_MANY_CONNECTIONS, StatementFailure, service_error
@@ -135,6 +136,7 @@ class Migrator:
                 await anyio.sleep(pause_s)
         except StatementFailure as failure:
             raise service_error(failure, write=False) from failure
+        self._journal.step(None)
         return self.status
 
     def report_mismatch(self) -> None:
@@ -217,8 +219,12 @@ async def migrate_once(
     node_id: str = "migrate",
     budgets: MigrationBudgets | None = None,
     create_table: bool = False,
+    wait_s: float | None = None,
 ) -> SchemaStatus:
-    """Everything in the foreground: what `migrate run` does. Raises as `Migrator.prepare` does."""
+    """Everything in the foreground: what `migrate run` does, for `wait_s` where the column has to wait. Raises as
+    `Migrator.prepare` does."""
+    budgets = budgets or MigrationBudgets()
+    budgets = budgets if wait_s is None else msgspec.structs.replace(budgets, start_s=wait_s)
     migrator = Migrator(url, None, node_id=node_id, logger=logger, budgets=budgets, create_table=create_table)
     await migrator.prepare()
     return await migrator.complete()

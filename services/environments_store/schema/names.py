@@ -9,6 +9,7 @@ __all__ = [
     "TABLE",
     "backup_name",
     "counted",
+    "migration_name",
     "qualified",
     "quoted",
 ]
@@ -26,6 +27,11 @@ BASE_COLUMNS = ("id", "environment", "environmentUuid", "timestamp", "createdAt"
 def quoted(name: str) -> str:
     """An identifier for SQL, in both dialects."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def migration_name(node_id: str) -> str:
+    """What PostgreSQL shows of the connection of a migration: of a longer name it keeps 63 bytes."""
+    return f"environments-store migrate {node_id}"[:63]
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -131,7 +131,8 @@ class IndexBuilder:
             if outcome_of(failure) == "lost":
                 raise
             if outcome_of(failure) != "peer":
-                self._journal.note(messages.INDEX_FAILED, failure.message)
+                self._journal.warn("build", messages.INDEX_FAILED % failure.message)
+                self._journal.forget("build")
             self._journal.detail("index", failure.message)
             return self._budgets.poll_min_s
         # Only a failed build has to wait: when the column goes and comes back, the next index is another matter.

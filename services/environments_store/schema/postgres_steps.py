@@ -10,7 +10,7 @@ from services.environments_store.database.postgres_session import PostgresSessio
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.names import COLUMN, qualified, quoted
+from services.environments_store.schema.names import COLUMN, migration_name, qualified, quoted
 from services.environments_store.schema.sql import add_column, create_tables, drop_index
 
 __all__ = [
@@ -38,8 +38,7 @@ async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> Pos
     where a SET would stay with whoever gets the server process next."""
     session = await PostgresSession.connect(
         url,
-        # 63 bytes is all that PostgreSQL keeps of it.
-        application_name=f"environments-store migrate {node_id}"[:63],
+        application_name=migration_name(node_id),
         connect_timeout_s=budgets.connect_timeout_s,
         answer_timeout_s=budgets.statement_timeout_s * 2,
     )

@@ -1,0 +1,62 @@
+"""An index build that a command waits for: how far it is, what it waits for, and when that has been too long."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+import anyio
+
+from broker import MoleculerError
+from services.environments_store.commands.progress import Report
+from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.operations.progress import BuildProgress, watch_index_build
+
+__all__ = ["Patience"]
+
+T = TypeVar("T")
+
+
+class Patience:
+    """For `wait_s` of waiting for other sessions; a build that goes on may take its time."""
+
+    def __init__(self, wait_s: float, report: Report, logger: logging.Logger) -> None:
+        self._wait_s = wait_s
+        self._report = report
+        self._logger = logger
+        self._waiting_since: float | None = None
+        self._told_at: float | None = None
+        self.given_up = ""
+        """What was waited for too long, in words."""
+
+    async def over(self, url: str, builder: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """What the work gives; None when it was given up. `builder` is the name of its session."""
+        outcome: T | MoleculerError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch_index_build, url, builder, partial(self._look, tasks.cancel_scope.cancel))
+            try:
+                outcome = await work()
+            except MoleculerError as error:  # raised below: a task group would wrap it
+                outcome = error
+            tasks.cancel_scope.cancel()
+        if isinstance(outcome, MoleculerError):
+            raise outcome
+        return outcome
+
+    def _look(self, give_up: Callable[[], None], build: BuildProgress) -> None:
+        waits = f", waiting for {build.waits_for}" if build.waits_for else ""
+        self._report(f"index: {build.phase}{waits}", build.done, build.total or None)
+        now = anyio.current_time()
+        if not build.waits_for:
+            self._waiting_since = None
+            return
+        if self._told_at is None or now - self._told_at >= MigrationBudgets().blockers_every_s:
+            self._told_at = now
+            self._logger.info("The index has to wait for %s", build.waits_for)
+        self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        if now - self._waiting_since >= self._wait_s:
+            self.given_up = (
+                f"it was given up after {self._wait_s:g} s of waiting for {build.waits_for}. End that transaction, and"
+                " run it again: it drops what is left, an INVALID index."
+            )
+            give_up()
