@@ -198,7 +198,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("fields", [{"meta": "text"}, {"headers": 5}], ids=str)
+@pytest.mark.parametrize("fields", [{"seq": "text"}, {"headers": 5}], ids=str)
 async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: Cluster, fields: dict[str, Any]) -> None:
     (one,) = await cluster.start(("one", []))
     stranger = await cluster.stranger("stranger", "REQ")

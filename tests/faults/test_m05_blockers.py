@@ -133,6 +133,7 @@ async def test_m11_an_old_transaction_delays_the_index_alone_and_one_build_is_en
 async def _assert_degraded(service: Serving) -> None:
     """Reads and other writes work; soft delete says that it does not, and deletes nothing."""
     made = await service.ask("create", environment={"name": "made meanwhile"})
+    assert made.pop("type") == "ADD_CLOUD_ENVIRONMENT"
     assert await service.ask("get", uuid=made["id"]) == made
     for action in ("remove", "restore", "permanentDelete"):
         error = await service.failure(action, uuid=LIVE)

@@ -152,6 +152,7 @@ async def test_serve_answers_calls_until_a_signal_stops_it_cleanly(
     with serving(log, **settings) as process:
         async with caller_of(nats_url, namespace) as caller:
             created = await caller.call("environments-store.create", {"environment": {"name": "x"}}, node_id="cli-node")
+            assert created.pop("type") == "ADD_CLOUD_ENVIRONMENT"
             assert await caller.call("environments-store.list") == [created]
             assert await stop(process, how) == (0, b"")
     assert "✅ deletedAt column already exists" in log.read_text()
