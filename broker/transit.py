@@ -172,6 +172,8 @@ class Transit:
 
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
         """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
+        if not self.waiting.is_asked(address.id, address.sender):
+            return []
         pending = self.waiting.take(address.id)
         return [Reject(pending, error)] if pending else self.streams.refuse("RES", address, error)
 
@@ -224,6 +226,8 @@ class Transit:
             return [Dropped(f"{command} from {short(packet.sender)!r}, which cannot be the id of a node; dropped")]
         if packet.sender in self.registry.unresponsive:
             return [*self.waiting.responds(packet.sender), *self.receive(command, packet, now, reply)]
+        if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
+            return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
             return self._on_stream(packet, now, reply)
         if isinstance(packet, Request):

@@ -70,6 +70,11 @@ class Waiting:
             return self._topics.balanced_request(pending.action)
         return self._topics.to_node("REQ", pending.node_id)
 
+    def is_asked(self, request_id: Id, sender: str) -> bool:
+        """Whether a node may answer a request: the one that was asked, or any where NATS chose it (§5.7)."""
+        pending = self.pending.get(request_id)
+        return pending is None or pending.node_id is None or pending.node_id == sender
+
     def take(self, request_id: Id) -> Pending | None:
         """The request that is answered now; None when nobody waits for it any more."""
         pending = self.pending.pop(request_id, None)

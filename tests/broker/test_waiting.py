@@ -15,6 +15,7 @@ from broker.defaults import (
     TICK_S,
 )
 from broker.effects import (
+    Dropped,
     Effect,
     NobodyReads,
     Notify,
@@ -24,8 +25,9 @@ from broker.effects import (
     Responsive,
     Settle,
 )
-from broker.errors import QueueIsFullError, RequestRejectedError
+from broker.errors import InvalidPacketDataError, QueueIsFullError, RequestRejectedError
 from broker.packets import (
+    Address,
     Command,
     Disconnect,
     Discover,
@@ -94,6 +96,24 @@ def test_c43_unknown_and_late_answers_are_ignored() -> None:
     transit.waiting.take("1")
     assert transit.receive("RES", Response(ver="5", sender="js-1", id="1", success=True), 0.0) == []
     assert transit.receive("RES", Response(ver="5", sender="js-1", id="never", success=True), 0.0) == []
+
+
+def test_only_the_node_that_was_asked_answers() -> None:
+    transit = make_transit()
+    for number, asked in (("1", "js-1"), ("2", None)):
+        transit.waiting.request(request("posts.find", "py-1", id=number), asked, number, 0.0)
+    parts: tuple[dict[str, Any], ...] = ({}, {"stream": True, "sequence": 0})
+    for more in parts:
+        forged = Response(ver="5", sender="evil", id="1", success=True, data=Raw(b"1"), **more)
+        (dropped,) = transit.receive("RES", forged, 0.0)
+        assert isinstance(dropped, Dropped)
+        assert dropped.reason == "RES from 'evil' answers a request to another node; dropped"
+    unreadable = InvalidPacketDataError({"command": "RES", "reason": "odd"})
+    assert transit.refuse_answer(Address("evil", "1"), unreadable) == []
+    for number in ("1", "2"):  # where NATS chose the node, any may answer
+        (settled,) = transit.receive("RES", Response(ver="5", sender="js-1", id=number, success=True), 0.0)
+        assert isinstance(settled, Settle)
+        assert settled.pending.waiter == number
 
 
 def test_too_many_waiting_calls_are_refused_at_once() -> None:
