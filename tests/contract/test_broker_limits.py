@@ -198,7 +198,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("fields", [{"seq": "text"}, {"headers": 5}], ids=str)
+@pytest.mark.parametrize("fields", [{"seq": "text"}, {"seq": 1.5}], ids=str)
 async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: Cluster, fields: dict[str, Any]) -> None:
     (one,) = await cluster.start(("one", []))
     stranger = await cluster.stranger("stranger", "REQ")
@@ -249,7 +249,7 @@ async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_o
     opening = {"ver": "5", "sender": "stranger", "id": "odd", "action": "reading.all", "stream": True, "seq": 0}
     await stranger.say(subject, opening)
     await stranger.say(subject, opening | {"seq": 1, "params": {"type": "Buffer", "data": [1]}})
-    await stranger.say(subject, opening | {"seq": 2, "meta": "text"})
+    await stranger.say(subject, opening | {"seq": "two"})
     answer = await stranger.answer("odd")
     assert answer["error"]["name"] == "InvalidPacketDataError"
     await eventually(lambda: reader.ended == ["InvalidPacketDataError"])
@@ -332,17 +332,7 @@ async def test_c10_packets_of_no_known_version_are_one_line_each_and_no_answer(
     assert len(warnings_of(caplog)) == 12
 
 
-ODD_REQUESTS: list[dict[str, Any]] = [
-    {"action": 5},
-    {"params": {"a": [[]]}, "meta": "text"},
-    {"meta": []},
-    {"headers": 7},
-    {"timeout": "soon"},
-    {"level": "deep"},
-    {"requestID": 5},
-    {"caller": []},
-    {"seq": "first"},
-]
+ODD_REQUESTS: list[dict[str, Any]] = [{"action": 5}, {"seq": "first"}, {"seq": 1.5}]
 
 
 @pytest.mark.parametrize("fields", ODD_REQUESTS)
