@@ -6,19 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 
+from broker import defaults
 from broker.codec import Codec
-from broker.defaults import (
-    DISCOVERY_LISTEN_S,
-    DISCOVERY_SECOND_VERSION_S,
-    DISCOVERY_WAIT_S,
-    HEARTBEAT_INTERVAL_S,
-    HEARTBEAT_OFFSET_S,
-    ID_PROBE_S,
-    PEERS_TRIES,
-    PEERS_WAIT_S,
-    TICK_S,
-    BrokerOptions,
-)
+from broker.defaults import BrokerOptions
 from broker.effects import Effect
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.packets import PROTOCOLS, Command, Ping
@@ -72,7 +62,7 @@ class Joining:
         try:
             heard = [await self._transport.is_heard(subject, self._codec.encode(question)) for question in questions]
             if any(heard):
-                with anyio.move_on_after(ID_PROBE_S):
+                with anyio.move_on_after(defaults.ID_PROBE_S):
                     await answered.wait()
         finally:
             await pongs.cancel()
@@ -91,24 +81,24 @@ class Joining:
         """Find the nodes that are there: by one like this that knows them, else by asking all of them."""
         begun = anyio.current_time()
         if not self._options.protocol:
-            interval = self._options.heartbeat_interval or HEARTBEAT_INTERVAL_S
-            self._peers.search(begun, interval + HEARTBEAT_OFFSET_S + TICK_S)
+            interval = self._options.heartbeat_interval or defaults.HEARTBEAT_INTERVAL_S
+            self._peers.search(begun, interval + defaults.HEARTBEAT_OFFSET_S + defaults.TICK_S)
         if await self._were_told():
             self._peers.named.clear()  # who has not answered by now is found by its heartbeat
             return
         announcing = self._transit.announcing
         if not self._options.protocol:  # nodes of both versions start meanwhile, and say which is theirs
-            await self._pause(begun + DISCOVERY_LISTEN_S - anyio.current_time())
+            await self._pause(begun + defaults.DISCOVERY_LISTEN_S - anyio.current_time())
         await self._perform(announcing.discover())
-        await self._pause(DISCOVERY_SECOND_VERSION_S)
+        await self._pause(defaults.DISCOVERY_SECOND_VERSION_S)
         await self._perform(announcing.discover_others())
-        await self._pause(DISCOVERY_WAIT_S - DISCOVERY_SECOND_VERSION_S)
+        await self._pause(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
 
     async def visit(self, node_id: str | None) -> None:
         """Find the nodes that are there, or one of them, without making this one known."""
         if not await self._were_told(node_id) and node_id is None:
             await self._perform(self._transit.announcing.discover_everywhere())
-            await self._pause(DISCOVERY_WAIT_S)
+            await self._pause(defaults.DISCOVERY_WAIT_S)
         elif node_id is not None and not self._is_known(node_id):
             await self._look_for(node_id)
 
@@ -122,7 +112,7 @@ class Joining:
             try:
                 self._answering = await self._transport.subscribe(subject, self._receiver("PEERS"), queue="PEERS")
             except BrokerDisconnectedError:
-                await anyio.sleep(TICK_S)
+                await anyio.sleep(defaults.TICK_S)
 
     async def leave(self) -> None:
         """Tell nobody any more."""
@@ -137,15 +127,15 @@ class Joining:
             subject = self._transit.topics.to_node("PEERS", self._peers.asker)
             answers = await self._transport.subscribe(subject, self._receiver("PEERS"))
             try:
-                for _ in range(PEERS_TRIES):
+                for _ in range(defaults.PEERS_TRIES):
                     if self._peers.told or not await self._transport.is_heard(
                         question.subject, self._codec.encode(question.packet)
                     ):
                         break
-                    with anyio.move_on_after(PEERS_WAIT_S):
+                    with anyio.move_on_after(defaults.PEERS_WAIT_S):
                         await self._until(lambda: self._peers.told)
                 if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription
-                    with anyio.move_on_after(DISCOVERY_WAIT_S):
+                    with anyio.move_on_after(defaults.DISCOVERY_WAIT_S):
                         await self._until(lambda: not self._peers.named)
             finally:
                 await answers.cancel()
@@ -159,7 +149,7 @@ class Joining:
         for ver in [self._options.protocol] if self._options.protocol else PROTOCOLS:
             self._peers.named = {node_id: ver}
             await self._perform(self._peers.greet())
-            with anyio.move_on_after(DISCOVERY_SECOND_VERSION_S):
+            with anyio.move_on_after(defaults.DISCOVERY_SECOND_VERSION_S):
                 await self._until(lambda: not self._peers.named)
                 return  # it said who it is, or no node of that name is connected
 

@@ -27,6 +27,7 @@ __all__ = ["Cluster", "Stranger", "open_cluster", "shorten_waits"]
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes on one machine answer within milliseconds."""
+    monkeypatch.setattr("broker.defaults.DISCOVERY_LISTEN_S", 0.0)
     monkeypatch.setattr("broker.defaults.DISCOVERY_SECOND_VERSION_S", 0.02)
     monkeypatch.setattr("broker.defaults.DISCOVERY_WAIT_S", 0.04)
     monkeypatch.setattr("broker.defaults.ANNOUNCE_DELAY_S", 0.01)
