@@ -163,7 +163,7 @@ async def test_c87_captured_answers_reach_the_caller(ver: str, nats_url: str, na
                 tasks.start_soon(check_call, broker, [packet for _, packet in packets])
                 request = await tap.sees("REQ.node-b", after=mark)
                 for _, packet in packets:
-                    await tap.say("RES.node-a", {**packet, "id": request["id"]})
+                    await tap.say("RES.node-a", {**packet, "id": request["id"], "sender": "node-b"})
 
 
 async def check_call(broker: ServiceBroker, packets: list[dict[str, Any]]) -> None:
