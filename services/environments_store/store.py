@@ -84,7 +84,7 @@ class Store:
     ) -> Written:
         """Store a new environment. Raises EnvironmentExistsError, or EnvironmentDeletedError for one in the trash."""
         accepted = await self._accept(document, None, reply_limit, measure)
-        with self._watched(document=True):
+        with self._storing(), self._shape.watched():
             try:
                 row = await self._insert(accepted)
             except OutcomeUnknownError as error:
@@ -134,13 +134,14 @@ class Store:
         the current hash when `if_hash` is given and is another."""
         check_uuid(uuid, "uuid", self._limits)
         accepted = await self._accept(document, uuid, reply_limit, measure)
-        with self._watched(document=True):
-            try:
-                row = await self._attempt(uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
-            except OutcomeUnknownError as error:
-                row = await settle(error, lambda: self._look_stored(accepted), self._limits)
-            assert row is not None, "no state makes an update a success that has nothing to do"
-            return await self._records.written("updated", row)
+        with self._storing():
+            async with self._seeking(uuid):
+                try:
+                    row = await self._attempt(uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
+                except OutcomeUnknownError as error:
+                    row = await settle(error, lambda: self._look_stored(accepted), self._limits)
+                assert row is not None, "no state makes an update a success that has nothing to do"
+                return await self._records.written("updated", row)
 
     async def remove(self, uuid: str) -> Written:
         """Put an environment into the trash; again: the first date stays. Raises EnvironmentNotFoundError."""
@@ -164,7 +165,7 @@ class Store:
 
     async def stats(self, recent_days: int) -> dict[str, int]:
         """How many environments there are, live, in the trash, and put there within the last `recent_days`."""
-        with self._watched():
+        with self._shape.watched():
             row = await self._database.fetch_one(self._shape.queries().stats, recent_days)
             return {
                 "total": row["total"] if row else 0,
@@ -174,22 +175,19 @@ class Store:
             }
 
     @contextmanager
-    def _watched(self, document: bool = False) -> Iterator[None]:
-        """Errors of statements as callers get them; `document`: one was sent, which the database may refuse."""
+    def _storing(self) -> Iterator[None]:
+        """A value that does not fit where a document is stored is the fault of the document."""
         try:
-            with self._shape.watched():
-                yield
+            yield
         except DatabaseValueError as error:
-            if document:
-                message = f"The database cannot hold this 'environment': {error.public or error}"
-                raise invalid("environment", "object", message) from error
-            raise
+            message = f"The database cannot hold this 'environment': {error.public or error}"
+            raise invalid("environment", "object", message) from error
 
     @asynccontextmanager
     async def _seeking(self, uuid: str | None, **data: str) -> AsyncGenerator[None]:
-        """The same for statements that look for a uuid: one that the database cannot write, it cannot hold."""
+        """Errors of statements that look for a uuid: one that the database cannot write, it cannot hold."""
         try:
-            with self._watched():
+            with self._shape.watched():
                 yield
         except DatabaseValueError as error:
             if uuid is not None and (
@@ -266,6 +264,9 @@ class Store:
         return True
 
     async def _insert(self, accepted: AcceptedDocument) -> Row:
+        if self._shape.status.lack("insert") is not None:
+            # A uuid that the column could not hold is the caller's fault, whatever else keeps the table from taking it.
+            await self._state(accepted.uuid)
         create = self._shape.queries("insert").create
         row = await self._attempt(
             accepted.uuid, "INSERT", lambda: self._database.fetch_one(create, accepted.uuid, accepted.text), _CREATE

@@ -442,7 +442,7 @@ async def test_what_keeps_actions_from_their_work_is_a_state_and_mended_by_the_s
         assert set(errors) == fault.refused
         assert {(error.code, error.retryable) for error in errors.values()} == {(503, True)}
         said = " ".join([str(schema), *map(str, errors.values())])
-        assert not any(word in said for word in (role, "ALTER", "GRANT", "public"))
+        assert not any(word in said for word in (role, "ALTER", "GRANT", "public", "boolean"))
         finding = next(one for one in (await check(url)).findings if one.takes)
         assert finding.reason == fault.reason
         assert await service.until_logged(finding.text)
@@ -451,6 +451,21 @@ async def test_what_keeps_actions_from_their_work_is_a_state_and_mended_by_the_s
             await service.until_state("ready")
             await service.insist("create", environment={"uuid": "d3b54cfc-8dd7-4974-af6d-dc489df26ce0"})
             assert not any(one.level == "error" for one in (await examine(url, LOGGER)).findings)
+
+
+async def test_a_uuid_that_no_id_can_be_is_not_found_and_cannot_be_created(postgres_database: PostgresDatabase) -> None:
+    postgres_database.run_sql(f"{postgres_sql('p_dmig')}; {FAULTS['an id of type uuid'].sql}")
+    async with serving(postgres_database.url, budgets=BUDGETS) as service:
+        await service.until_state("degraded", "unsupported")
+        for action in ("get", "update", "remove", "restore", "permanentDelete"):
+            params = {**ALL_CALLS[action], "uuid": "no-uuid"}
+            params |= {"environment": {"uuid": "no-uuid"}} if action == "update" else {}
+            error = await service.failure(action, **params)
+            assert (error.code, error.type, error.data) == (404, "ENVIRONMENT_NOT_FOUND", {"uuid": "no-uuid"}), action
+        error = await service.failure("update", uuid="no-uuid", environment={"uuid": "no-uuid"}, ifHash="0" * 40)
+        assert error.code == 404
+        error = await service.failure("create", environment={"uuid": "no-uuid"})
+        assert (error.code, error.data[0]["field"]) == (422, "environment")
 
 
 OF_FILES = {
