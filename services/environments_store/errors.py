@@ -18,6 +18,7 @@
     └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
     MoleculerServerError
     └── DatabaseError                    500  DATABASE_ERROR             a query that failed
+        └── DatabaseForbiddenError       500  DATABASE_FORBIDDEN         the role lacks a right; not retryable
 
 What the database said may hold names of roles, hosts and SQL. It is the text of the error, for logs and commands;
 `public` is what callers on other nodes get instead.
@@ -33,6 +34,7 @@ from broker.errors import MoleculerClientError, MoleculerRetryableError, Molecul
 __all__ = [
     "ConfigError",
     "DatabaseError",
+    "DatabaseForbiddenError",
     "DatabaseReadOnlyError",
     "DatabaseRefusedError",
     "DatabaseUnavailableError",
@@ -183,6 +185,22 @@ class DatabaseError(MoleculerServerError):
     @property
     def name(self) -> str:
         return "MoleculerServerError"
+
+
+class DatabaseForbiddenError(DatabaseError):
+    """The role of the service lacks a right that a statement needs. A person has to grant it: trying again does not
+    help, so JavaScript nodes get it as a MoleculerError, which is not retryable."""
+
+    default_type = "DATABASE_FORBIDDEN"
+
+    def __init__(self, message: str, sqlstate: str | None = None, *, public: str | None = None) -> None:
+        super().__init__(message, sqlstate, public=public)
+        self.retryable = False
+        self.data = {**(self.data or {}), "reason": "forbidden"}
+
+    @property
+    def name(self) -> str:
+        return "MoleculerError"
 
 
 class MissingColumnError(DatabaseError):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import (
+    DatabaseForbiddenError,
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
     DatabaseUnreachableError,
@@ -86,6 +87,9 @@ class TableShape:
             self._note_reachable(True)
         except DatabaseUnreachableError:
             self._note_reachable(False)
+            raise
+        except DatabaseForbiddenError:
+            self._heal()
             raise
         except DatabaseReadOnlyError:
             if self.status.writable:

@@ -211,6 +211,34 @@ async def refused(service: Serving, action: str, **params: Any) -> str | None:
     return error.type
 
 
+async def test_a_right_that_is_taken_away_is_an_error_that_another_attempt_does_not_mend(
+    postgres_database: PostgresDatabase,
+) -> None:
+    url = postgres_database.create_role("guest")
+    role = postgres_database.role_name(url)
+    postgres_database.run_sql(f'{postgres_sql("p_dmig")} GRANT ALL ON environments TO "{role}"')
+    live = "c0ffee00-0000-4000-8000-000000000001"
+    async with serving(url, budgets=BUDGETS) as service:
+        await service.until_state("ready", steps=True)
+        postgres_database.run_sql(f'REVOKE UPDATE ON environments FROM "{role}"')
+        error = await service.failure("update", uuid=live, environment={"uuid": live})
+        assert (error.code, error.type, error.retryable) == (500, "DATABASE_FORBIDDEN", False)
+        assert error.data == {"sqlstate": "42501", "reason": "forbidden"}
+        schema = await service.until_state("degraded", "forbidden")
+        assert not [word for word in (role, "UPDATE", "GRANT") if word in f"{error} {schema}"]
+        assert await service.until_logged(f'GRANT UPDATE ON "public"."environments" TO "{role}"')
+        # What no plan shows: the function of an index is called when a row is stored.
+        postgres_database.run_sql(
+            f'GRANT UPDATE ON environments TO "{role}"; CREATE FUNCTION key(text) RETURNS text IMMUTABLE LANGUAGE sql'
+            " AS 'SELECT $1 LIMIT 1'; CREATE INDEX by_key ON environments (key(id));"
+            " REVOKE ALL ON FUNCTION key FROM PUBLIC"
+        )
+        await service.until_state("ready")
+        error = await service.failure("create", environment={"uuid": "new"})
+        assert (error.type, error.retryable) == ("DATABASE_FORBIDDEN", False)
+        assert await service.until_logged("permission denied for function key")
+
+
 async def test_callers_read_no_role_host_or_sql(postgres_database: PostgresDatabase) -> None:
     url = postgres_database.create_role("guest")
     role = postgres_database.role_name(url)

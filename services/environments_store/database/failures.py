@@ -11,6 +11,7 @@ from typing import Literal
 
 from services.environments_store.errors import (
     DatabaseError,
+    DatabaseForbiddenError,
     DatabaseReadOnlyError,
     DatabaseRefusedError,
     DatabaseUnavailableError,
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 ServiceError = DatabaseError | DatabaseUnavailableError | DatabaseReadOnlyError | DatabaseRefusedError
-Kind = Literal["unavailable", "read-only", "missing", "value", "refused", "failed"]
+Kind = Literal["unavailable", "read-only", "missing", "value", "refused", "forbidden", "failed"]
 
 # 57P01-57P03: the server is stopping, starting or has dropped us; 25P03/25P04: a time limit closed the connection.
 LOST_STATES = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"})
@@ -94,6 +95,8 @@ MEANINGS: dict[str, tuple[Kind, str]] = {
     "44": ("refused", "the condition of a view does not allow it"),
     "55000": ("refused", "the table or view does not take it"),
     "SQLITE_CONSTRAINT": ("refused", "a constraint does not allow it"),
+    # A person has to grant a right.
+    "42501": ("forbidden", ""),
 }
 """By code, class of codes, or the beginning of SQLite's name: the longest that fits counts."""
 STALE_PLANS = ("cached plan must not change result type", "cached statement plan is invalid")
@@ -181,6 +184,13 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
                 f"The database could not do it now: {failure.message}",
                 public=f"The database could not do it now: {words}.",
                 sqlstate=state,
+            )
+        case "forbidden":
+            return DatabaseForbiddenError(
+                f"The role of the service lacks a right: {failure.message}. The owner of what that names has to GRANT"
+                " it; `environments-store migrate check` prints the statement for the table.",
+                state,
+                public="The service lacks a right in the database; its log says which, and how to grant it.",
             )
         case "refused" | "value":
             return _refusal(failure, words, DatabaseRefusedError if kind == "refused" else DatabaseValueError)

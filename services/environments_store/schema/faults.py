@@ -367,15 +367,33 @@ _ABOUT = (
 
 
 def _about_refusals(found: Inspection, taken: set[Capability]) -> Iterator[Finding]:
-    """Whatever else keeps a statement of the service from being planned: the database says it itself."""
-    for capability, said in (found.refusals or {}).items():
-        if capability not in taken and "read" not in taken:
-            yield _unsupported(
-                f"The database refuses the statements of {_actions([capability])} on {table_name(found)}: {said}.",
-                "Change the table by hand.",
-                f"The database refuses the statements of {_actions([capability])}.",
-                (capability,),
-            )
+    """Whatever else keeps a statement of the service from being planned: the database's own words are in the message,
+    and ours in what callers read."""
+    for capability, refusal in (found.refusals or {}).items():
+        if capability in taken or "read" in taken:
+            continue
+        actions = _actions([capability])
+        message = f"The database refuses the statements of {actions} on {table_name(found)}: {refusal.message}."
+        public = f"The database refuses the statements of {actions}: {_WHY.get(refusal.state, _WHY_ELSE)}."
+        if refusal.state == "42501":
+            remedy = f"As the owner of what it names, GRANT role {quoted(found.role)} the right to it."
+            yield _forbidden(message, remedy, public, (capability,))
+        else:
+            yield _unsupported(message, "Change the table by hand.", public, (capability,))
+
+
+_OF_TYPES = "a column of the table has a type that they are not made for"
+_WHY = {
+    "42501": "the service lacks a right",
+    "42804": _OF_TYPES,
+    "42846": _OF_TYPES,
+    "42883": _OF_TYPES,
+    "42P10": "no unique key of the table fits",
+    "0A000": "a table of this kind does not take them",
+    "55000": "a table of this kind does not take them",
+}
+_WHY_ELSE = "the table is not one that they are made for"
+"""By SQLSTATE, in words that name no role and no part of a statement."""
 
 
 def _forbidden(message: str, remedy: str, public: str, takes: tuple[Capability, ...]) -> Finding:

@@ -8,7 +8,7 @@ from services.environments_store.database.base import Dialect
 from services.environments_store.schema.names import BASE_COLUMNS, COLUMN
 from services.environments_store.schema.status import Capability
 
-__all__ = ["ROW_NUMBER", "Column", "Index", "Inspection", "Publication", "Rule"]
+__all__ = ["ROW_NUMBER", "Column", "Index", "Inspection", "Publication", "Refusal", "Rule"]
 
 ZONED = "timestamp with time zone"
 UNZONED = "timestamp without time zone"
@@ -61,6 +61,13 @@ class Rule(msgspec.Struct, frozen=True):
     name: str
     event: str
     instead: bool
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What PostgreSQL says to a statement that it does not take."""
+
+    state: str
+    message: str
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +132,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     has_statistics: bool = False
     version: int = 0
     pooled: bool = False
-    refusals: Mapping[Capability, str] | None = None
+    refusals: Mapping[Capability, Refusal] | None = None
     """What PostgreSQL said to statements of the service, by what they are needed for; None when not asked."""
 
     @property

@@ -12,7 +12,7 @@ import msgspec
 from services.environments_store.aliases import ALL as ALL_ALIASES
 from services.environments_store.database.failures import StatementFailure
 from services.environments_store.queries import Queries, choose
-from services.environments_store.schema.inspection import Inspection
+from services.environments_store.schema.inspection import Inspection, Refusal
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.plan import status_of
 from services.environments_store.schema.status import Capability
@@ -21,7 +21,7 @@ __all__ = ["try_statements"]
 
 Explain = Callable[[tuple[str, ...]], Awaitable[None]]
 PLACEHOLDER = re.compile(r"\$\d")
-LOCKED = "locked"
+LOCKED = Refusal("", "the table is locked")
 
 
 async def try_statements(found: Inspection, explain: Explain, before: Inspection | None = None) -> Inspection:
@@ -36,9 +36,9 @@ async def try_statements(found: Inspection, explain: Explain, before: Inspection
         for capability, needed in _statements(choose(status_of(found)))
         if not found.standby or capability in ("read", "list")
     ]
-    refusals: dict[Capability, str] = {}
+    refusals: dict[Capability, Refusal] = {}
     said = await _said(explain, tuple(one for _, needed in statements for one in needed))
-    if said == LOCKED:
+    if said is LOCKED:
         return msgspec.structs.replace(found, refusals=before and before.refusals)
     for capability, needed in statements if said else ():
         if (said := await _said(explain, needed)) is not None:
@@ -46,7 +46,7 @@ async def try_statements(found: Inspection, explain: Explain, before: Inspection
     return msgspec.structs.replace(found, refusals=refusals)
 
 
-async def _said(explain: Explain, statements: tuple[str, ...]) -> str | None:
+async def _said(explain: Explain, statements: tuple[str, ...]) -> Refusal | None:
     """Nothing for statements that are taken."""
     try:
         await explain(statements)
@@ -54,7 +54,8 @@ async def _said(explain: Explain, statements: tuple[str, ...]) -> str | None:
         outcome = outcome_of(failure)
         if outcome == "lost":
             raise
-        return LOCKED if outcome == "blocked" else None if outcome == "read-only" else failure.message
+        refusal = Refusal(failure.sqlstate or "", failure.message)
+        return LOCKED if outcome == "blocked" else None if outcome == "read-only" else refusal
     return None
 
 
