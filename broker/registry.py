@@ -5,7 +5,7 @@ No I/O, no clock, no logging: packets go in, changes come out.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -102,13 +102,6 @@ class KnownNode:
         }
 
 
-class _Hearing(NamedTuple):
-    """The lists of listeners for an event, and those of them with listeners of this node."""
-
-    everywhere: Sequence[Choices[Listener]]
-    here: Sequence[Choices[Listener]]
-
-
 class Registry:
     """Nodes, actions and events of the cluster, this node's own included."""
 
@@ -134,7 +127,10 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
-        self._heard_by: dict[str, _Hearing] = {}
+        self._heard_by: dict[str, Sequence[Choices[Listener]]] = {}
+        self._heard_here: dict[str, Sequence[Choices[Listener]]] = {}
+        self._lists_here: Sequence[Choices[Listener]] | None = None
+        """The lists with listeners of this node. Peers cannot lengthen them."""
         self._providers: dict[str, set[str]] = {}
         self._speakers: Counter[Protocol] = Counter()
         self._offline: dict[str, None] = {}
@@ -161,7 +157,7 @@ class Registry:
         """Offer a service of this node no more."""
         self._list_services(self.local, [info for info in self.local.services if info["fullName"] != full_name])
         self._withdraw(self.local, [member for member in self.local.offers if member.service == full_name])
-        self._heard_by.clear()
+        self._own_listeners_changed()
         return "$services.changed", {"localService": True}
 
     def hide_services(self) -> None:
@@ -278,25 +274,15 @@ class Registry:
 
     def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[Choices[Listener]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
-        for choices in self._hearing(event).everywhere:
+        for choices in _hearing(event, self.listeners.values(), self._heard_by):
             if len(choices) and (not groups or choices.group in groups):
                 yield choices
 
     def find_listeners_here(self, event: str) -> Sequence[Choices[Listener]]:
         """Those of them that this node has listeners in, of all groups."""
-        return self._hearing(event).here
-
-    def _hearing(self, event: str) -> "_Hearing":
-        hearing = self._heard_by.get(event)
-        if hearing is None:
-            lists = [choices for (pattern, _group), choices in self.listeners.items() if matches(event, pattern)]
-            lists.sort(key=lambda choices: not choices.internal)  # they decide where their groups get the event
-            hearing = _Hearing(lists, [choices for choices in lists if choices.of_node(self.local.id)])
-            if len(self._heard_by) >= REMEMBERED_EVENT_NAMES:
-                self._heard_by.clear()
-            if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
-                self._heard_by[event] = hearing
-        return hearing
+        if self._lists_here is None:
+            self._lists_here = [choices for choices in self.listeners.values() if choices.of_node(self.local.id)]
+        return _hearing(event, self._lists_here, self._heard_here)
 
     def local_endpoint(self, name: str) -> Endpoint | None:
         """This node's own endpoint of an action, usable or not."""
@@ -411,7 +397,7 @@ class Registry:
         self._vacant.pop(choices, None)
         node.offers.add(choices.put(listener))
         if node.local:
-            self._heard_otherwise(listener.name)
+            self._own_listeners_changed()
 
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
         for member in members:
@@ -447,6 +433,10 @@ class Registry:
         else:
             self._heard_by.pop(pattern, None)
 
+    def _own_listeners_changed(self) -> None:
+        self._lists_here = None
+        self._heard_here.clear()
+
     def _fill(self, what: str) -> None:
         if what not in self._filled:
             self._filled.add(what)
@@ -459,3 +449,18 @@ def _entries(entries: object) -> Iterator[dict[str, Any]]:
         for entry in entries.values():
             if isinstance(entry, dict) and isinstance(entry.get("name"), str):
                 yield entry
+
+
+def _hearing(
+    event: str, lists: Iterable[Choices[Listener]], known: dict[str, Sequence[Choices[Listener]]]
+) -> Sequence[Choices[Listener]]:
+    """Which of the lists receive an event. `known` remembers the answer for each event."""
+    found = known.get(event)
+    if found is None:
+        # Internal lists first: they decide where their groups get the event.
+        found = sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
+        if len(known) >= REMEMBERED_EVENT_NAMES:
+            known.clear()
+        if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
+            known[event] = found
+    return found

@@ -272,6 +272,16 @@ def test_listeners_that_come_later_hear_events_that_were_sent_before() -> None:
     assert list(registry.find_listeners("user.created")) == []
 
 
+def test_listeners_of_this_node_come_and_go_with_its_services() -> None:
+    registry = Registry("py-1")
+    registry.apply_info(info("js-1", service_info("audit", events=("user.**",))), 0.0)
+    assert list(registry.find_listeners_here("user.a")) == []
+    registry.add_service(define(Posts()))
+    assert [choices.name for choices in registry.find_listeners_here("user.a")] == ["user.*"]
+    registry.remove_service("posts")
+    assert list(registry.find_listeners_here("user.a")) == []
+
+
 def test_memory_for_event_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.registry.REMEMBERED_EVENT_NAMES", 10)
     monkeypatch.setattr("broker.registry.REMEMBERED_EVENT_NAME_CHARACTERS", 20)
@@ -434,8 +444,9 @@ def test_the_work_for_a_cluster_grows_as_the_cluster_does() -> None:
         shared = service_info("shared", *(f"a{number}" for number in range(10)), events=("e.*",))
         for turn in range(2):
             for number in range(nodes):
-                own = service_info(f"s{number}-{turn}", "act", events=(f"e.{number}-{turn}",))
+                own = service_info(f"s{number}-{turn}", "act", events=(f"e.{number}-{turn}.*",))
                 transit.receive("INFO", info(f"js-{number}", shared, own, sequence=2 + turn), 0.0)
+                transit.registry.find_listeners_here("$node.connected")
                 transit.receive("HEARTBEAT", Heartbeat(ver="5", sender=f"js-{number}", cpu=1), 0.0)
                 assert transit.registry.has_service(f"s{number}-{turn}")
         transit.tick(100.0)
