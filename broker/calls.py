@@ -221,7 +221,7 @@ class Calls:
             return answer
         except asyncio.CancelledError:
             if stream is not None and upload is not None:  # the request may be out, also when it was being sent
-                stream.give_up(upload, overdue=ctx.deadline is not None and ctx.deadline <= anyio.current_time())
+                stream.give_up(upload)
             raise
         except Exception:
             if stream is not None:
@@ -235,7 +235,11 @@ class Calls:
         """Send a stream when the server has taken its request and not said that nobody listens: only what has not
         begun can go to another node. A handler that has answered already may still read."""
         assert self._node.transport is not None
-        await self._node.transport.flush()
+        try:
+            await self._node.transport.flush()
+        except BrokerDisconnectedError as lost:
+            stream.lose(upload, lost)
+            raise
         if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
             stream.go_on(upload, partial(_fail, waiter))
 

@@ -70,6 +70,7 @@ STREAM_SLOWED_BYTES = 8_388_608  # further ahead is only who cannot be slowed do
 STREAM_PART_BYTES = 256  # what holding a chunk takes beside its own bytes: many small ones are more than their text
 STREAM_OPENING_S = 1.0  # how long a stream waits for its first item to open; what it opens without one is of values
 STREAM_ERROR_AFTER_OPENING_S = 0.1  # for JS to hand a stream to its reader: far above one turn of its event loop
+STREAM_TIMEOUT_MARGIN_S = 1.0  # what a JS node has beyond the caller's timeout: after its own it drops even an end
 STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
 STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
 

@@ -149,17 +149,20 @@ class Flow:
             self.on_stop()
 
     def lose(self, error: Exception) -> None:
-        """Write no more, as chunks are lost, or the reader's node or the connection is."""
-        if self.stopped:
+        """Write no more, as chunks are lost, or the reader's node or the connection is. Also of a writer that has given
+        up the reader may not have learned why."""
+        if self.lost or (self.stopped and self.error is None):
             return
         self.lost = True
+        if self.stopped:
+            return
         self.stop(error)
         if self.on_lost is not None:
             self.on_lost(error)
 
     def forget(self) -> None:
-        """Write no more, not even the end. A JS node forgets the stream of a request that it answers with an error, or
-        whose time is over, and takes what comes then for a new one, which it keeps (§8.4)."""
+        """Write no more, not even the end. A JS node forgets the stream of a request that it answers with an error, and
+        takes what comes then for a new one, which it keeps (§8.4)."""
         self.forgotten = True
         self.stop()
 

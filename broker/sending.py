@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw
 
 from broker.codec import Codec
 from broker.context import Context
-from broker.defaults import STREAM_OPENING_S
+from broker.defaults import STREAM_OPENING_S, STREAM_TIMEOUT_MARGIN_S
 from broker.errors import (
     MoleculerClientError,
     MoleculerError,
@@ -50,6 +50,8 @@ class OutgoingStream:
         self._begun, self._flow.on_lost = True, lost
         self._flow.on_stop = upload.abandon
         upload.send(self.write)
+        if self._flow.stopped:
+            upload.abandon()
 
     async def begin(self, deadline: float | None) -> None:
         """Open the stream of an answer with its first item, or without it when that does not come soon.
@@ -109,13 +111,16 @@ class OutgoingStream:
         else:
             self._forget()
 
-    def give_up(self, upload: Upload, *, overdue: bool) -> None:
-        """Send no more of what came with a call, and tell the handler that reads it: nobody waits for its answer. When
-        the call's time is over the handler's node knows it."""
-        if overdue and not self._flow.acknowledges:
-            self._forget()
-        else:
-            self._end(upload, self._cut_off)
+    def give_up(self, upload: Upload) -> None:
+        """Send no more of what came with a call that was cancelled or timed out, and let the handler that reads it
+        know."""
+        self._end(upload, self._cut_off)
+
+    def lose(self, upload: Upload, error: Exception) -> None:
+        """The connection was lost behind the request: its handler, which may have begun, learns when it is back that
+        nothing follows."""
+        self._flow.lose(error)
+        self.go_on(upload)
 
     def drop(self) -> None:
         """Send no more of what came with a call that reached nobody, or whose node is gone."""
@@ -186,6 +191,10 @@ class Sending:
         in_meta = request.ver == "4"
         flags = {OBJECT_MODE: True} if source.objects else {}
         request.stream, request.sequence = True, 0
+        node = self._transit.registry.nodes.get(node_id)
+        marks = node is not None and bool(node.client.get(FLOW_CONTROL))
+        if request.timeout and not marks:
+            request.timeout += STREAM_TIMEOUT_MARGIN_S * 1000
         if in_meta:
             request.params, request.meta = NULL, {**(request.meta or {}), **flags}
         else:
@@ -203,8 +212,6 @@ class Sending:
                 sequence=sequence,
             )
 
-        node = self._transit.registry.nodes.get(node_id)
-        marks = node is not None and bool(node.client.get(FLOW_CONTROL))
         return self._stream("REQ", request, node_id, source, packet, marks=marks)
 
     def answer(self, request: Request, reply: str, ctx: Context, items: Any) -> OutgoingStream:

@@ -8,6 +8,7 @@ from broker.defaults import (
     STREAM_MARK_CHUNKS,
     STREAM_MARKS_AHEAD,
 )
+from broker.errors import MoleculerError
 from broker.flow import CONTINUE, STOP, Flow
 
 pytestmark = pytest.mark.anyio
@@ -66,3 +67,13 @@ async def test_a_waiting_writer_learns_that_nobody_reads_any_more(how: str) -> N
         else:
             flow.stop()
     assert flow.stopped
+
+
+@pytest.mark.parametrize(("reason", "lost"), [(MoleculerError("given up"), True), (None, False)])
+async def test_a_reader_that_was_to_learn_why_its_writer_gave_up_lacks_that_when_the_connection_is_lost(
+    reason: MoleculerError | None, lost: bool
+) -> None:
+    flow = Flow()
+    flow.stop(reason)
+    flow.lose(MoleculerError("lost"))
+    assert (flow.lost, flow.error) == (lost, reason)

@@ -23,10 +23,14 @@ CHUNK = bytes(range(256)) * 400
 
 JS_SERVICE = """
 const results = [];
+let begun = 0;
 const streamOf = ctx => ctx.stream || ctx.params;
 broker.createService({ name: "jslost", actions: {
+    begun: () => begun,
+    ended: () => results.length,
     async read(ctx) {
         let size = 0;
+        begun++;
         try { for await (const chunk of streamOf(ctx)) size += chunk.length; return { size }; }
         catch (error) { results.push(error.name); throw error; }
     },
@@ -67,6 +71,31 @@ async def endless(chunks: int, wait: float) -> AsyncIterator[bytes]:
         yield CHUNK
         if wait:
             await anyio.sleep(wait)
+
+
+class Reader(Service):
+    """As the service of the JS node."""
+
+    name = "jslost"
+
+    def __init__(self) -> None:
+        self.begun_count = self.ended_count = 0
+
+    @action
+    async def read(self, ctx: Context) -> int:
+        self.begun_count += 1
+        try:
+            return len(await ctx.stream.read())
+        finally:
+            self.ended_count += 1
+
+    @action
+    async def begun(self, ctx: Context) -> int:
+        return self.begun_count
+
+    @action
+    async def ended(self, ctx: Context) -> int:
+        return self.ended_count
 
 
 @dataclass(frozen=True)
@@ -136,6 +165,63 @@ async def test_c74_a_lost_connection_ends_a_call_with_a_stream_and_its_js_handle
         with anyio.fail_after(DEADLINE_S), pytest.raises(MoleculerError):
             await pair.py.call("jslost.read", stream=endless(1_000_000, wait))
     assert len(await pair.js.call("jslost.results")) == 1
+
+
+async def silent() -> AsyncIterator[bytes]:
+    await anyio.sleep_forever()
+    yield b""
+
+
+@pytest.mark.parametrize("reader", ["Python", *VERSIONS])
+@pytest.mark.parametrize("end", ["cancelled", "timed out", "lost"])
+async def test_c71_a_call_that_ends_before_its_first_chunk_ends_the_handler_that_reads(
+    reader: str, end: str, nats_server: NatsServer, js_modules: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request is out; its stream waits for the server to say so, or is open and has nothing to send yet."""
+    monkeypatch.setattr("broker.upload.STREAM_OPENING_S", 0.01)
+    async with AsyncExitStack() as stack:
+        link = await stack.enter_async_context(TcpProxy(nats_server.port).running())
+        if reader == "Python":
+            await stack.enter_async_context(ServiceBroker("js", transporter=nats_server.url, services=[Reader()]))
+        else:
+            js = await stack.enter_async_context(js_node(reader, nats_server.url, "", "js"))
+            await js.run(JS_SERVICE)
+        observer = await stack.enter_async_context(ServiceBroker("observer", transporter=nats_server.url))
+        py = await stack.enter_async_context(ServiceBroker("py", transporter=link.url))
+        for broker in (observer, py):
+            await broker.wait_for_services("jslost", timeout=DEADLINE_S)
+
+        async def reaches(action: str, wanted: int) -> None:
+            with anyio.fail_after(DEADLINE_S / 3):  # below the time after which a silent stream ends
+                while await observer.call(f"jslost.{action}") != wanted:
+                    pass
+
+        transport = py._node.transport
+        assert transport is not None
+        flush, held = transport.flush, anyio.Event()
+
+        async def late_flush() -> None:
+            await held.wait()
+            await flush()
+
+        for number, waits_for in enumerate(("the server", "the first chunk"), 1):
+            monkeypatch.setattr(transport, "flush", late_flush if waits_for == "the server" else flush)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fails, py, 1.5 if end == "timed out" else DEADLINE_S)
+                await reaches("begun", number)
+                if end == "cancelled":
+                    tasks.cancel_scope.cancel()
+                elif end == "lost":
+                    link.close()
+                    await eventually(lambda: not transport.connected)
+                    held.set()
+                    link.open()
+            await reaches("ended", number)
+
+
+async def fails(py: ServiceBroker, timeout_s: float) -> None:
+    with pytest.raises(MoleculerError):
+        await py.call("jslost.read", stream=silent(), timeout=timeout_s)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
