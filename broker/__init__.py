@@ -4,7 +4,7 @@ The names here are the public ones; everything else may change.
 """
 
 from broker.broker import ServiceBroker
-from broker.cacher import MemoryCacher
+from broker.middlewares.cacher import MemoryCacher
 from broker.context import Context
 from broker.defaults import BrokerOptions
 from broker.errors import (
@@ -29,9 +29,9 @@ from broker.errors import (
     ServiceSchemaError,
     ValidationError,
 )
-from broker.middleware import Middleware
-from broker.service import Service, action, event
-from broker.transforms import Compression, Encryption
+from broker.middlewares.base import Middleware
+from broker.services.service import Service, action, event
+from broker.protocol.transforms import Compression, Encryption
 
 __all__ = [
     "BrokerDisconnectedError",

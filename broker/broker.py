@@ -9,11 +9,11 @@ from typing import Any, Self, Unpack
 
 import anyio
 
-from broker.cacher import make_cacher
-from broker.calls import Calls
-from broker.catalog import Catalog
-from broker.chains import Chains
-from broker.codecs import make_codec
+from broker.middlewares.cacher import make_cacher
+from broker.calling.outbound import Calls
+from broker.calling.service_host import Catalog
+from broker.middlewares.chains import Chains
+from broker.protocol.codecs import make_codec
 from broker.context import ABSENT, CallOptions, Context
 from broker.defaults import (
     FORGET_OFFLINE_S,
@@ -21,8 +21,8 @@ from broker.defaults import (
     REQUESTS_IN_WORK,
     REQUESTS_PENDING,
 )
-from broker.emitting import Emitting, EventOptions, event_options
-from broker.endpoints import Endpoint
+from broker.calling.events import Emitting, EventOptions, event_options
+from broker.registry.endpoints import Endpoint
 from broker.errors import (
     BROKER_STATE,
     BrokerDisconnectedError,
@@ -30,26 +30,26 @@ from broker.errors import (
     MoleculerServerError,
     ServiceSchemaError,
 )
-from broker.farewell import Farewell
-from broker.identity import make_identity
-from broker.internal_events import InternalEvents
+from broker.calling.farewell import Farewell
+from broker.node.identity import make_identity
+from broker.calling.internal_events import InternalEvents
 from broker.internals.service import NodeService
-from broker.interruptible import Interruptible
-from broker.lifecycle import Lifecycle
-from broker.mcall import Calls as MultipleCalls
-from broker.mcall import call_all
-from broker.middleware import check_middlewares, compose, hooks
-from broker.node import Node
+from broker.node.interruptible import Interruptible
+from broker.middlewares.lifecycle import Lifecycle
+from broker.calling.mcall import Calls as MultipleCalls
+from broker.calling.mcall import call_all
+from broker.middlewares.base import check_middlewares, compose, hooks
+from broker.node.node import Node
 from broker.options import ignored_settings, make_options
-from broker.peer_exchange import PeerExchange
-from broker.pinging import Pinging
-from broker.registry import Registry
-from broker.service import Service
-from broker.serving import Serving
-from broker.topics import Topics, check_token
-from broker.transit import Limits, Transit
+from broker.conversation.peer_exchange import PeerExchange
+from broker.node.pinging import Pinging
+from broker.registry.registry import Registry
+from broker.services.service import Service
+from broker.calling.inbound import Serving
+from broker.protocol.topics import Topics, check_token
+from broker.conversation.transit import Limits, Transit
 from broker.transports import make_transport
-from broker.uptime import STARTED
+from broker.node.uptime import STARTED
 
 
 class ServiceBroker:

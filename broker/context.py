@@ -8,7 +8,7 @@ from msgspec import Raw, Struct
 from broker.ids import new_id
 
 if TYPE_CHECKING:
-    from broker.service import Service
+    from broker.services.service import Service
 
 Objects = dict[str, Any]
 

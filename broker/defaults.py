@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from broker.packets import Protocol
+from broker.protocol.packets import Protocol
 
 # Life of a node: the values of Moleculer JS (protocol §4, appendix A) unless said otherwise.
 HEARTBEAT_INTERVAL_S = 10.0
@@ -155,13 +155,13 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     strategy: str = "RoundRobin"
     """How one of several endpoints is chosen: RoundRobin, Random, CpuUsage, Latency or Shard."""
     strategy_options: dict[str, Any] = {}
-    """See `broker.strategies.StrategyOptions`."""
+    """See `broker.registry.strategies.StrategyOptions`."""
     retry_policy: dict[str, Any] = {}
-    """Changes to `broker.policies.RetryPolicy`, such as `{"enabled": True, "retries": 3}`; so the next two."""
+    """Changes to `broker.services.policies.RetryPolicy`, such as `{"enabled": True, "retries": 3}`; so the next two."""
     circuit_breaker: dict[str, Any] = {}
     bulkhead: dict[str, Any] = {}
     cacher: Any = None
-    """True, options of `broker.cacher.MemoryCacher`, or such an object; None for no cache."""
+    """True, options of `broker.middlewares.cacher.MemoryCacher`, or such an object; None for no cache."""
     error_handler: Any = None
     """A function `(error, ctx)` for every error that an action or an event handler ends with: what it returns stands
     in for the error, what it raises takes its place."""

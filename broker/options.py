@@ -9,7 +9,7 @@ import msgspec
 
 from broker.defaults import BrokerOptions, default_node_id
 from broker.errors import BrokerOptionsError
-from broker.packets import PROTOCOLS
+from broker.protocol.packets import PROTOCOLS
 
 
 def _yes_or_no(text: str) -> bool:

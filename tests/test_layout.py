@@ -104,8 +104,8 @@ LIBRARIES = {
         "services.environments_store.operations.rollback_sqlite",
         "services.environments_store.schema.sqlite_migration",
     },
-    "cbor2": {"broker.codecs.cbor"},
-    "cryptography": {"broker.transforms.encryption"},
+    "cbor2": {"broker.protocol.codecs.cbor"},
+    "cryptography": {"broker.protocol.transforms.encryption"},
     "typer": {
         "broker.__main__",
         *(f"broker.cli.{name}" for name in ("client", "options", "values")),
@@ -157,7 +157,7 @@ PURE = (
 IMPURE_LIBRARIES = {"anyio", "asyncio", "nats", "select", "socket", "subprocess", "threading", "time"}
 
 # What `services` may use of the broker: its public names, its errors, and what its command lines are made of.
-PUBLIC = ("broker", "broker.errors", "broker.members", "broker.cli.")
+PUBLIC = ("broker", "broker.errors", "broker.protocol.members", "broker.cli.")
 
 # Modules without a test file of their own name, by the suite that covers them.
 SUITES = {
@@ -165,23 +165,23 @@ SUITES = {
     " broker.cli.commands.lists broker.cli.commands.nodes broker.cli.options broker.cli.progress",
     "interop/test_calls.py": "broker broker.actions broker.broker broker.calls broker.catalog broker.context"
     " broker.endpoints broker.node broker.service broker.serving",
-    "interop/test_errors.py": "broker.middleware broker.middlewares.timeout broker.parameters broker.schema",
-    "interop/test_life.py": "broker.effects broker.network broker.transports broker.transports.base"
+    "interop/test_errors.py": "broker.middlewares.base broker.middlewares.timeout broker.services.parameters broker.services.schema",
+    "interop/test_life.py": "broker.conversation.effects broker.node.network broker.transports broker.transports.base"
     " broker.transports.nats broker.transports.nats_address broker.transports.nats_client"
     " broker.transports.nats_link",
-    "broker/test_codecs.py": "broker.encoding broker.typed broker.values",
-    "broker/test_transforms.py": "broker.codecs.transforming broker.transforms.base broker.transforms.compression"
+    "broker/test_codecs.py": "broker.protocol.encoding broker.protocol.typed broker.protocol.values",
+    "broker/test_transforms.py": "broker.protocol.codecs.transforming broker.protocol.transforms.base broker.protocol.transforms.compression"
     " broker.transforms.encryption",
-    "contract/test_fault_tolerance.py": "broker.chains",
-    "interop/test_info.py": "broker.identity",
-    "interop/test_visits.py": "broker.joining",
-    "contract/test_broker.py": "broker.mcall",
-    "contract/test_broker_outage.py": "broker.outage",
-    "contract/test_strategies.py": "broker.pinging broker.strategies broker.strategies.base",
-    "contract/test_streams.py": "broker.performing broker.sending",
-    "contract/test_broker_notices.py": "broker.farewell broker.internal_events",
-    "interop/test_mixed_cluster.py": "broker.cpu broker.emitting",
-    "interop/test_streams.py": "broker.flow broker.outgoing broker.performing broker.reader broker.receiving"
+    "contract/test_fault_tolerance.py": "broker.middlewares.chains",
+    "interop/test_info.py": "broker.node.identity",
+    "interop/test_visits.py": "broker.node.joining",
+    "contract/test_broker.py": "broker.calling.mcall",
+    "contract/test_broker_outage.py": "broker.node.outage",
+    "contract/test_strategies.py": "broker.node.pinging broker.registry.strategies broker.registry.strategies.base",
+    "contract/test_streams.py": "broker.node.effects broker.calling.sending",
+    "contract/test_broker_notices.py": "broker.calling.farewell broker.calling.internal_events",
+    "interop/test_mixed_cluster.py": "broker.node.cpu broker.calling.events",
+    "interop/test_streams.py": "broker.streams.flow broker.calling.outgoing broker.node.effects broker.streams.reader broker.conversation.incoming_streams"
     " broker.sending broker.streams",
     "test_readme.py": "broker.__main__ broker.cli.logs broker.cli.output broker.cli.running broker.cli.targets"
     " broker.defaults broker.middlewares.retry broker.transports.memory",

@@ -15,7 +15,7 @@ from broker.cli.output import encode, print_error, print_note, reader_is_gone
 from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S, default_node_id
 from broker.errors import BrokerOptionsError, MoleculerError
-from broker.service import Service
+from broker.services.service import Service
 
 Work = Callable[[ServiceBroker], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from broker.errors import ServiceSchemaError
-from broker.service import Service
+from broker.services.service import Service
 
 _TESTS = re.compile(r"test_.*|conftest")
 """The stems of files that may stand beside services, and import what only a test run has."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from broker.endpoints import Choices, Endpoint, Listener
-from broker.registry import KnownNode, Registry
+from broker.registry.endpoints import Choices, Endpoint, Listener
+from broker.registry.registry import KnownNode, Registry
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from broker.errors import MoleculerClientError, ValidationError
 from broker.internals.health import health
 from broker.internals.listing import list_actions, list_events, list_nodes, list_services
 from broker.internals.options import show_options
-from broker.service import Service, action
+from broker.services.service import Service, action
 
 NAME = "$node"
 

@@ -1,0 +1,1 @@
+"""What goes on around a handler or a call, one file each."""

@@ -7,8 +7,8 @@ import anyio
 
 from broker.context import Context
 from broker.errors import QueueIsFullError
-from broker.middleware import Next, Target, Wrap
-from broker.policies import BulkheadPolicy, merge
+from broker.middlewares.base import Next, Target, Wrap
+from broker.services.policies import BulkheadPolicy, merge
 
 
 class Gate:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from broker.policies import CircuitBreakerPolicy
+from broker.services.policies import CircuitBreakerPolicy
 
 State = Literal["close", "open", "half_open", "half_open_wait"]
 

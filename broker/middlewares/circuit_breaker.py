@@ -8,11 +8,11 @@ from typing import Any
 import anyio
 
 from broker.context import Context
-from broker.endpoints import Endpoint
+from broker.registry.endpoints import Endpoint
 from broker.errors import MoleculerError
-from broker.middleware import Next, Target
+from broker.middlewares.base import Next, Target
 from broker.middlewares.circuit import After, Circuit
-from broker.policies import CircuitBreakerPolicy, merge
+from broker.services.policies import CircuitBreakerPolicy, merge
 
 Broadcast = Callable[[str, dict[str, Any]], None]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.context import Context
-from broker.middleware import Next, Target, Wrap
+from broker.middlewares.base import Next, Target, Wrap
 from broker.middlewares.circuit import After
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.context import ABSENT, Context
-from broker.encoding import short
+from broker.protocol.encoding import short
 from broker.errors import ServiceSchemaError, text_of
-from broker.middleware import Next, Target, bound, settle
+from broker.middlewares.base import Next, Target, bound, settle
 
 logger = logging.getLogger("broker")
 

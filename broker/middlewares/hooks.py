@@ -20,8 +20,8 @@ from typing import Any
 
 from broker.context import Context
 from broker.errors import ServiceSchemaError
-from broker.middleware import Next, Target, bound, settle
-from broker.patterns import matches
+from broker.middlewares.base import Next, Target, bound, settle
+from broker.registry.patterns import matches
 
 Hook = Callable[..., Any]
 

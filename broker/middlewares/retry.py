@@ -7,10 +7,10 @@ from typing import Any
 import anyio
 
 from broker.context import Context
-from broker.encoding import short
+from broker.protocol.encoding import short
 from broker.errors import text_of
-from broker.middleware import Next, Target, Wrap
-from broker.policies import RetryPolicy, merge
+from broker.middlewares.base import Next, Target, Wrap
+from broker.services.policies import RetryPolicy, merge
 
 logger = logging.getLogger("broker")
 

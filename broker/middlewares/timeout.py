@@ -7,7 +7,7 @@ import anyio
 
 from broker.context import Context
 from broker.errors import RequestTimeoutError
-from broker.middleware import Next, Target
+from broker.middlewares.base import Next, Target
 
 
 def timeout(call_next: Next, target: Target) -> Next:

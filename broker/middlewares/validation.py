@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from broker.context import Context
-from broker.middleware import Next, Target
+from broker.middlewares.base import Next, Target
 
 
 def validation(call_next: Next, target: Target) -> Next:

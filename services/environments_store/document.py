@@ -11,7 +11,7 @@ import anyio.to_thread
 import msgspec
 
 from broker.errors import PayloadTooLargeError, ValidationError
-from broker.members import locate_members
+from broker.protocol.members import locate_members
 from services.environments_store.canonical import Document, parse
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.hash import ContentHashes, digest, hash_of

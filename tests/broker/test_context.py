@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from broker.codec import JSONCodec
+from broker.protocol.codecs.json import JSONCodec
 from broker.context import ABSENT, Context
 from broker.errors import InvalidPacketDataError
 from tests.support.example_services import Math

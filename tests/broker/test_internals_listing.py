@@ -6,9 +6,9 @@ import pytest
 
 from broker import Context, Service, action, event
 from broker.internals.listing import list_actions, list_events, list_nodes, list_services
-from broker.packets import Info
-from broker.registry import Registry
-from broker.service import define
+from broker.protocol.packets import Info
+from broker.registry.registry import Registry
+from broker.services.service import define
 from tests.support.transits import captured_packet
 
 

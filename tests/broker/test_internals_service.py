@@ -6,7 +6,7 @@ import pytest
 
 from broker import Context, MoleculerClientError, Service, ServiceBroker, ValidationError, action
 from broker.internals.service import NodeService
-from broker.service import define
+from broker.services.service import define
 from tests.support.transits import captured_packet
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from broker import ServiceBroker
 from broker.defaults import BrokerOptions
 from broker.errors import BrokerOptionsError
 from broker.options import _FROM_ENVIRONMENT, ignored_settings, make_options
-from broker.transforms import Compression
+from broker.protocol.transforms import Compression
 
 
 def test_what_is_passed_wins_over_the_environment_and_that_over_the_default() -> None:

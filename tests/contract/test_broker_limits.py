@@ -20,8 +20,8 @@ from broker import (
     action,
     event,
 )
-from broker.packets import Command
-from broker.topics import Topics
+from broker.protocol.packets import Command
+from broker.protocol.topics import Topics
 from broker.transports.memory import Hub
 from tests.conftest import NatsServerFactory
 from tests.support.cluster import Cluster, open_cluster, shorten_waits

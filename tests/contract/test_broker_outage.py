@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from broker import BrokerDisconnectedError, Context, RequestTimeoutError, Service, ServiceBroker, action, event
-from broker.node import Node
+from broker.node.node import Node
 from broker.transports import make_transport
 from broker.transports.base import Observer
 from broker.transports.nats import NATSTransport
@@ -26,7 +26,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_waits(monkeypatch)
     monkeypatch.setattr("broker.transports.nats_link.NATS_RECONNECT_MAX_S", 0.05)
     monkeypatch.setattr("broker.defaults.NATS_CONNECT_RETRY_S", 0.05)
-    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 0.2)
+    monkeypatch.setattr("broker.node.outage.SHORT_OUTAGE_S", 0.2)
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ pytestmark = pytest.mark.anyio
 async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     """A cluster in which no outage is long, and which nobody leaves by being away for a while."""
     shorten_waits(monkeypatch)
-    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 60)
-    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 60)
+    monkeypatch.setattr("broker.node.outage.SHORT_OUTAGE_S", 60)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 60)
     async with open_cluster(nats_server.url, namespace) as cluster:
         yield cluster
 
@@ -178,8 +178,8 @@ async def test_calls_of_a_node_that_is_away_wait_for_it(outage: Cluster) -> None
 
 
 async def test_calls_of_a_node_that_does_not_return_fail(outage: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 0.3)
-    monkeypatch.setattr("broker.watch.NODE_RECONNECT_S", 0.3)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 0.3)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", 0.3)
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     await outage.kill(one)
     with pytest.raises(RequestRejectedError):
@@ -192,8 +192,8 @@ async def test_who_waits_for_connections_waits_for_services_that_come_back_later
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when their nodes count as gone already, and when other nodes offer them then."""
-    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", 0.1)
-    monkeypatch.setattr("broker.watch.NODE_RECONNECT_S", 0.1)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 0.1)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", 0.1)
     results = Results()
     one = await outage.start_one("one", [Echo()])
     two = await outage.start_one("two", wait_for_connection=True)
@@ -214,7 +214,7 @@ async def test_who_waits_for_connections_waits_for_services_that_come_back_later
 async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_has_none_yet(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.outage.SHORT_OUTAGE_S", 0.1)
+    monkeypatch.setattr("broker.node.outage.SHORT_OUTAGE_S", 0.1)
     results = Results()
     one = await outage.start_one("one", [Echo()])
     two = await outage.start_one("two", wait_for_connection=True)
@@ -236,7 +236,7 @@ async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_w
     outage: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A JS node cannot say what became of a call. Without a timeout, its caller must not wait for ever."""
-    monkeypatch.setattr("broker.waiting.ANSWER_LOST_S", 0.2)
+    monkeypatch.setattr("broker.conversation.requests.ANSWER_LOST_S", 0.2)
     results = {"timed": Results(), "not timed": Results()}
     service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
     caller = await outage.start_one("caller", heartbeat_timeout=3600)

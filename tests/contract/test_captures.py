@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from broker import Context, MoleculerError, Service, ServiceBroker, action, event
-from broker.reader import StreamReader
+from broker.streams.reader import StreamReader
 from tests.support.tap import Tap, open_tap
 
 pytestmark = pytest.mark.anyio

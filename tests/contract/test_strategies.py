@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from broker import Context, Service, ServiceSchemaError, action, event
-from broker.strategies.lowest import Lowest
-from broker.strategies.shard import Ring
+from broker.registry.strategies.lowest import Lowest
+from broker.registry.strategies.shard import Ring
 from tests.support.cluster import Cluster
 from tests.support.waiting import eventually
 
@@ -166,7 +166,7 @@ def test_c25_a_strategy_that_js_does_not_know_is_refused() -> None:
         @action(strategy="Homemade")
         async def act(self, ctx: Context) -> None: ...
 
-    from broker.service import define
+    from broker.services.service import define
 
     with pytest.raises(ServiceSchemaError, match="Homemade"):
         define(Odd())

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from broker import Context, MoleculerError, Service, ServiceBroker, action, event
-from broker.transit import Limits
+from broker.conversation.transit import Limits
 from broker.transports.base import Observer
 from broker.transports.memory import Hub, MemoryTransport
 from tests.contract.test_captures import Plain

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from broker import Context, Service, ServiceBroker, event
-from tests.broker.test_patterns import TABLE
+from tests.broker.registry.test_patterns import TABLE
 from tests.support.js_node import PROTOCOLS, VERSIONS, JsNode, js_node
 from tests.support.tap import Tap, open_tap
 

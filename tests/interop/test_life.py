@@ -160,7 +160,7 @@ async def test_c28_a_call_in_flight_fails_soon_after_its_js_node_was_killed(
 async def test_c21_a_call_in_flight_fails_when_another_process_takes_the_place_of_its_js_node(
     js: JsNode, version: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.waiting.NODE_PROBE_AFTER_S", 3600)
+    monkeypatch.setattr("broker.conversation.requests.NODE_PROBE_AFTER_S", 3600)
     async with (
         broker_with_services(nats_url, namespace, heartbeat_timeout=3600) as broker,
         call_under_way(js, broker) as rejected,

@@ -61,7 +61,7 @@ async def test_c28_calls_of_any_age_fail_soon_after_their_node_was_killed(
 async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_goes_on(
     kind: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("broker.watch.NODE_UNRESPONSIVE_S", 1.0)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNRESPONSIVE_S", 1.0)
     caplog.set_level("INFO", "broker")
     async with open_victim(kind, nats_url, namespace) as victim, open_other(victim, nats_url, namespace):
         async with anyio.create_task_group() as tasks:
@@ -79,7 +79,7 @@ async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_
 async def test_a_killed_node_gets_no_new_calls_although_a_wiretap_receives_them(
     kind: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.watch.NODE_UNRESPONSIVE_S", 1.0)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNRESPONSIVE_S", 1.0)
     async with (
         open_tap(nats_url, namespace) as tap,
         open_victim(kind, nats_url, namespace) as victim,
@@ -99,7 +99,7 @@ async def test_a_killed_node_gets_no_new_calls_although_a_wiretap_receives_them(
 async def test_a_node_whose_event_loop_is_blocked_loses_no_call(
     kind: str, ms: int, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.watch.NODE_UNRESPONSIVE_S", ms / 4000)
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNRESPONSIVE_S", ms / 4000)
     async with open_victim(kind, nats_url, namespace) as victim, anyio.create_task_group() as tasks:
         tasks.start_soon(victim.call, "wait", ms / 2)
         tasks.start_soon(victim.call, "block", ms)
@@ -122,7 +122,7 @@ async def test_calls_of_a_minute_to_a_busy_node_succeed(kind: str, nats_url: str
 async def test_a_node_that_reconnects_answers_its_calls(
     kind: str, session_nats: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.watch.NODE_UNREACHABLE_S", DEADLINE_S)  # a busy machine needs longer than the default
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", DEADLINE_S)  # a busy machine needs longer than the default
     async with (
         TcpProxy(session_nats.port).running() as proxy,
         open_victim(kind, session_nats.url, namespace, proxy.url) as victim,
@@ -141,7 +141,7 @@ async def test_a_node_that_reconnects_answers_its_calls(
 async def test_a_js_node_has_time_to_reconnect_when_its_nats_server_restarts(
     version: str, tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.watch.NODE_RECONNECT_S", DEADLINE_S)  # a busy machine needs longer than the default
+    monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", DEADLINE_S)  # a busy machine needs longer than the default
     ours, theirs = cluster_of(2, tmp_path)
     with ours, theirs:
         transporter = {"type": "NATS", "options": {"url": theirs.url, "ignoreClusterUpdates": True}}

@@ -13,7 +13,7 @@ import pytest
 from msgspec import Meta, Struct
 
 from broker import Context, Service, ServiceBroker, ValidationError, action, event
-from broker.codec import JSONCodec
+from broker.protocol.codecs.json import JSONCodec
 from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
 from tests.support.waiting import eventually
 

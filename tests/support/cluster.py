@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from broker import Service, ServiceBroker
-from broker.packets import Command
-from broker.topics import Topics
+from broker.protocol.packets import Command
+from broker.protocol.topics import Topics
 from broker.transports import make_transport
 from broker.transports.base import Observer, Transport
 from tests.support.waiting import DEADLINE_S, eventually

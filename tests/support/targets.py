@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.context import CallOptions, Context
-from broker.middleware import Next, Target
+from broker.middlewares.base import Next, Target
 
 __all__ = ["Timers", "made_context", "run", "target"]
 

@@ -14,7 +14,7 @@ from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.context import ABSENT, Context
 from broker.defaults import CLI_KNOWN_WAIT_S
 from broker.ids import new_id
-from broker.service import Service, event
+from broker.services.service import Service, event
 
 Name = Annotated[str, typer.Argument(metavar="EVENT", help="The event's name, as in user.created.")]
 Payload = Annotated[

@@ -9,7 +9,7 @@ from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import with_broker
 from broker.cli.output import is_person, live_rows, print_json, print_rows
-from broker.registry import Registry
+from broker.registry.registry import Registry
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from broker.errors import MoleculerError
-from broker.members import load, split_object
+from broker.protocol.members import load, split_object
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import check_document, check_uuid, with_uuid
 from services.environments_store.model import Environment, encode_record, iso_date

@@ -8,9 +8,9 @@ from anyio.abc import TaskGroup
 
 from broker.context import Context
 from broker.errors import QueueIsFullError
-from broker.middleware import Next
+from broker.middlewares.base import Next
 from broker.middlewares.bulkhead import Gate, bulkhead
-from broker.policies import BulkheadPolicy
+from broker.services.policies import BulkheadPolicy
 from tests.support.targets import made_context, run, target
 from tests.support.waiting import eventually
 

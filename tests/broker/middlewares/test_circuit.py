@@ -3,7 +3,7 @@
 import pytest
 
 from broker.middlewares.circuit import Circuit
-from broker.policies import CircuitBreakerPolicy
+from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers
 
 

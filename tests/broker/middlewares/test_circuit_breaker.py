@@ -6,12 +6,12 @@ import anyio
 import pytest
 
 from broker.context import Context
-from broker.endpoints import Endpoint
+from broker.registry.endpoints import Endpoint
 from broker.errors import MoleculerClientError, MoleculerError, MoleculerServerError, RequestTimeoutError
-from broker.middleware import Next
+from broker.middlewares.base import Next
 from broker.middlewares.circuit_breaker import CircuitBreaker
 from broker.middlewares.timeout import timeout
-from broker.policies import CircuitBreakerPolicy
+from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers, made_context, run, target
 
 pytestmark = pytest.mark.anyio

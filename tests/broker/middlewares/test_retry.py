@@ -15,7 +15,7 @@ from broker.errors import (
     ValidationError,
 )
 from broker.middlewares.retry import retry_delay, retrying
-from broker.policies import RetryPolicy
+from broker.services.policies import RetryPolicy
 from tests.support.targets import made_context, target
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ import pytest
 
 from broker.context import Context
 from broker.errors import RequestTimeoutError
-from broker.middleware import Next
+from broker.middlewares.base import Next
 from broker.middlewares.timeout import timeout
 from tests.support.targets import target
 

@@ -1,0 +1,1 @@
+"""Outbound calls, inbound requests, events, and the services that run on this node."""

@@ -1,0 +1,199 @@
+"""Events sent by this node (moleculer protocol §7.1)."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from msgspec import UNSET, Raw
+
+from broker.protocol.codecs.json import Codec
+from broker.context import Caller, Context
+from broker.conversation.effects import Effect, Publish
+from broker.registry.endpoints import Listener
+from broker.errors import BrokerDisconnectedError
+from broker.ids import new_id
+from broker.node.node import Node
+from broker.protocol.packets import Event
+from broker.registry.registry import Registry
+from broker.conversation.transit import Transit
+
+logger = logging.getLogger("broker")
+
+
+class EventOptions(TypedDict, total=False):
+    """What may be said with an event."""
+
+    groups: str | Sequence[str] | None
+    """The only groups that shall hear it; None for all."""
+    meta: dict[str, Any] | None
+    headers: Mapping[str, Any] | None
+    parent: Context | None
+    """The context of the request that it belongs to; `ctx.emit` fills it in."""
+
+
+def event_options(given: EventOptions) -> dict[str, Any]:
+    """The options of an event. Raises TypeError for an unknown one."""
+    for name in given:
+        if name not in EventOptions.__annotations__:
+            known = ", ".join(EventOptions.__annotations__)
+            raise TypeError(f"An event has no option '{name}'; there are {known}.")
+    groups = given.get("groups")
+    return {**given, "groups": [groups]} if isinstance(groups, str) else dict(given)
+
+
+class Emitting:
+    """Sends events to nodes, and to the listeners of this one."""
+
+    def __init__(
+        self,
+        broker: Caller,
+        node: Node,
+        transit: Transit,
+        registry: Registry,
+        codec: Codec,
+        run_here: Callable[[Listener, Context], None],
+    ) -> None:
+        self._broker = broker
+        self._node = node
+        self._transit = transit
+        self._registry = registry
+        self._codec = codec
+        self._run_here = run_here
+        self._balanced = node.options.disable_balancer and node.transport is not None
+
+    async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To one node of each group: a group that listens with two patterns still gets it on one node only."""
+        if self._balanced:
+            await self._emit_balanced(event, data, options)
+            return
+        groups: Sequence[str] = options.get("groups") or ()
+        root = self._context(event, data, options)
+        chosen: dict[str, str] = {}
+        here: list[Listener] = []
+        for choices in self._registry.find_listeners(event, groups):
+            group = choices.group
+            if group in chosen:
+                listener = choices.choose_on(chosen[group], root)
+            else:
+                listener = self._registry.choose_listener(choices, root)
+                if listener is not None:
+                    chosen[group] = listener.node_id
+            if listener is not None and listener.local:
+                here.append(listener)
+        by_node: dict[str, list[str]] = {}
+        for group, node_id in chosen.items():
+            by_node.setdefault(node_id, []).append(group)
+        await self._deliver(event, data, options, here, by_node, broadcast=False)
+
+    async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To every listener of every node."""
+        if self._balanced:
+            await self._broadcast_balanced(event, data, options)
+            return
+        groups: Sequence[str] = options.get("groups") or ()
+        here: list[Listener] = []
+        by_node: dict[str, list[str]] = {}
+        for choices in self._registry.find_listeners(event, groups):
+            for listener in choices.members:
+                by_node.setdefault(listener.node_id, [])
+                if listener.local:
+                    here.append(listener)
+        await self._deliver(event, data, options, here, by_node, broadcast=True)
+
+    async def _emit_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """One packet for each group, and NATS gives it to one of its nodes, this one too (§7.1)."""
+        nodes: dict[str, str] = {}
+        for choices in self._registry.find_listeners(event, options.get("groups") or ()):
+            nodes.setdefault(choices.group, choices.members[0].node_id)
+        root = self._context(event, data, options)
+        encoded = self._codec.encode_value(data)
+        for group, node_id in nodes.items():
+            packet = self._packet(node_id, root, encoded, [group], broadcast=False)
+            packet.id = root.request_id
+            await self._publish(self._transit.balanced_event(group, packet), event, group)
+
+    async def _broadcast_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """One packet for each node that listens, this one too, with the groups that are meant (§7.1)."""
+        lists = list(self._registry.find_listeners(event, options.get("groups") or ()))
+        groups = list(options.get("groups") or dict.fromkeys(choices.group for choices in lists))
+        root = self._context(event, data, options)
+        encoded = self._codec.encode_value(data)
+        for node_id in dict.fromkeys(listener.node_id for choices in lists for listener in choices.members):
+            packet = self._packet(node_id, root, encoded, groups, broadcast=True)
+            await self._publish(self._transit.event(node_id, packet), event, node_id)
+
+    async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
+        """To every listener of this node."""
+        here = [
+            listener
+            for choices in self._registry.find_listeners_here(event)
+            if not options.get("groups") or choices.group in options["groups"]
+            for listener in choices.of_node(self._broker.node_id)
+        ]
+        await self._deliver(event, data, options, here, {}, broadcast=True)
+
+    async def _deliver(
+        self,
+        event: str,
+        data: Any,
+        options: Mapping[str, Any],
+        here: list[Listener],
+        by_node: Mapping[str, list[str]],
+        *,
+        broadcast: bool,
+    ) -> None:
+        root = self._context(event, data, options)
+        for listener in here:
+            self._run_here(listener, self._context(event, data, options))
+        others = {node_id: groups for node_id, groups in by_node.items() if node_id != self._node.options.node_id}
+        if not others:
+            return
+        encoded = self._codec.encode_value(data)
+        for node_id, groups in others.items():
+            wanted = (options.get("groups") or UNSET) if broadcast else groups
+            packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
+            await self._publish(self._transit.event(node_id, packet), event, node_id)
+
+    async def _publish(self, effects: list[Effect], event: str, receiver: str) -> None:
+        for effect in effects:
+            assert isinstance(effect, Publish)
+            try:
+                await self._node.send(effect)
+            except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
+                logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
+
+    def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
+        version = self._transit.announcing.version_for(node_id)
+        return Event(
+            ver=version,
+            sender=self._node.options.node_id,
+            id=new_id(),
+            event=root.event or "",
+            data=data,
+            groups=groups,
+            broadcast=broadcast,
+            meta=root.meta,
+            headers=UNSET if version == "4" else root.headers,
+            level=root.level,
+            tracing=root.tracing,
+            parent_id=root.parent_id,
+            request_id=root.request_id,
+            caller=root.caller,
+        )
+
+    def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
+        parent: Context | None = options.get("parent")
+        meta = options.get("meta") or {}
+        return Context(
+            self._broker,
+            event=event,
+            params=data,
+            meta={**parent.meta, **meta} if parent else dict(meta),
+            headers=options.get("headers"),
+            node_id=self._node.options.node_id,
+            request_id=parent.request_id if parent else None,
+            parent_id=parent.id if parent else None,
+            caller=parent.service_name if parent else None,
+            level=parent.level + 1 if parent else 1,
+            tracing=parent.tracing if parent else None,
+        )

@@ -1,0 +1,55 @@
+"""The last internal events of a node, for services that have stopped by then (moleculer protocol §4.2, §7.4)."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+
+from broker.cancellation import ASKED_ONLY
+from broker.context import Caller, Context
+from broker.middlewares.base import compose
+from broker.registry.registry import Registry
+
+logger = logging.getLogger("broker")
+
+LAST_EVENTS = ("$transporter.disconnected", "$broker.stopped")
+
+
+class Farewell:
+    """Remembers the handlers of the last events while services are still registered, and runs them in the end, each
+    for `timeout_s` at most. `hooks` are those that users' middlewares have for a local broadcast."""
+
+    def __init__(
+        self, broker: Caller, registry: Registry, hooks: Sequence[Callable[..., Any]], *, timeout_s: float
+    ) -> None:
+        self._broker = broker
+        self._timeout_s = timeout_s
+        self._broadcast_local = compose(hooks, self._run)
+        self._listeners = {
+            event: [
+                member.event
+                for choices in registry.find_listeners_here(event)
+                for member in choices.of_node(broker.node_id)
+                if member.event is not None
+            ]
+            for event in LAST_EVENTS
+        }
+
+    async def send(self, event: str, payload: dict[str, Any]) -> None:
+        """Run the handlers of an event one after the other. Failures are logged."""
+        await _logged(event, self._broadcast_local(event, payload, {}))
+
+    async def _run(self, event: str, payload: dict[str, Any], _options: Any) -> None:
+        for definition in self._listeners.get(event, ()):
+            ctx = Context(self._broker, event=event, params=payload, node_id=self._broker.node_id)
+            with anyio.move_on_after(self._timeout_s):
+                await _logged(event, definition.handler(ctx))
+
+
+async def _logged(event: str, work: Awaitable[None]) -> None:
+    try:
+        with ASKED_ONLY:
+            await work
+    except Exception:
+        logger.exception("A handler of '%s' failed", event)

@@ -1,0 +1,344 @@
+"""The services of this node: started, offered, run, withdrawn and stopped."""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from broker.cancellation import ASKED_ONLY
+from broker.middlewares.chains import Chains
+from broker.protocol.codecs.json import Codec
+from broker.context import Context
+from broker.errors import (
+    BROKER_STATE,
+    BrokerOptionsError,
+    GracefulStopTimeoutError,
+    MoleculerError,
+    MoleculerServerError,
+    ServiceNotFoundError,
+    ServiceSchemaError,
+    first_error,
+    text_of,
+)
+from broker.internals.service import NAME as NODE_SERVICE
+from broker.node.interruptible import Interruptible
+from broker.middlewares.base import Next
+from broker.node.node import Node
+from broker.conversation.notices import service_not_stopped
+from broker.registry.registry import Registry
+from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
+from broker.services.service import Service, define
+from broker.node.tracking import Tracker
+
+logger = logging.getLogger("broker")
+
+
+@dataclass(slots=True, eq=False)
+class _Background:
+    scope: anyio.CancelScope
+    ended: anyio.Event
+
+
+@dataclass(slots=True)
+class _Entry:
+    service: Service
+    definition: ServiceDefinition
+    running: bool = False
+    starting: Interruptible = field(default_factory=Interruptible)
+    background: list[_Background] = field(default_factory=list)
+    in_work: Tracker = field(default_factory=Tracker)
+
+
+@dataclass(slots=True, frozen=True)
+class _Action:
+    """An action with its chains: for any call, and for calls that bring options of their own."""
+
+    entry: _Entry
+    chain: Next
+    asked_chain: Next
+
+
+@dataclass(slots=True, frozen=True)
+class EventHandler:
+    """A chain that no caller waits for."""
+
+    entry: _Entry
+    chain: Next
+
+    def begin(self) -> None:
+        """It will run soon, and its service does not stop before it has."""
+        self.entry.in_work.begin()
+
+    def enter(self, outside: "tuple[_Entry, ...]" = ()) -> None:
+        """The current task runs it, called by handlers of these services."""
+        _WITHIN.set((*outside, self.entry))
+
+    def end(self) -> None:
+        """Once for each `begin`."""
+        self.entry.in_work.end()
+
+
+_WITHIN: ContextVar[tuple[_Entry, ...]] = ContextVar("within", default=())
+"""The services whose handlers the current task is in, the innermost last."""
+
+
+def services_within() -> tuple[_Entry, ...]:
+    """The services whose handlers the current task is in, the innermost last."""
+    return _WITHIN.get()
+
+
+async def _untold(_hook: str, _service: Service) -> None:
+    pass
+
+
+class Catalog:
+    """What this node offers. A service is registered once its `started` is done (moleculer protocol §4.1)."""
+
+    def __init__(self, registry: Registry, node: Node, codec: Codec, chains: Chains) -> None:
+        self._registry = registry
+        self._node = node
+        self._codec = codec
+        self._chains = chains
+        self._entries: dict[str, _Entry] = {}
+        self._actions: dict[str, _Action] = {}
+        self._handlers: dict[EventDefinition, EventHandler] = {}
+        self._withdrawing = Tracker()
+        self.tell: Callable[[str, Service], Awaitable[None]] = _untold
+        """Runs users' hooks in the life of a service."""
+
+    def add(self, service: Service) -> ServiceDefinition:
+        """Take a service in, without starting it. Raises ServiceSchemaError."""
+        definition = define(service, convert=self._node.options.convert_params)
+        if definition.full_name in self._entries:
+            raise ServiceSchemaError(f"This node has a service '{definition.full_name}' already.")
+        for action in definition.actions.values():
+            if action.name in self._actions:
+                raise ServiceSchemaError(f"This node has an action '{action.name}' already.")
+        self._check_is_json(definition)
+        entry = _Entry(service, definition)
+        try:
+            actions = {
+                action.name: _Action(
+                    entry,
+                    self._chains.local_action(action, service),
+                    self._chains.local_action(action, service, asked=True),
+                )
+                for action in definition.actions.values()
+            }
+            handlers = {
+                event: EventHandler(entry, self._chains.local_event(event, service)) for event in definition.events
+            }
+        except BrokerOptionsError as error:
+            raise ServiceSchemaError(f"The service '{definition.full_name}' cannot be offered: {error}") from error
+        self._entries[definition.full_name] = entry
+        self._actions |= actions
+        self._handlers |= handlers
+        return definition
+
+    def names(self) -> list[str]:
+        """Full names, in the order in which the services were added."""
+        return list(self._entries)
+
+    def service(self, full_name: str) -> Service | None:
+        entry = self._entries.get(full_name)
+        return entry.service if entry else None
+
+    def own_action(self, service: Service, name: str) -> ActionDefinition:
+        """An action of a service, by its name within it or by its method's. Raises ServiceNotFoundError."""
+        entry = self._entries.get(service.full_name)
+        actions = entry.definition.actions.values() if entry else ()
+        for action in actions:
+            if name in (action.raw_name, getattr(action.handler, "__name__", None)):
+                return action
+        raise ServiceNotFoundError({"action": f"{service.full_name}.{name}", "nodeID": self._node.options.node_id})
+
+    async def start(self, full_name: str, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """Wait for what a service depends on, run its `started`, then offer it. An exception of `started` passes.
+
+        Returns without offering it when it is withdrawn meanwhile, which ends its start.
+        """
+        entry = self._entries.get(full_name)
+        if entry is not None:
+            await entry.starting.run(partial(self._start, entry, wait_for_services))
+
+    async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        full_name = entry.definition.full_name
+        if entry.definition.dependencies:
+            missing = [name for name in entry.definition.dependencies if not self._registry.has_service(name)]
+            if missing:
+                logger.info("Service '%s' waits for: %s", full_name, ", ".join(missing))
+            await wait_for_services(*entry.definition.dependencies)
+        await self.tell("service_starting", entry.service)
+        try:
+            with ASKED_ONLY:
+                await entry.service.started()
+        except Exception as error:
+            logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, text_of(error))
+            raise
+        if self._entries.get(full_name) is not entry:  # withdrawn, and its `started` did not heed that
+            return
+        entry.running = True
+        self._node.performing.notify(*self._registry.add_service(entry.definition))
+        self._node.announce_soon()
+        await self.tell("service_started", entry.service)
+        logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
+
+    async def start_all(self, wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
+        begun = {name for name in self._entries if name == NODE_SERVICE}
+        await self.start_some(begun, wait_for_services)
+        while waiting := [name for name in self._entries if name not in begun]:
+            begun.update(waiting)
+            await self.start_some(waiting, wait_for_services)
+
+    async def start_some(self, names: Iterable[str], wait_for_services: Callable[..., Awaitable[None]]) -> None:
+        """Start services at once. The first failure is raised and ends the others' start."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for name in names:
+                    tasks.start_soon(self.start, name, wait_for_services)
+        except* Exception as group:
+            raise first_error(group) from None
+
+    async def withdraw(self, full_name: str) -> None:
+        """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
+        it has stopped; at once when a handler of it asks. Raises ServiceNotFoundError when somebody else was first."""
+        within, gone = self._is_within(full_name), anyio.Event()
+        failure: Exception | None = None
+
+        async def stop() -> None:
+            nonlocal failure
+            try:
+                await self.stop(full_name)
+            except Exception as error:  # for who asked: here it would end all background work
+                failure = error
+            finally:
+                gone.set()
+                self._withdrawing.end()
+
+        self._withdrawing.begin()
+        self._node.background.start_soon(stop)
+        if not within:
+            await gone.wait()
+            if failure is not None:
+                raise failure
+
+    async def stop_all(self) -> None:
+        """In the reverse order, and those that somebody withdraws to their end."""
+        for name in reversed(self.names()):
+            if name in self._entries:  # somebody may withdraw it while the others stop
+                await self.stop(name)
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            await self._withdrawing.wait_idle()
+
+    async def stop(self, full_name: str) -> None:
+        """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. A
+        failure is logged."""
+        entry = self._entries.pop(full_name, None)
+        if entry is None:
+            raise ServiceNotFoundError({"service": full_name})
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            await entry.starting.end()
+        if entry.running:
+            self._node.performing.notify(*self._registry.remove_service(full_name))
+            self._node.announce_soon()
+            await self._wait_until_idle(entry)
+        await self.tell("service_stopping", entry.service)
+        await self._end_background(entry)
+        try:
+            with ASKED_ONLY:
+                await entry.service.stopped()
+        except Exception as error:
+            logger.exception("Service '%s' did not stop cleanly", full_name)
+            self._node.performing.notify(*service_not_stopped(error))
+        for action in entry.definition.actions.values():
+            del self._actions[action.name]
+        for event in entry.definition.events:
+            del self._handlers[event]
+        await self.tell("service_stopped", entry.service)
+
+    async def run(self, action: ActionDefinition, ctx: Context) -> Any:
+        """Run an action of this node, its middlewares around it."""
+        found = self._actions.get(action.name)
+        if found is None:  # removed after it was chosen
+            raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
+        ctx.service = found.entry.service
+        found.entry.in_work.begin()
+        outside = _WITHIN.set((*_WITHIN.get(), found.entry))
+        try:
+            with ASKED_ONLY:  # hooks and middlewares wait for tasks, too
+                return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
+        finally:
+            _WITHIN.reset(outside)
+            found.entry.in_work.end()
+
+    def handler(self, event: EventDefinition) -> "EventHandler | None":
+        """An event handler of this node, its middlewares around it; None when its service was removed meanwhile."""
+        return self._handlers.get(event)
+
+    def rest(self, chain: Next, ctx: Context) -> "EventHandler | None":
+        """What is left of a chain of a service of this node; None when the service was removed meanwhile."""
+        entry = self._entries.get(ctx.service_name or "")
+        return EventHandler(entry, chain) if entry is not None and entry.service is ctx.service else None
+
+    async def _wait_until_idle(self, entry: _Entry) -> None:
+        """A node that stops has waited already, and has ended what took too long."""
+        if self._node.transit.stopping:
+            return
+        with anyio.move_on_after(self._node.options.shutdown_timeout) as scope:
+            await entry.in_work.wait_idle()
+        if scope.cancelled_caught:
+            logger.error("%s", GracefulStopTimeoutError({"name": entry.definition.full_name}))
+
+    def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run a function until it ends or its service stops; an exception is logged."""
+        entry = self._entries.get(service.full_name)
+        if entry is None or entry.service is not service or not self._node.is_open:
+            raise MoleculerServerError(
+                f"The service '{service.full_name}' does not run: start background work in `started` and later, and "
+                "not in `stopped`.",
+                type=BROKER_STATE,
+            )
+        job = _Background(anyio.CancelScope(), anyio.Event())
+        entry.background.append(job)
+
+        async def run() -> None:
+            self._node.begin_own_work()
+            try:
+                with job.scope, ASKED_ONLY:
+                    await function(*arguments)
+            except Exception:
+                logger.exception("Background work of service '%s' failed", service.full_name)
+            finally:
+                entry.background.remove(job)
+                job.ended.set()
+
+        self._node.background.start_soon(run)
+
+    async def _end_background(self, entry: _Entry) -> None:
+        """Cancel and wait, so that `stopped` may close what the background work uses until its end."""
+        jobs = list(entry.background)
+        for job in jobs:
+            job.scope.cancel()
+        with anyio.move_on_after(self._node.options.shutdown_timeout):
+            for job in jobs:
+                await job.ended.wait()
+
+    def _is_within(self, full_name: str) -> bool:
+        """Whether a handler of this service is asking, or one that it called here: what it does would wait for its own
+        end, if it waited until the service is idle."""
+        return any(entry.definition.full_name == full_name for entry in _WITHIN.get())
+
+    def _check_is_json(self, definition: ServiceDefinition) -> None:
+        """INFO must be sendable, or the whole node would stay invisible."""
+        try:
+            self._codec.encode_value(definition.to_info())
+        except MoleculerError as error:
+            raise ServiceSchemaError(
+                f"Settings, metadata or action options of service '{definition.full_name}' have no JSON form: "
+                f"{error.message}"
+            ) from error

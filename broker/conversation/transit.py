@@ -1,0 +1,382 @@
+"""The conversation between nodes, without I/O: packets and the time go in, effects come out (moleculer protocol §2-§5).
+
+It speaks both protocol versions at once, to each peer in the peer's own (§2.4).
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from msgspec import UNSET, Raw, UnsetType
+
+from broker.conversation.presence import Announcing, Identity
+from broker.defaults import (
+    REQUESTS_ASKED,
+    STREAM_BUFFER_BYTES,
+    STREAM_IDLE_TIMEOUT_S,
+    STREAMS_BUFFER_BYTES,
+    STREAMS_OPEN,
+)
+from broker.conversation.effects import (
+    AnswerPing,
+    Conflict,
+    Dropped,
+    Effect,
+    PongArrived,
+    Publish,
+    Reject,
+    RunAction,
+    RunEvent,
+    Settle,
+    StopWriter,
+)
+from broker.protocol.encoding import short
+from broker.registry.endpoints import Listener
+from broker.errors import (
+    MoleculerError,
+    ProtocolVersionMismatchError,
+    QueueIsFullError,
+    ServiceNotAvailableError,
+    ServiceNotFoundError,
+    error_to_wire,
+)
+from broker.protocol.packets import (
+    NULL,
+    PROTOCOLS,
+    Address,
+    Command,
+    Disconnect,
+    Discover,
+    Event,
+    Heartbeat,
+    Info,
+    Packet,
+    Peers,
+    Ping,
+    Pong,
+    Protocol,
+    Request,
+    Response,
+)
+from broker.conversation.peer_exchange import PeerExchange
+from broker.streams.reader import StreamReader
+from broker.conversation.incoming_streams import Receiving
+from broker.registry.registry import KnownNode, Registry
+from broker.services.schema import ActionDefinition
+from broker.streams.ordering import is_part_of_stream
+from broker.protocol.topics import Topics, is_token
+from broker.conversation.requests import PROBE, Waiting, notices
+
+
+class Limits(NamedTuple):
+    """The bounds the transit keeps."""
+
+    heartbeat_timeout_s: float
+    forget_offline_s: float
+    requests_in_work: int
+    requests_pending: int
+    streams_open: int = STREAMS_OPEN
+    stream_buffer_bytes: int = STREAM_BUFFER_BYTES
+    streams_buffer_bytes: int = STREAMS_BUFFER_BYTES
+    stream_idle_s: float = STREAM_IDLE_TIMEOUT_S
+
+
+class Transit:
+    """One node's side of the conversation. Not thread-safe; never waits."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        topics: Topics,
+        registry: Registry,
+        limits: Limits,
+        protocol: Protocol | None = None,
+        *,
+        visitor: bool = False,
+    ) -> None:
+        node_id = identity.node_id
+        self.identity = identity
+        self.topics = topics
+        self.registry = registry
+        self.limits = limits
+        self.in_work: dict[int, Request | None] = {}
+        """Requests of other nodes, by the identity of the object: ids may be used twice. None: its answer has begun."""
+        self.ready = False
+        self.stopping = False
+        self.streams = Receiving(
+            node_id,
+            limits.streams_open,
+            limits.stream_buffer_bytes,
+            limits.streams_buffer_bytes,
+            limits.stream_idle_s,
+        )
+        self.peers = PeerExchange(node_id, f"{node_id}~{identity.instance_id[:8]}", topics, registry, protocol)
+        """What nodes like this tell each other of the cluster."""
+        self.announcing = Announcing(identity, topics, registry, self.peers, protocol, visitor=visitor)
+        """What this node says of itself."""
+        self.waiting = Waiting(
+            node_id, topics, registry, self.streams, self.announcing.version_for, limits.requests_pending
+        )
+        """What this node has asked."""
+        self._pinned = protocol
+        self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
+            "RES": self._on_response,
+            "EVENT": self._on_event,
+            "DISCOVER": self._on_discover,
+            "INFO": self._on_info,
+            "DISCONNECT": self._on_disconnect,
+            "HEARTBEAT": self._on_heartbeat,
+            "PING": self._on_ping,
+            "PONG": self._on_pong,
+            "PEERS": self._on_peers,
+        }
+
+    # What the node asks for
+
+    def ping(self, node_id: str, ping_id: str, epoch_ms: int) -> list[Effect]:
+        """Ask one node for a sign of life."""
+        packet = Ping(ver=self.announcing.version_for(node_id), sender=self.identity.node_id, time=epoch_ms, id=ping_id)
+        return [Publish(self.topics.to_node("PING", node_id), packet)]
+
+    def event(self, node_id: str, packet: Event) -> list[Effect]:
+        """Send an event to a node."""
+        return [Publish(self.topics.to_node("EVENT", node_id), packet)]
+
+    def balanced_event(self, group: str, packet: Event) -> list[Effect]:
+        """Send an event to whichever node of a group NATS chooses (§7.1)."""
+        return [Publish(self.topics.balanced_event(group, packet.event), packet)]
+
+    def respond(
+        self,
+        request: Request | Address,
+        meta: dict[str, Any] | None,
+        data: Raw,
+        headers: dict[str, Any] | None = None,
+    ) -> list[Effect]:
+        """Answer a call with a result, in the version of the call (§2.4)."""
+        response = self._response(request, meta, headers or {})
+        response.success, response.data = True, data
+        return [Publish(self.topics.to_node("RES", request.sender), response)]
+
+    def respond_error(
+        self,
+        request: Request | Address,
+        meta: dict[str, Any] | None,
+        error: BaseException,
+        headers: dict[str, Any] | None = None,
+    ) -> list[Effect]:
+        """Answer a call with an error (§6.1). `headers` None: the call was refused before a context existed (§5.3)."""
+        response = self._response(request, meta, headers)
+        response.success, response.data = False, NULL
+        response.error = error_to_wire(error, self.identity.node_id)
+        return [Publish(self.topics.to_node("RES", request.sender), response)]
+
+    def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
+        """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
+        if not self.waiting.is_asked(address.id, address.sender):
+            return []
+        pending = self.waiting.take(address.id)
+        return [Reject(pending, error)] if pending else self.streams.refuse("RES", address, error)
+
+    def refuse_request(self, address: Address, error: MoleculerError) -> list[Effect]:
+        """A request that cannot be read, or a chunk of its stream: its caller is told so, and who reads the stream."""
+        if not is_token(address.sender):  # no subject could reach it
+            return []
+        return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
+
+    def tick(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
+        """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second. `readers` are the
+        nodes that writers of streams wait for."""
+        effects: list[Effect] = []
+        for node in list(self.registry.nodes.values()):
+            if node.local:
+                continue
+            if self.waiting.may_answer(node) and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
+                effects += self.waiting.lose(node.id, now, unexpected=True)
+            elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
+                self.registry.forget(node.id)
+        self.registry.forget_vacant(now - self.limits.forget_offline_s)
+        self.streams.expire(now)
+        if self.peers.searching:
+            effects += [*self.peers.look_around(now), *self.announcing.discover_others()]
+        return effects + self.waiting.look_after(now, readers)
+
+    def resume(self, now: float) -> None:
+        """No heartbeat could arrive until now, as the connection was lost or the event loop blocked."""
+        for node in self.registry.nodes.values():
+            node.last_heartbeat = max(node.last_heartbeat, now)
+        self.waiting.resume(now)
+
+    # What peers send
+
+    def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
+        """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how
+        far its stream is read."""
+        if packet.sender == self.identity.node_id:  # before any version logic (§2.4)
+            if command == "INFO" and isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
+                return [Conflict(packet.instance_id)]
+            if command not in ("EVENT", "REQ", "RES"):
+                return []
+        elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
+            spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
+            ver = _described(packet.ver)
+            sender = short(packet.sender)
+            error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
+            return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
+        elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
+            return [Dropped(f"{command} from {short(packet.sender)!r}, which cannot be the id of a node; dropped")]
+        if packet.sender in self.registry.unresponsive:
+            return [*self.waiting.responds(packet.sender), *self.receive(command, packet, now, reply)]
+        if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
+            return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
+        if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
+            return self._on_stream(packet, now, reply)
+        if isinstance(packet, Request):
+            return self._begin(packet, now, None, reply)[1]
+        return self._handlers[command](packet, now)
+
+    def _begin(
+        self, request: Request, now: float, stream: StreamReader | None, reply: str
+    ) -> tuple[bool, list[Effect]]:
+        """Whether the request is accepted, and what to do: run it, or tell why not (§5.3)."""
+        admitted = self._admit(request)
+        if isinstance(admitted, MoleculerError):
+            return False, self.respond_error(request, request.meta, admitted)
+        return True, [RunAction(request, admitted, now, stream, reply)]
+
+    def _admit(self, request: Request) -> ActionDefinition | MoleculerError:
+        data = {"action": request.action, "nodeID": self.identity.node_id}
+        if self.stopping:
+            return ServiceNotAvailableError(data)
+        endpoint = self.registry.local_endpoint(request.action)
+        if endpoint is None or endpoint.action is None:
+            return ServiceNotFoundError(data)
+        if not endpoint.available:
+            return ServiceNotAvailableError(data)
+        if len(self.in_work) >= self.limits.requests_in_work:
+            return QueueIsFullError(data | {"size": len(self.in_work), "limit": self.limits.requests_in_work})
+        return endpoint.action
+
+    def _is_streamed(self, packet: Request | Response) -> bool:
+        if is_part_of_stream(packet):
+            return True
+        if isinstance(packet, Request):
+            return self.streams.has_request(packet)
+        return self.streams.has_response(packet)
+
+    def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
+        if isinstance(packet, Request):
+            return self.streams.request(
+                packet,
+                reply,
+                now,
+                begin=lambda opening, reader: self._begin(opening, now, reader, reply),
+                refuse=lambda: self.respond_error(packet, packet.meta, self.streams.overfull(packet.action)),
+            )
+        if packet.id not in self.waiting.pending and not self.streams.has_response(packet):
+            return [StopWriter(reply)] if reply else []  # nobody waits for it any more
+        return self.streams.response(packet, reply, now, self.waiting.take)
+
+    def _on_response(self, response: Response, now: float) -> list[Effect]:
+        pending = self.waiting.take(response.id)
+        return [Settle(pending, response)] if pending else []
+
+    def _on_event(self, event: Event, now: float) -> list[Effect]:
+        if self.stopping:
+            return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
+        groups = event.groups if isinstance(event.groups, list) else None
+        listeners: list[Listener] = []
+        for choices in self.registry.find_listeners_here(event.event):
+            if groups and choices.group not in groups:
+                continue
+            members = choices.of_node(self.identity.node_id)
+            if event.broadcast or len(members) == 1:
+                listeners += members
+            elif (listener := choices.choose_on(self.identity.node_id)) is not None:
+                listeners.append(listener)
+        return [RunEvent(event, listeners)] if listeners else []
+
+    def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
+        self.waiting.began(packet.sender, now)
+        self.peers.starts(packet.sender, packet.ver, now)
+        if not self.ready or self.announcing.hidden:  # §4.1: not answered while starting
+            return []
+        return [Publish(self.topics.to_node("INFO", packet.sender), self.announcing.info(packet.ver))]
+
+    def _on_info(self, info: Info, now: float) -> list[Effect]:
+        if not self.registry.has_room_for(info.sender):
+            return self._note_full()
+        known = self.registry.nodes.get(info.sender)
+        replaced = known is not None and known.instance_id != info.instance_id
+        new = known is None or not known.available
+        changes = self.registry.apply_info(info, now)
+        self.waiting.found(info.sender)
+        lost = self.waiting.replaced(info.sender) if replaced else []
+        greetings = self.announcing.met(info.sender, new=new, ready=self.ready)
+        return [*notices(changes), *greetings, *lost, *self._note_full()]
+
+    def _note_full(self) -> list[Effect]:
+        full, self.registry.full = self.registry.full, None
+        return [Dropped(full)] if full else []
+
+    def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
+        return self.waiting.lose(packet.sender, now, unexpected=False)
+
+    def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
+        node = self.registry.nodes.get(beat.sender)
+        if node is None or not node.available or _is_other_process(node, beat):
+            if self.peers.only not in (None, beat.sender):
+                return []
+            packet = Discover(ver=beat.ver, sender=self.identity.node_id)
+            return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
+        self.registry.speaks(node, beat.ver)
+        node.last_heartbeat = now
+        node.heard_cpu(beat.cpu)
+        return []
+
+    def _on_ping(self, ping: Ping, now: float) -> list[Effect]:
+        return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender), self._still_in_work(ping))]
+
+    def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
+        if isinstance(pong.id, str) and pong.id.startswith(PROBE):
+            return [*self.waiting.responds(pong.sender), *self.waiting.still_in_work(pong.sender, pong.requests)]
+        return [PongArrived(pong)]
+
+    def _on_peers(self, packet: Peers, now: float) -> list[Effect]:
+        return self.peers.on_peers(packet)
+
+    # Inside
+
+    def _still_in_work(self, ping: Ping) -> dict[str, bool] | UnsetType:
+        if not isinstance(ping.requests, list):
+            return UNSET
+        in_work = {one.id for one in self.in_work.values() if one is not None and one.sender == ping.sender}
+        return {one: one in in_work for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
+
+    def _response(
+        self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
+    ) -> Response:
+        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
+        return Response(
+            ver=ver,
+            sender=self.identity.node_id,
+            id=request.id,
+            meta=meta or {},
+            headers=UNSET if ver == "4" else headers,
+        )
+
+
+def _described(value: Any) -> str:
+    """Any value of a peer for a log line."""
+    try:
+        return short(repr(value))
+    except ValueError:  # an integer with more digits than Python prints
+        return f"a large {type(value).__name__}"
+
+
+def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:
+    """Whether a heartbeat tells of another state than the stored one (§4.4); NATS nodes do not send these fields."""
+    if beat.sequence is not UNSET and beat.sequence != node.sequence:
+        return True
+    if beat.instance_id is UNSET:
+        return False
+    return not (node.instance_id or "").startswith(str(beat.instance_id))

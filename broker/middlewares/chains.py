@@ -1,0 +1,153 @@
+"""Everything that goes on around a handler, in one order (moleculer protocol §12.1).
+
+| outermost first   | own action | call to a node | own event handler | |
+|-------------------|------------|----------------|-------------------|-|
+| throttle          |            |                | x | drops events that come too soon after another |
+| debounce          |            |                | x | waits until events stop coming |
+| error handler     | x          | x              | x | the broker's option `error_handler` |
+| fallback          | x          | x              |   | another answer instead of an error |
+| retry             | x          | x              |   | the same call again, when this node made it |
+| timeout           | x          | x              |   | the deadline |
+| circuit breaker   | x          | x              |   | leaves an endpoint alone that keeps failing |
+| cacher            | x          |                |   | a kept result instead of a run |
+| bulkhead          | x          |                | x | so many at once, so many waiting |
+| validation        | x          |                |   | typed parameters |
+| hooks             | x          |                |   | before, after, error |
+| users' own        | x          | x              | x | the first one outermost |
+
+What a target does not use is left out of its chain when the chain is made, once, so it costs nothing. Who is in work
+is counted around all of this, so that a stop can wait for it (`Catalog.run`, `Calls.call`, `Serving.start_listener`).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+
+from broker.middlewares.handler import make_check, make_handler
+from broker.middlewares.cacher import MemoryCacher
+from broker.protocol.codecs.json import Codec
+from broker.context import Context
+from broker.defaults import BrokerOptions
+from broker.registry.endpoints import Endpoint
+from broker.middlewares.base import Next, Target, Wrap, around_with, hooks, wrapped
+from broker.middlewares.bulkhead import bulkhead
+from broker.middlewares.caching import caching
+from broker.middlewares.circuit import After
+from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
+from broker.middlewares.debounce import debounce
+from broker.middlewares.error_handling import handling_errors
+from broker.middlewares.fallback import fallback
+from broker.middlewares.hooks import action_hooks
+from broker.middlewares.retry import retrying
+from broker.middlewares.throttle import throttle
+from broker.middlewares.timeout import timeout
+from broker.middlewares.validation import validation
+from broker.services.policies import BulkheadPolicy, CircuitBreakerPolicy, RetryPolicy, announced_policies, merge
+from broker.registry.registry import Registry
+from broker.services.schema import ActionDefinition, EventDefinition
+
+
+class Chains:
+    """Makes the chains of one broker. `again` and `start` are set before the first chain runs."""
+
+    again: Callable[[Context], Awaitable[Any]]
+    """Makes the call of a context once more."""
+    start: Callable[[Next, Context], None]
+    """Runs the rest of a chain in a task of its own."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        registry: Registry,
+        codec: Codec,
+        cacher: MemoryCacher | None,
+        after: After,
+        broadcast: Broadcast,
+    ) -> None:
+        self._registry = registry
+        self._codec = codec
+        users = {name: hooks(options.middlewares, name) for name in ("local_action", "remote_action", "local_event")}
+        self._users_around_actions = bool(users["local_action"])
+        handle_errors = handling_errors(options.error_handler)
+        retry = retrying(merge(RetryPolicy(), options.retry_policy), lambda ctx: self.again(ctx))
+        breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
+        self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
+
+        def start(chain: Next, ctx: Context) -> None:
+            self.start(chain, ctx)  # which is set later
+
+        gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
+        self._local_action: Sequence[Wrap] = (
+            handle_errors,
+            fallback,
+            retry,
+            timeout,
+            self.breaker.wrap,
+            caching(cacher, start, timeout),
+            gate,
+            validation,
+            action_hooks,
+            around_with(users["local_action"]),
+        )
+        self._remote_action: Sequence[Wrap] = (
+            handle_errors,
+            fallback,
+            retry,
+            timeout,
+            self.breaker.wrap,
+            around_with(users["remote_action"]),
+        )
+        self._local_event: Sequence[Wrap] = (
+            throttle(anyio.current_time),
+            debounce(after, start),
+            handle_errors,
+            gate,
+            around_with(users["local_event"]),
+        )
+
+    def local_action(self, definition: ActionDefinition, service: Any, *, asked: bool = False) -> Next:
+        """The chain of an action of this node. `asked`: for calls that bring `retries` or a fallback of their own.
+
+        Raises ServiceSchemaError or BrokerOptionsError for a setting that does not fit.
+        """
+        in_between = self._users_around_actions or bool(definition.settings.get("hooks") or service.hooks)
+        settings = {
+            **definition.settings,
+            "cache": definition.extra.get("cache"),
+            "raw_name": definition.raw_name,
+            "check": make_check(definition, self._codec) if in_between else None,
+        }
+        target = Target(
+            name=definition.name,
+            service=definition.service,
+            local=True,
+            settings=settings,
+            instance=service,
+            endpoint=lambda: self._registry.local_endpoint(definition.name),
+            asked=asked,
+        )
+        return wrapped(self._local_action, make_handler(definition, self._codec), target)
+
+    def remote_action(self, endpoint: Endpoint, send: Next, *, asked: bool = False) -> Next:
+        """The chain of calls to an endpoint of another node."""
+        target = Target(
+            name=endpoint.name,
+            service=endpoint.service,
+            local=False,
+            settings=announced_policies(endpoint.info),
+            endpoint=lambda: endpoint,
+            asked=asked,
+        )
+        return wrapped(self._remote_action, send, target)
+
+    def local_event(self, definition: EventDefinition, service: Any) -> Next:
+        """The chain of an event handler of this node."""
+        target = Target(
+            name=definition.name,
+            service=definition.service,
+            local=True,
+            settings=definition.settings,
+            instance=service,
+        )
+        return wrapped(self._local_event, definition.handler, target)

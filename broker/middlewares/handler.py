@@ -1,0 +1,72 @@
+"""The innermost part of an action's chain: its handler, with typed parameters where it takes them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from broker.cancellation import ASKED_ONLY
+from broker.protocol.codecs.json import Codec, ValueDecoder, json_text
+from broker.context import Context
+from broker.errors import first_error
+from broker.middlewares.base import Next
+from broker.services.schema import ActionDefinition
+
+
+def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
+    """A function from context to result that reads the typed parameters and runs the handler.
+
+    What a task group of the handler raises is the error that ended it, as for callers there is one error.
+    """
+    parameters, handler = definition.parameters, definition.handler
+    streams = inspect.isasyncgenfunction(handler)  # its call gives the stream; there is nothing to wait for
+    if parameters is None:
+
+        async def invoke(ctx: Context) -> Any:
+            try:
+                with ASKED_ONLY:
+                    return handler(ctx) if streams else await handler(ctx)
+            except ExceptionGroup as group:
+                raise first_error(group) from group
+
+    else:
+        decoder = codec.value_decoder(parameters.kind)
+
+        async def invoke(ctx: Context) -> Any:
+            values = _typed(definition, ctx, decoder)
+            try:
+                with ASKED_ONLY:
+                    return handler(ctx, **values) if streams else await handler(ctx, **values)
+            except ExceptionGroup as group:
+                raise first_error(group) from group
+
+    return invoke
+
+
+def make_check(definition: ActionDefinition, codec: Codec) -> Callable[[Context], Any] | None:
+    """A function that raises ValidationError for params that the handler does not take; None when it takes any."""
+    if definition.parameters is None:
+        return None
+    decoder = codec.value_decoder(definition.parameters.kind)
+    return lambda ctx: _typed(definition, ctx, decoder)
+
+
+def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder) -> dict[str, Any]:
+    """The arguments of the handler. Raises ValidationError with every violation, the caller and the action in each."""
+    parameters = definition.parameters
+    assert parameters is not None
+    raw = ctx.raw_params
+    try:
+        try:
+            values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
+        except msgspec.ValidationError:
+            if not parameters.converts:
+                raise
+            values = parameters.convert(parameters.converted(ctx.params), json_text)
+    except msgspec.ValidationError as error:
+        failure = parameters.violations(ctx.params, error)
+        for item in failure.data:
+            item |= {"nodeID": ctx.node_id, "action": definition.name}
+        raise failure from None
+    return parameters.arguments(values)

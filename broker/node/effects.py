@@ -1,0 +1,311 @@
+"""What the transit decided, done: packets sent, work handed over, waiters settled."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeGuard, assert_never
+
+import msgspec
+
+from broker.protocol.codecs.json import Codec
+from broker.defaults import STREAM_PART_BYTES
+from broker.conversation.effects import (
+    AnswerPing,
+    Conflict,
+    Dropped,
+    Effect,
+    EndStream,
+    FeedStream,
+    NobodyReads,
+    Notify,
+    PongArrived,
+    Publish,
+    Reject,
+    Responsive,
+    RunAction,
+    RunEvent,
+    Settle,
+    StopWriter,
+)
+from broker.protocol.encoding import UNDECODABLE, reason
+from broker.errors import (
+    BrokerDisconnectedError,
+    InvalidPacketDataError,
+    MoleculerError,
+    PayloadTooLargeError,
+    error_to_wire,
+)
+from broker.streams.flow import CONTINUE, STOP
+from broker.conversation.notices import not_processed, not_sent
+from broker.protocol.packets import NULL, Info, Pong, Response
+from broker.streams.reader import StreamReader
+from broker.conversation.transit import Transit
+from broker.transports.base import Transport
+from broker.calling.writers import Writers
+
+logger = logging.getLogger("broker")
+
+INVISIBLE = (
+    "What this node offers makes an announcement of %d bytes, and the NATS server takes %d at most (max_payload), so "
+    "other nodes do not see this node as it is. Raise max_payload at the server, put fewer services on one node, or "
+    "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
+)
+
+UNRESPONSIVE = (
+    "Node '%s' is connected and answers nothing: it is frozen, or its event loop is blocked. Calls go to other nodes "
+    "that offer the action until it answers; calls that are already there keep waiting"
+)
+
+LARGEST_TIME_MS = 8.64e15
+"""The largest time that JavaScript knows."""
+
+Answer = tuple[Response, StreamReader | None]
+"""What a request's waiter is settled with."""
+
+
+class Undelivered(Exception):
+    """A request reached nobody, so that another node may be asked. Never leaves the broker."""
+
+    def __init__(self, error: MoleculerError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+_SENT = (Publish, AnswerPing)
+"""Effects that may have to wait."""
+
+
+class Performing:
+    """Performs effects. The hooks hand work over and return at once; they are set before the node starts."""
+
+    run_action: Callable[[RunAction], None]
+    run_event: Callable[[RunEvent], None]
+    notify: Callable[[str, dict[str, Any]], None]
+    give_way: Callable[[], None]
+    start: Callable[[Coroutine[Any, Any, None]], bool]
+
+    def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+        self._node_id = node_id
+        self._transport = transport
+        self._codec = codec
+        self._transit = transit
+        self._invisible_since: int | None = None
+        self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
+        """Who waits for which node's answer to a ping, by the ping's id."""
+        self.writers = Writers(node_id, transit.topics, transit.registry, self.publish)
+
+    async def perform(self, effects: Iterable[Effect]) -> None:
+        """Do what the transit decided, in order."""
+        for effect in effects:
+            if isinstance(effect, Publish):
+                await self._publish_quietly(effect)
+            elif isinstance(effect, AnswerPing):
+                await self._answer_ping(effect)
+            else:
+                self._do(effect)
+
+    def perform_now(self, effects: Sequence[Effect]) -> bool:
+        """Do all of it, unless a part of it may have to wait. Whether it is done."""
+        for effect in effects:
+            if isinstance(effect, _SENT):
+                return False
+        for effect in effects:
+            self._do(effect)
+        return True
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case RunEvent():
+                self.run_event(effect)
+            case RunAction():
+                self._watch(effect.stream)
+                self._transit.in_work[id(effect.request)] = effect.request
+                self.run_action(effect)
+            case Settle():
+                self._settle(effect)
+            case FeedStream():
+                self._feed(effect)
+            case EndStream():
+                self._end(effect)
+            case Reject():
+                reject(effect)
+            case Notify():
+                self.notify(effect.event, effect.payload)
+            case PongArrived():
+                self._settle_ping(effect.pong)
+            case Dropped():
+                logger.warning("%s", effect.reason)
+                if effect.error is not None:
+                    self.notify(*not_processed(effect.error))
+            case Responsive():
+                if effect.answers:
+                    logger.info("Node '%s' answers again", effect.node_id)
+                else:
+                    logger.warning(UNRESPONSIVE, effect.node_id)
+            case StopWriter():
+                self._tell_writer(effect.reply, go_on=False)
+            case NobodyReads():
+                self.writers.gone(effect.node_id, effect.until)
+            case Conflict():
+                self.give_way()
+            case Publish() | AnswerPing():
+                raise AssertionError("It may have to wait.")
+            case _:
+                assert_never(effect)
+
+    async def publish(self, effect: Publish) -> None:
+        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
+        if self._transport is None:
+            raise BrokerDisconnectedError
+        try:
+            await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
+        except MoleculerError as error:
+            self._note_failure(effect, error)
+            raise
+
+    async def is_heard(self, effect: Publish) -> bool:
+        """Send a packet, and tell whether a node receives it."""
+        if self._transport is None:
+            raise BrokerDisconnectedError
+        try:
+            return await self._transport.is_heard(effect.subject, self._codec.encode(effect.packet))
+        except MoleculerError as error:
+            self._note_failure(effect, error)
+            raise
+
+    def _note_failure(self, effect: Publish, error: MoleculerError) -> None:
+        command = effect.subject.rpartition(".")[2]
+        notice = not_sent(effect.packet, error, broadcast=command == "DISCOVER")
+        if notice is not None:
+            self.notify(*notice)
+
+    def reject_pending(self, error: MoleculerError) -> None:
+        """Fail every request that waits for an answer."""
+        for pending in list(self._transit.waiting.pending.values()):
+            self._transit.waiting.take(pending.id)
+            reject(Reject(pending, error))
+
+    def break_streams(self, error: MoleculerError) -> None:
+        """End every stream that is under way, and the requests that send one."""
+        for effect in self._transit.streams.lose(None, error):
+            if isinstance(effect, EndStream):
+                self._end(effect)
+        self.writers.lose_all(error)
+
+    async def _publish_quietly(self, effect: Publish) -> None:
+        try:
+            await self.publish(effect)
+        except PayloadTooLargeError as error:
+            if isinstance(effect.packet, Response):
+                await self._refuse_to_answer(effect.subject, effect.packet, error)
+            elif not isinstance(effect.packet, Info):
+                logger.warning("Could not send %s: %s", effect.subject, error)
+            elif self._invisible_since != effect.packet.sequence:  # once for each change of the services (§14)
+                self._invisible_since = effect.packet.sequence
+                logger.error(INVISIBLE, error.data["size"], error.data["limit"])
+        except MoleculerError as error:
+            logger.warning("Could not send %s: %s", effect.subject, error)
+
+    async def _refuse_to_answer(self, subject: str, answer: Response, error: PayloadTooLargeError) -> None:
+        """A refusal repeats the meta of its request, and perhaps the name of an action, which may be too much."""
+        logger.warning("Could not send %s: %s", subject, error)
+        told = error_to_wire(error, self._node_id)
+        refusal = msgspec.structs.replace(answer, meta={}, success=False, data=NULL, error=told)
+        with suppress(MoleculerError):  # what is still too large has an id that is
+            await self.publish(Publish(subject, refusal))
+
+    def _settle(self, effect: Settle) -> None:
+        waiter = effect.pending.waiter
+        if not waiter.done():
+            self._watch(effect.stream)
+            waiter.set_result((effect.response, effect.stream))
+
+    def _watch(self, reader: StreamReader | None) -> None:
+        if reader is not None:
+            reader.tell = partial(self._tell_from_any_thread, asyncio.get_running_loop())
+
+    def _feed(self, effect: FeedStream) -> None:
+        reader = effect.reader
+        if effect.reply:
+            reader.reply = effect.reply
+        try:
+            chunk = self._codec.decode_chunk(effect.chunk, objects=effect.objects)
+        except InvalidPacketDataError as error:
+            reader.fail(error)
+            return
+        except UNDECODABLE as error:
+            reader.fail(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
+            return
+        if chunk is None:  # no value, which a stream cannot hold (§8.3)
+            if effect.reply:
+                self._tell_writer(effect.reply, go_on=True)
+            return
+        size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
+        reader.feed(chunk, size + STREAM_PART_BYTES, marked=bool(effect.reply))
+
+    def _end(self, effect: EndStream) -> None:
+        if effect.error is None:
+            effect.reader.end()
+        elif effect.drop:
+            effect.reader.overflow(effect.error)
+        else:
+            effect.reader.fail(effect.error)
+
+    def _tell_from_any_thread(self, loop: asyncio.AbstractEventLoop, reply: str, go_on: bool) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(partial(self._tell_writer, reply, go_on=go_on))
+
+    def _tell_writer(self, reply: str, *, go_on: bool) -> None:
+        if self._transport is not None:
+            self.start(self._answer_mark(self._transport, reply, CONTINUE if go_on else STOP))
+
+    async def _answer_mark(self, transport: Transport, subject: str, answer: bytes) -> None:
+        try:
+            await transport.publish(subject, answer)
+        except MoleculerError as error:
+            logger.debug("A stream's mark was not answered: %s", error)
+
+    async def _answer_ping(self, effect: AnswerPing) -> None:
+        ping = effect.ping
+        pong = Pong(
+            ver=ping.ver,
+            sender=self._node_id,
+            time=ping.time,
+            id=ping.id,
+            arrived=epoch_ms(),
+            requests=effect.requests,
+        )
+        await self._publish_quietly(Publish(effect.subject, pong))
+
+    def _settle_ping(self, pong: Pong) -> None:
+        if self.writers.pong(pong):
+            return
+        now = epoch_ms()
+        elapsed = now - pong.time if _is_finite(pong.time) else 0
+        skew = round(now - pong.arrived - elapsed / 2) if _is_finite(pong.arrived) else 0
+        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
+        for ping_id, (node_id, waiter) in list(self.pongs.items()):
+            if node_id == pong.sender and not waiter.done():
+                waiter.set_result(result)
+                del self.pongs[ping_id]
+        self.notify("$node.pong", {**result, "id": pong.id if isinstance(pong.id, str) else None})
+
+
+def reject(effect: Reject) -> None:
+    """Fail a request's waiter."""
+    waiter = effect.pending.waiter
+    if not waiter.done():
+        waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
+
+
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a peer sent a number that can be reckoned with: JSON has some that are beyond any float."""
+    return isinstance(value, int | float) and -LARGEST_TIME_MS < value < LARGEST_TIME_MS
+
+
+def epoch_ms() -> int:
+    """The wall clock, as packets carry it."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,170 @@
+"""How a node comes into a cluster: it makes sure that its id is free, subscribes, and finds the others (moleculer
+protocol §4.1)."""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+
+from broker import defaults
+from broker.protocol.codecs.json import Codec
+from broker.defaults import BrokerOptions
+from broker.conversation.effects import Effect
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
+from broker.protocol.packets import PROTOCOLS, Command, Ping
+from broker.node.effects import epoch_ms
+from broker.conversation.transit import Transit
+from broker.transports.base import OnMessage, Subscription, Transport
+
+logger = logging.getLogger("broker")
+
+
+class Joining:
+    """`perform` does what the transit decides; `receiver` makes the function that takes the packets of a command."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        transport: Transport,
+        codec: Codec,
+        transit: Transit,
+        perform: Callable[[Iterable[Effect]], Awaitable[None]],
+        receiver: Callable[[Command], OnMessage],
+    ) -> None:
+        self._options = options
+        self._transport = transport
+        self._codec = codec
+        self._transit = transit
+        self._peers = transit.peers
+        self._perform = perform
+        self._receiver = receiver
+        self._at_once = getattr(transport, "delivers_at_once", False)
+        self._answering: Subscription | None = None
+        self._changed = anyio.Event()
+        self._peers.changed = self._on_changed
+
+    async def check_id_is_free(self) -> None:
+        """Two nodes of one id end each other (§3.5), and the older one is a running service: so ask before speaking.
+
+        The question goes out under another name, as nodes ignore what seems to come from themselves. A subscription
+        without an answer is what a crashed host leaves behind at the server for a while: then the id is free.
+        """
+        asker = self._peers.asker
+        answered = anyio.Event()
+
+        async def on_pong(_data: bytes, _reply: str) -> None:
+            answered.set()
+
+        pongs = await self._transport.subscribe(self._transit.topics.to_node("PONG", asker), on_pong)
+        subject = self._transit.topics.to_node("PING", self._options.node_id)
+        versions = [self._options.protocol] if self._options.protocol else ["5", "4"]
+        questions = [Ping(ver=version, sender=asker, time=epoch_ms(), id=asker) for version in versions]
+        try:
+            heard = [await self._transport.is_heard(subject, self._codec.encode(question)) for question in questions]
+            if any(heard):
+                with anyio.move_on_after(defaults.ID_PROBE_S):
+                    await answered.wait()
+        finally:
+            await pongs.cancel()
+        if answered.is_set():
+            raise BrokerOptionsError(
+                f"Another node with the id '{self._options.node_id}' is running. Node ids are unique in a cluster: "
+                "choose another one, or stop that node first."
+            )
+
+    async def subscribe(self) -> None:
+        """Make the base subscriptions (§1.2)."""
+        for command, subject in self._transit.topics.base_subscriptions(self._options.node_id):
+            await self._transport.subscribe(subject, self._receiver(command))
+
+    async def find_others(self) -> None:
+        """Find the nodes that are there: by one like this that knows them, else by asking all of them."""
+        begun = anyio.current_time()
+        if not self._options.protocol:
+            interval = self._options.heartbeat_interval or defaults.HEARTBEAT_INTERVAL_S
+            self._peers.search(begun, interval + defaults.HEARTBEAT_OFFSET_S + defaults.TICK_S)
+        if await self._were_told():
+            self._peers.named.clear()  # who has not answered by now is found by its heartbeat
+            return
+        announcing = self._transit.announcing
+        if not self._options.protocol:  # nodes of both versions start meanwhile, and say which is theirs
+            await self._pause(begun + defaults.DISCOVERY_LISTEN_S - anyio.current_time())
+        await self._perform(announcing.discover())
+        await self._pause(defaults.DISCOVERY_SECOND_VERSION_S)
+        await self._perform(announcing.discover_others())
+        await self._pause(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
+
+    async def visit(self, node_id: str | None) -> None:
+        """Find the nodes that are there, or one of them, without making this one known."""
+        if not await self._were_told(node_id) and node_id is None:
+            await self._perform(self._transit.announcing.discover_everywhere())
+            await self._pause(defaults.DISCOVERY_WAIT_S)
+        elif node_id is not None and not self._is_known(node_id):
+            await self._look_for(node_id)
+
+    async def answer_peers(self) -> None:
+        """Tell others whom this node knows, as soon as it knows all of them: never when it speaks one version alone."""
+        if self._options.protocol or self._options.visitor:
+            return
+        await self._until(lambda: self._peers.complete)
+        subject = self._transit.topics.broadcast("PEERS")
+        while self._answering is None:
+            try:
+                self._answering = await self._transport.subscribe(subject, self._receiver("PEERS"), queue="PEERS")
+            except BrokerDisconnectedError:
+                await anyio.sleep(defaults.TICK_S)
+
+    async def leave(self) -> None:
+        """Tell nobody any more."""
+        if self._answering is not None:
+            await self._answering.cancel()
+
+    async def _were_told(self, only: str | None = None) -> bool:
+        """Whether a node like this told whom it knows. Those that it named, or `only` that one, are asked who they are,
+        and have answered then, but for those that cannot."""
+        question = self._peers.ask(only)
+        try:
+            subject = self._transit.topics.to_node("PEERS", self._peers.asker)
+            answers = await self._transport.subscribe(subject, self._receiver("PEERS"))
+            try:
+                for _ in range(defaults.PEERS_TRIES):
+                    if self._peers.told or not await self._transport.is_heard(
+                        question.subject, self._codec.encode(question.packet)
+                    ):
+                        break
+                    with anyio.move_on_after(defaults.PEERS_WAIT_S):
+                        await self._until(lambda: self._peers.told)
+                if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription
+                    with anyio.move_on_after(defaults.DISCOVERY_WAIT_S):
+                        await self._until(lambda: not self._peers.named)
+            finally:
+                await answers.cancel()
+        except MoleculerError as error:
+            logger.debug("Other nodes could not be asked whom they know: %s", error)
+        self._peers.asking = False
+        return self._peers.told
+
+    async def _look_for(self, node_id: str) -> None:
+        """Ask a node that no other one knows who it is, in each version."""
+        for ver in [self._options.protocol] if self._options.protocol else PROTOCOLS:
+            self._peers.named = {node_id: ver}
+            await self._perform(self._peers.greet())
+            with anyio.move_on_after(defaults.DISCOVERY_SECOND_VERSION_S):
+                await self._until(lambda: not self._peers.named)
+                return  # it said who it is, or no node of that name is connected
+
+    def _is_known(self, node_id: str) -> bool:
+        node = self._transit.registry.nodes.get(node_id)
+        return node_id in self._peers.named or (node is not None and node.available)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for answers, where they take time."""
+        await anyio.sleep(0 if self._at_once else max(0, seconds))
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            await self._changed.wait()
+
+    def _on_changed(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,481 @@
+"""A node at work: the transit's decisions meet the transport, in one task group (moleculer protocol §4).
+
+Order of the start: connect, make sure that nobody has our id, subscribe, discover, then services are announced.
+"""
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from broker import defaults
+from broker.conversation.balanced import BalancedSubscription, balanced_subscriptions
+from broker.protocol.codecs.json import Codec
+from broker.node.cpu import CPUMeter
+from broker.defaults import BrokerOptions
+from broker.conversation.effects import Effect, Publish
+from broker.errors import (
+    BrokerDisconnectedError,
+    BrokerOptionsError,
+    GracefulStopTimeoutError,
+    InvalidPacketDataError,
+    MoleculerError,
+)
+from broker.streams.flow import FLOW_CONTROL
+from broker.node.joining import Joining
+from broker.conversation.notices import not_processed, transporter_failed
+from broker.node.outage import Outage
+from broker.protocol.packets import Command, Request
+from broker.conversation.peer_exchange import GREETING
+from broker.node.effects import Performing
+from broker.node.tracking import Tracker
+from broker.conversation.transit import Transit
+from broker.transports.base import Later, Observer, Subscription, Transport
+from broker.node.workers import Workers
+
+logger = logging.getLogger("broker")
+
+
+_WORK_OF: ContextVar["Node | None"] = ContextVar("work_of", default=None)
+"""Whose end the current task would wait for, if it waited for the stop of that node."""
+
+
+class Node:
+    """Connects a transit to a transport and runs everything that goes on in the background."""
+
+    def __init__(self, options: BrokerOptions, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+        self.options = options
+        self.transport = transport
+        self.codec = codec
+        self.transit = transit
+        self.performing = Performing(options.node_id, transport, codec, transit)
+        self.performing.give_way = self._give_way
+        self.performing.start = self.start_handler
+        self.perform = self.performing.perform
+        self.publish = self.performing.publish
+        self.failure: MoleculerError | None = None
+        """Why the node had to stop by itself; None while all is well."""
+        self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
+        """They run the handlers of events."""
+        self.tracker = Tracker()
+        """Calls made here, which a stop waits for as it does for requests and events in work."""
+        self.stopped = anyio.Event()
+        self.background: TaskGroup
+        self._handlers: asyncio.TaskGroup  # one task a request: asyncio starts one five times faster than anyio
+        self._main: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._running = anyio.Event()
+        self._drain = anyio.Event()
+        self._drain_until = 0.0
+        self._drained = anyio.Event()
+        self._cut_short = False
+        self._finish = anyio.Event()
+        self._changed = anyio.Event()
+        self.outage = Outage(transport, self.after, self._give_up_waiting)
+        self._joined = False
+        self.joining: Joining | None = None
+        """How it came into the cluster; None without a transport."""
+        self._cpu = CPUMeter()
+        self._balanced: dict[BalancedSubscription, Subscription] = {}
+
+    # Starting and stopping
+
+    async def open(self) -> None:
+        """Open the task groups that everything else runs in."""
+        # The one task outside a group: it holds the groups, so that start and stop may come from different tasks.
+        self._main = asyncio.get_running_loop().create_task(self._hold_groups(), name="moleculer node")
+        await self._running.wait()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether work can be given to the task groups."""
+        return self._main is not None and not self._main.done()
+
+    async def join(self) -> None:
+        """Connect and find the other nodes. Retries until the server answers, one log line each time.
+
+        Raises BrokerOptionsError when another process runs under this node's id.
+        """
+        if self.transport is None:
+            self.transit.ready = True
+            return
+        joining = self.joining = Joining(
+            self.options, self.transport, self.codec, self.transit, self.perform, self._receiver
+        )
+        await self._connect(self.transport)
+        while True:
+            try:
+                await joining.check_id_is_free()
+                break
+            except BrokerDisconnectedError:  # lost already: a server that has just started may start again
+                await self.outage.over(patient=True)
+        await joining.subscribe()
+        self._joined = True
+        if not self.options.visitor:
+            await joining.find_others()
+        self.transit.ready = True
+        self.background.start_soon(_safely, joining.answer_peers())
+        self.performing.notify("$transporter.connected", {"wasReconnect": False})
+        for loop in (self._beat, self._look_for_silence, self._announce_changes):
+            self.background.start_soon(loop)
+
+    async def leave(self) -> None:
+        """Stop being offered work, and finish what runs (§4.2)."""
+        if self.joining is not None:
+            await self.joining.leave()
+        if self._may_speak() and not self.transit.announcing.hidden:
+            await self._balance([])
+            await self.perform(self.transit.announcing.leave())
+            await anyio.sleep(defaults.STOP_DELAY_S)
+        self.transit.stopping = True
+        deadline = anyio.current_time() + self.options.shutdown_timeout
+        with anyio.CancelScope(deadline=deadline) as scope:
+            await self.tracker.wait_idle()
+        self._drain_until = deadline
+        self._drain.set()
+        await self._drained.wait()
+        if scope.cancelled_caught or self._cut_short:
+            logger.error("%s", GracefulStopTimeoutError())
+
+    async def close(self) -> None:
+        """Say good-bye and go. Nothing of this node runs when it returns."""
+        if self._may_speak():
+            await self.perform(self.transit.announcing.disconnect())
+        if self.transport is not None:
+            await self.transport.close()
+        self.outage.stop()
+        self.performing.break_streams(BrokerDisconnectedError("The broker has stopped."))
+        self.performing.reject_pending(BrokerDisconnectedError("The broker has stopped."))
+        self._finish.set()
+        if self._main is not None:
+            await self._main
+        self.stopped.set()
+
+    async def _hold_groups(self) -> None:
+        async with anyio.create_task_group() as self.background:
+            with anyio.CancelScope() as unfinished:
+                async with asyncio.TaskGroup() as self._handlers:
+                    self._running.set()
+                    await self._drain.wait()
+                    unfinished.deadline = self._drain_until
+            self._cut_short = unfinished.cancelled_caught
+            self._drained.set()
+            await self._finish.wait()
+            self.background.cancel_scope.cancel()
+
+    async def _connect(self, transport: Transport) -> None:
+        observer = Observer(
+            nobody_listens=self._nobody_listens,
+            replied=self._replied,
+            denied=self._denied,
+            disconnected=self._disconnected,
+            reconnected=self._reconnected,
+            servers_changed=self._servers_changed,
+            failed=self._failed,
+        )
+        wait = defaults.NATS_CONNECT_RETRY_S
+        while True:
+            try:
+                await transport.connect(observer, self.options.node_id, self.transit.topics.inboxes)
+            except BrokerDisconnectedError as error:
+                self.performing.notify(*transporter_failed(error))
+                logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
+                await anyio.sleep(wait * random.uniform(0.8, 1.2))
+                wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
+            else:
+                self._connected()
+                return
+
+    def _may_speak(self) -> bool:
+        """Whether the cluster knows this node, by an id that is its own: any word from us under an id that belongs to
+        another process would end or hide that one (§3.5)."""
+        connected = self.transport is not None and self.transport.connected
+        return connected and self._joined and self.failure is None
+
+    def run_to_the_end(self, stop: Coroutine[Any, Any, None]) -> None:
+        """Run the stop of this node outside its own groups, which end with it, and whoever asked for it."""
+        self._ending = asyncio.get_running_loop().create_task(stop, name="moleculer node stops")
+
+    async def ended(self) -> None:
+        """Return when the stop is done; raises what it raised."""
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+            self._ending.result()
+
+    def is_own_work(self) -> bool:
+        """Whether a handler, a call made here, or background work of this node is asking."""
+        return _WORK_OF.get() is self
+
+    def begin_own_work(self) -> "Node | None":
+        """Mark the current task, and those it starts, as work of this node. Gives whose it was, for `end_own_work`."""
+        before = _WORK_OF.get()
+        _WORK_OF.set(self)
+        return before
+
+    def end_own_work(self, before: "Node | None") -> None:
+        """The current task goes on with what it did before."""
+        _WORK_OF.set(before)
+
+    def answer_begun(self, request: Request) -> None:
+        """A request is being answered by a stream."""
+        self.transit.in_work[id(request)] = None
+
+    def work_done(self, request: Request) -> None:
+        """A request was answered."""
+        self.transit.in_work.pop(id(request), None)
+
+    def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
+        node with it. When the node stops it may be cancelled.
+
+        False when the node has stopped.
+        """
+        context = copy_context()
+        context.run(self.begin_own_work)
+        contained = _safely(work)
+        try:
+            self._handlers.create_task(contained, context=context)
+        except RuntimeError:  # the group is closed: everything that ran has been waited for
+            contained.close()
+            work.close()
+            return False
+        return True
+
+    def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what a stop does not wait for."""
+        self.background.start_soon(_safely, work)
+
+    def after(self, delay_s: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Run a function later. What it gives back cancels that."""
+        return asyncio.get_running_loop().call_later(delay_s, function).cancel
+
+    # Packets in
+
+    def _receiver(self, command: Command) -> "_Receiver":
+        clock, codec, transit, performing = asyncio.get_running_loop().time, self.codec, self.transit, self.performing
+        workers = self.workers if command == "EVENT" else None
+
+        def take(data: bytes, reply: str) -> Later | None:
+            try:
+                effects = transit.receive(command, codec.decode(command, data), clock(), reply)
+                if not performing.perform_now(effects):
+                    return partial(self._perform, command, effects)
+            except InvalidPacketDataError as error:
+                return partial(self._drop, command, data, error)
+            except Exception as error:  # a packet must never end the node, whatever is in it (§2.2)
+                self._not_processed(command, error)
+            return workers.room if workers is not None and workers.full else None
+
+        return _Receiver(take)
+
+    async def _perform(self, command: Command, effects: Sequence[Effect]) -> None:
+        try:
+            await self.perform(effects)
+        except Exception as error:
+            self._not_processed(command, error)
+
+    def _not_processed(self, command: Command, error: Exception) -> None:
+        self.performing.notify(*not_processed(error))
+        logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
+
+    async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
+        """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
+        logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
+        self.performing.notify(*not_processed(error))
+        address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
+        if address is not None and command == "REQ":
+            await self.perform(self.transit.refuse_request(address, error))
+        elif address is not None:
+            await self.perform(self.transit.refuse_answer(address, error))
+
+    # For calls and services
+
+    async def send(self, effect: Publish) -> None:
+        """Send a packet, in a short outage at its end. Raises BrokerDisconnectedError in a long one."""
+        try:
+            await self.publish(effect)
+        except BrokerDisconnectedError:
+            await self.outage.over(patient=False)
+            await self.publish(effect)
+
+    async def deliver(self, answer: Publish) -> None:
+        """Send an answer in or after an outage: when this node is connected, and its caller is, which may take it some
+        moments longer. Raises BrokerDisconnectedError when the node stops before."""
+        until = math.inf
+        while True:
+            await self.outage.over(patient=True)
+            until = min(until, anyio.current_time() + defaults.NODE_RECONNECT_S)
+            with suppress(BrokerDisconnectedError):  # lost again
+                if await self.performing.is_heard(answer) or anyio.current_time() > until:
+                    return
+            await anyio.sleep(defaults.ANSWER_RETRY_S)
+
+    def announce_soon(self) -> None:
+        """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
+        self.transit.announcing.service_changed()
+        self._changed.set()
+
+    # The connection
+
+    async def _nobody_listens(self, reply_id: str) -> None:
+        if reply_id.startswith(GREETING):
+            self.transit.peers.met(reply_id.removeprefix(GREETING))
+            return
+        reader = self.performing.writers.reader_of(reply_id)
+        if reader is None:
+            await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))
+        else:
+            await self.perform(self.transit.waiting.nobody_reads(reader, anyio.current_time()))
+
+    async def _replied(self, reply_id: str, answer: bytes) -> None:
+        self.performing.writers.marked(reply_id, answer)
+
+    async def _denied(self, subject: str) -> None:
+        self.performing.writers.denied(subject)
+        await self.perform(self.transit.waiting.denied(subject))
+
+    def _connected(self) -> None:
+        self.outage.end()
+        self.transit.identity.client[FLOW_CONTROL] = self.transport is not None and self.transport.has_inbox
+
+    async def _disconnected(self) -> None:
+        """Packets of streams may be lost now, and answers, which is seen to when the connection is back (§4.5)."""
+        logger.warning("The connection to NATS is lost; reconnecting")
+        self.outage.begin(anyio.current_time())
+        self.performing.break_streams(BrokerDisconnectedError())
+        self.performing.notify("$transporter.disconnected", {"graceFul": False})
+
+    async def _reconnected(self) -> None:
+        """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
+        logger.info("The connection to NATS is back")
+        self._connected()
+        self.outage.unsettle()
+        if not self._joined:  # the start goes on, and says nothing before it knows that its id is free
+            return
+        now = anyio.current_time()
+        self.transit.resume(now)
+        self.transit.waiting.doubt(self.outage.began, now)
+        await _safely(self.perform(self.transit.announcing.discover()))
+        if self.transit.ready and not self.transit.stopping:
+            await _safely(self._announce())
+            await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+        self.performing.notify("$transporter.connected", {"wasReconnect": True})
+
+    def _give_up_waiting(self) -> None:
+        """The outage is long: answers are lost more likely than not."""
+        self.performing.reject_pending(BrokerDisconnectedError())
+
+    async def _servers_changed(self) -> None:
+        self.outage.unsettle()
+        self.transit.waiting.servers_changed(anyio.current_time())
+
+    async def _announce(self) -> None:
+        """Tell what is offered, after subscribing to it (§1.3)."""
+        await self._balance(self.transit.registry.local.services)
+        await self.perform(self.transit.announcing.announce())
+
+    async def _balance(self, services: list[dict[str, Any]]) -> None:
+        """With `disable_balancer`, subscribe to what NATS shall share out, and to nothing else. What stays is not
+        touched, so that no call falls into a gap."""
+        if not self.options.disable_balancer or self.transport is None:
+            return
+        wanted = dict.fromkeys(balanced_subscriptions(self.transit.topics, services))
+        for item in wanted:
+            if item not in self._balanced:
+                receive = self._receiver(item.command)
+                try:
+                    self._balanced[item] = await self.transport.subscribe(item.subject, receive, item.queue)
+                except BrokerDisconnectedError:
+                    raise
+                except MoleculerError as error:  # one bad name must not keep the others from being announced
+                    logger.warning("NATS cannot share out '%s': %s", item.subject, error)
+        for item in [item for item in self._balanced if item not in wanted]:
+            await self._balanced.pop(item).cancel()
+        await self.transport.flush()
+
+    async def _failed(self, reason: str) -> None:
+        self.performing.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
+        logger.warning("NATS: %s", reason)
+
+    def _give_way(self) -> None:
+        """A newer process has this node's id. Stop without a word: a DISCONNECT would take that one off, too."""
+        self.failure = BrokerOptionsError(
+            f"Another node with the id '{self.options.node_id}' has joined, so this one stops. Node ids are unique in "
+            "a cluster: give one of them another id."
+        )
+        logger.critical("%s", self.failure)
+        if self.transport is not None:
+            self.background.start_soon(_safely, self.transport.close())
+        self.stopped.set()
+
+    # Loops
+
+    async def _beat(self) -> None:
+        offset = random.uniform(-defaults.HEARTBEAT_OFFSET_S, defaults.HEARTBEAT_OFFSET_S)
+        interval = self.options.heartbeat_interval
+        if interval <= 0:
+            return
+        while True:
+            await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
+            if self._may_speak():
+                await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+
+    async def _look_for_silence(self) -> None:
+        while True:
+            planned = anyio.current_time() + defaults.TICK_S
+            await anyio.sleep(defaults.TICK_S)
+            self._look_for_standstill(anyio.current_time() - planned)
+            # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
+            if self.transport is not None and self.transport.connected and not self.outage.is_on:
+                writers, now = self.performing.writers, anyio.current_time()
+                await _safely(self.perform(self.transit.tick(now, writers.waited_for(now))))
+                await _safely(writers.tick(now))
+
+    def _look_for_standstill(self, late: float) -> None:
+        """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""
+        if late < defaults.LOOP_STANDS_STILL_S:
+            return
+        self.transit.resume(anyio.current_time())
+        logger.warning(
+            "The event loop stood still for %.1f s: some code of this process works or waits without 'await'. No call "
+            "was answered and no heartbeat sent; run such code with anyio.to_thread.run_sync",
+            late,
+        )
+
+    async def _announce_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            while self._changed.is_set():
+                self._changed = anyio.Event()
+                with anyio.move_on_after(defaults.ANNOUNCE_DELAY_S):
+                    await self._changed.wait()
+            if not self.transit.stopping and self.transport is not None and self.transport.connected:
+                await _safely(self._announce())
+
+
+class _Receiver:
+    """Takes the messages of one subscription."""
+
+    def __init__(self, take: Callable[[bytes, str], Later | None]) -> None:
+        self.take = take
+
+    async def __call__(self, data: bytes, reply: str) -> None:
+        later = self.take(data, reply)
+        if later is not None:
+            await later()
+
+
+async def _safely(work: Awaitable[None]) -> None:
+    """One piece of the node's work: whatever it meets, the next one is done."""
+    try:
+        await work
+    except Exception:
+        logger.exception("Some work of the node failed; it goes on")

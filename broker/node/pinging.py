@@ -1,0 +1,79 @@
+"""Pings: one that somebody asks for, and those behind the Latency strategy (moleculer protocol §9.2)."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import anyio
+
+from broker.ids import new_id
+from broker.node.node import Node
+from broker.node.effects import epoch_ms
+from broker.registry.registry import KnownNode, Registry
+
+
+class Pinging:
+    """Pings nodes. The answers come by `$node.pong` as well."""
+
+    def __init__(self, node: Node, registry: Registry) -> None:
+        self._node = node
+        self._registry = registry
+
+    async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
+        """See `ServiceBroker.ping`."""
+        ping_id = new_id()
+        waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        pongs = self._node.performing.pongs
+        pongs[ping_id] = (node_id, waiter)
+        try:
+            await self._node.perform(self._node.transit.ping(node_id, ping_id, epoch_ms()))
+            with anyio.move_on_after(timeout_s):
+                return await waiter
+            return None
+        finally:
+            pongs.pop(ping_id, None)
+
+    def start(self) -> None:
+        """Ping all nodes as soon as some strategy asks for latencies, then one of each host, for ever."""
+        if self._node.transport is None:
+            return
+
+        def run() -> None:
+            self._node.background.start_soon(self.run)
+
+        if self._registry.latencies.used:
+            run()
+        else:
+            self._registry.latencies.on_use = run
+
+    async def run(self) -> None:
+        await self._node.perform(self._node.transit.announcing.ping_all(new_id(), epoch_ms()))
+        while True:
+            await anyio.sleep(self._registry.latencies.ping_interval_s)
+            for node_id in one_of_each_host(self._registry.nodes.values()):
+                await self._node.perform(self._node.transit.ping(node_id, new_id(), epoch_ms()))
+
+    def on_pong(self, payload: dict[str, Any]) -> None:
+        node = self._registry.nodes.get(payload["nodeID"])
+        if node is not None and node.hostname is not None:
+            self._registry.latencies.record(node.hostname, payload["elapsedTime"] / 1000)
+
+    def on_disconnected(self, payload: dict[str, Any]) -> None:
+        """When it was the last node of its host, what is known of the host is of no use any more."""
+        host = payload["node"]["hostname"]
+        known = self._registry.latencies.average(host) is not None
+        if known and all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
+            self._registry.latencies.forget(host)
+
+
+def live_peers(nodes: Iterable[KnownNode]) -> Iterable[KnownNode]:
+    return (node for node in nodes if node.available and not node.local)
+
+
+def one_of_each_host(nodes: Iterable[KnownNode], choose: Callable[[list[str]], str] = random.choice) -> list[str]:
+    """A node of each host, not always the same one."""
+    hosts: dict[str | None, list[str]] = {}
+    for node in live_peers(nodes):
+        hosts.setdefault(node.hostname, []).append(node.id)
+    return [choose(ids) for ids in hosts.values()]

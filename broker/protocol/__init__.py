@@ -1,0 +1,1 @@
+"""The wire: packets, topics, serializers, transforms and JavaScript's ways."""

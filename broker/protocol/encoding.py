@@ -1,0 +1,151 @@
+"""What the serializers share: their errors, and which parts of a packet are a user's (moleculer protocol §11)."""
+
+from collections.abc import Callable, Mapping, Sized
+from typing import Any, TypeGuard
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from broker.errors import InvalidPacketDataError, MoleculerError
+from broker.protocol.javascript import to_number
+from broker.protocol.packets import COMMANDS, Command, Id, Objects, Packet
+from broker.protocol.typed import typed
+from broker.protocol.values import Rewrite
+
+LOGGED_CHARACTERS = 200
+"""Of what a peer sent, in a log line: more than any name that makes sense."""
+
+UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What msgspec and json raise for bytes they cannot read; UnicodeDecodeError and JSONDecodeError are ValueErrors."""
+
+UNENCODABLE = (*UNDECODABLE, TypeError, OverflowError)
+
+UNSERIALIZABLE = "UNSERIALIZABLE"
+"""The type of the error for what has no form on the wire."""
+
+
+def unserializable_value(value: object, name: str, error: Exception) -> MoleculerError:
+    """The error for a user's value that the serializer `name` has no form for."""
+    return MoleculerError(
+        f"The value cannot be sent as {name}: {error}", 500, UNSERIALIZABLE, {"type": type(value).__name__}
+    )
+
+
+def unserializable_packet(packet: Packet, name: str, error: Exception) -> MoleculerError:
+    """The error for a packet that the serializer `name` has no form for."""
+    return MoleculerError(
+        f"Meta, headers or the data of an error cannot be sent as {name}: {error}",
+        500,
+        UNSERIALIZABLE,
+        {"type": type(packet).__name__},
+    )
+
+
+def invalid_packet(command: Command, data: bytes, reason: str) -> InvalidPacketDataError:
+    """The error for bytes that are no packet."""
+    return InvalidPacketDataError({"command": command, "reason": short(reason), "size": len(data)})
+
+
+def invalid_value(raw: Sized, error: Exception) -> InvalidPacketDataError:
+    """The error for a value in a good packet that only now shows to be broken."""
+    return InvalidPacketDataError({"command": "value", "reason": reason(error), "size": len(raw)})
+
+
+def is_unreadable(error: Exception) -> TypeGuard[InvalidPacketDataError]:
+    """Whether this is the error of `invalid_value`, and not one that another node, or a service, has raised."""
+    if not isinstance(error, InvalidPacketDataError) or error.node_id is not None:
+        return False
+    return isinstance(error.data, dict) and error.data.get("command") == "value"
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with bytes, in words for people."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else short(str(error))
+
+
+def short(text: str) -> str:
+    """The beginning of a text that may be a peer's, for a log line: one packet must not fill a disk."""
+    return text if len(text) <= LOGGED_CHARACTERS else f"{text[:LOGGED_CHARACTERS]}…"
+
+
+def chunk_of(value: Any, *, objects: bool) -> Any:
+    """The chunk of a stream that a decoded value stands for, as JS nodes take it (§8.3). Raises ValueError."""
+    if isinstance(value, dict) and value.get("type") == "Buffer":
+        return _buffer(value.get("data"))
+    if objects or value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, str):  # a JS stream of text in binary mode
+        return value.encode("utf-8", "surrogatepass")
+    raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
+
+
+def lenient(kind: type[Packet], members: dict[str, Any]) -> Any:
+    """A packet from decoded members, when it was refused: with an array where an object was expected or text for a
+    number, which JS nodes let pass. Raises msgspec.ValidationError for what cannot be used even so."""
+    loose = {item.encode_name: _LOOSE[item.type] for item in msgspec.structs.fields(kind) if item.type in _LOOSE}
+    return typed({name: loose[name](value) if name in loose else value for name, value in members.items()}, kind)
+
+
+def _object(value: Any) -> Any:
+    """What `Object.assign({}, value)` makes of an array; nothing of anything else that is no object."""
+    if isinstance(value, list):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, dict | None) else {}
+
+
+def _number(value: Any) -> float | None:
+    number = None if value is None else to_number(value)
+    return 0.0 if number != number else number  # JS compares with 0, and NaN is not above it
+
+
+_LOOSE: dict[Any, Callable[[Any], Any]] = {
+    Objects | None: _object,
+    Objects | UnsetType | None: _object,
+    float | None: _number,
+    bool | None: bool,
+    list[Any] | UnsetType | None: lambda value: value or None,
+}
+"""By the type of a field."""
+
+
+def rewritten(packet: Packet, names: Mapping[type[Packet], tuple[str, ...]], rewrite: Rewrite) -> Packet:
+    """The packet with `rewrite` applied to the fields that `names` has for its kind; itself when nothing changes."""
+    changes = {}
+    for name in names[type(packet)]:
+        value = getattr(packet, name)
+        if value and value is not UNSET:
+            new = rewrite(value)
+            if new is not value:
+                changes[name] = new
+    return msgspec.structs.replace(packet, **changes) if changes else packet
+
+
+def _names(wanted: Callable[[msgspec.structs.FieldInfo], bool]) -> dict[type[Packet], tuple[str, ...]]:
+    return {
+        kind: tuple(field.name for field in msgspec.structs.fields(kind) if wanted(field)) for kind in COMMANDS.values()
+    }
+
+
+USER_FIELDS = _names(lambda field: field.name in ("meta", "headers", "error", "services", "client", "metadata"))
+"""What users put into a packet beside params and data."""
+
+TEXT_FIELDS = _names(lambda field: field.type in (str, Id, str | None, str | UnsetType))
+"""What is text and nothing else."""
+
+PLAIN_FIELDS = _names(lambda field: field.type is not Raw)
+"""Everything but params and data, which are encoded apart."""
+
+RAW_FIELDS = _names(lambda field: field.type is Raw)
+"""Params or data."""
+
+
+def _buffer(data: object) -> bytes:
+    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogatepass")
+    if isinstance(data, list):
+        try:
+            return bytes(data)
+        except TypeError as error:
+            raise ValueError("the bytes of a Buffer are numbers") from error
+    raise ValueError("a Buffer has a list of numbers as its data")

@@ -1,0 +1,1 @@
+"""The nodes of the cluster, the actions they offer and the events they receive."""

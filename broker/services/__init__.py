@@ -1,0 +1,1 @@
+"""Services as users write them: declarations, schemas, typed parameters."""

@@ -1,0 +1,391 @@
+"""How a service is written: a class with `@action` and `@event` methods and two life-cycle hooks."""
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+import msgspec
+
+from broker.services.declarations import (
+    ActionOptions,
+    EventOptions,
+    Visibility,
+    check_coroutine_function,
+    check_event_handler,
+    check_mapping,
+    check_marked_once,
+    check_method_name,
+    check_options,
+    check_spelling,
+)
+from broker.errors import BrokerOptionsError, ServiceSchemaError
+from broker.services.inheritance import merge_declared, run_all
+from broker.services.parameters import Parameters
+from broker.services.schema import (
+    ActionDefinition,
+    EventDefinition,
+    ServiceDefinition,
+    check_service_name,
+    full_action_name,
+    full_service_name,
+)
+from broker.registry.strategies import announcement
+
+if TYPE_CHECKING:
+    from broker.broker import ServiceBroker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "_moleculer"
+
+
+@overload
+def action(handler: F, /) -> F: ...
+
+
+@overload
+def action(
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    visibility: Visibility | None = None,
+    rename: Mapping[str, str] | None = None,
+    convert: bool | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    retry_policy: Mapping[str, Any] | None = None,
+    circuit_breaker: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    fallback: Callable[..., Any] | str | None = None,
+    hooks: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Callable[[F], F]: ...
+
+
+def action(
+    handler: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    visibility: Visibility | None = None,
+    rename: Mapping[str, str] | None = None,
+    convert: bool | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    retry_policy: Mapping[str, Any] | None = None,
+    circuit_breaker: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    fallback: Callable[..., Any] | str | None = None,
+    hooks: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Any:
+    """Make a method an action.
+
+    `name` is its name on the wire, the method's own by default. `timeout` in seconds is the default for callers.
+    `visibility` as in Moleculer: `published`, `public`, `protected` (this node only), `private` (this service only).
+    `rename` maps Python parameter names to wire names. `convert` takes text for numbers, booleans and dates, and one
+    value for a list of one, as requests over HTTP have them; the broker's `convert_params` is its default. `strategy`
+    (`RoundRobin`, `Random`, `CpuUsage`, `Latency`, `Shard`) is how callers choose among nodes. `retry_policy`,
+    `circuit_breaker` and `bulkhead` change the broker's for this action (`broker.services.policies`). `fallback`, a function of
+    (context, error) or a method's name, answers instead of an error. `hooks`: see `broker.middlewares.hooks`. `cache`,
+    True or `{keys, ttl, lock, …}`, keeps results in the broker's cacher. Anything else (`rest`…) goes into INFO as it
+    is.
+
+    Parameters after the context are typed: they are validated and converted from `params`, and a violation is a
+    ValidationError. A handler with the context alone reads `ctx.params`.
+    """
+
+    if isinstance(handler, str):
+        raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
+    about = f"action '{name}'" if name else "an action"
+    check_options(
+        ActionOptions, about, name=name, timeout=timeout, visibility=visibility, rename=rename, convert=convert
+    )
+    check_spelling(about, extra, _ACTION_OPTIONS)
+
+    def mark(method: Any) -> Any:
+        check_coroutine_function(method, streams=True)
+        check_marked_once(method, _MARK)
+        options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
+        options |= {"strategy": strategy, "strategy_options": strategy_options or {}, "convert": convert}
+        options["settings"] = _given(
+            retry_policy=retry_policy,
+            circuit_breaker=circuit_breaker,
+            bulkhead=bulkhead,
+            fallback=fallback,
+            hooks=hooks,
+        )
+        setattr(method, _MARK, ("action", options))
+        return method
+
+    return mark(handler) if handler is not None else mark
+
+
+def event(
+    pattern: str,
+    *,
+    group: str | None = None,
+    strategy: str | None = None,
+    strategy_options: Mapping[str, Any] | None = None,
+    bulkhead: Mapping[str, Any] | None = None,
+    debounce: float | None = None,
+    throttle: float | None = None,
+) -> Callable[[F], F]:
+    """Make a method a handler of events whose name matches `pattern` (`*`, `**` and `?` as in Moleculer).
+
+    Nodes of one `group`, by default the service's name, share the events that are emitted: one of them gets each, by
+    `strategy`. `bulkhead` bounds how many are handled at once. `debounce` waits until that many seconds have passed
+    without another event, then handles the last; `throttle` handles the first and drops what comes within that many
+    seconds after it.
+    """
+
+    if callable(pattern):
+        raise ServiceSchemaError("An event handler needs the name of its event: @event('user.created').")
+    check_options(
+        EventOptions, f"event {pattern!r}", pattern=pattern, group=group, debounce=debounce, throttle=throttle
+    )
+
+    def mark(method: Any) -> Any:
+        check_coroutine_function(method)
+        check_marked_once(method, _MARK)
+        options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options or {}}
+        options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
+        setattr(method, _MARK, ("event", options))
+        return method
+
+    return mark
+
+
+_ACTION_OPTIONS = frozenset({*inspect.signature(action).parameters, "cache"}) - {"handler", "extra"}
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+class Service:
+    """Base of all services. `name` and `version` make the name on the wire: `version = 2` gives `v2.greeter`, and
+    `version = "staging"` gives `staging.greeter`.
+
+    `settings` and `metadata` are published in INFO, except what `settings["$secureSettings"]` lists, a path such as
+    `"database.password"` each. With `$noVersionPrefix` in the settings the version is not part of the name; with
+    `$noServiceNamePrefix` the names of the actions are used alone. `dependencies` must be there before `started` runs:
+    full names, or `{"name": …, "version": …}`. `hooks` are functions around the actions: see
+    `broker.middlewares.hooks`.
+
+    A mixin is a base class, a service itself or not. Actions and events are inherited and overridden as methods are;
+    of several methods that listen to one pattern all run. `settings` and `metadata` are merged to any depth, the class
+    itself winning over its bases in their order; `dependencies` and `$secureSettings` are joined; the hooks of all run.
+    `started` and `stopped` of a mixin run when they are called by `await super().started()`.
+
+    Write `settings = {"a": 1}`. Where Ruff's RUF012 is on, write `settings: ClassVar[dict[str, Any]] = {"a": 1}` or
+    `settings: Mapping[str, Any] = {"a": 1}`; mypy takes all three.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str | int | None] = None
+    dependencies: ClassVar[str | Sequence[str | Mapping[str, Any]]] = ()
+    if TYPE_CHECKING:
+        # Declared as properties, as only those may be overridden by class and instance variables alike.
+        @property
+        def settings(self) -> Mapping[str, Any]: ...
+        @settings.setter
+        def settings(self, value: Mapping[str, Any]) -> None: ...
+        @property
+        def metadata(self) -> Mapping[str, Any]: ...
+        @metadata.setter
+        def metadata(self, value: Mapping[str, Any]) -> None: ...
+        @property
+        def hooks(self) -> Mapping[str, Any]: ...
+        @hooks.setter
+        def hooks(self, value: Mapping[str, Any]) -> None: ...
+    else:
+        settings = MappingProxyType({})
+        metadata = MappingProxyType({})
+        hooks = MappingProxyType({})
+
+    broker: "ServiceBroker"
+    """The broker this service runs on; set before `started`."""
+    logger: logging.Logger = logging.getLogger("broker.services.service")
+    """A logger with the service's name."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        merge_declared(cls)
+
+    @property
+    def full_name(self) -> str:
+        """The name on the wire, version included."""
+        return full_service_name(self.name, self.version, dict(self.settings))
+
+    @property
+    def actions(self) -> "OwnActions":
+        """The actions of this service, private ones too: `await self.actions.hello({"name": "Ada"}, parent=ctx)`."""
+        return OwnActions(self)
+
+    async def started(self) -> None:
+        """Prepare. Done before the service is announced; an exception fails the start of the node."""
+
+    async def stopped(self) -> None:
+        """Clean up. Runs after the last request was answered."""
+
+    def start_soon(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run a coroutine function in the background until it ends or the service stops, whichever is first.
+
+        It is cancelled before `stopped`. An exception in it is logged and ends nothing else.
+        """
+        self.broker.start_in_background(self, function, *arguments)
+
+
+class OwnActions:
+    """Calls of a service's own actions, by their names within the service or by those of their methods.
+
+    They run here, with everything that goes on around an action, and never on another node of the same service.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return partial(self._service.broker.call_own, self._service, name)
+
+    def __getitem__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """For a name that is none in Python."""
+        return partial(self._service.broker.call_own, self._service, name)
+
+
+def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
+    """What a service declares, read once from its class; `convert` where an action does not say. Raises
+    ServiceSchemaError for what cannot be offered."""
+    if not isinstance(service, Service):
+        call = f": write {service.__name__}(), not {service.__name__}" if inspect.isclass(service) else ""
+        raise ServiceSchemaError(f"A service is an object of a class that is derived from Service{call}.")
+    methods = _marked_methods(service)
+    for hook in (service.started, service.stopped):
+        check_coroutine_function(hook)
+    name = check_service_name(getattr(service, "name", None))
+    check_mapping(name, "settings", service.settings)
+    check_mapping(name, "metadata", service.metadata)
+    settings = dict(service.settings)
+    if not isinstance(service.version, str | int | float | None):
+        raise ServiceSchemaError(
+            f"The version of service '{name}' must be a number or a name, not {service.version!r}."
+        )
+    full_name = check_service_name(service.full_name)
+    actions: dict[str, ActionDefinition] = {}
+    events: dict[str, EventDefinition] = {}
+    for method in methods:
+        kind, options = getattr(method, _MARK)
+        if kind == "event":
+            listener = _define_event(method, full_name, options["group"] or name, options)
+            before = events.get(listener.name)
+            events[listener.name] = _with_both(before, listener) if before else listener
+            continue
+        definition = _define_action(method, full_name, settings, options, convert)
+        if definition.name in actions:
+            raise ServiceSchemaError(f"The service '{full_name}' has two actions called '{definition.name}'.")
+        actions[definition.name] = definition
+    return ServiceDefinition(
+        name=name,
+        full_name=full_name,
+        version=service.version,
+        settings=settings,
+        metadata=dict(service.metadata),
+        dependencies=_full_names(full_name, service.dependencies),
+        actions=actions,
+        events=tuple(events.values()),
+    )
+
+
+def _full_names(service: str, dependencies: str | Sequence[str | Mapping[str, Any]]) -> tuple[str, ...]:
+    names = []
+    for dependency in (dependencies,) if isinstance(dependencies, str | Mapping) else dependencies:
+        name = dependency.get("name") if isinstance(dependency, Mapping) else dependency
+        if not isinstance(name, str) or not name:
+            raise ServiceSchemaError(
+                f"The service '{service}' depends on {dependency!r}, which is neither a name nor "
+                '{"name": …, "version": …}.'
+            )
+        version = dependency.get("version") if isinstance(dependency, Mapping) else None
+        names.append(full_service_name(name, version))
+    return tuple(names)
+
+
+def _define_action(
+    method: Any, service: str, settings: dict[str, Any], options: dict[str, Any], convert: bool
+) -> ActionDefinition:
+    raw_name = options["name"] or method.__name__
+    for name in ("retryPolicy", "circuitBreaker", "strategyOptions"):
+        if name in options["extra"]:
+            raise ServiceSchemaError(f"'{name}' of action '{raw_name}' is spelt in Python's way: `retry_policy=…`.")
+    own = options["convert"]
+    parameters = Parameters(method, options["rename"], convert=convert if own is None else own)
+    if own and not parameters.names:
+        raise ServiceSchemaError(f"Action '{raw_name}' has convert=True, but no typed parameters that it is for.")
+    extra = dict(options["extra"])
+    if "$cache" in settings:
+        extra.setdefault("cache", settings["$cache"])
+    return ActionDefinition(
+        name=full_action_name(service, raw_name, settings),
+        raw_name=raw_name,
+        service=service,
+        handler=method,
+        parameters=parameters if parameters.names else None,
+        visibility=options["visibility"],
+        timeout_s=options["timeout_s"],
+        settings=options["settings"],
+        balancing=_balancing(options),
+        extra=extra,
+    )
+
+
+def _define_event(method: Any, service: str, group: str, options: dict[str, Any]) -> EventDefinition:
+    check_event_handler(method)
+    return EventDefinition(
+        name=options["pattern"],
+        group=group,
+        service=service,
+        handler=method,
+        settings=options["settings"],
+        balancing=_balancing(options),
+    )
+
+
+def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
+    """One entry, as INFO lists events by their pattern, with the handlers of both; options of the latter win."""
+    if base.group != own.group:
+        raise ServiceSchemaError(
+            f"The service '{own.service}' has two handlers of '{own.name}' in different groups, '{base.group}' and "
+            f"'{own.group}'. Nodes know one group for each pattern of a service."
+        )
+    return msgspec.structs.replace(
+        own,
+        handler=run_all([base.handler, own.handler]),
+        settings={**base.settings, **own.settings},
+        balancing={**base.balancing, **own.balancing},
+    )
+
+
+def _balancing(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return announcement(options["strategy"], options["strategy_options"])
+    except BrokerOptionsError as error:
+        raise ServiceSchemaError(str(error)) from None
+
+
+def _marked_methods(service: Service) -> list[Any]:
+    """Methods marked by a decorator, base classes first, an override in the place of what it overrides."""
+    names: dict[str, None] = {}
+    for cls in reversed(type(service).__mro__):
+        for name, member in vars(cls).items():
+            if hasattr(member, _MARK):
+                check_method_name(name, Service)
+                names[name] = None
+    methods = [getattr(service, name) for name in names]
+    return [method for method in methods if hasattr(method, _MARK)]

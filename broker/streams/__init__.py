@@ -1,0 +1,1 @@
+"""Streams: reading, writing, ordering and flow control."""

@@ -1,0 +1,202 @@
+"""The writing end of a stream (protocol §8.1-§8.3)."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from msgspec import Raw
+
+from broker.protocol.codecs.json import JSONCodec
+from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
+from broker.conversation.effects import Publish
+from broker.errors import BrokerDisconnectedError, MoleculerError
+from broker.streams.flow import STOP, Flow
+from broker.calling.outgoing import Outgoing, Source, is_stream
+from broker.protocol.packets import Packet, Response
+from broker.transports.memory import too_large
+
+pytestmark = pytest.mark.anyio
+
+
+class Wire:
+    """Where packets end up, as plain dicts."""
+
+    def __init__(self, max_payload: int | None = None, *, acknowledges: bool = False) -> None:
+        self.codec = JSONCodec()
+        self.packets: list[dict[str, Any]] = []
+        self.marks: list[str] = []
+        self.owed: list[Publish] = []
+        self.broken = False
+        self.flow = Flow(acknowledges=acknowledges)
+        self.max_payload = max_payload
+        self.outgoing = Outgoing(
+            self.codec, self._publish, self.owed.extend, "RES.a", "r1", self.flow, max_payload, self._packet
+        )
+
+    async def send(self, items: Any) -> list[dict[str, Any]]:
+        source = Source(items)
+        await source.open()
+        await self.outgoing.open()
+        await self.outgoing.write(source)
+        await self.outgoing.settle()
+        return self.packets
+
+    async def _publish(self, publish: Publish) -> None:
+        if self.broken:
+            raise BrokerDisconnectedError
+        encoded = self.codec.encode(publish.packet)
+        if self.max_payload is not None and len(encoded) > self.max_payload:
+            raise too_large(len(encoded), self.max_payload)
+        if publish.reply_id:
+            self.marks.append(publish.reply_id)
+        self.packets.append(json.loads(encoded))
+
+    def _packet(self, sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Packet:
+        failure = {"error": {"message": str(error), "data": getattr(error, "data", None)}} if error else {}
+        return Response(
+            sender="b", id="1", success=error is None, data=chunk, stream=more, sequence=sequence, **failure
+        )
+
+
+def test_async_iterables_are_streams_and_other_results_are_not() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    assert is_stream(numbers())
+    assert not any(is_stream(value) for value in ([1], b"x", {"a": 1}, "text", None))
+
+
+async def test_c68_an_empty_stream_is_an_opening_and_an_end() -> None:
+    packets = await Wire().send([])
+    assert [(packet["seq"], packet["stream"]) for packet in packets] == [(0, True), (1, False)]
+
+
+async def test_c73_sequences_count_up_and_the_opening_carries_nothing() -> None:
+    packets = await Wire().send([b"a", b"b"])
+    assert [packet["seq"] for packet in packets] == [0, 1, 2, 3]
+    assert packets[0]["data"] is packets[-1]["data"] is None
+    assert packets[1]["data"] == {"type": "Buffer", "data": [97]}
+
+
+@pytest.mark.parametrize("byte", [0, 99, 255])
+async def test_c72_no_chunk_is_above_max_payload_whatever_the_bytes_are(byte: int) -> None:
+    wire = Wire(max_payload=4096)
+    packets = await wire.send(bytes([byte]) * 10_000)
+    received = b"".join(bytes(packet["data"]["data"]) for packet in packets if packet["data"])
+    assert received == bytes([byte]) * 10_000
+
+
+async def test_a_value_above_max_payload_breaks_the_stream_with_words() -> None:
+    packets = await Wire(max_payload=4096).send([{"a": 1}, "x" * 5000])
+    assert packets[-1]["stream"] is False
+    assert "max_payload" in packets[-1]["error"]["message"]
+
+
+async def test_an_exception_of_the_source_reaches_the_reader() -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise ValueError("broke")
+
+    packets = await Wire().send(breaking())
+    assert (packets[-1]["success"], packets[-1]["error"]["message"]) == (False, "broke")
+
+
+async def test_an_exception_that_is_too_large_is_told_as_such_in_its_place() -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerError("much" * 2000)
+
+    packets = await Wire(max_payload=4096).send(breaking())
+    assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (2, False, False)
+    assert "max_payload" in packets[-1]["error"]["message"]
+
+
+async def test_c71_an_early_error_comes_to_a_js_node_when_it_has_a_reader_to_tell() -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise ValueError("broke")
+
+    began = anyio.current_time()
+    await Wire(acknowledges=False).send(breaking())
+    assert anyio.current_time() - began >= STREAM_ERROR_AFTER_OPENING_S
+
+
+@pytest.mark.parametrize("data", [{"no": "form", "in": {"json": object()}}, "x" * 5000], ids=["no form", "too large"])
+async def test_an_error_that_cannot_be_sent_still_ends_the_stream(data: Any) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise MoleculerError("broke", 500, "BROKE", data)
+
+    packets = await Wire(max_payload=4096).send(breaking())
+    assert [(packet["seq"], packet["stream"]) for packet in packets] == [(0, True), (1, True), (2, False)]
+    assert not packets[-1]["success"]
+
+
+async def test_an_error_of_the_source_is_told_though_it_speaks_of_a_lost_connection() -> None:
+    async def passing_on() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise BrokerDisconnectedError("of a third node")
+
+    packets = await Wire().send(passing_on())
+    assert packets[-1]["error"]["message"] == "of a third node"
+
+
+async def test_a_stream_of_bytes_that_goes_on_with_values_breaks() -> None:
+    packets = await Wire().send([b"a", {"b": 1}])
+    assert "began with bytes" in packets[-1]["error"]["message"]
+
+
+async def test_a_reader_that_stops_ends_the_source_and_the_stream() -> None:
+    wire = Wire(acknowledges=True)
+    closed: list[bool] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"a"
+                wire.flow.answered(STOP)
+        finally:
+            closed.append(True)
+
+    packets = await wire.send(endless())
+    assert packets[-1]["stream"] is False
+    assert closed == [True]
+    assert wire.marks == ["r1:1"]
+
+
+async def test_a_lost_connection_ends_the_writing_quietly() -> None:
+    wire = Wire()
+
+    async def items() -> AsyncIterator[bytes]:
+        yield b"a"
+        wire.broken = True
+        yield b"b"
+
+    assert len(await wire.send(items())) == 2
+
+
+@pytest.mark.parametrize(("acknowledges", "sequences"), [(False, [0, 1]), (True, [3])])
+async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_takes(
+    acknowledges: bool, sequences: list[int]
+) -> None:
+    """A JS node puts aside what comes behind a lost chunk."""
+    wire = Wire(acknowledges=acknowledges)
+
+    async def items() -> AsyncIterator[bytes]:
+        yield b"a"
+        wire.broken = True
+        yield b"b"
+
+    await wire.send(items())
+    ends = [publish.packet for publish in wire.owed]
+    assert all(isinstance(end, Response) and not end.success and not end.stream for end in ends)
+    assert [end.sequence for end in ends if isinstance(end, Response)] == sequences
+
+
+@pytest.mark.parametrize(("items", "sent"), [([{"a": 1}, None, {"b": 1}], 1), ([None], 0)])
+async def test_none_breaks_a_stream_off_as_javascript_takes_it_for_the_end(items: list[Any], sent: int) -> None:
+    packets = await Wire().send(items)
+    assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (sent + 1, False, False)
+    assert "cannot hold None" in packets[-1]["error"]["message"]

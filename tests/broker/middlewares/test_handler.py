@@ -1,0 +1,111 @@
+"""The innermost part of an action: typed parameters, then the handler."""
+
+from typing import Any
+
+import anyio
+import pytest
+from msgspec import Raw
+
+from broker.middlewares.handler import make_check, make_handler
+from broker.protocol.codecs.json import JSONCodec
+from broker.context import Context
+from broker.errors import MoleculerClientError, ValidationError
+from broker.middlewares.base import Next
+from broker.services.service import Service, action, define
+
+pytestmark = pytest.mark.anyio
+BROKER: Any = None
+CODEC = JSONCodec()
+
+
+class Typed(Service):
+    name = "typed"
+
+    @action(rename={"first_name": "firstName"})
+    async def hello(self, ctx: Context, first_name: str, document: Raw = Raw(b"null")) -> list[Any]:  # noqa: B008 - never changed
+        return [first_name, bytes(document)]
+
+    @action
+    async def free(self, ctx: Context) -> Any:
+        return ctx.params
+
+    @action
+    async def together(self, ctx: Context) -> None:
+        await self._fail_in_a_task()
+
+    @action
+    async def together_typed(self, ctx: Context, first_name: str) -> None:
+        await self._fail_in_a_task()
+
+    async def _fail_in_a_task(self) -> None:
+        async with anyio.create_task_group() as outer, anyio.create_task_group() as tasks:
+            outer.start_soon(anyio.sleep_forever)
+            tasks.start_soon(self._refuse)
+
+    async def _refuse(self) -> None:
+        raise MoleculerClientError("There is no such user.", 404, "NO_SUCH_USER")
+
+
+def bound(name: str) -> Next:
+    return make_handler(define(Typed()).actions[name], CODEC)
+
+
+def remote(raw: bytes) -> Context:
+    return Context(BROKER, node_id="js-1", raw=Raw(raw), decode=CODEC.decode_value)
+
+
+def local(params: Any) -> Context:
+    return Context(BROKER, node_id="py-1", params=params)
+
+
+async def test_parameters_are_converted_from_the_wire_and_from_this_process() -> None:
+    hello = bound("typed.hello")
+    assert await hello(remote(b'{"firstName":"Ada","document":{ "a":1}}')) == ["Ada", b'{ "a":1}']
+    assert await hello(local({"firstName": "Ada", "document": {"a": 1}})) == ["Ada", b'{"a":1}']
+
+
+@pytest.mark.parametrize("raw", [b"{}", b"", b"null", b"[]", b'"text"', b'{"firstName":5}', b'{"firstName":null}'])
+async def test_c58_what_does_not_fit_is_a_422_that_names_caller_and_action(raw: bytes) -> None:
+    with pytest.raises(ValidationError) as caught:
+        await bound("typed.hello")(remote(raw))
+    for item in caught.value.data:
+        assert (item["nodeID"], item["action"]) == ("js-1", "typed.hello")
+        assert item["field"] in ("", "firstName")
+
+
+async def test_a_lone_surrogate_reaches_a_typed_parameter() -> None:
+    (name, *_) = await bound("typed.hello")(remote(b'{"firstName":"\\ud800"}'))
+    assert name == "\ud800"
+
+
+async def test_a_handler_with_the_context_alone_takes_anything() -> None:
+    free = bound("typed.free")
+    for raw, value in ((b"[1]", [1]), (b"null", None), (b"", None)):
+        assert await free(remote(raw)) == value
+
+
+async def test_params_that_were_changed_on_the_way_are_read_as_changed() -> None:
+    hello = bound("typed.hello")
+    replaced, changed, looked_at = (remote(b'{"firstName":"Ada","document":{ "a":1}}') for _ in range(3))
+    replaced.params = {"firstName": "Grace"}
+    changed.params["firstName"] = "Grace"
+    assert looked_at.params["firstName"] == "Ada"
+    assert await hello(replaced) == ["Grace", b"null"]
+    assert await hello(changed) == ["Grace", b'{"a":1}']
+    assert await hello(looked_at) == ["Ada", b'{ "a":1}']
+
+
+def test_a_check_reads_the_parameters_without_the_handler() -> None:
+    check = make_check(define(Typed()).actions["typed.hello"], CODEC)
+    assert check is not None
+    check(remote(b'{"firstName":"Ada"}'))
+    with pytest.raises(ValidationError):
+        check(remote(b"{}"))
+    assert make_check(define(Typed()).actions["typed.free"], CODEC) is None
+
+
+@pytest.mark.parametrize(("name", "params"), [("together", {}), ("together_typed", {"first_name": "Ada"})])
+async def test_what_a_task_group_of_a_handler_raises_is_the_error_that_ended_it(name: str, params: Any) -> None:
+    with pytest.raises(MoleculerClientError, match="no such user") as caught:
+        await bound(f"typed.{name}")(local(params))
+    assert isinstance(caught.value.__cause__, ExceptionGroup)

@@ -1,0 +1,146 @@
+"""The slow path splits JSON objects byte-exactly and refuses what is no JSON."""
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.members import check, load, split_object
+
+DEEP = 5_000
+"""Deeper than a recursive parser goes."""
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=6), st.sampled_from([None, 0, 2]), st.booleans())
+def test_members_put_together_again_are_the_object(value: dict[str, object], indent: int | None, ascii: bool) -> None:
+    data = json.dumps(value, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    assert {key: load(member) for key, member in split_object(data).items()} == value
+
+
+def test_a_member_keeps_its_bytes() -> None:
+    data = b' { "a" : {"b" : [1 , 2]}  , "c":1.50 , "d":"\\ud800" } '
+    assert split_object(data) == {"a": b'{"b" : [1 , 2]}', "c": b"1.50", "d": b'"\\ud800"'}
+
+
+def test_the_last_of_equal_keys_wins() -> None:
+    assert split_object(b'{"a":1,"a":2}') == {"a": b"2"}
+
+
+def test_quotes_and_brackets_in_strings_are_text() -> None:
+    assert split_object(rb'{"a\"}":"]}\\","b":"{"}') == {'a"}': rb'"]}\\"', "b": b'"{"'}
+
+
+def test_an_empty_object_has_no_members() -> None:
+    assert split_object(b" { } ") == {}
+
+
+def test_deep_nesting_is_split_without_recursion() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    assert split_object(b'{"a":' + deep + b"}") == {"a": deep}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"null", b"[1]", b"{", b'{"a"}', b'{"a":1', b'{"a":1}}', b'{"a":1} x', b"{a:1}", b'{"a"=1}', b"}", b'{"a":'],
+)
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        split_object(data)
+
+
+def test_any_damage_is_refused_or_read() -> None:
+    """Whatever bytes arrive, nothing but ValueError and RecursionError comes out."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    chance = random.Random(seed)
+    good = json.dumps({"a": {"b": [1, "x\ud800", None]}, "c": "}", "d": -1.5e3}).encode()
+    for _ in range(3000):
+        damaged = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            for member in split_object(bytes(damaged)).values():
+                load(member)
+        except (ValueError, RecursionError):
+            pass
+
+
+def test_lone_surrogates_are_read() -> None:
+    assert load(b'"\\ud800"') == "\ud800"
+
+
+@pytest.mark.parametrize("data", [b"NaN", b"Infinity", b"-Infinity", b"[NaN]", b"undefined", b"", b"1 2"])
+def test_what_is_no_json_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        load(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"1", b' {"a": [1, {"b": null}]} ', b"[]", b"{}", b'"\\ud800"', b"-1.5e+10", b"[[], {}]"]
+)
+def test_one_json_value_passes_the_check_at_any_depth(data: bytes) -> None:
+    check(data)
+    check(b"[" * DEEP + data + b"]" * DEEP)
+    check(b'{"a":' * DEEP + data + b"}" * DEEP)
+    check(b' [ {"a" : [' * DEEP + data + b" ] } ] " * DEEP)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[1,]", b'{"a":1,}', b"[1 2]", b'{"a" 1}', b"{1:2}", b"01", b"nul", b"[}", b"{]", b'"\x01"', b'"\xff"'),
+        *(b"[1]]", b"1 2", b",", b"[,1]", b"{,}", b'"abc', b'"\\x"', b"+1", b".5", b"1.", b"NaN", b"[1", b'{"a":'),
+    ],
+)
+def test_what_is_not_one_json_value_does_not_pass_the_check_at_any_depth(data: bytes) -> None:
+    for text in (data, b'{"a":' * DEEP + data + b"}" * DEEP):
+        with pytest.raises(ValueError, match=r"."):
+            check(text)
+
+
+@pytest.mark.parametrize("data", [b"[" * DEEP, b"[" * DEEP + b"]" * (DEEP - 1) + b"}", b"[" * DEEP + b"]" * (DEEP + 1)])
+def test_brackets_that_do_not_match_do_not_pass_the_check(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        check(data)
+
+
+def test_the_check_agrees_with_the_json_module_at_any_depth() -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    for _ in range(20_000):
+        text = bytes(chance.choices(b'[]{},:"a1- tnulre\\.', k=chance.randint(1, 8)))
+        assert _accepts(check, text) == _accepts(load, text), f"seed {seed}: {text!r}"
+        deep = b"[" * DEEP + text + b"]" * DEEP
+        shallow = b"[" * 10 + text + b"]" * 10  # which the text cannot close
+        assert _accepts(check, deep) == _accepts(load, shallow), f"seed {seed}: {text!r}"
+
+
+def test_numbers_pass_the_check_however_long_they_are() -> None:
+    check(b"1" * 10_000)
+    check(b"1." + b"1" * 10_000)
+
+
+def _accepts(read: Callable[[bytes], object], text: bytes) -> bool:
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "text", [b'\\"' * 500_000, b"[[" * 500_000, b'",' * 500_000], ids=["quotes", "brackets", "commas"]
+)
+def test_a_text_that_does_not_end_is_refused_in_the_time_it_takes_to_read_it(text: bytes) -> None:
+    """Looking for the end anew from each quote takes hours, which the time-out of every test ends."""
+    with pytest.raises(ValueError, match=r"."):
+        split_object(b'{"a":"' + text)
