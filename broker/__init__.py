@@ -4,9 +4,7 @@ The names here are the public ones; everything else may change.
 """
 
 from broker.broker import ServiceBroker
-from broker.middlewares.cacher import MemoryCacher
 from broker.context import Context
-from broker.defaults import BrokerOptions
 from broker.errors import (
     BrokerDisconnectedError,
     BrokerOptionsError,
@@ -30,8 +28,10 @@ from broker.errors import (
     ValidationError,
 )
 from broker.middlewares.base import Middleware
-from broker.services.service import Service, action, event
+from broker.middlewares.cacher import MemoryCacher
+from broker.options import BrokerOptions
 from broker.protocol.transforms import Compression, Encryption
+from broker.services.service import Service, action, event
 
 __all__ = [
     "BrokerDisconnectedError",

@@ -9,20 +9,23 @@ from typing import Any, Self, Unpack
 
 import anyio
 
-from broker.middlewares.cacher import make_cacher
+from broker.calling.events import Emitting, EventOptions, event_options
+from broker.calling.farewell import Farewell
+from broker.calling.inbound import Serving
+from broker.calling.internal_events import InternalEvents
+from broker.calling.mcall import Calls as MultipleCalls
+from broker.calling.mcall import call_all
 from broker.calling.outbound import Calls
 from broker.calling.service_host import Catalog
-from broker.middlewares.chains import Chains
-from broker.protocol.codecs import make_codec
 from broker.context import ABSENT, CallOptions, Context
+from broker.conversation.peer_exchange import PeerExchange
+from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
     FORGET_OFFLINE_S,
     PING_TIMEOUT_S,
     REQUESTS_IN_WORK,
     REQUESTS_PENDING,
 )
-from broker.calling.events import Emitting, EventOptions, event_options
-from broker.registry.endpoints import Endpoint
 from broker.errors import (
     BROKER_STATE,
     BrokerDisconnectedError,
@@ -30,32 +33,29 @@ from broker.errors import (
     MoleculerServerError,
     ServiceSchemaError,
 )
-from broker.calling.farewell import Farewell
-from broker.node.identity import make_identity
-from broker.calling.internal_events import InternalEvents
 from broker.internals.service import NodeService
-from broker.node.interruptible import Interruptible
-from broker.middlewares.lifecycle import Lifecycle
-from broker.calling.mcall import Calls as MultipleCalls
-from broker.calling.mcall import call_all
+from broker.internals.uptime import STARTED
 from broker.middlewares.base import check_middlewares, compose, hooks
+from broker.middlewares.cacher import make_cacher
+from broker.middlewares.chains import Chains
+from broker.middlewares.lifecycle import Lifecycle
+from broker.node.identity import make_identity
+from broker.node.interruptible import Interruptible
 from broker.node.node import Node
-from broker.options import ignored_settings, make_options
-from broker.conversation.peer_exchange import PeerExchange
 from broker.node.pinging import Pinging
+from broker.options import ignored_settings, make_options
+from broker.protocol.codecs import make_codec
+from broker.protocol.topics import Topics, check_token
+from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
 from broker.services.service import Service
-from broker.calling.inbound import Serving
-from broker.protocol.topics import Topics, check_token
-from broker.conversation.transit import Limits, Transit
 from broker.transports import make_transport
-from broker.node.uptime import STARTED
 
 
 class ServiceBroker:
     """A Moleculer node. Use it as `async with ServiceBroker(…) as broker`, or call `start` and `stop`.
 
-    Options are those of `broker.defaults.BrokerOptions`; each may also come from the environment as
+    Options are those of `broker.options.BrokerOptions`; each may also come from the environment as
     `BROKER_<NAME>`. `services` are started with the broker. Raises BrokerOptionsError for an option that does not fit.
     """
 

@@ -1,19 +1,21 @@
 """What a handler gets: who called with what, how long there is, and the way to call on (moleculer protocol §5.1)."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msgspec import Raw, Struct
 
 from broker.ids import new_id
-
-if TYPE_CHECKING:
-    from broker.services.service import Service
+from broker.options import BrokerOptions
 
 Objects = dict[str, Any]
 
 UNDECODED: Any = object()
 """Params that nobody has asked for yet."""
+
+Next = Callable[["Context"], Awaitable[Any]]
+"""A handler of an action, or the rest of the chain around it."""
 
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "<absent>"})()
 """No value was given, which is not the same as None: JS nodes see `{}` for absent params and null for None (§5.1)."""
@@ -41,10 +43,42 @@ class CallOptions(Struct, frozen=True, kw_only=True):
         return self.retries is None and self.fallback is ABSENT
 
 
+class HostedService(Protocol):
+    """The service that a context runs in, as handlers and middlewares see it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def full_name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+    @property
+    def logger(self) -> logging.Logger: ...
+
+    @property
+    def broker(self) -> "Caller": ...
+
+
 class Caller(Protocol):
-    """What a context needs of its broker."""
+    """The broker, as contexts and services use it; a `ServiceBroker` is one."""
 
     node_id: str
+    logger: logging.Logger
+
+    @property
+    def options(self) -> BrokerOptions: ...
+
+    @property
+    def registry(self) -> Any: ...
+
+    @property
+    def stop(self) -> Callable[[], Awaitable[None]]: ...
 
     @property
     def call(self) -> Callable[..., Awaitable[Any]]: ...
@@ -57,6 +91,27 @@ class Caller(Protocol):
 
     @property
     def broadcast(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def broadcast_local(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def ping(self) -> Callable[..., Awaitable[dict[str, Any] | None]]: ...
+
+    @property
+    def wait_for_services(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def add_service(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def remove_service(self) -> Callable[..., Awaitable[None]]: ...
+
+    @property
+    def call_own(self) -> Callable[..., Awaitable[Any]]: ...
+
+    @property
+    def start_in_background(self) -> Callable[..., None]: ...
 
     def reply_limit(self, ctx: "Context") -> int | None: ...
 
@@ -138,7 +193,7 @@ class Context:
         """On the event loop's clock, in seconds; None when the caller waits for ever."""
         self.tracing = tracing
         self.stream: Any = None
-        self.service: Service | None = None
+        self.service: HostedService | None = None
         self.remote = remote
         self.options: CallOptions | None = None
         """How the call was made; None for one of another node, and for an event."""

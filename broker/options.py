@@ -1,15 +1,88 @@
 """The options of a broker: from what was passed, else from the environment, else the defaults."""
 
 import difflib
+import os
+import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 
-from broker.defaults import BrokerOptions, default_node_id
+from broker import defaults
 from broker.errors import BrokerOptionsError
-from broker.protocol.packets import PROTOCOLS
+from broker.protocol.packets import PROTOCOLS, Protocol
+
+
+def default_node_id() -> str:
+    """`host-pid-random`: unique, as a second node with the same id would end both (protocol §3.5)."""
+    return f"{platform.node().lower()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+
+
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class BrokerOptions(Struct, frozen=True, kw_only=True):
+    """What a ServiceBroker can be told. Times in seconds."""
+
+    node_id: str
+    """Unique in the cluster. Default: host, process id and four random digits."""
+    namespace: str = ""
+    """Nodes of different namespaces never see each other."""
+    transporter: Any = None
+    """`nats://host:4222` (several by commas or as a list), `memory://name`, None for no cluster, or a Transport."""
+    serializer: str = "JSON"
+    """JSON, JSONExt, MsgPack, Notepack or CBOR; the same in the whole cluster."""
+    transforms: Sequence[Any] = ()
+    """Compression and Encryption of every packet, the same in the whole cluster; the first is closest to the wire."""
+    protocol: Protocol | None = None
+    """"4" or "5" to speak only with nodes of Moleculer 0.14 or 0.15; None for both at once."""
+    request_timeout: Seconds = 0.0
+    """How long a call waits for its answer when it does not say itself; 0 for ever. The default is that of JS."""
+    wait_for_connection: bool = False
+    """In an outage of more than 2 s, calls wait for its end inside their timeout, and after it for the nodes that were
+    lost with it; else they fail at once with BrokerDisconnectedError, which is retryable."""
+    max_call_level: Annotated[int, Meta(ge=0)] = 0
+    """How deep calls may nest; 0 for no limit."""
+    strategy: str = "RoundRobin"
+    """How one of several endpoints is chosen: RoundRobin, Random, CpuUsage, Latency or Shard."""
+    strategy_options: dict[str, Any] = {}
+    """See `broker.services.balancing.StrategyOptions`."""
+    retry_policy: dict[str, Any] = {}
+    """Changes to `broker.services.policies.RetryPolicy`, such as `{"enabled": True, "retries": 3}`; so the next two."""
+    circuit_breaker: dict[str, Any] = {}
+    bulkhead: dict[str, Any] = {}
+    cacher: Any = None
+    """True, options of `broker.middlewares.cacher.MemoryCacher`, or such an object; None for no cache."""
+    error_handler: Any = None
+    """A function `(error, ctx)` for every error that an action or an event handler ends with: what it returns stands
+    in for the error, what it raises takes its place."""
+    disable_balancer: bool = False
+    """Let NATS balance calls and emitted events, by queue groups. All nodes of the cluster must do the same, and speak
+    one protocol version."""
+    prefer_local: bool = True
+    """Whether an action of this node wins over the same on others."""
+    convert_params: bool = False
+    """Whether actions take text for numbers, booleans and dates, and one value for a list of one, as requests over HTTP
+    have them. An action's own `convert` wins."""
+    internal_services: bool = True
+    """Offer the service `$node`, by which tools look at this node."""
+    visitor: bool = False
+    """Look at the cluster, call and send events without being one of its nodes: no node learns of it but by what it is
+    asked. `ServiceBroker.discover` finds nodes; a visitor with services makes itself known to those."""
+    metadata: dict[str, Any] = {}
+    """Anything that other nodes may read of this one."""
+    transporter_options: dict[str, Any] = {}
+    """More options for nats-py: tls, token, user_credentials…"""
+    heartbeat_interval: Seconds = defaults.HEARTBEAT_INTERVAL_S
+    heartbeat_timeout: Seconds = defaults.HEARTBEAT_TIMEOUT_S
+    shutdown_timeout: Seconds = defaults.SHUTDOWN_TIMEOUT_S
+    """How long `stop` waits for running requests."""
+    middlewares: Sequence[Any] = ()
+    """Functions `async (call_next, ctx)` around every action of this node, or objects such as `broker.Middleware`; the
+    first is outermost."""
 
 
 def _yes_or_no(text: str) -> bool:

@@ -6,16 +6,16 @@ from typing import Any, TypedDict
 
 from msgspec import UNSET, Raw
 
-from broker.protocol.codecs.json import Codec
 from broker.context import Caller, Context
 from broker.conversation.effects import Effect, Publish
-from broker.registry.endpoints import Listener
+from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
 from broker.ids import new_id
 from broker.node.node import Node
+from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Event
+from broker.registry.endpoints import Listener
 from broker.registry.registry import Registry
-from broker.conversation.transit import Transit
 
 logger = logging.getLogger("broker")
 

@@ -9,6 +9,7 @@ import anyio
 from broker.cancellation import ASKED_ONLY
 from broker.context import Caller, Context
 from broker.middlewares.base import compose
+from broker.middlewares.handler import make_listener
 from broker.registry.registry import Registry
 
 logger = logging.getLogger("broker")
@@ -44,7 +45,7 @@ class Farewell:
         for definition in self._listeners.get(event, ()):
             ctx = Context(self._broker, event=event, params=payload, node_id=self._broker.node_id)
             with anyio.move_on_after(self._timeout_s):
-                await _logged(event, definition.handler(ctx))
+                await _logged(event, make_listener(definition)(ctx))
 
 
 async def _logged(event: str, work: Awaitable[None]) -> None:

@@ -6,21 +6,20 @@ import math
 import anyio
 from msgspec import UNSET, Raw
 
-from broker.cancellation import ASKED_ONLY
-from broker.calling.service_host import Catalog, EventHandler, services_within
-from broker.protocol.codecs.json import Codec
-from broker.context import Caller, Context
-from broker.defaults import ENVELOPE_MARGIN_BYTES
-from broker.conversation.effects import Effect, Publish, RunAction, RunEvent
-from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
-from broker.registry.endpoints import Listener
-from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, RequestRejectedError
-from broker.middlewares.base import Next
-from broker.node.node import Node
 from broker.calling.outgoing import is_stream
-from broker.protocol.packets import NULL, Event, Request
 from broker.calling.sending import OutgoingStream, Sending
+from broker.calling.service_host import Catalog, EventHandler, services_within
+from broker.cancellation import ASKED_ONLY
+from broker.context import Caller, Context, Next
+from broker.conversation.effects import Effect, Publish, RunAction, RunEvent
 from broker.conversation.transit import Transit
+from broker.defaults import ENVELOPE_MARGIN_BYTES
+from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, RequestRejectedError
+from broker.node.node import Node
+from broker.protocol.codecs.json import Codec
+from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
+from broker.protocol.packets import NULL, Event, Request
+from broker.registry.endpoints import Listener
 
 logger = logging.getLogger("broker")
 

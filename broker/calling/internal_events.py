@@ -5,8 +5,8 @@ from typing import Any
 
 import anyio
 
-from broker.errors import BrokerDisconnectedError
 from broker.conversation.transit import Transit
+from broker.errors import BrokerDisconnectedError
 
 Hear = Callable[[dict[str, Any]], None]
 

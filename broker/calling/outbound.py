@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import anyio
 from msgspec import UNSET, Raw, Struct
 
+from broker.calling.outgoing import async_iterator, is_stream
+from broker.calling.sending import OutgoingStream, Sending
 from broker.calling.service_host import Catalog
-from broker.middlewares.chains import Chains
-from broker.protocol.codecs.json import Codec
+from broker.calling.upload import Upload
 from broker.context import ABSENT, Caller, CallOptions, Context
-from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S, BrokerOptions
 from broker.conversation.effects import Publish
-from broker.registry.endpoints import Endpoint
+from broker.conversation.transit import Transit
+from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S
 from broker.errors import (
     BrokerDisconnectedError,
     MaxCallLevelError,
@@ -27,16 +28,16 @@ from broker.errors import (
     error_from_wire,
 )
 from broker.ids import new_id
-from broker.streams.local import LocalStream
-from broker.node.node import Node
-from broker.calling.outgoing import async_iterator, is_stream
-from broker.protocol.packets import Request, Response
+from broker.middlewares.chains import Chains
 from broker.node.effects import Answer, Undelivered
-from broker.streams.reader import Readable, StreamReader
+from broker.node.node import Node
+from broker.options import BrokerOptions
+from broker.protocol.codecs.json import Codec
+from broker.protocol.packets import Request, Response
+from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
-from broker.calling.sending import OutgoingStream, Sending
-from broker.conversation.transit import Transit
-from broker.calling.upload import Upload
+from broker.streams.local import LocalStream
+from broker.streams.reader import Readable, StreamReader
 
 
 class Broker(Caller, Protocol):
@@ -70,7 +71,7 @@ class Calls:
         self._sending = Sending(node, transit, codec)
 
     async def call(self, action: str, params: Any, options: CallOptions) -> Any:
-        """Make a call. `broker.middlewares.chains` tells what goes on around it; a failure to find the action passes by that."""
+        """Make a call, inside what `broker.middlewares.chains` puts around it once an endpoint is found."""
         ctx = self._context(action, params, options)
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:

@@ -7,12 +7,12 @@ from typing import Any
 from msgspec import Raw
 
 from broker.cancellation import ASKED_ONLY
-from broker.protocol.codecs.json import Codec
-from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
 from broker.conversation.effects import Publish
+from broker.defaults import ENVELOPE_MARGIN_BYTES, STREAM_CHUNK_BYTES
 from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError
-from broker.streams.flow import Flow
+from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Packet, Request
+from broker.streams.flow import Flow
 from broker.streams.ordering import split
 
 logger = logging.getLogger("broker")

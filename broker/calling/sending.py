@@ -10,8 +10,10 @@ import anyio
 import msgspec
 from msgspec import UNSET, Raw
 
-from broker.protocol.codecs.json import Codec
+from broker.calling.outgoing import MakePacket, Outgoing, Source
+from broker.calling.upload import Upload
 from broker.context import Context
+from broker.conversation.transit import Transit
 from broker.defaults import STREAM_OPENING_S, STREAM_TIMEOUT_MARGIN_S
 from broker.errors import (
     MoleculerClientError,
@@ -21,14 +23,12 @@ from broker.errors import (
     RequestTimeoutError,
     error_to_wire,
 )
-from broker.streams.flow import FLOW_CONTROL, Flow
-from broker.node.node import Node
-from broker.calling.outgoing import MakePacket, Outgoing, Source
-from broker.protocol.packets import NULL, PROTOCOLS, Command, Request, Response
 from broker.node.effects import Answer
+from broker.node.node import Node
+from broker.protocol.codecs.json import Codec
+from broker.protocol.packets import NULL, PROTOCOLS, Command, Request, Response
+from broker.streams.flow import FLOW_CONTROL, Flow
 from broker.streams.ordering import OBJECT_MODE, STREAM_ERROR, has_inbox
-from broker.conversation.transit import Transit
-from broker.calling.upload import Upload
 
 
 class OutgoingStream:

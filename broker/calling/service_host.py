@@ -10,9 +10,8 @@ from typing import Any
 import anyio
 
 from broker.cancellation import ASKED_ONLY
-from broker.middlewares.chains import Chains
-from broker.protocol.codecs.json import Codec
-from broker.context import Context
+from broker.context import Context, Next
+from broker.conversation.notices import service_not_stopped
 from broker.errors import (
     BROKER_STATE,
     BrokerOptionsError,
@@ -25,14 +24,14 @@ from broker.errors import (
     text_of,
 )
 from broker.internals.service import NAME as NODE_SERVICE
+from broker.middlewares.chains import Chains
 from broker.node.interruptible import Interruptible
-from broker.middlewares.base import Next
 from broker.node.node import Node
-from broker.conversation.notices import service_not_stopped
+from broker.node.tracking import Tracker
+from broker.protocol.codecs.json import Codec
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
 from broker.services.service import Service, define
-from broker.node.tracking import Tracker
 
 logger = logging.getLogger("broker")
 

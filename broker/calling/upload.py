@@ -10,11 +10,11 @@ from typing import Any
 
 import anyio
 
+from broker.calling.outgoing import Source
 from broker.defaults import STREAM_OPENING_S
 from broker.errors import BrokerDisconnectedError
-from broker.streams.flow import Flow
 from broker.node.node import Node
-from broker.calling.outgoing import Source
+from broker.streams.flow import Flow
 
 
 class Upload:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, Raw
 
-from broker.registry.endpoints import Listener
 from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
+from broker.registry.endpoints import Listener
 from broker.services.schema import ActionDefinition
 
 if TYPE_CHECKING:

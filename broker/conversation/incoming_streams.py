@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 
 from msgspec import UNSET, Raw
 
-from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.conversation.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
+from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.errors import (
     MoleculerError,
     QueueIsFullError,
@@ -17,8 +17,8 @@ from broker.errors import (
     error_from_wire,
 )
 from broker.protocol.packets import Address, Id, Request, Response
-from broker.streams.reader import StreamOverflowError, StreamReader
 from broker.streams.ordering import OBJECT_MODE, STREAM_ERROR, Incoming, Ordered, Part, control, without_control
+from broker.streams.reader import StreamOverflowError, StreamReader
 
 Direction = Literal["REQ", "RES"]
 

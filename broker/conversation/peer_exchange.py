@@ -10,6 +10,7 @@ heartbeat.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from broker.conversation.effects import Dropped, Effect, Publish
 from broker.defaults import (
     NODES_KNOWN,
     PEERS_GREET_AGAIN_S,
@@ -17,10 +18,9 @@ from broker.defaults import (
     PEERS_STARTING,
     PEERS_STARTING_S,
 )
-from broker.conversation.effects import Dropped, Effect, Publish
 from broker.protocol.packets import PROTOCOLS, Discover, Peers, Protocol
-from broker.registry.registry import Registry
 from broker.protocol.topics import Topics, is_token
+from broker.registry.registry import Registry
 
 GREETING = "peer:"
 """Begins the reply ids of what a node known by its name alone is asked; its name follows."""

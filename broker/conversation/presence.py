@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from broker.conversation.effects import Effect, Publish
-from broker.protocol.packets import PROTOCOLS, Command, Disconnect, Discover, Heartbeat, Info, Packet, Ping, Protocol
 from broker.conversation.peer_exchange import PeerExchange
-from broker.registry.registry import KnownNode, Registry
+from broker.protocol.packets import PROTOCOLS, Command, Disconnect, Discover, Heartbeat, Info, Packet, Ping, Protocol
 from broker.protocol.topics import Topics
+from broker.registry.registry import KnownNode, Registry
 
 
 class Identity(NamedTuple):

@@ -9,14 +9,14 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
+from broker.conversation.incoming_streams import Receiving
+from broker.conversation.liveness import Probe, Watch
+from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.errors import BrokerDisconnectedError, MoleculerError, QueueIsFullError, RequestRejectedError
 from broker.protocol.packets import Discover, Id, Ping, Protocol, Request
-from broker.conversation.incoming_streams import Receiving
-from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
 from broker.protocol.topics import Topics
-from broker.conversation.liveness import Probe, Watch
+from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
 
 PROBE = "probe:"
 """Begins the reply ids of liveness probes, and the ids of those that are pings."""

@@ -8,14 +8,6 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw, UnsetType
 
-from broker.conversation.presence import Announcing, Identity
-from broker.defaults import (
-    REQUESTS_ASKED,
-    STREAM_BUFFER_BYTES,
-    STREAM_IDLE_TIMEOUT_S,
-    STREAMS_BUFFER_BYTES,
-    STREAMS_OPEN,
-)
 from broker.conversation.effects import (
     AnswerPing,
     Conflict,
@@ -29,8 +21,17 @@ from broker.conversation.effects import (
     Settle,
     StopWriter,
 )
-from broker.protocol.encoding import short
-from broker.registry.endpoints import Listener
+from broker.conversation.incoming_streams import Receiving
+from broker.conversation.peer_exchange import PeerExchange
+from broker.conversation.presence import Announcing, Identity
+from broker.conversation.requests import PROBE, Waiting, notices
+from broker.defaults import (
+    REQUESTS_ASKED,
+    STREAM_BUFFER_BYTES,
+    STREAM_IDLE_TIMEOUT_S,
+    STREAMS_BUFFER_BYTES,
+    STREAMS_OPEN,
+)
 from broker.errors import (
     MoleculerError,
     ProtocolVersionMismatchError,
@@ -39,6 +40,7 @@ from broker.errors import (
     ServiceNotFoundError,
     error_to_wire,
 )
+from broker.protocol.encoding import short
 from broker.protocol.packets import (
     NULL,
     PROTOCOLS,
@@ -57,14 +59,12 @@ from broker.protocol.packets import (
     Request,
     Response,
 )
-from broker.conversation.peer_exchange import PeerExchange
-from broker.streams.reader import StreamReader
-from broker.conversation.incoming_streams import Receiving
+from broker.protocol.topics import Topics, is_token
+from broker.registry.endpoints import Listener
 from broker.registry.registry import KnownNode, Registry
 from broker.services.schema import ActionDefinition
 from broker.streams.ordering import is_part_of_stream
-from broker.protocol.topics import Topics, is_token
-from broker.conversation.requests import PROBE, Waiting, notices
+from broker.streams.reader import StreamReader
 
 
 class Limits(NamedTuple):

@@ -10,8 +10,8 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+from broker.internals.uptime import uptime_s
 from broker.masking import masked_text
-from broker.node.uptime import uptime_s
 
 _ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "i686": "ia32"}
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from broker.defaults import BrokerOptions
 from broker.masking import masked
+from broker.options import BrokerOptions
 
 _MILLISECONDS = 1000
 

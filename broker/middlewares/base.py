@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import BrokerOptionsError
-
-Next = Callable[[Context], Awaitable[Any]]
-"""The rest of the chain."""
 
 Around = Callable[[Next, Context], Awaitable[Any]]
 """`async def around(call_next, ctx)`: do something, `return await call_next(ctx)`, do something."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import anyio
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import QueueIsFullError
-from broker.middlewares.base import Next, Target, Wrap
+from broker.middlewares.base import Target, Wrap
 from broker.services.policies import BulkheadPolicy, merge
 
 

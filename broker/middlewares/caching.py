@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from broker.context import Context, Next
+from broker.errors import ServiceSchemaError
+from broker.middlewares.base import Target, Wrap, settle
 from broker.middlewares.cache_keys import cache_key
 from broker.middlewares.cacher import MISS, MemoryCacher
-from broker.context import Context
-from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Next, Target, Wrap, settle
 
 Seconds = Annotated[float, Meta(ge=0)]
 

@@ -24,27 +24,27 @@ from typing import Any
 
 import anyio
 
-from broker.middlewares.handler import make_check, make_handler
-from broker.middlewares.cacher import MemoryCacher
-from broker.protocol.codecs.json import Codec
-from broker.context import Context
-from broker.defaults import BrokerOptions
-from broker.registry.endpoints import Endpoint
-from broker.middlewares.base import Next, Target, Wrap, around_with, hooks, wrapped
+from broker.context import Context, Next
+from broker.middlewares.base import Target, Wrap, around_with, hooks, wrapped
 from broker.middlewares.bulkhead import bulkhead
+from broker.middlewares.cacher import MemoryCacher
 from broker.middlewares.caching import caching
 from broker.middlewares.circuit import After
 from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
 from broker.middlewares.debounce import debounce
 from broker.middlewares.error_handling import handling_errors
 from broker.middlewares.fallback import fallback
+from broker.middlewares.handler import make_check, make_handler, make_listener
 from broker.middlewares.hooks import action_hooks
 from broker.middlewares.retry import retrying
 from broker.middlewares.throttle import throttle
 from broker.middlewares.timeout import timeout
 from broker.middlewares.validation import validation
-from broker.services.policies import BulkheadPolicy, CircuitBreakerPolicy, RetryPolicy, announced_policies, merge
+from broker.options import BrokerOptions
+from broker.protocol.codecs.json import Codec
+from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
+from broker.services.policies import BulkheadPolicy, CircuitBreakerPolicy, RetryPolicy, announced_policies, merge
 from broker.services.schema import ActionDefinition, EventDefinition
 
 
@@ -150,4 +150,4 @@ class Chains:
             settings=definition.settings,
             instance=service,
         )
-        return wrapped(self._local_event, definition.handler, target)
+        return wrapped(self._local_event, make_listener(definition), target)

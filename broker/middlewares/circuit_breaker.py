@@ -7,11 +7,11 @@ from typing import Any
 
 import anyio
 
-from broker.context import Context
-from broker.registry.endpoints import Endpoint
+from broker.context import Context, Next
 from broker.errors import MoleculerError
-from broker.middlewares.base import Next, Target
+from broker.middlewares.base import Target
 from broker.middlewares.circuit import After, Circuit
+from broker.registry.endpoints import Endpoint
 from broker.services.policies import CircuitBreakerPolicy, merge
 
 Broadcast = Callable[[str, dict[str, Any]], None]

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from broker.context import Context
-from broker.middlewares.base import Next, Target, Wrap, settle
+from broker.context import Context, Next
+from broker.middlewares.base import Target, Wrap, settle
 
 
 def handling_errors(handler: Callable[[BaseException, Context], Any] | None) -> Wrap:

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from broker.context import ABSENT, Context
-from broker.protocol.encoding import short
+from broker.context import ABSENT, Context, Next
 from broker.errors import ServiceSchemaError, text_of
-from broker.middlewares.base import Next, Target, bound, settle
+from broker.middlewares.base import Target, bound, settle
+from broker.protocol.encoding import short
 
 logger = logging.getLogger("broker")
 

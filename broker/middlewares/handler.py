@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import msgspec
 
 from broker.cancellation import ASKED_ONLY
-from broker.protocol.codecs.json import Codec, ValueDecoder, json_text
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import first_error
-from broker.middlewares.base import Next
-from broker.services.schema import ActionDefinition
+from broker.protocol.codecs.json import Codec, ValueDecoder, json_text
+from broker.services.schema import ActionDefinition, EventDefinition
 
 
 def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
@@ -42,6 +42,33 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
                 raise first_error(group) from group
 
     return invoke
+
+
+def make_listener(definition: EventDefinition) -> Next:
+    """The handler of an event, or one that runs several at once: a failure of one does not end the others, and is
+    raised when all are through."""
+    if len(definition.handlers) == 1:
+        return definition.handlers[0]
+
+    async def handle(ctx: Context) -> None:
+        failures: list[Exception] = []
+
+        async def run(handler: Next) -> None:
+            try:
+                with ASKED_ONLY:
+                    await handler(ctx)
+            except Exception as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for handler in definition.handlers:
+                tasks.start_soon(run, handler)
+        if len(failures) > 1:
+            raise ExceptionGroup(f"{len(failures)} handlers failed", failures)
+        if failures:
+            raise failures[0]
+
+    return handle
 
 
 def make_check(definition: ActionDefinition, codec: Codec) -> Callable[[Context], Any] | None:

@@ -18,9 +18,9 @@ through the action's own error hooks, the patterns', those of `*`, until one ret
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Next, Target, bound, settle
+from broker.middlewares.base import Target, bound, settle
 from broker.registry.patterns import matches
 
 Hook = Callable[..., Any]

@@ -6,10 +6,10 @@ from typing import Any
 
 import anyio
 
-from broker.context import Context
-from broker.protocol.encoding import short
+from broker.context import Context, Next
 from broker.errors import text_of
-from broker.middlewares.base import Next, Target, Wrap
+from broker.middlewares.base import Target, Wrap
+from broker.protocol.encoding import short
 from broker.services.policies import RetryPolicy, merge
 
 logger = logging.getLogger("broker")

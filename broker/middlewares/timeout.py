@@ -5,9 +5,9 @@ from typing import Any
 
 import anyio
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import RequestTimeoutError
-from broker.middlewares.base import Next, Target
+from broker.middlewares.base import Target
 
 
 def timeout(call_next: Next, target: Target) -> Next:

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from broker.context import Context
-from broker.middlewares.base import Next, Target
+from broker.context import Context, Next
+from broker.middlewares.base import Target
 
 
 def validation(call_next: Next, target: Target) -> Next:

@@ -10,8 +10,6 @@ from typing import Any, TypeGuard, assert_never
 
 import msgspec
 
-from broker.protocol.codecs.json import Codec
-from broker.defaults import STREAM_PART_BYTES
 from broker.conversation.effects import (
     AnswerPing,
     Conflict,
@@ -30,7 +28,9 @@ from broker.conversation.effects import (
     Settle,
     StopWriter,
 )
-from broker.protocol.encoding import UNDECODABLE, reason
+from broker.conversation.notices import not_processed, not_sent
+from broker.conversation.transit import Transit
+from broker.defaults import STREAM_PART_BYTES
 from broker.errors import (
     BrokerDisconnectedError,
     InvalidPacketDataError,
@@ -38,13 +38,13 @@ from broker.errors import (
     PayloadTooLargeError,
     error_to_wire,
 )
-from broker.streams.flow import CONTINUE, STOP
-from broker.conversation.notices import not_processed, not_sent
+from broker.node.writers import Writers
+from broker.protocol.codecs.json import Codec
+from broker.protocol.encoding import UNDECODABLE, reason
 from broker.protocol.packets import NULL, Info, Pong, Response
+from broker.streams.flow import CONTINUE, STOP
 from broker.streams.reader import StreamReader
-from broker.conversation.transit import Transit
 from broker.transports.base import Transport
-from broker.calling.writers import Writers
 
 logger = logging.getLogger("broker")
 

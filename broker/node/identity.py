@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from broker.conversation.presence import Identity
-from broker.protocol.codecs.json import Codec
 from broker.errors import BrokerOptionsError, MoleculerError
-from broker.streams.flow import FLOW_CONTROL
 from broker.node.network import ip_addresses
+from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import PROTOCOLS, Protocol
 from broker.registry.registry import SPOKEN
+from broker.streams.flow import FLOW_CONTROL
 
 
 def make_identity(node_id: str, metadata: dict[str, Any], codec: Codec, protocol: Protocol | None = None) -> Identity:

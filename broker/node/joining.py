@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 
 from broker import defaults
-from broker.protocol.codecs.json import Codec
-from broker.defaults import BrokerOptions
 from broker.conversation.effects import Effect
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
-from broker.protocol.packets import PROTOCOLS, Command, Ping
-from broker.node.effects import epoch_ms
 from broker.conversation.transit import Transit
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
+from broker.node.effects import epoch_ms
+from broker.options import BrokerOptions
+from broker.protocol.codecs.json import Codec
+from broker.protocol.packets import PROTOCOLS, Command, Ping
 from broker.transports.base import OnMessage, Subscription, Transport
 
 logger = logging.getLogger("broker")

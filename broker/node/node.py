@@ -18,10 +18,10 @@ from anyio.abc import TaskGroup
 
 from broker import defaults
 from broker.conversation.balanced import BalancedSubscription, balanced_subscriptions
-from broker.protocol.codecs.json import Codec
-from broker.node.cpu import CPUMeter
-from broker.defaults import BrokerOptions
 from broker.conversation.effects import Effect, Publish
+from broker.conversation.notices import not_processed, transporter_failed
+from broker.conversation.peer_exchange import GREETING
+from broker.conversation.transit import Transit
 from broker.errors import (
     BrokerDisconnectedError,
     BrokerOptionsError,
@@ -29,17 +29,17 @@ from broker.errors import (
     InvalidPacketDataError,
     MoleculerError,
 )
-from broker.streams.flow import FLOW_CONTROL
-from broker.node.joining import Joining
-from broker.conversation.notices import not_processed, transporter_failed
-from broker.node.outage import Outage
-from broker.protocol.packets import Command, Request
-from broker.conversation.peer_exchange import GREETING
+from broker.node.cpu import CPUMeter
 from broker.node.effects import Performing
+from broker.node.joining import Joining
+from broker.node.outage import Outage
 from broker.node.tracking import Tracker
-from broker.conversation.transit import Transit
-from broker.transports.base import Later, Observer, Subscription, Transport
 from broker.node.workers import Workers
+from broker.options import BrokerOptions
+from broker.protocol.codecs.json import Codec
+from broker.protocol.packets import Command, Request
+from broker.streams.flow import FLOW_CONTROL
+from broker.transports.base import Later, Observer, Subscription, Transport
 
 logger = logging.getLogger("broker")
 

@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 
 from broker.ids import new_id
-from broker.node.node import Node
 from broker.node.effects import epoch_ms
+from broker.node.node import Node
 from broker.registry.registry import KnownNode, Registry
 
 

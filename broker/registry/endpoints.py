@@ -3,10 +3,9 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Generic, TypeVar
 
-from broker.context import Context
-from broker.middlewares.base import Next
-from broker.services.schema import ActionDefinition, EventDefinition
+from broker.context import Context, Next
 from broker.registry.strategies.base import Strategy
+from broker.services.schema import ActionDefinition, EventDefinition
 
 
 class Endpoint:

@@ -11,13 +11,13 @@ import msgspec
 
 from broker.context import Context
 from broker.defaults import NAMES_KNOWN, NODES_KNOWN
-from broker.registry.endpoints import Choices, Endpoint, Listener
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.protocol.packets import PROTOCOLS, Info, Protocol
+from broker.registry.endpoints import Choices, Endpoint, Listener
 from broker.registry.patterns import matches
-from broker.services.schema import ServiceDefinition, full_service_name
 from broker.registry.strategies import StrategyMaker
 from broker.registry.strategies.latencies import Latencies
+from broker.services.schema import ServiceDefinition, full_service_name
 
 Change = tuple[str, dict[str, Any]]
 """A local event to announce: its name and payload (§7.4)."""

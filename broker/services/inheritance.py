@@ -3,12 +3,8 @@
 Python alone would let `settings` of a class hide those of its bases altogether.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import anyio
-
-from broker.cancellation import ASKED_ONLY
 
 DECLARED = "_declared"
 """Where a class keeps what it declared itself, before it was merged."""
@@ -31,31 +27,6 @@ def merge_declared(cls: type) -> None:
             for value in values[1:]:
                 merged = merge(merged, value)
             setattr(cls, name, merged)
-
-
-def run_all(handlers: Sequence[Callable[..., Awaitable[Any]]]) -> Callable[..., Awaitable[None]]:
-    """One event handler that runs several at once. A failure of one ends none of the others; it is raised when all are
-    through."""
-
-    async def handle(ctx: Any) -> None:
-        failures: list[Exception] = []
-
-        async def run(handler: Callable[..., Awaitable[Any]]) -> None:
-            try:
-                with ASKED_ONLY:
-                    await handler(ctx)
-            except Exception as error:
-                failures.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            for handler in handlers:
-                tasks.start_soon(run, handler)
-        if len(failures) > 1:
-            raise ExceptionGroup(f"{len(failures)} handlers failed", failures)
-        if failures:
-            raise failures[0]
-
-    return handle
 
 
 def _can_be_merged(name: str, value: Any) -> bool:

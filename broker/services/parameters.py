@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec import inspect as types
 
+from broker.errors import ServiceSchemaError, ValidationError
 from broker.protocol.buffers import with_bytes
+from broker.protocol.typed import holds_bytes, typed
 from broker.services.conversion import converted, converting
 from broker.services.declarations import signature_of
-from broker.errors import ServiceSchemaError, ValidationError
 from broker.services.validator_schema import rule_of
-from broker.protocol.typed import holds_bytes, typed
 
 _NULL = Raw(b"null")
 

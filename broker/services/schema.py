@@ -5,11 +5,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from broker.services.declarations import Visibility
 from broker.errors import ServiceSchemaError
+from broker.services.balancing import for_info
+from broker.services.declarations import Visibility
 from broker.services.parameters import Parameters
 from broker.services.policies import announce_policies
-from broker.registry.strategies import for_info
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -51,7 +51,8 @@ class EventDefinition(Struct, frozen=True, kw_only=True, eq=False):
     name: str
     group: str
     service: str
-    handler: Handler
+    handlers: tuple[Handler, ...]
+    """Several when base classes of the service listen to the same pattern; all of them run."""
     settings: dict[str, Any] = {}
     """`bulkhead`, `debounce` and `throttle`, as far as given; the latter two in seconds."""
     balancing: dict[str, Any] = {}

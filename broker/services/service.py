@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import msgspec
 
+from broker.context import Caller
+from broker.errors import BrokerOptionsError, ServiceSchemaError
+from broker.services.balancing import announcement
 from broker.services.declarations import (
     ActionOptions,
     EventOptions,
@@ -21,8 +24,7 @@ from broker.services.declarations import (
     check_options,
     check_spelling,
 )
-from broker.errors import BrokerOptionsError, ServiceSchemaError
-from broker.services.inheritance import merge_declared, run_all
+from broker.services.inheritance import merge_declared
 from broker.services.parameters import Parameters
 from broker.services.schema import (
     ActionDefinition,
@@ -32,10 +34,6 @@ from broker.services.schema import (
     full_action_name,
     full_service_name,
 )
-from broker.registry.strategies import announcement
-
-if TYPE_CHECKING:
-    from broker.broker import ServiceBroker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,10 +88,10 @@ def action(
     `rename` maps Python parameter names to wire names. `convert` takes text for numbers, booleans and dates, and one
     value for a list of one, as requests over HTTP have them; the broker's `convert_params` is its default. `strategy`
     (`RoundRobin`, `Random`, `CpuUsage`, `Latency`, `Shard`) is how callers choose among nodes. `retry_policy`,
-    `circuit_breaker` and `bulkhead` change the broker's for this action (`broker.services.policies`). `fallback`, a function of
-    (context, error) or a method's name, answers instead of an error. `hooks`: see `broker.middlewares.hooks`. `cache`,
-    True or `{keys, ttl, lock, …}`, keeps results in the broker's cacher. Anything else (`rest`…) goes into INFO as it
-    is.
+    `circuit_breaker` and `bulkhead` change the broker's for this action (`broker.services.policies`). `fallback`, a
+    function of (context, error) or a method's name, answers instead of an error. `hooks`: see
+    `broker.middlewares.hooks`. `cache`, True or `{keys, ttl, lock, …}`, keeps results in the broker's cacher. Anything
+    else (`rest`…) goes into INFO as it is.
 
     Parameters after the context are typed: they are validated and converted from `params`, and a violation is a
     ValidationError. A handler with the context alone reads `ctx.params`.
@@ -208,7 +206,7 @@ class Service:
         metadata = MappingProxyType({})
         hooks = MappingProxyType({})
 
-    broker: "ServiceBroker"
+    broker: Caller
     """The broker this service runs on; set before `started`."""
     logger: logging.Logger = logging.getLogger("broker.services.service")
     """A logger with the service's name."""
@@ -351,7 +349,7 @@ def _define_event(method: Any, service: str, group: str, options: dict[str, Any]
         name=options["pattern"],
         group=group,
         service=service,
-        handler=method,
+        handlers=(method,),
         settings=options["settings"],
         balancing=_balancing(options),
     )
@@ -366,7 +364,7 @@ def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
         )
     return msgspec.structs.replace(
         own,
-        handler=run_all([base.handler, own.handler]),
+        handlers=(*base.handlers, *own.handlers),
         settings={**base.settings, **own.settings},
         balancing={**base.balancing, **own.balancing},
     )

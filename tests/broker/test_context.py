@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from broker.protocol.codecs.json import JSONCodec
 from broker.context import ABSENT, Context
 from broker.errors import InvalidPacketDataError
+from broker.protocol.codecs.json import JSONCodec
 from tests.support.example_services import Math
 
 BROKER: Any = None

@@ -1,7 +1,6 @@
 """The defaults are those of Moleculer JS."""
 
-from broker.defaults import default_node_id
-from broker.options import make_options
+from broker.options import default_node_id, make_options
 
 
 def test_the_defaults_are_those_of_the_reference() -> None:

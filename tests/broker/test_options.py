@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 from broker import ServiceBroker
-from broker.defaults import BrokerOptions
 from broker.errors import BrokerOptionsError
-from broker.options import _FROM_ENVIRONMENT, ignored_settings, make_options
+from broker.options import _FROM_ENVIRONMENT, BrokerOptions, ignored_settings, make_options
 from broker.protocol.transforms import Compression
 
 

@@ -122,7 +122,8 @@ async def test_calls_of_a_minute_to_a_busy_node_succeed(kind: str, nats_url: str
 async def test_a_node_that_reconnects_answers_its_calls(
     kind: str, session_nats: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", DEADLINE_S)  # a busy machine needs longer than the default
+    # A busy machine needs longer than the default.
+    monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", DEADLINE_S)
     async with (
         TcpProxy(session_nats.port).running() as proxy,
         open_victim(kind, session_nats.url, namespace, proxy.url) as victim,
@@ -141,7 +142,8 @@ async def test_a_node_that_reconnects_answers_its_calls(
 async def test_a_js_node_has_time_to_reconnect_when_its_nats_server_restarts(
     version: str, tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", DEADLINE_S)  # a busy machine needs longer than the default
+    # A busy machine needs longer than the default.
+    monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", DEADLINE_S)
     ours, theirs = cluster_of(2, tmp_path)
     with ours, theirs:
         transporter = {"type": "NATS", "options": {"url": theirs.url, "ignoreClusterUpdates": True}}

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from broker.context import CallOptions, Context
-from broker.middlewares.base import Next, Target
+from broker.context import CallOptions, Context, Next
+from broker.middlewares.base import Target
 
 __all__ = ["Timers", "made_context", "run", "target"]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from msgspec import Raw
 
-from broker.conversation.presence import Identity
 from broker.context import Context
 from broker.conversation.effects import Effect, Publish
+from broker.conversation.presence import Identity
+from broker.conversation.transit import Limits, Transit
 from broker.protocol.packets import Command, Info, Protocol, Request
+from broker.protocol.topics import Topics
 from broker.registry.registry import Registry
 from broker.services.service import Service, action, define, event
-from broker.protocol.topics import Topics
-from broker.conversation.transit import Limits, Transit
 
 __all__ = [
     "GOLDEN",

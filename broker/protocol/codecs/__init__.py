@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from broker.errors import BrokerOptionsError
 from broker.protocol.codecs.json import Codec, JSONCodec
 from broker.protocol.codecs.json_ext import JSONExtCodec
 from broker.protocol.codecs.msgpack import MsgPackCodec
 from broker.protocol.codecs.transforming import TransformingCodec
-from broker.errors import BrokerOptionsError
 from broker.protocol.transforms.base import Transform
 
 __all__ = ["make_codec"]

@@ -15,8 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec import inspect as types
 
-from broker.protocol import buffers
-from broker.protocol import members
+from broker.protocol import buffers, members
 from broker.protocol.encoding import (
     UNDECODABLE,
     UNENCODABLE,

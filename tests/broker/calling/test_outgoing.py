@@ -8,13 +8,13 @@ import anyio
 import pytest
 from msgspec import Raw
 
-from broker.protocol.codecs.json import JSONCodec
-from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
-from broker.conversation.effects import Publish
-from broker.errors import BrokerDisconnectedError, MoleculerError
-from broker.streams.flow import STOP, Flow
 from broker.calling.outgoing import Outgoing, Source, is_stream
+from broker.conversation.effects import Publish
+from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
+from broker.errors import BrokerDisconnectedError, MoleculerError
+from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Response
+from broker.streams.flow import STOP, Flow
 from broker.transports.memory import too_large
 
 pytestmark = pytest.mark.anyio

@@ -4,8 +4,8 @@ import pytest
 
 from broker import Context, Service, action, event
 from broker.conversation.balanced import balanced_subscriptions, subject_pattern
-from broker.services.service import define
 from broker.protocol.topics import Topics
+from broker.services.service import define
 
 
 class Greeter(Service):

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from msgspec import UNSET, Raw
 
-from broker.protocol.codecs.json import JSONCodec
-from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.conversation.effects import Effect, EndStream, FeedStream, Pending, Reject, Settle, StopWriter
-from broker.errors import InvalidPacketDataError
-from broker.protocol.packets import Address, Request, Response
-from broker.streams.reader import StreamOverflowError, StreamReader
 from broker.conversation.incoming_streams import Receiving
+from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
+from broker.errors import InvalidPacketDataError
+from broker.protocol.codecs.json import JSONCodec
+from broker.protocol.packets import Address, Request, Response
 from broker.streams.ordering import OBJECT_MODE
+from broker.streams.reader import StreamOverflowError, StreamReader
 
 
 def request(sequence: int, *, more: bool = True, params: bytes = b"null", **fields: Any) -> Request:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from broker.conversation.liveness import Probe, Watch
 from broker.defaults import (
     NODE_PROBE_INTERVAL_S,
     NODE_RECONNECT_S,
@@ -10,7 +11,6 @@ from broker.defaults import (
     NODE_UNRESPONSIVE_S,
     TICK_S,
 )
-from broker.conversation.liveness import Probe, Watch
 
 START = 10.0
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker.errors import BrokerDisconnectedError
 from broker.conversation.notices import not_processed, not_sent, service_not_stopped, transporter_failed
+from broker.errors import BrokerDisconnectedError
 from broker.protocol.packets import (
     NULL,
     Disconnect,

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.defaults import NODES_KNOWN, PEERS_PACKET_BYTES
 from broker.conversation.effects import Dropped, Effect, Notify
-from broker.protocol.packets import Disconnect, Discover, Heartbeat, Info, Peers
 from broker.conversation.transit import Transit
+from broker.defaults import NODES_KNOWN, PEERS_PACKET_BYTES
+from broker.protocol.packets import Disconnect, Discover, Heartbeat, Info, Peers
 from tests.support.transits import Math, info, make_transit, meet, offer, publishes, subjects
 
 BILINGUAL = {"type": "python", "protocols": ["5", "4"]}

@@ -6,14 +6,6 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from broker.defaults import (
-    NODE_PROBE_AFTER_S,
-    NODE_PROBE_INTERVAL_S,
-    NODE_RECONNECT_S,
-    NODE_UNREACHABLE_S,
-    NODE_UNRESPONSIVE_S,
-    TICK_S,
-)
 from broker.conversation.effects import (
     Dropped,
     Effect,
@@ -24,6 +16,15 @@ from broker.conversation.effects import (
     Reject,
     Responsive,
     Settle,
+)
+from broker.conversation.transit import Transit
+from broker.defaults import (
+    NODE_PROBE_AFTER_S,
+    NODE_PROBE_INTERVAL_S,
+    NODE_RECONNECT_S,
+    NODE_UNREACHABLE_S,
+    NODE_UNRESPONSIVE_S,
+    TICK_S,
 )
 from broker.errors import InvalidPacketDataError, QueueIsFullError, RequestRejectedError
 from broker.protocol.packets import (
@@ -38,7 +39,6 @@ from broker.protocol.packets import (
     Pong,
     Response,
 )
-from broker.conversation.transit import Transit
 from tests.support.transits import info, make_transit, meet, publishes, request, service_info, subjects
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from msgspec import UNSET, Raw
 
-from broker.protocol.codecs.json import JSONCodec
 from broker.conversation.effects import (
     AnswerPing,
     Conflict,
@@ -20,7 +19,10 @@ from broker.conversation.effects import (
     RunEvent,
     Settle,
 )
+from broker.conversation.incoming_streams import Receiving
+from broker.conversation.transit import Transit
 from broker.errors import MoleculerError
+from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import (
     Disconnect,
     Discover,
@@ -33,8 +35,6 @@ from broker.protocol.packets import (
     Request,
     Response,
 )
-from broker.conversation.incoming_streams import Receiving
-from broker.conversation.transit import Transit
 from tests.support.transits import (
     Math,
     captured,

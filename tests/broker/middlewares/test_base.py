@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import BrokerOptionsError
 from broker.middlewares.base import (
     Around,
     Middleware,
-    Next,
     Target,
     around_with,
     bound,

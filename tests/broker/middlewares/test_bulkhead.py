@@ -6,9 +6,8 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import QueueIsFullError
-from broker.middlewares.base import Next
 from broker.middlewares.bulkhead import Gate, bulkhead
 from broker.services.policies import BulkheadPolicy
 from tests.support.targets import made_context, run, target

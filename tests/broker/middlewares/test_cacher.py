@@ -5,8 +5,8 @@ from typing import Any
 import anyio
 import pytest
 
-from broker.middlewares.cacher import MISS, MemoryCacher, make_cacher
 from broker.errors import BrokerOptionsError
+from broker.middlewares.cacher import MISS, MemoryCacher, make_cacher
 from tests.support.targets import Timers
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,10 @@ from typing import Any
 import anyio
 import pytest
 
-from broker.middlewares.cacher import MemoryCacher
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Next, Wrap
+from broker.middlewares.base import Wrap
+from broker.middlewares.cacher import MemoryCacher
 from broker.middlewares.caching import caching
 from broker.middlewares.timeout import timeout
 from tests.support.targets import Timers, made_context, run, target

@@ -5,12 +5,11 @@ from typing import Any
 import anyio
 import pytest
 
-from broker.context import Context
-from broker.registry.endpoints import Endpoint
+from broker.context import Context, Next
 from broker.errors import MoleculerClientError, MoleculerError, MoleculerServerError, RequestTimeoutError
-from broker.middlewares.base import Next
 from broker.middlewares.circuit_breaker import CircuitBreaker
 from broker.middlewares.timeout import timeout
+from broker.registry.endpoints import Endpoint
 from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers, made_context, run, target
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from broker.context import Context
-from broker.middlewares.base import Next
+from broker.context import Context, Next
 from broker.middlewares.debounce import debounce
 from tests.support.targets import Timers, made_context, target
 

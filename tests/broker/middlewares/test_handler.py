@@ -6,11 +6,10 @@ import anyio
 import pytest
 from msgspec import Raw
 
+from broker.context import Context, Next
+from broker.errors import MoleculerClientError, ValidationError
 from broker.middlewares.handler import make_check, make_handler
 from broker.protocol.codecs.json import JSONCodec
-from broker.context import Context
-from broker.errors import MoleculerClientError, ValidationError
-from broker.middlewares.base import Next
 from broker.services.service import Service, action, define
 
 pytestmark = pytest.mark.anyio

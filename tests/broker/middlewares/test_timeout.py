@@ -5,9 +5,8 @@ from typing import Any
 import anyio
 import pytest
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import RequestTimeoutError
-from broker.middlewares.base import Next
 from broker.middlewares.timeout import timeout
 from tests.support.targets import target
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.node.node import cpu
+from broker.node import cpu
 from broker.node.cpu import CPUMeter
 
 

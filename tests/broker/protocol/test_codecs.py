@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from broker.protocol.codecs.json import Codec, JSONCodec, json_text
-from broker.protocol.codecs import make_codec
 from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
+from broker.protocol.codecs import make_codec
+from broker.protocol.codecs.json import Codec, JSONCodec, json_text
 from broker.protocol.packets import COMMANDS, NULL, Command, Event, Heartbeat, Packet, Ping, Request, Response
 from broker.protocol.transforms import Compression, Encryption
 from tests.support.transits import captured

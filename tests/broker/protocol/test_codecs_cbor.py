@@ -7,8 +7,8 @@ import cbor2
 import pytest
 from msgspec import UNSET, Raw, Struct
 
-from broker.protocol.codecs.cbor import CBORCodec
 from broker.errors import InvalidPacketDataError
+from broker.protocol.codecs.cbor import CBORCodec
 from broker.protocol.packets import Heartbeat, Ping, Request
 from broker.protocol.values import RegExp
 

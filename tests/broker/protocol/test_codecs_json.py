@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from broker.protocol.codecs.json import JSONCodec
-from broker.protocol.codecs import make_codec
 from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
+from broker.protocol.codecs import make_codec
+from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import COMMANDS, Command, Event, Info, Packet, Request, Response
 from tests.support.transits import captured
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec import Raw, Struct
 
-from broker.protocol.codecs.json_ext import JSONExtCodec
 from broker.errors import InvalidPacketDataError
+from broker.protocol.codecs.json_ext import JSONExtCodec
 from broker.protocol.packets import Event, Info, Request
 from broker.protocol.values import RegExp
 

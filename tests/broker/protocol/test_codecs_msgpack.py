@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from broker.protocol.codecs.msgpack import MsgPackCodec
 from broker.errors import MoleculerError
+from broker.protocol.codecs.msgpack import MsgPackCodec
 from broker.protocol.packets import Heartbeat
 
 CODEC = MsgPackCodec()

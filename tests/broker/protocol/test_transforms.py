@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.errors import BrokerOptionsError, InvalidPacketDataError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.codecs.transforming import TransformingCodec
-from broker.errors import BrokerOptionsError, InvalidPacketDataError
 from broker.protocol.packets import Heartbeat
 from broker.protocol.transforms import Compression, Encryption, Transform
 from broker.protocol.transforms.compression import Method

@@ -7,8 +7,8 @@ import pytest
 
 from broker.context import Context
 from broker.registry.endpoints import Choices, Endpoint
-from broker.services.service import Service, action, define
 from broker.registry.strategies.round_robin import RoundRobin
+from broker.services.service import Service, action, define
 
 
 class Posts(Service):

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from msgspec import Meta, Raw, Struct
 
-from broker.protocol.codecs.json import json_text
 from broker.context import Context
-from broker.services.conversion import converted, converting
 from broker.errors import ServiceSchemaError
+from broker.protocol.codecs.json import json_text
+from broker.services.conversion import converted, converting
 from broker.services.parameters import Parameters
 from broker.services.service import Service, action, define
 

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from msgspec import Meta, Raw, Struct
 
-from broker.protocol.codecs.json import JSONCodec
-from broker.protocol.codecs import make_codec
 from broker.context import Context
 from broker.errors import ServiceSchemaError, ValidationError
+from broker.protocol.codecs import make_codec
+from broker.protocol.codecs.json import JSONCodec
 from broker.services.parameters import Parameters
 
 CODEC = JSONCodec()

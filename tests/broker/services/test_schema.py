@@ -67,7 +67,7 @@ def test_extras_cannot_hide_the_name() -> None:
 
 
 def test_an_event_has_its_name_and_group() -> None:
-    event = EventDefinition(name="user.*", group="mail", service="posts", handler=handler)
+    event = EventDefinition(name="user.*", group="mail", service="posts", handlers=(handler,))
     assert event.to_info() == {"name": "user.*", "group": "mail"}
 
 

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from broker.node.uptime import STARTED, uptime_s
+from broker.internals.uptime import STARTED, uptime_s
 
 pytestmark = pytest.mark.anyio
 

@@ -6,16 +6,16 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.conversation.effects import Publish
-from broker.errors import MoleculerError, RequestRejectedError
-from broker.streams.flow import Flow
-from broker.ids import new_id
-from broker.streams.pace import Pace
-from broker.protocol.packets import Ping, Pong, Protocol
-from broker.registry.registry import Registry
-from broker.protocol.topics import Topics
 from broker.conversation.requests import publish_denied
+from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
+from broker.errors import MoleculerError, RequestRejectedError
+from broker.ids import new_id
+from broker.protocol.packets import Ping, Pong, Protocol
+from broker.protocol.topics import Topics
+from broker.registry.registry import Registry
+from broker.streams.flow import Flow
+from broker.streams.pace import Pace
 
 logger = logging.getLogger("broker")
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.conversation.effects import Publish
+from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.errors import MoleculerError, RequestRejectedError
-from broker.streams.flow import CONTINUE
+from broker.node.writers import Writers
 from broker.protocol.packets import Ping, Pong, Response
-from broker.calling.writers import Writers
+from broker.streams.flow import CONTINUE
 from tests.support.transits import info, make_transit, meet
 
 pytestmark = pytest.mark.anyio
