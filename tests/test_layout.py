@@ -1,13 +1,7 @@
-"""How the rooms of the code may depend on each other, checked against every import of the source.
-
-A room imports only rooms below it. Imports for type checkers count as well. The store's rooms come with their own list.
-"""
+"""How the rooms of the broker depend on each other, by every import of the source, those for type checkers too."""
 
 import ast
 import functools
-import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +17,7 @@ PURE = ("registry", "services", "context", "options", "protocol", "defaults")
 """Rooms that decide and do nothing else: they have no loop, socket or file, and are handed the time."""
 
 IMPURE = {"aiosqlite", "anyio", "asyncio", "nats", "pathlib", "select", "socket", "ssl", "subprocess", "threading"}
-LEVELS = 20
-"""The longest chain of imports within the broker."""
+LEVELS = 20  # the longest chain of imports within the broker
 
 STORE = "services.environments_store"
 LIBRARIES = {
@@ -44,11 +37,8 @@ PUBLIC = ("broker", "broker.errors", "broker.protocol.members")
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    found = {}
-    for package in ("broker", "services"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
-    return found
+    paths = [path for package in ("broker", "services") for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 @functools.cache
@@ -65,10 +55,6 @@ def imports(name: str) -> frozenset[str]:
     return frozenset(found - {name})
 
 
-def room(name: str) -> str:
-    return "__init__" if name == "broker" else name.split(".")[1]
-
-
 def reached(name: str, seen: set[str]) -> set[str]:
     """Everything that a module imports, directly or through others."""
     for other in imports(name) - seen:
@@ -78,8 +64,9 @@ def reached(name: str, seen: set[str]) -> set[str]:
     return seen
 
 
-def of(package: str) -> Iterable[str]:
-    return (name for name in modules() if name.split(".")[0] == package)
+BROKER = {name for name in modules() if name.split(".")[0] == "broker"}
+SERVICES = modules().keys() - BROKER
+ROOM_OF = {name: f"{name}.__init__".split(".")[1] for name in BROKER}
 
 
 def test_every_entry_of_the_broker_is_a_room_of_the_list() -> None:
@@ -90,9 +77,11 @@ def test_every_entry_of_the_broker_is_a_room_of_the_list() -> None:
 
 def test_a_room_imports_only_rooms_below_it() -> None:
     rank = {name: number for number, line in enumerate(ROOMS) for name in line.split()}
-    for name in of("broker"):
-        for other in imports(name) & set(of("broker")):
-            assert room(name) == room(other) or rank[room(name)] < rank[room(other)], f"{name} imports {other}"
+    for name in BROKER:
+        for other in imports(name) & BROKER:
+            assert ROOM_OF[name] == ROOM_OF[other] or rank[ROOM_OF[name]] < rank[ROOM_OF[other]], (
+                f"{name} imports {other}"
+            )
 
 
 def test_no_import_leads_back_and_no_chain_is_long() -> None:
@@ -105,12 +94,12 @@ def test_no_import_leads_back_and_no_chain_is_long() -> None:
             levels[name] = 1 + max(below, default=0)
         return levels[name]
 
-    assert max(level(name, ()) for name in of("broker")) <= LEVELS
-    assert all(level(name, ()) for name in of("services"))
+    assert max(level(name, ()) for name in BROKER) <= LEVELS
+    assert all(level(name, ()) for name in SERVICES)
 
 
 def test_a_pure_room_reaches_no_loop_socket_or_file_through_any_import() -> None:
-    for name in (name for name in of("broker") if room(name) in PURE):
+    for name in (name for name in BROKER if ROOM_OF[name] in PURE):
         assert not {other.split(".")[0] for other in reached(name, set())} & IMPURE, name
 
 
@@ -121,17 +110,12 @@ def test_a_library_is_imported_where_it_belongs() -> None:
 
 
 def test_services_use_public_names_of_the_broker_and_the_broker_knows_no_service() -> None:
-    assert not {name for name in of("broker") for other in imports(name) if other.split(".")[0] == "services"}
-    for name in of("services"):
+    assert not {name for name in BROKER for other in imports(name) if other.split(".")[0] == "services"}
+    for name in SERVICES:
         used = {other for other in imports(name) if other.split(".")[0] == "broker"}
         assert {other for other in used if not other.startswith("broker.cli.")} <= set(PUBLIC), name
 
 
 def test_the_tests_of_the_broker_mirror_its_rooms() -> None:
-    rooms = {path.name for path in (ROOT / "tests" / "broker").iterdir() if (path / "__init__.py").exists()}
+    rooms = {path.parent.name for path in (ROOT / "tests" / "broker").glob("*/__init__.py")}
     assert rooms <= {path.name for path in (ROOT / "broker").iterdir()}
-
-
-def test_the_public_names_can_be_imported_without_the_nats_client() -> None:
-    program = "import sys, broker; sys.exit('nats' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

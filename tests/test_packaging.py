@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,8 @@ def test_no_lock_file_names_a_host_to_download_from(folder: str) -> None:
 def test_each_command_exists(script: str) -> None:
     point = importlib.metadata.EntryPoint("command", script, "console_scripts")
     assert callable(point.load())
+
+
+def test_the_public_names_can_be_imported_without_the_nats_client() -> None:
+    program = "import sys, broker; sys.exit('nats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
