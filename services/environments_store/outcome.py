@@ -1,4 +1,4 @@
-"""What became of a write whose connection died before the answer."""
+"""What is done when a write met trouble half-way: a connection that died before the answer, a table that changed."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -6,11 +6,20 @@ from typing import TypeVar
 import anyio
 
 from services.environments_store.defaults import StoreLimits
-from services.environments_store.errors import DatabaseUnavailableError, OutcomeUnknownError
+from services.environments_store.errors import DatabaseUnavailableError, OutcomeUnknownError, StalePlanError
 
-__all__ = ["settle"]
+__all__ = ["across_changes", "settle"]
 
 T = TypeVar("T")
+
+
+async def across_changes(transaction: Callable[[], Awaitable[T]]) -> T:
+    """The outcome of a transaction, made once more when the table was changed in the middle of it: unlike a statement
+    by itself, it is not repeated by the driver."""
+    try:
+        return await transaction()
+    except StalePlanError:
+        return await transaction()
 
 
 async def settle(error: OutcomeUnknownError, look: Callable[[], Awaitable[T | None]], limits: StoreLimits) -> T:

@@ -1,9 +1,10 @@
 """CRUD and soft delete over either database. Nothing is answered that is not committed.
 
 Every write is one statement on one row, so it is atomic without a transaction; only a compare-and-swap takes one. What
-it gave back is what was done. A statement that gave nothing back did nothing: the row is looked at then, and its state
-is the answer when the write has nothing to do in it. In any other state it was changed in between, and the write is
-tried again, a few times: a database that keeps on taking a write without doing it is refusing it.
+it gave back is what was done; where triggers or rules of the table may undo that before the statement is over, the row
+is looked at in one transaction with it. A statement that gave nothing back did nothing: the row is looked at then, and
+its state is the answer when the write has nothing to do in it. In any other state it was changed in between, and the
+write is tried again, a few times: a database that keeps on taking a write without doing it is refusing it.
 
 When the connection dies during a write, the row is read back before the caller is answered.
 """
@@ -11,8 +12,9 @@ When the connection dies during a write, the row is read back before the caller 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Literal, TypeVar
+from typing import Literal
 
+from broker.errors import MoleculerError
 from services.environments_store.aliases import Aliases
 from services.environments_store.database.base import Database, Row
 from services.environments_store.database.base import Queries as Connection
@@ -37,11 +39,10 @@ from services.environments_store.errors import (
     EnvironmentNotFoundError,
     EnvironmentStateError,
     OutcomeUnknownError,
-    StalePlanError,
 )
 from services.environments_store.listing import ListRequest, read_list
 from services.environments_store.model import read_row
-from services.environments_store.outcome import settle
+from services.environments_store.outcome import across_changes, settle
 from services.environments_store.queries import Listing, Queries
 from services.environments_store.records import Records, Written
 from services.environments_store.schema.guards import Event, read_guards
@@ -55,7 +56,8 @@ _OF_ANOTHER_TYPE = "22000"
 """What the driver says to a uuid that the type of `id` cannot hold, as where that is uuid."""
 _ALREADY_SO = Written(b"", None)
 
-T = TypeVar("T")
+Stands = Callable[[Row, Row | None], bool]
+"""Whether a write is done, by the row that its statement gave back and by the row that is there after it."""
 State = Literal["absent", "live", "deleted"]
 Idle = Mapping[State, type[EnvironmentStateError] | None]
 _CREATE: Idle = {"live": EnvironmentExistsError, "deleted": EnvironmentDeletedError}
@@ -65,6 +67,10 @@ _RESTORE: Idle = {"absent": EnvironmentNotFoundError, "live": None}
 _DELETE: Idle = {"absent": EnvironmentNotFoundError, "live": EnvironmentNotDeletedError}
 _FORCED_DELETE: Idle = {"absent": EnvironmentNotFoundError}
 """The states in which a write has nothing to do, with the error that says so; None where that is a success."""
+
+
+class _UndoneError(Exception):
+    """What a write did was undone in the same statement: ends its transaction, so that nothing of either is stored."""
 
 
 class Store:
@@ -238,17 +244,53 @@ class Store:
         the write and does not do it.
         """
         for _ in range(self._limits.attempts):
-            row = await write()
+            try:
+                row = await write()
+            except _UndoneError:
+                raise await self._refused(uuid, event, afterwards=True) from None
             if row is not None or self._is_idle(uuid, await self._state(uuid), idle):
                 return row
-        guards = await read_guards(self._database, event)
-        if not guards:
-            raise DatabaseUnavailableError("Others change this environment all the while. Nothing was done: try again.")
-        raise DatabaseRefusedError(
-            f"The database did nothing to the environment '{uuid}', and gave no error: look at {', '.join(guards)}.",
+        raise await self._refused(uuid, event)
+
+    async def _refused(self, uuid: str, event: Event, *, afterwards: bool = False) -> MoleculerError:
+        guards = await read_guards(self._database, event, afterwards=afterwards)
+        if not guards and not afterwards:
+            return DatabaseUnavailableError(
+                "Others change this environment all the while. Nothing was done: try again."
+            )
+        what = "undid the change of" if afterwards else "did nothing to"
+        names = ", ".join(guards) or "its triggers"
+        return DatabaseRefusedError(
+            f"The database {what} the environment '{uuid}', and gave no error: look at {names}.",
             uuid=uuid,
             guards=guards,
         )
+
+    async def _change(self, statement: str, uuid: str, *more: object, stands: Stands) -> Row | None:
+        """One write by itself: the row that it gave back, or that is there in the end where the table may undo it."""
+        if not self._shape.status.may_undo:
+            return await self._database.fetch_one(statement, uuid, *more)
+
+        async def change() -> Row | None:
+            async with self._database.transaction() as connection:
+                return await self._change_in(connection, statement, uuid, *more, stands=stands)
+
+        return await across_changes(change)
+
+    async def _change_in(
+        self, connection: Connection, statement: str, uuid: str, *more: object, stands: Stands
+    ) -> Row | None:
+        """The same in a transaction. Raises _UndoneError when it does not stand."""
+        row = await connection.fetch_one(statement, uuid, *more)
+        if row is None or not self._shape.status.may_undo:
+            return row
+        queries = self._shape.queries()
+        if queries.settle is not None:
+            await connection.execute(queries.settle)
+        there = await connection.fetch_one(queries.look, uuid)
+        if not stands(row, there):
+            raise _UndoneError
+        return row if there is None else there
 
     async def _state(self, uuid: str, connection: Connection | None = None) -> State:
         row = await (connection or self._database).fetch_one(self._shape.queries().look_light, uuid)
@@ -269,7 +311,10 @@ class Store:
             await self._state(accepted.uuid)
         create = self._shape.queries("insert").create
         row = await self._attempt(
-            accepted.uuid, "INSERT", lambda: self._database.fetch_one(create, accepted.uuid, accepted.text), _CREATE
+            accepted.uuid,
+            "INSERT",
+            lambda: self._change(create, accepted.uuid, accepted.text, stands=lambda _, there: _is_live(there)),
+            _CREATE,
         )
         assert row is not None, "no state makes a create a success that has nothing to do"
         return row
@@ -282,8 +327,8 @@ class Store:
             return await self._look_stored(accepted)
 
     async def _replace(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
-        if if_hash is not None:
-            return await self._across_changes(lambda: self._swap(accepted, if_hash))
+        if if_hash is not None or self._shape.status.may_undo:
+            return await across_changes(lambda: self._swap(accepted, if_hash))
         return await self._database.fetch_one(self._shape.queries("update").update, accepted.uuid, accepted.text)
 
     async def _delete(self, statement: str, uuid: str, idle: Idle) -> Row | None:
@@ -295,10 +340,10 @@ class Store:
             nonlocal row
             async with self._database.transaction() as connection:
                 self._is_idle(uuid, await self._state(uuid, connection), idle)
-                row = await connection.fetch_one(statement, uuid)
+                row = await self._change_in(connection, statement, uuid, stands=lambda _, there: there is None)
 
         try:
-            await self._across_changes(delete)
+            await across_changes(delete)
         except OutcomeUnknownError as error:
             deleted = row
             if deleted is None:
@@ -306,24 +351,24 @@ class Store:
             return await settle(error, lambda: self._look_committed(deleted), self._limits)
         return row
 
-    async def _across_changes(self, transaction: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await transaction()
-        except StalePlanError:
-            # A transaction, unlike a statement by itself, is not repeated by the driver.
-            return await transaction()
-
-    async def _swap(self, accepted: AcceptedDocument, if_hash: str) -> Row | None:
+    async def _swap(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
         """Compare and update under a lock of the row; None when there is no live one."""
         queries = self._shape.queries("update")
         async with self._database.transaction() as connection:
-            row = await connection.fetch_one(queries.lock, accepted.uuid)
-            if row is None:
+            before = await connection.fetch_one(queries.lock, accepted.uuid)
+            if before is None:
                 return None
-            current = await self._records.tag(read_row(row))
+            current = None if if_hash is None else await self._records.tag(read_row(before))
             if current != if_hash:
                 raise EnvironmentChangedError(accepted.uuid, hash=current)
-            return await connection.fetch_one(queries.update, accepted.uuid, accepted.text)
+            old = before["environment"]
+
+            def stands(row: Row, there: Row | None) -> bool:
+                return (
+                    there is not None and _is_live(there) and (there["environment"] != old or row["environment"] == old)
+                )
+
+            return await self._change_in(connection, queries.update, accepted.uuid, accepted.text, stands=stands)
 
     async def _mark(self, uuid: str, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
@@ -332,8 +377,10 @@ class Store:
             statement, idle = (soft_delete.remove, _REMOVE) if deleted else (soft_delete.restore, _RESTORE)
 
             async def mark() -> Row | None:
-                row = await self._database.fetch_one(statement, uuid)
-                # A trigger may have taken the mark off again.
+                row = await self._change(
+                    statement, uuid, stands=lambda _, there: there is not None and _is_deleted(there) == deleted
+                )
+                # A trigger may have taken the mark off before the row was stored.
                 return row if row is not None and _is_deleted(row) == deleted else None
 
             try:
@@ -362,6 +409,10 @@ class Store:
                 raise DatabaseUnavailableError("The transaction has not ended yet.")
             return row if found["committed"] else None
         return None
+
+
+def _is_live(row: Row | None) -> bool:
+    return row is not None and not _is_deleted(row)
 
 
 def _is_deleted(row: Row) -> bool:

@@ -1,19 +1,21 @@
 """What a database does to a write besides storing it: it refuses it with an error, or swallows it without one."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.errors import MoleculerError, ValidationError
 from services.environments_store.database.connect import open_database
 from services.environments_store.errors import DatabaseRefusedError
 from tests.support.migrations import BUDGETS
-from tests.support.operations import imported, ndjson
+from tests.support.operations import imported, ndjson, purge
 from tests.support.postgres import PostgresDatabase
 from tests.support.served import Serving, serving
 from tests.support.shapes import postgres_sql
-from tests.support.store import Bench
+from tests.support.store import Bench, open_bench, read
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +91,91 @@ async def test_what_a_trigger_raises_is_what_the_caller_reads(bench: Bench, even
     assert "The database refused it: not today." in caught.value.public
     assert not caught.value.retryable
     assert await everything(bench) == before
+
+
+ALL_COLUMNS = 'id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+OLD = ", ".join(f"OLD.{name}" for name in ALL_COLUMNS.split(", "))
+UNDO = {
+    "INSERT": "DELETE FROM environments WHERE id = NEW.id",
+    "UPDATE": 'UPDATE environments SET environment = OLD.environment, "deletedAt" = OLD."deletedAt" WHERE id = NEW.id',
+    "DELETE": f"INSERT INTO environments ({ALL_COLUMNS}) VALUES ({OLD})",
+}
+AFTERWARDS = [("sqlite", ""), ("postgresql", ""), ("postgresql", "DEFERRABLE INITIALLY DEFERRED")]
+afterwards = pytest.mark.parametrize(
+    ("bench", "deferred"), AFTERWARDS, indirect=["bench"], ids=["sqlite", "postgresql", "postgresql, at the commit"]
+)
+
+
+async def add_trigger_afterwards(bench: Bench, event: str, body: str, deferred: str = "") -> None:
+    """The same after each row, as an inspection of the table would see it."""
+    bench.status = msgspec.structs.replace(bench.status, may_undo=True)
+    if bench.is_sqlite:
+        await bench.run(f"CREATE TRIGGER keep AFTER {event} ON environments BEGIN {body}; END")
+        return
+    await bench.run(f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; RETURN NULL; END$$")
+    constraint = "CONSTRAINT" if deferred else ""
+    await bench.run(
+        f"CREATE {constraint} TRIGGER keep AFTER {event} ON environments {deferred} FOR EACH ROW"
+        " WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION guard()"
+    )
+
+
+@afterwards
+@each_write
+async def test_a_write_that_a_trigger_undoes_afterwards_is_refused_and_names_the_trigger(
+    bench: Bench, deferred: str, event: str, write: Write
+) -> None:
+    await fill(bench)
+    before = await everything(bench)
+    await add_trigger_afterwards(bench, event, UNDO[event], deferred)
+    with pytest.raises(DatabaseRefusedError, match="trigger keep") as caught:
+        await write(bench)
+    assert (caught.value.code, caught.value.type, caught.value.retryable) == (409, "DATABASE_REFUSED", False)
+    assert await everything(bench) == before
+
+
+@afterwards
+async def test_what_a_purge_deletes_and_a_trigger_puts_back_is_kept(bench: Bench, deferred: str) -> None:
+    await fill(bench)
+    await bench.create("other")
+    await bench.store.remove("other")
+    await bench.run("UPDATE environments SET \"deletedAt\" = '2020-01-01 00:00:00.000 +00:00' WHERE id <> 'live'")
+    unless = "FROM (SELECT 1) AS x WHERE OLD.id = 'trash'"
+    await add_trigger_afterwards(
+        bench, "DELETE", f"INSERT INTO environments ({ALL_COLUMNS}) SELECT {OLD} {unless}", deferred
+    )
+    work = await purge(bench, 1)
+    deleted = [change.uuid async for changes in work.batches() for change in changes]
+    assert (deleted, work.examples) == (["other"], [("trash", "trigger keep")])
+    assert [record["id"] for record in await bench.list_deleted()] == ["trash"]
+
+
+@on_both
+async def test_what_a_trigger_does_besides_is_in_the_answer(bench: Bench) -> None:
+    await fill(bench)
+    await bench.run("CREATE TABLE log (id TEXT)")
+    stamp = "INSERT INTO log VALUES (NEW.id); UPDATE environments SET timestamp = 1 WHERE id = NEW.id"
+    await add_trigger_afterwards(bench, "UPDATE", stamp)
+    [record] = await bench.list()
+    written = await bench.store.update("live", DOCUMENT, record["hash"])
+    assert read(written.record)["timestamp"] == 1
+    for write in ("import that replaces", "restore", "import", "update", "remove", "permanentDelete by force"):
+        await WRITES[write][1](bench)
+    assert len(await bench.database.fetch("SELECT id FROM log")) == 5
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+async def test_a_service_sees_that_a_table_may_undo_its_writes(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
+    if dialect == "postgresql":
+        url = str(request.getfixturevalue("postgres_url"))
+    async with open_bench(dialect, url) as bench:
+        await fill(bench)
+        await add_trigger_afterwards(bench, "UPDATE", UNDO["UPDATE"])
+        async with serving(url, budgets=BUDGETS) as service:
+            assert await refused(service, "remove", uuid="live") == "DATABASE_REFUSED"
 
 
 @on_both

@@ -1,7 +1,7 @@
 """Records from NDJSON into the table: every line is checked before the first is stored, and all are stored at once."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import IO, Literal, NamedTuple, TypeAlias
 
@@ -9,10 +9,10 @@ import anyio
 import anyio.to_thread
 
 from broker.errors import MoleculerError
-from services.environments_store.database.base import Database, Queries
+from services.environments_store.database.base import Database, Queries, Row
 from services.environments_store.defaults import OperationLimits, StoreLimits
 from services.environments_store.errors import DatabaseRefusedError, DatabaseValueError, ImportRefusedError
-from services.environments_store.hash import content_hash
+from services.environments_store.hash import content_hash, digest
 from services.environments_store.model import Change
 from services.environments_store.operations.spool import Batch, batches_of
 from services.environments_store.operations.staging import Stage, staged
@@ -130,31 +130,57 @@ class Import:
         rows: Sequence[StoredRow | StagedRow] = batch.rows
         left = {row.id: row for row in rows}
         outcomes: dict[str, int] = {}
+        may_undo = self._shape.status.may_undo
+        before: dict[str, _Content | None] = {}
+        stored: dict[str, _Content] = {}
 
         async def settle(outcome: int, statement: str, arguments: tuple[object, ...]) -> None:
             for row in await connection.fetch(statement, *arguments):
                 if left.pop(row["id"], None) is not None:
                     outcomes[row["id"]] = outcome
+                    if may_undo and outcome != _SKIPPED:
+                        stored[row["id"]] = _Content.of(row)
 
         for _ in range(self._store_limits.attempts):
             await settle(_CREATED, statements.insert, statements.pack(list(left.values())))
             if left and self._on_conflict == "replace":
+                before.update({id: await self._look(connection, id) for id in left} if may_undo else {})
                 await settle(_REPLACED, statements.replace, statements.pack(list(left.values())))
             elif left:
                 await settle(_SKIPPED, statements.existing, statements.pack_ids(list(left)))
             if not left:
                 break
+        undone = await self._undone(connection, before, stored)
         for row, number in zip(rows, batch.numbers, strict=True):
-            if row.id in left:
-                raise await self._swallowed(row.id, number)
+            if row.id in left or row.id in undone:
+                raise await self._swallowed(row.id, number, afterwards=row.id in undone)
             if self._on_conflict == "fail" and outcomes[row.id] == _SKIPPED:
                 raise ImportRefusedError(number, f"an environment '{row.id}' exists already, live or in the trash")
         self._outcomes += bytes(outcomes[row.id] for row in rows)
 
-    async def _swallowed(self, uuid: str, line: int) -> DatabaseRefusedError:
-        guards = await read_guards(self._database, "INSERT")
+    async def _undone(
+        self, connection: Queries, before: Mapping[str, "_Content | None"], stored: Mapping[str, "_Content"]
+    ) -> frozenset[str]:
+        """Those whose rows the table has taken away again, or put back as they were before."""
+        settle = self._shape.queries().settle
+        if stored and settle is not None:
+            await connection.execute(settle)
+        undone = set()
+        for id, content in stored.items():
+            there, old = await self._look(connection, id), before.get(id)
+            put_back = there is not None and old is not None and there.digest == old.digest != content.digest
+            if there is None or there.deleted != content.deleted or put_back:
+                undone.add(id)
+        return frozenset(undone)
+
+    async def _look(self, connection: Queries, id: str) -> "_Content | None":
+        row = await connection.fetch_one(self._shape.queries().look, id)
+        return None if row is None else _Content.of(row)
+
+    async def _swallowed(self, uuid: str, line: int, *, afterwards: bool) -> DatabaseRefusedError:
+        guards = await read_guards(self._database, "INSERT", afterwards=afterwards)
         if self._on_conflict == "replace":
-            guards += await read_guards(self._database, "UPDATE")
+            guards += await read_guards(self._database, "UPDATE", afterwards=afterwards)
         return DatabaseRefusedError(
             f"Line {line}: the database did not store the environment '{uuid}', and gave no error: look at"
             f" {', '.join(dict.fromkeys(guards)) or 'its triggers'}. Nothing was imported.",
@@ -182,6 +208,17 @@ class Import:
                 data = {**(refusal.data or {}), "uuid": row.id, "line": number}
                 return DatabaseRefusedError(f"Line {number}: {refusal}. Nothing was imported.", public=public, **data)
         return error
+
+
+class _Content(NamedTuple):
+    """What is compared of a row, without its document."""
+
+    digest: bytes
+    deleted: bool
+
+    @classmethod
+    def of(cls, row: Row) -> "_Content":
+        return cls(digest(row["environment"] or b""), row["deletedAt"] is not None)
 
 
 class _RollBack(Exception):

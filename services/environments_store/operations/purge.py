@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from services.environments_store.database.base import Database
+from services.environments_store.database.base import Database, Row
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.document import invalid
 from services.environments_store.errors import DatabaseError, DatabaseRefusedError
 from services.environments_store.model import Change, iso_date, read_row
+from services.environments_store.outcome import across_changes
 from services.environments_store.queries.purging import Purging, choose_purging
 from services.environments_store.schema.guards import read_guards
 from services.environments_store.shape import TableShape
@@ -43,6 +44,10 @@ def check_age(days: int, force: bool, limits: OperationLimits) -> None:
             f"The 'olderThanDays' is {days}: that would purge what was deleted less than a day ago. Pass force: true"
             " if that is meant.",
         )
+
+
+class _UndoneError(DatabaseRefusedError):
+    """What was deleted is there again before the statement is over."""
 
 
 class Purge:
@@ -120,7 +125,10 @@ class Purge:
                 )
             if not rows:
                 return
-            changes = await self._delete([row["id"] for row in rows])
+            changes: list[Change] = []
+            # Not to be stopped half-way: what is deleted has to be told.
+            with anyio.CancelScope(shield=True, deadline=self._deadline):
+                await self._delete([row["id"] for row in rows], changes)
             if rows[-1]["moment"] != moment:
                 moment, tried = rows[-1]["moment"], []
             tried += [row["id"] for row in rows if row["moment"] == moment]
@@ -128,37 +136,48 @@ class Purge:
                 yield changes
             await anyio.sleep(self._limits.purge_pause_s)
 
-    async def _delete(self, ids: Sequence[str]) -> list[Change]:
-        """Delete all of these that can be: where one is refused, by halves until it is alone."""
+    async def _delete(self, ids: Sequence[str], changes: list[Change]) -> None:
+        """Delete all of these that can be: where one is refused, by halves until it is alone. Each is added to
+        `changes` when its deletion is committed, whatever happens to the others."""
         if self._is_over():
-            return []
+            return
         try:
-            changes = await self._statement(ids)
-            gone = {change.uuid for change in changes}
-            left = await self._left([id for id in ids if id not in gone])
+            left = await self._left(await self._statement(ids, changes))
             if left:
                 # Locked or changed a moment ago; or kept without an error, which shows when it is tried again.
-                again = await self._statement(left)
-                changes += again
-                for id in await self._left([id for id in left if id not in {change.uuid for change in again}]):
+                for id in await self._left(await self._statement(left, changes)):
                     self._keep(id, await self._name_guards())
-            return changes
+            return
         except DatabaseRefusedError as error:
             if len(ids) == 1:
-                constraint = (error.data or {}).get("constraint")
-                self._keep(ids[0], f"constraint {constraint}" if constraint else error.public or str(error))
-                return []
+                self._keep(ids[0], await self._name_keeper(error))
+                return
         middle = len(ids) // 2
-        return await self._delete(ids[:middle]) + await self._delete(ids[middle:])
+        await self._delete(ids[:middle], changes)
+        await self._delete(ids[middle:], changes)
 
-    async def _statement(self, ids: Sequence[str]) -> list[Change]:
-        statements = self._statements(self._shape)
-        # Not to be stopped half-way: what is deleted has to be told.
-        with anyio.CancelScope(shield=True, deadline=self._deadline), self._shape.watched():
-            rows = await self._database.fetch(statements.delete, self._cutoff, statements.pack_ids(ids))
+    async def _statement(self, ids: Sequence[str], changes: list[Change]) -> list[str]:
+        """Delete these in one transaction, and return those that were not."""
+        with self._shape.watched():
+            rows = await across_changes(lambda: self._transaction(ids))
         found = [read_row(row) for row in rows]
         # Without the hash: for it every document would have to be read once more before it goes.
-        return [Change(type="purged", uuid=one.id, hash=None, timestamp=one.timestamp) for one in found]
+        changes += [Change(type="purged", uuid=one.id, hash=None, timestamp=one.timestamp) for one in found]
+        gone = {one.id for one in found}
+        return [id for id in ids if id not in gone]
+
+    async def _transaction(self, ids: Sequence[str]) -> Sequence[Row]:
+        """The rows that were deleted. Raises DatabaseRefusedError, and deletes none, when one of them is back before
+        the end."""
+        statements = self._statements(self._shape)
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(statements.delete, self._cutoff, statements.pack_ids(ids))
+            if rows and self._shape.status.may_undo:
+                if statements.settle is not None:
+                    await connection.execute(statements.settle)
+                if await connection.fetch(statements.there, statements.pack_ids([row["id"] for row in rows])):
+                    raise _UndoneError("The database put back what was deleted.")
+        return rows
 
     async def _left(self, ids: Sequence[str]) -> list[str]:
         if not ids:
@@ -168,10 +187,17 @@ class Purge:
             rows = await self._database.fetch(statements.left, self._cutoff, statements.pack_ids(ids))
         return [row["id"] for row in rows]
 
-    async def _name_guards(self) -> str:
+    async def _name_guards(self, *, afterwards: bool = False) -> str:
         if self._guards is None:
-            self._guards = ", ".join(await read_guards(self._database, "DELETE")) or "the database, without a reason"
+            guards = await read_guards(self._database, "DELETE", afterwards=afterwards)
+            self._guards = ", ".join(guards) or "the database, without a reason"
         return self._guards
+
+    async def _name_keeper(self, error: DatabaseRefusedError) -> str:
+        if isinstance(error, _UndoneError):
+            return await self._name_guards(afterwards=True)
+        constraint = (error.data or {}).get("constraint")
+        return f"constraint {constraint}" if constraint else error.public or str(error)
 
     def _keep(self, uuid: str, by: str) -> None:
         self.kept += 1

@@ -46,5 +46,7 @@ class Queries(NamedTuple):
     committed: str | None
     """Takes the `transaction` of a statement, and returns whether it was `committed`, NULL while it runs. SQLite needs
     none: it says so of every one."""
+    settle: str | None
+    """Has what waits for the commit run now: deferred constraints and triggers. None where nothing can wait."""
     no_limit: int | None
     """What `limit` is when there is none."""

@@ -9,10 +9,12 @@ from services.environments_store.queries.base import Listing, Queries, SoftDelet
 from services.environments_store.schema.names import quoted
 
 __all__ = [
+    "DOCUMENT",
     "LISTED_DOCUMENT",
     "POSTGRESQL",
     "POSTGRESQL_TIMESTAMP",
     "POSTGRESQL_WITHOUT",
+    "SETTLE",
     "nearest_date",
     "readable",
 ]
@@ -34,12 +36,10 @@ def readable(*dates: str) -> str:
 
 # As bytes: in a database of the encoding SQL_ASCII, which checks nothing, a document whose text is no UTF-8 must not
 # make a whole list fail. From other encodings it has to be converted.
-_DOCUMENT = (
-    "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
-)
-_PG_DOCUMENT = f"{_DOCUMENT} AS environment"
+DOCUMENT = "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+_PG_DOCUMENT = f"{DOCUMENT} AS environment"
 _PG_SIZE = f"octet_length(environment::text) > {StoreLimits().listed_bytes}"
-LISTED_DOCUMENT = f"CASE WHEN {_PG_SIZE} THEN NULL ELSE {_DOCUMENT} END AS environment, {_PG_SIZE} AS large"
+LISTED_DOCUMENT = f"CASE WHEN {_PG_SIZE} THEN NULL ELSE {DOCUMENT} END AS environment, {_PG_SIZE} AS large"
 """Where many rows are fetched at once, a large document is left out: `look` gets it, one at a time."""
 _PG_DATES_WITHOUT = readable("createdAt", "updatedAt")
 _PG_DATES = readable("createdAt", "updatedAt", "deletedAt")
@@ -56,6 +56,7 @@ _PG_LIGHT_WITHOUT = (
 )
 _PG_TRANSACTION = "txid_current() AS transaction"
 _PG_COMMITTED = "SELECT nullif(txid_status($1), 'in progress') = 'committed' AS committed"
+SETTLE = "SET CONSTRAINTS ALL IMMEDIATE"
 _PG_NOW = "date_trunc('milliseconds', now())"
 _PG_NOW_MS = "floor(extract(epoch FROM now()) * 1000)"
 # The same order as SQLite's, whatever the collation of the database.
@@ -150,6 +151,7 @@ def _pg(deleted_now: str, now: str) -> Queries:
             ),
         ),
         committed=_PG_COMMITTED,
+        settle=SETTLE,
         no_limit=None,
     )
 
@@ -173,5 +175,6 @@ POSTGRESQL_WITHOUT = Queries(
     ),
     soft_delete=None,
     committed=_PG_COMMITTED,
+    settle=SETTLE,
     no_limit=None,
 )

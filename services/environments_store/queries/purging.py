@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.environments_store.queries.postgresql import nearest_date, readable
+from services.environments_store.queries.postgresql import SETTLE, nearest_date, readable
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Purging", "choose_purging"]
 
 
 class Purging(NamedTuple):
-    """`cutoff` takes days; the others the cut-off first. Ids are given as `pack_ids` makes them."""
+    """`cutoff` takes days; the others, but for `there`, the cut-off first. Ids are given as `pack_ids` makes them."""
 
     cutoff: str
     candidates: str
@@ -30,6 +30,10 @@ class Purging(NamedTuple):
     """Takes ids, and returns the rows that it deleted."""
     left: str
     """Takes ids, and returns those that could be deleted now and are still there."""
+    there: str
+    """Takes nothing but ids, and returns those that are in the table."""
+    settle: str | None
+    """As among the other statements of the store."""
     pack_ids: Callable[[Sequence[str]], object]
     facts: str
     """One row: `count`, `oldest` and `newest` date."""
@@ -68,6 +72,8 @@ def _postgresql(now: str, kind: str) -> Purging:
             f" RETURNING {_PG_RETURNED}"
         ),
         left=f"SELECT id::text AS id {free}",
+        there="SELECT id::text AS id FROM environments WHERE id = ANY ($1::text[])",
+        settle=SETTLE,
         pack_ids=list,
         facts=(
             f"SELECT count(*) AS count, {_OLDEST} AS oldest, {_NEWEST} AS newest"
@@ -92,6 +98,8 @@ _SQLITE = Purging(
     first="",
     delete=f"DELETE FROM environments WHERE {_LITE_IDS} AND {_LITE_OLD} RETURNING {_LITE_RETURNED}",
     left=f"SELECT id FROM environments WHERE {_LITE_IDS} AND {_LITE_OLD}",
+    there="SELECT id FROM environments WHERE id IN (SELECT value FROM json_each($1))",
+    settle=None,
     pack_ids=lambda ids: msgspec.json.encode(ids).decode(),
     facts=(
         f"SELECT count(*) AS count, min({_LITE_UTC}) AS oldest, max({_LITE_UTC}) AS newest"

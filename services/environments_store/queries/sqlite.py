@@ -7,18 +7,18 @@ Sequelize's form, `YYYY-MM-DD HH:MM:SS.mmm +00:00`, which alone sorts rightly be
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
 
-__all__ = ["LITE_LISTED_DOCUMENT", "SQLITE", "SQLITE_WITHOUT"]
+__all__ = ["LITE_DOCUMENT", "LITE_LISTED_DOCUMENT", "SQLITE", "SQLITE_WITHOUT"]
 
 # As bytes: a document whose text is no UTF-8 must not make a whole list fail.
-_LITE_DOCUMENT = "CAST(environment AS BLOB) AS environment"
+LITE_DOCUMENT = "CAST(environment AS BLOB) AS environment"
 _LITE_SIZE = f"length(CAST(environment AS BLOB)) > {StoreLimits().listed_bytes}"
 LITE_LISTED_DOCUMENT = (
     f"CASE WHEN {_LITE_SIZE} THEN NULL ELSE CAST(environment AS BLOB) END AS environment, {_LITE_SIZE} AS large"
 )
 """Where many rows are fetched at once, a large document is left out: `look` gets it, one at a time."""
-_LITE_COLUMNS = f"id, {_LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
+_LITE_COLUMNS = f"id, {LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
 _LITE_LIGHT = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
-_LITE_COLUMNS_WITHOUT = f"id, {_LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
+_LITE_COLUMNS_WITHOUT = f"id, {LITE_DOCUMENT}, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
 _LITE_LIGHT_WITHOUT = "id, NULL AS environment, environmentUuid, timestamp, createdAt, updatedAt, NULL AS deletedAt"
 _LITE_NOW = "strftime('%Y-%m-%d %H:%M:%f +00:00', 'now')"
 _LITE_NOW_MS = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
@@ -34,7 +34,7 @@ _LITE_UNDATED_AFTER = (
 
 
 def _lite_listing(columns: str, light: str, condition: str, *after: str) -> Listing:
-    columns = columns.replace(_LITE_DOCUMENT, LITE_LISTED_DOCUMENT)
+    columns = columns.replace(LITE_DOCUMENT, LITE_LISTED_DOCUMENT)
     first = f"FROM environments WHERE {condition} ORDER BY createdAt, id LIMIT $1"
     rest = [f"FROM environments WHERE {condition} AND {one} ORDER BY createdAt, id LIMIT $1" for one in after]
     return Listing(
@@ -52,7 +52,7 @@ def _lite_trash_listing() -> Listing:
         f"FROM environments WHERE deletedAt IS NOT NULL AND deletedAt <= {anchor}"
         f" AND (deletedAt < {anchor} OR id > $2) ORDER BY deletedAt DESC, id LIMIT $1"
     )
-    columns = _LITE_COLUMNS.replace(_LITE_DOCUMENT, LITE_LISTED_DOCUMENT)
+    columns = _LITE_COLUMNS.replace(LITE_DOCUMENT, LITE_LISTED_DOCUMENT)
     return Listing(
         f"SELECT {columns} {first}",
         (f"SELECT {columns} {after}",),
@@ -110,6 +110,7 @@ SQLITE = Queries(
         delete=f"DELETE FROM environments WHERE id = $1 AND deletedAt IS NOT NULL RETURNING {_LITE_COLUMNS}",
     ),
     committed=None,
+    settle=None,
     no_limit=-1,
 )
 SQLITE_WITHOUT = Queries(
@@ -131,5 +132,6 @@ SQLITE_WITHOUT = Queries(
     ),
     soft_delete=None,
     committed=None,
+    settle=None,
     no_limit=-1,
 )

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from services.environments_store.queries.postgresql import LISTED_DOCUMENT, readable
-from services.environments_store.queries.sqlite import LITE_LISTED_DOCUMENT
+from services.environments_store.queries.postgresql import DOCUMENT, LISTED_DOCUMENT, readable
+from services.environments_store.queries.sqlite import LITE_DOCUMENT, LITE_LISTED_DOCUMENT
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["StagedRow", "Staging", "StoredRow", "Transfer", "choose_transfer"]
@@ -49,8 +49,9 @@ class Staging(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """`insert` and `replace` take what `pack` makes of rows with different ids, and return the ids they stored:
-    `insert` leaves out those that are there. `existing` takes what `pack_ids` makes of ids."""
+    """`insert` and `replace` take what `pack` makes of rows with different ids, and return the ids they stored, with
+    `environment` and `deletedAt` where the table may undo it: `insert` leaves out those that are there. `existing`
+    takes what `pack_ids` makes of ids."""
 
     everything: str
     """All rows, live and deleted, as a listing has them; takes a limit."""
@@ -67,13 +68,14 @@ def choose_transfer(status: SchemaStatus, staging: str = "staging") -> Transfer:
     """The set that fits the table as it was last seen. Without `deletedAt`, `pack` ignores that of the rows. `staging`
     is the name of such a table, where one is needed."""
     if status.dialect == "sqlite":
-        return _sqlite(f"temp.{staging}", with_date=status.soft_delete)
+        return _sqlite(f"temp.{staging}", with_date=status.soft_delete, whole=status.may_undo)
     if not status.soft_delete:
-        return _postgresql(None)
-    return _postgresql("::timestamptz" if status.deleted_at_zone else "::timestamptz AT TIME ZONE 'UTC'")
+        return _postgresql(None, whole=status.may_undo)
+    cast = "::timestamptz" if status.deleted_at_zone else "::timestamptz AT TIME ZONE 'UTC'"
+    return _postgresql(cast, whole=status.may_undo)
 
 
-def _postgresql(deleted_cast: str | None) -> Transfer:
+def _postgresql(deleted_cast: str | None, *, whole: bool) -> Transfer:
     columns = ["id", "environment", '"environmentUuid"', '"timestamp"', '"createdAt"', '"updatedAt"']
     values = ["r.id", "r.environment::json", "r.uuid", "r.stamp", "r.created::timestamptz", "r.updated::timestamptz"]
     if deleted_cast is not None:
@@ -88,17 +90,20 @@ def _postgresql(deleted_cast: str | None) -> Transfer:
     rest = f"{', '.join(columns[2:4])}, {dates}{'' if deleted_cast else _NO_DATE}"
     selected = f"id::text AS id, {LISTED_DOCUMENT}, {rest}"
     assignments = ", ".join(f"{column} = EXCLUDED.{column}" for column in columns[1:])
+    returned = "id::text AS id"
+    if whole:
+        returned += f", {DOCUMENT} AS environment{', ' + readable('deletedAt') if deleted_cast else _NO_DATE}"
     return Transfer(
         everything=f'SELECT {selected} FROM environments ORDER BY environments."createdAt", id COLLATE "C" LIMIT $1',
         existing="SELECT id::text AS id FROM environments WHERE id = ANY ($1::text[])",
-        insert=f"{insert} DO NOTHING RETURNING id::text AS id",
-        replace=f"{insert} DO UPDATE SET {assignments} RETURNING id::text AS id",
+        insert=f"{insert} DO NOTHING RETURNING {returned}",
+        replace=f"{insert} DO UPDATE SET {assignments} RETURNING {returned}",
         pack=lambda rows: tuple(list(column) for column in zip(*rows, strict=True)),
         pack_ids=lambda ids: (list(ids),),
     )
 
 
-def _sqlite(staging: str, *, with_date: bool) -> Transfer:
+def _sqlite(staging: str, *, with_date: bool, whole: bool) -> Transfer:
     columns = ["id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt"]
     columns += ["deletedAt"] if with_date else []
     insert = (
@@ -108,13 +113,16 @@ def _sqlite(staging: str, *, with_date: bool) -> Transfer:
     selected = ["id", LITE_LISTED_DOCUMENT, *columns[2:]]
     selected += [] if with_date else ["NULL AS deletedAt"]
     assignments = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+    returned = "id"
+    if whole:
+        returned += f", {LITE_DOCUMENT}, {'deletedAt' if with_date else 'NULL AS deletedAt'}"
     return Transfer(
         everything=(
             f"SELECT {', '.join(selected)} FROM environments WHERE id IS NOT NULL ORDER BY createdAt, id LIMIT $1"
         ),
         existing="SELECT id FROM environments WHERE id IN (SELECT value FROM json_each($1))",
-        insert=f"{insert} DO NOTHING RETURNING id",
-        replace=f"{insert} DO UPDATE SET {assignments} RETURNING id",
+        insert=f"{insert} DO NOTHING RETURNING {returned}",
+        replace=f"{insert} DO UPDATE SET {assignments} RETURNING {returned}",
         pack=lambda rows: _json([row.n for row in rows]),
         pack_ids=_json,
         staging=_staging(staging),

@@ -13,10 +13,10 @@ KEPT = (
     " `environments-store doctor` names the trigger, rule or policy: drop or disable it, or choose --trash=keep."
 )
 
-# Triggers that fire before the row, or instead; tgtype and ev_type are PostgreSQL's own bits and digits.
+# Triggers that fire before the row, or instead; with $2 all. tgtype and ev_type are PostgreSQL's own bits and digits.
 _POSTGRESQL = f"""
 SELECT 'trigger ' || quote_ident(tgname) AS guard FROM pg_trigger
-WHERE tgrelid = to_regclass('{TABLE}') AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 66 <> 0
+WHERE tgrelid = to_regclass('{TABLE}') AND NOT tgisinternal AND tgenabled <> 'D' AND (tgtype & 66 <> 0 OR $2)
   AND tgtype & CASE $1 WHEN 'INSERT' THEN 4 WHEN 'DELETE' THEN 8 ELSE 16 END <> 0
 UNION ALL
 SELECT 'rule ' || quote_ident(rulename) FROM pg_rewrite
@@ -34,13 +34,14 @@ ORDER BY 1
 _SQLITE = f"""
 SELECT 'trigger ' || name AS guard FROM sqlite_master
 WHERE type = 'trigger' AND tbl_name = '{TABLE}' COLLATE NOCASE
-  AND substr(sql, 1, instr(upper(sql), 'BEGIN')) LIKE '%' || $1 || '%' ORDER BY 1
+  AND substr(sql, 1, instr(upper(sql), 'BEGIN')) LIKE '%' || $1 || '%' AND $2 IS NOT NULL ORDER BY 1
 """
 
 
-async def read_guards(database: Database, event: Event) -> tuple[str, ...]:
-    """Those of the table that may have swallowed this kind of write, as a person names them: `trigger keep`."""
-    rows = await database.fetch(_SQLITE if database.dialect == "sqlite" else _POSTGRESQL, event)
+async def read_guards(database: Database, event: Event, *, afterwards: bool = False) -> tuple[str, ...]:
+    """Those of the table that may have swallowed this kind of write, or undone it `afterwards`, as a person names them:
+    `trigger keep`."""
+    rows = await database.fetch(_SQLITE if database.dialect == "sqlite" else _POSTGRESQL, event, afterwards)
     return tuple(row["guard"] for row in rows)
 
 

@@ -32,6 +32,8 @@ SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema
        pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
        current_setting('server_version_num')::int AS version, current_user::text AS role,
        c.relpersistence = 'u' AS unlogged, c.relhasrules AS has_rules,
+       EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 66 = 0 AND tgrelid IN
+               (SELECT c.oid UNION ALL SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid)) AS triggers,
        array(SELECT i.oid::regclass::text FROM (SELECT inhrelid AS oid FROM pg_inherits WHERE inhparent = c.oid
                                                 UNION SELECT inhparent FROM pg_inherits WHERE inhrelid = c.oid) AS i
              WHERE c.relkind = 'r' ORDER BY 1) AS heirs,
@@ -145,6 +147,7 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
         row_security=facts["row_security"],
         row_security_off=facts["row_security_off"],
         without_policy=tuple(facts["without_policy"]),
+        triggers=facts["triggers"],
         rules=tuple(Rule(row["name"], row["event"], row["instead"]) for row in rules),
         publication=Publication(
             names=tuple(rest["publications"]),

@@ -72,6 +72,7 @@ async def _inspect(connection: aiosqlite.Connection, path: Path, table: str, rea
             row["name"] for row in objects if row["name"].startswith(INDEX) and row["tbl_name"].lower() != table.lower()
         ),
         leftovers=leftovers,
+        triggers=any(row["type"] == "trigger" and row["tbl_name"].lower() == table.lower() for row in objects),
         read_only=bool(reason),
         read_only_reason=reason,
         rows_estimate=await _has_rows(connection, path, table),

@@ -122,6 +122,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     without_policy: tuple[str, ...] = ()
     """Those of SELECT, INSERT, UPDATE and DELETE for which no policy lets this role do anything."""
     rules: tuple[Rule, ...] = ()
+    triggers: bool = False
+    """Triggers run after a row was stored or deleted, when the statement has said already what it gives back."""
     publication: Publication = Publication()
     unlogged: bool = False
     heirs: tuple[str, ...] = ()
@@ -197,6 +199,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def writable(self) -> bool:
         return not (self.standby or self.read_only)
+
+    @property
+    def may_undo(self) -> bool:
+        """Whether the table may undo a write in the same statement, which gives its row back all the same."""
+        return self.triggers or bool(self.rules)
 
     @property
     def rows(self) -> int:

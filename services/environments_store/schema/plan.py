@@ -71,6 +71,7 @@ def status_of(
         writable=found.writable,
         dated=found.dated,
         deleted_at_zone=found.deleted_at_zone,
+        may_undo=found.may_undo,
     )
 
 

@@ -92,6 +92,9 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     deleted_at_zone: bool = True
     """PostgreSQL: True for TIMESTAMPTZ, False for the guide's TIMESTAMP, which holds UTC wall time."""
 
+    may_undo: bool = False
+    """Whether triggers or rules of the table may undo a write after its statement gave the row back."""
+
     @property
     def without_table(self) -> bool:
         """Whether there was no table at all."""
