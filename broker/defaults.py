@@ -103,6 +103,7 @@ NATS_OVERLAP_S = 1.0  # on both servers, while the others learn that the node ha
 NATS_PENDING_MESSAGES = 65_536  # of a subscription; nats-py 524,288, which for small events is half a gigabyte
 NATS_READ_BYTES = 1_048_576  # one message of the usual max_payload; 100 MB from JS then take 4 s instead of failing
 NATS_SUBJECT_BYTES = 3_840  # of a subject and an inbox: the server's `max_control_line` of 4096, less the rest
+NATS_DENIED_AGAIN_S = 30.0  # between two lines about a subject that this node may not publish to
 NATS_CLOSE_TIMEOUT_S = 2
 
 # Command line: what a person at a shell, or a container that starts beside its server, waits for.

@@ -96,13 +96,11 @@ class Waiting:
         return [*missed, Reject(pending, error, undelivered=True)]
 
     def denied(self, subject: str) -> list[Effect]:
-        """The NATS user of this node may not publish to a subject, given in lower case."""
+        """The NATS user of this node may not publish to a subject."""
         effects: list[Effect] = []
-        for pending in list(self.pending.values()):
-            own = self._subject(pending)
-            if own.lower() == subject:
-                self.take(pending.id)
-                effects.append(Reject(pending, publish_denied(own)))
+        for pending in [one for one in self.pending.values() if self._subject(one) == subject]:
+            self.take(pending.id)
+            effects.append(Reject(pending, publish_denied(subject)))
         return effects
 
     def nobody_reads(self, node_id: str, now: float) -> list[Effect]:

@@ -121,14 +121,13 @@ class Writers:
             flow.lose(error)
 
     def denied(self, subject: str) -> None:
-        """The NATS user of this node may not publish to a subject, given in lower case."""
+        """The NATS user of this node may not publish to a subject."""
         for pace in list(self._paces.values()):
-            if self._topics.to_node("PING", pace.node_id).lower() == subject:
+            if self._topics.to_node("PING", pace.node_id) == subject:
                 pace.stop_asking()
         for prefix, flow in list(self._flows.items()):
-            own = self._topics.to_node("REQ" if prefix.startswith("REQ") else "RES", flow.node_id)
-            if own.lower() == subject:
-                flow.stop(publish_denied(own))
+            if self._topics.to_node("REQ" if prefix.startswith("REQ") else "RES", flow.node_id) == subject:
+                flow.stop(publish_denied(subject))
 
     # What readers must still learn
 

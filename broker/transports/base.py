@@ -35,7 +35,7 @@ class Observer:
     replied: Callable[[str, bytes], Awaitable[None]] = _ignore
     """An answer to the message published with this `reply_id`."""
     denied: Callable[[str], Awaitable[None]] = _ignore
-    """This node has no permission to publish to this subject, which is given in lower case."""
+    """This node has no permission to publish to this subject."""
     disconnected: Callable[[], Awaitable[None]] = _ignore
     """The connection is lost; the transport tries to get it back, for ever."""
     reconnected: Callable[[], Awaitable[None]] = _ignore

@@ -3,12 +3,13 @@
 import asyncio
 import re
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import anyio
 from nats.aio.msg import Msg
 
-from broker.defaults import NATS_CONNECT_TIMEOUT_S, NATS_SUBJECT_BYTES
+from broker.defaults import NATS_CONNECT_TIMEOUT_S, NATS_DENIED_AGAIN_S, NATS_SUBJECT_BYTES
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.ids import new_id
 from broker.masking import masked_text
@@ -32,7 +33,12 @@ NO_INBOX = (
     "is noticed by its missing heartbeats, and the writer of a stream does not wait for a slow reader."
 )
 
-_DENIED = re.compile(r'permissions violation for (?P<what>publish|subscription) to "(?P<subject>.*?)"( using queue|$)')
+MAY_NOT_PUBLISH = (
+    "The NATS user of this node has no permission to publish to '%s'. What it sends there is lost, and a caller that "
+    "waits for it is left to its timeout. Grant the permission at the NATS server."
+)
+
+_DENIED = re.compile(r'Permissions Violation for (?P<what>Publish|Subscription) to "(?P<subject>.*?)"( using queue|$)')
 
 
 class NATSTransport:
@@ -53,6 +59,9 @@ class NATSTransport:
         self._answers: NATSSubscription | None = None
         self._asked: dict[str, asyncio.Future[bool]] = {}
         self._has_inbox = self._said_so = False
+        self._denied: set[str] = set()
+        """Subjects that were logged since a monotonic time."""
+        self._denied_since = 0.0
 
     @property
     def connected(self) -> bool:
@@ -157,12 +166,21 @@ class NATSTransport:
 
     async def _failed(self, text: str) -> None:
         denied = _DENIED.search(text)
-        if denied and denied["subject"].startswith(f"{self._inboxes}.".lower()):
+        if denied and denied["subject"].startswith(f"{self._inboxes}."):
             self._has_inbox = False  # `_try_inbox` says so
-            return
-        await self._observer.failed(text)
-        if denied and denied["what"] == "publish":
-            await self._observer.denied(denied["subject"])
+        elif denied and denied["what"] == "Publish":
+            await self._may_not_publish(denied["subject"])
+        else:
+            await self._observer.failed(text)
+
+    async def _may_not_publish(self, subject: str) -> None:
+        now = monotonic()
+        if now - self._denied_since > NATS_DENIED_AGAIN_S:
+            self._denied, self._denied_since = set(), now
+        if subject not in self._denied:
+            self._denied.add(subject)
+            await self._observer.failed(MAY_NOT_PUBLISH % subject)
+        await self._observer.denied(subject)
 
 
 _BLANK = re.compile(r"[ \t\r\n]")

@@ -15,7 +15,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.protocol.parser import AUTHORIZATION_VIOLATION, PERMISSIONS_ERR
+from nats.protocol.parser import AUTHORIZATION_VIOLATION, ERR_RE, PERMISSIONS_ERR
 
 from broker.defaults import (
     NATS_CLOSE_TIMEOUT_S,
@@ -205,8 +205,13 @@ class Connection(Client):
         return super()._connect_command()
 
     async def _process_err(self, err_msg: str) -> None:
-        """What a server says before it ends a connection. nats-py may report the end in its place."""
-        if self.is_open and PERMISSIONS_ERR not in err_msg:
+        """What a server says before it ends a connection: nats-py may report the end in its place. What a user may not
+        do ends nothing; nats-py would put the subject into lower case."""
+        if PERMISSIONS_ERR in err_msg:
+            line = ERR_RE.match(self._ps.buf)
+            await self._on_error(nats.errors.Error(line[1].decode(errors="replace") if line else err_msg))
+            return
+        if self.is_open:
             self.reason = err_msg.strip("'")
         await super()._process_err(err_msg)
 

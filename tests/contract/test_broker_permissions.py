@@ -26,11 +26,16 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
 
 class Text(Service):
     name = "text"
-    open = 0
+    open = made = 0
+
+    @action
+    async def none(self, ctx: Context) -> None:
+        pass
 
     @action
     async def make(self, ctx: Context, size: int) -> AsyncIterator[bytes]:
         self.open += 1
+        self.made += 1
         try:
             async for chunk in chunks(size):
                 yield chunk
@@ -48,14 +53,17 @@ class Text(Service):
 
 @pytest.fixture
 async def server_url(request: pytest.FixtureRequest, make_nats_server: NatsServerFactory, tmp_path: Path) -> str:
-    """Of a server where a user may publish and subscribe to these subjects alone, or that stores all subjects."""
+    """Of a server whose user may publish and subscribe to these subjects alone, or has the permissions that are spelled
+    out, or that stores all subjects."""
     if request.param == "stored":
         server = make_nats_server(jetstream=f'{{ store_dir: "{tmp_path}/stored" }}')
         client = await nats.connect(server.url)
         await client.jetstream().add_stream(name="AUDIT", subjects=["MOL.>"])
         await client.close()
         return server.url
-    rights = f"publish: {request.param}, subscribe: {request.param}"
+    rights = request.param
+    if not rights.startswith("publish:"):
+        rights = f"publish: {rights}, subscribe: {rights}"
     server = make_nats_server(authorization=f"{{ users: [{{ user: a, password: b, permissions: {{ {rights} }} }}] }}")
     return server.url.replace("//", "//a:b@")
 
@@ -146,3 +154,18 @@ async def test_a_call_that_the_server_does_not_let_through_fails_at_once_and_nam
     with pytest.raises(MoleculerError, match=r"publish to 'MOL\.REQ\.one'") as caught:
         await two.call("text.hang")
     assert (caught.value.type, caught.value.data) == ("PUBLISH_DENIED", {"subject": "MOL.REQ.one"})
+
+
+@pytest.mark.parametrize("server_url", ['publish: { allow: "MOL.>", deny: "MOL.RES.>" }'], indirect=True)
+async def test_answers_that_the_server_does_not_let_through_are_one_line_and_their_streams_end(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = Text()
+    _, two = await cluster.start(("one", [text]), ("two", []))
+    for action_name in ("none", "make", "make"):
+        with pytest.raises(MoleculerError):
+            await two.call(f"text.{action_name}", {"size": SIZE * 1_000}, timeout=0.5)
+    await eventually(lambda: text.made == 2 and not text.open, "the streams to end, which nobody reads")
+    lines = [record.getMessage() for record in caplog.records if "permission" in record.getMessage()]
+    assert len(lines) == 1
+    assert "publish to 'MOL.RES.two'" in lines[0]

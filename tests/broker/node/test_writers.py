@@ -91,7 +91,7 @@ async def test_what_comes_from_outside_reaches_the_streams_that_it_is_about(node
     assert [flow.lost for flow in (one, other, late)] == [True, False, False]
     assert isinstance(one.error, RequestRejectedError)
     assert one.error.data == {"action": "a.b", "nodeID": "js-1"}
-    node.writers.denied("mol.res.js-2")
+    node.writers.denied("MOL.RES.js-2")
     assert isinstance(other.error, MoleculerError)
     assert other.error.data == {"subject": "MOL.RES.js-2"}
     for prefix in ("RES-1", "RES-2", "RES-3"):
