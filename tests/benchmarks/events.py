@@ -12,12 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import repeat
-from pathlib import Path
 
 import anyio
 
 from broker import Context, Service, ServiceBroker, action, event
-from tests.benchmarks.measure import temporary_nats
+from tests.benchmarks.measure import cpu_seconds, temporary_nats
 from tests.support.flood import publish_all
 from tests.support.js_node import js_node
 from tests.support.node import INTEROP, install_packages
@@ -90,11 +89,6 @@ async def measure(name: str, taker: Callable[[str], AbstractAsyncContextManager[
         f"  {name:<12} {events / seconds:>9,.0f} events/s   {cpu / events * 1e6:>6.1f} µs of CPU each   "
         f"calls meanwhile within {slowest:.2f} s"
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
 
 
 async def main() -> None:

@@ -11,7 +11,7 @@ import anyio
 
 from tests.support.nats_server import NatsServer
 
-__all__ = ["calls_per_second", "figures", "interleaved", "milliseconds", "temporary_nats", "times"]
+__all__ = ["calls_per_second", "cpu_seconds", "figures", "interleaved", "milliseconds", "temporary_nats", "times"]
 
 Call = Callable[[], Awaitable[object]]
 
@@ -70,3 +70,9 @@ def milliseconds(name: str, seconds: list[float]) -> str:
     """One line: the median of many calls, and what 99 of 100 of them stayed below."""
     p99 = statistics.quantiles(seconds, n=100, method="inclusive")[98] if len(seconds) > 1 else seconds[0]
     return f"  {name:<42} {statistics.median(seconds) * 1000:>9.2f} ms   (p99 {p99 * 1000:.2f} ms)"
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processors until now."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
