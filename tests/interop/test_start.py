@@ -205,7 +205,8 @@ async def test_c90_a_node_that_starts_with_one_of_js_leaves_no_error_in_its_log(
 
 
 async def start_both(nats_url: str, namespace: str, *, behind: bool) -> None:
-    """A JS node answers nobody for half a second after its own DISCOVER, and logs an error for the other version."""
+    """A JS node answers nobody for half a second after its own DISCOVER, and logs an error for the other version. The
+    tap is of DISCOVER alone: of all topics it would receive our question for PEERS, and we would wait for an answer."""
     broker = ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[PythonMath()])
 
     async def start() -> None:
@@ -213,7 +214,7 @@ async def start_both(nats_url: str, namespace: str, *, behind: bool) -> None:
             await tap.sees("DISCOVER", sender="js")
         await broker.start()
 
-    async with open_tap(nats_url, namespace) as tap, anyio.create_task_group() as tasks:
+    async with open_tap(nats_url, namespace, "DISCOVER") as tap, anyio.create_task_group() as tasks:
         tasks.start_soon(start)
         async with js_node("0.15", nats_url, namespace, "js") as js:
             await js.wait_for_services("pymath")

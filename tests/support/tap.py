@@ -47,8 +47,8 @@ class Tap:
         self._questions = 0
         self._catching_up: dict[str, anyio.Event] = {}
 
-    async def listen(self) -> None:
-        await self._client.subscribe(f"{self._prefix}.>", cb=self._take)
+    async def listen(self, topic: str) -> None:
+        await self._client.subscribe(f"{self._prefix}.{topic}", cb=self._take)
         await self._client.flush()
 
     async def catch_up(self) -> None:
@@ -127,12 +127,12 @@ class Tap:
 
 
 @contextlib.asynccontextmanager
-async def open_tap(nats_url: str, namespace: str) -> AsyncIterator[Tap]:
-    """Listens from now on to the end of the block."""
+async def open_tap(nats_url: str, namespace: str, topic: str = ">") -> AsyncIterator[Tap]:
+    """Listens from now on to the end of the block. One of all topics makes every question of a node seem received."""
     client = await nats.connect(nats_url)
     try:
         tap = Tap(client, namespace)
-        await tap.listen()
+        await tap.listen(topic)
         yield tap
     finally:
         await client.close()
