@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import msgspec
 from anyio import to_thread
 
-from broker.cli.output import encode
+from broker.cli.output import encode, is_person, readable
 from broker.defaults import STREAM_CHUNK_BYTES
 from broker.errors import MoleculerClientError
 
@@ -55,11 +55,12 @@ async def read_values(name: str, moved: Moved) -> AsyncIterator[Any]:
 
 
 async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:
-    """Bytes as they come, other values as JSON, one a line. A new file is for its owner alone. Raises
-    MoleculerClientError when that is not possible."""
+    """Bytes as they come, on a terminal as text that is safe to show; other values as JSON, one a line. A new file is
+    for its owner alone. Raises MoleculerClientError when that is not possible."""
     with _opened(name, "wb") as file:
+        as_bytes = readable() if name == STANDARD and is_person() else bytes
         async for chunk in stream:
-            data = bytes(chunk) if isinstance(chunk, bytes | bytearray) else encode(chunk) + b"\n"
+            data = as_bytes(chunk) if isinstance(chunk, bytes | bytearray) else encode(chunk) + b"\n"
             with _explained(name):
                 await to_thread.run_sync(file.write, data)
                 if name == STANDARD:

@@ -4,6 +4,7 @@ Peers and databases choose much of the text. Whatever could move a terminal's cu
 the order of characters round is written as an escape, here and in the logs, and nowhere else.
 """
 
+import codecs
 import io
 import json as standard_json
 import os
@@ -24,10 +25,21 @@ _DASH = "–"
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls (C0, DEL, C1), separators of lines and paragraphs, marks and overrides of direction, lone surrogates."""
 
+_UNPRINTABLE_IN_TEXT = re.compile(rf"(?![\t\n]|\r\n){_UNPRINTABLE.pattern}")
+"""The same, but for what a text of several lines has."""
+
 
 def escaped(text: str) -> str:
     """Text as one line that is safe to show."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def readable() -> Callable[[bytes | bytearray], bytes]:
+    """A function that makes the bytes of a stream text that is safe to show, line breaks and tabs included."""
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    return lambda chunk: _UNPRINTABLE_IN_TEXT.sub(
+        lambda found: ascii(found[0])[1:-1], decoder.decode(bytes(chunk))
+    ).encode()
 
 
 def use_utf8() -> None:

@@ -8,10 +8,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 
 @contextmanager
-def transfer(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many bytes more went by; shown on standard error, and gone at the end."""
+def transfer(description: str, total: int | None = None, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many bytes more went by; shown on standard error, and gone at the end. `hidden` where
+    the terminal shows the bytes themselves."""
     console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
+    if hidden or not console.is_terminal or console.is_dumb_terminal:
         yield lambda _bytes: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

@@ -9,7 +9,7 @@ from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import did_you_mean, unknown_node, with_broker
 from broker.cli.files import STANDARD, holds_values, read_bytes, read_values, size_of, write
-from broker.cli.output import print_value
+from broker.cli.output import is_person, print_value
 from broker.cli.progress import transfer
 from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.defaults import CLI_WAIT_S
@@ -54,7 +54,7 @@ def call(
                 read = read_values if values or holds_values(stream_in) else read_bytes
                 stream = read(stream_in, sent)
             result = await broker.call(action, given, meta=given_meta, node_id=node, timeout=timeout, stream=stream)
-            await _show(result, stream_out, as_json=as_json)
+        await _show(result, stream_out, as_json=as_json)
 
     with_broker(work, nats, namespace, protocol, node=node)
 
@@ -77,7 +77,7 @@ def _check_is_offered(broker: ServiceBroker, action: str, node_id: str | None) -
 async def _show(result: Any, place: str, *, as_json: bool) -> None:
     if hasattr(result, "__aiter__"):
         async with result:
-            with transfer("Receiving") as received:
+            with transfer("Receiving", hidden=place == STANDARD and is_person()) as received:
                 await write(result, place, received)
         return
     print_value(result, json=as_json)

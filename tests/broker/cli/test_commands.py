@@ -60,6 +60,11 @@ class Files(Service):
             yield {"number": number}
 
     @action
+    async def text(self, ctx: Context) -> Any:
+        yield b"one\n\x1b[2J"
+        yield b"two\xff\n"
+
+    @action
     async def broken(self, ctx: Context) -> Any:
         yield b"a beginning"
         raise ValueError("and no end")
@@ -336,6 +341,16 @@ async def test_progress_is_shown_on_a_terminal_only(shell: Shell, tmp_path: Path
         assert await process.wait() == 0, process.report("failed")
     assert "Sending" in drawn.read_text(errors="replace")
     await anyio.lowlevel.checkpoint()
+
+
+async def test_a_stream_that_a_terminal_shows_is_shown_as_text_without_progress(shell: Shell, tmp_path: Path) -> None:
+    for shown, expected in ("text", "one\n\\x1b[2Jtwo\\xff\n"), ("numbers -p upto=2", '{"number":0}\n{"number":1}\n'):
+        drawn = tmp_path / "terminal"
+        command = f"$BROKER call files.{shown}"
+        async with shell.pipe(f'TERM=xterm script -qec "{command}" {drawn} > {drawn}.out') as process:
+            assert await process.wait() == 0, process.report("failed")
+        assert expected in drawn.read_text()
+        assert "Receiving" not in drawn.read_text()
 
 
 async def test_a_terminal_gets_no_control_characters_that_peers_have_chosen(shell: Shell, tmp_path: Path) -> None:
