@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from copy import copy
+from typing import Any
+from typing import Protocol as Interface
 
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from broker.ids import new_id
 from broker.options import BrokerOptions
+from broker.protocol.packets import Event, Protocol, Request
 
 Objects = dict[str, Any]
 
@@ -43,7 +46,7 @@ class CallOptions(Struct, frozen=True, kw_only=True):
         return self.retries is None and self.fallback is ABSENT
 
 
-class HostedService(Protocol):
+class HostedService(Interface):
     """The service that a context runs in, as handlers and middlewares see it."""
 
     @property
@@ -65,7 +68,7 @@ class HostedService(Protocol):
     def broker(self) -> "Caller": ...
 
 
-class Caller(Protocol):
+class Caller(Interface):
     """The broker, as contexts and services use it; a `ServiceBroker` is one."""
 
     node_id: str
@@ -119,14 +122,16 @@ class Caller(Protocol):
 
 
 class Context:
-    """One call of an action, or one event on its way to a handler."""
+    """One call of an action, or one event on its way to a handler.
+
+    What travels (ids, caller, level, tracing, meta, headers) is read from a packet, continued from a parent call, and
+    put into a packet in this class alone.
+    """
 
     __slots__ = (
         "_decode",
-        "_id",
         "_params",
         "_raw",
-        "_request_id",
         "action",
         "attempt",
         "broker",
@@ -134,6 +139,7 @@ class Context:
         "deadline",
         "event",
         "headers",
+        "id",
         "level",
         "locals",
         "meta",
@@ -141,6 +147,7 @@ class Context:
         "options",
         "parent_id",
         "remote",
+        "request_id",
         "response_headers",
         "service",
         "stream",
@@ -151,6 +158,7 @@ class Context:
         self,
         broker: Caller,
         *,
+        parent: "Context | None" = None,
         action: str | None = None,
         event: str | None = None,
         params: Any = None,
@@ -158,18 +166,25 @@ class Context:
         decode: Callable[[Raw], Any] | None = None,
         id: Any = None,
         meta: Objects | None = None,
-        headers: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | UnsetType | None = None,
         node_id: str,
         request_id: Any = None,
         parent_id: Any = None,
         caller: Any = None,
         level: int = 1,
         deadline: float | None = None,
-        tracing: bool | None = None,
+        tracing: Any = None,
         remote: bool = False,
     ) -> None:
+        """With `parent`, this is a call or an event within another call, whose chain, meta and tracing it continues."""
+        if parent is not None:
+            level, tracing, parent_id = parent.level + 1, parent.tracing, parent.id
+            meta = {**parent.meta, **(meta or {})}
+            request_id = request_id or parent.request_id
+            caller = caller or parent.service_name
         self.broker = broker
-        self._id: str | None = id
+        self.id: str = new_id() if id is None else id
+        """Unique for each attempt of a call. A JS caller may have given a number."""
         self.action = action
         """The full name of the action; None in an event handler."""
         self.event = event
@@ -183,15 +198,16 @@ class Context:
         """For middlewares and handlers of this node; never sent."""
         self.node_id = node_id
         """The node that calls, or that answers once it has."""
-        self._request_id: str | None = request_id
+        self.request_id: str = self.id if request_id is None else request_id
+        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
         self.parent_id: str | None = parent_id
         self.caller: str | None = caller
         """The full name of the calling service. A JS caller may have given a value of any other kind."""
-        self.level = level
+        self.level: int = level
         """1 for the first call, one more for each nested one."""
         self.deadline = deadline
-        """On the event loop's clock, in seconds; None when the caller waits for ever."""
-        self.tracing = tracing
+        """On the event loop's clock, in seconds; None when the caller waits without a limit."""
+        self.tracing: Any = tracing
         self.stream: Any = None
         self.service: HostedService | None = None
         self.remote = remote
@@ -203,28 +219,92 @@ class Context:
         self._raw = raw
         self._decode = decode
 
-    @property
-    def id(self) -> str:
-        """Unique for each attempt of a call. A JS caller may have given a number. Made when it is first asked for, as
-        few event handlers do."""
-        if self._id is None:
-            self._id = new_id()
-        return self._id
+    @classmethod
+    def from_request(
+        cls, broker: Caller, request: Request, decode: Callable[[Raw], Any], deadline: float | None
+    ) -> "Context":
+        """The context of a call by another node."""
+        return cls(
+            broker,
+            action=request.action,
+            raw=request.params,
+            decode=decode,
+            id=request.id,
+            meta=request.meta,
+            headers=request.headers,
+            node_id=request.sender,
+            request_id=request.request_id,
+            parent_id=request.parent_id,
+            caller=request.caller,
+            level=_level(request.level),
+            deadline=deadline,
+            tracing=request.tracing,
+            remote=True,
+        )
 
-    @id.setter
-    def id(self, value: str) -> None:
-        self._id = value
+    @classmethod
+    def from_event(cls, broker: Caller, event: Event, decode: Callable[[Raw], Any]) -> "Context":
+        """The context of one handler of an event of another node; each handler gets meta of its own."""
+        return cls(
+            broker,
+            event=event.event,
+            raw=event.data,
+            decode=decode,
+            meta=dict(event.meta) if event.meta else None,
+            headers=event.headers,
+            node_id=event.sender,
+            request_id=event.request_id,
+            parent_id=event.parent_id,
+            caller=event.caller,
+            level=_level(event.level),
+            tracing=bool(event.tracing),
+            remote=True,
+        )
 
-    @property
-    def request_id(self) -> str:
-        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
-        if self._request_id is None:
-            self._request_id = self.id
-        return self._request_id
+    def to_request(self, ver: Protocol, params: Raw, timeout_ms: float) -> Request:
+        """The packet of this call."""
+        return Request(
+            ver=ver,
+            sender=self.broker.node_id,
+            id=self.id,
+            action=self.action or "",
+            params=params,
+            meta=self.meta,
+            headers=UNSET if ver == "4" else self.headers,
+            timeout=timeout_ms,
+            level=self.level,
+            tracing=self.tracing,
+            parent_id=self.parent_id,
+            request_id=self.request_id,
+            caller=self.caller,
+        )
 
-    @request_id.setter
-    def request_id(self, value: str) -> None:
-        self._request_id = value
+    def to_event(self, ver: Protocol, data: Raw, groups: Any, *, broadcast: bool) -> Event:
+        """A packet of this event; each node gets one with an id of its own."""
+        return Event(
+            ver=ver,
+            sender=self.broker.node_id,
+            id=new_id(),
+            event=self.event or "",
+            data=data,
+            groups=groups,
+            broadcast=broadcast,
+            meta=self.meta,
+            headers=UNSET if ver == "4" else self.headers,
+            level=self.level,
+            tracing=self.tracing,
+            parent_id=self.parent_id,
+            request_id=self.request_id,
+            caller=self.caller,
+        )
+
+    def again(self) -> "Context":
+        """The context of one more attempt at the same call: a new id, all else the same, meta the very same (§12.2)."""
+        ctx = copy(self)
+        ctx.id, ctx.attempt = new_id(), self.attempt + 1
+        ctx.headers, ctx.response_headers = dict(self.headers), {}
+        ctx.deadline = ctx.stream = None
+        return ctx
 
     @property
     def params(self) -> Any:
@@ -269,27 +349,6 @@ class Context:
         """The full name of the service this context runs in; the `caller` of nested calls."""
         return self.service.full_name if self.service is not None else None
 
-    def again(self) -> "Context":
-        """The context of one more attempt at the same call: a new id, all else the same, meta the very same (§12.2)."""
-        ctx = Context(
-            self.broker,
-            action=self.action,
-            params=self._params,
-            raw=self._raw,
-            decode=self._decode,
-            meta=self.meta,
-            headers=self.headers,
-            node_id=self.node_id,
-            request_id=self.request_id,
-            parent_id=self.parent_id,
-            caller=self.caller,
-            level=self.level,
-            tracing=self.tracing,
-        )
-        ctx._params = self._params
-        ctx.locals, ctx.options, ctx.attempt = self.locals, self.options, self.attempt + 1
-        return ctx
-
     async def call(self, action: str, params: Any = ABSENT, **options: Any) -> Any:
         """Call an action as part of this request: request id, level, caller, meta and the remaining time travel on.
 
@@ -309,3 +368,8 @@ class Context:
     async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
         """Send an event to every node that listens; see `ServiceBroker.broadcast`."""
         await self.broker.broadcast(event, data, parent=self, **options)
+
+
+def _level(level: float | None) -> int:
+    """A level of a peer; JS sends null for one that it has lost count of (§2.3)."""
+    return int(level) if level and 0 < level < 1e9 else 1

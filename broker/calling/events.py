@@ -10,7 +10,6 @@ from broker.context import Caller, Context
 from broker.conversation.effects import Effect, Publish
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
-from broker.ids import new_id
 from broker.node.node import Node
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Event
@@ -163,37 +162,15 @@ class Emitting:
                 logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 
     def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
-        version = self._transit.announcing.version_for(node_id)
-        return Event(
-            ver=version,
-            sender=self._node.options.node_id,
-            id=new_id(),
-            event=root.event or "",
-            data=data,
-            groups=groups,
-            broadcast=broadcast,
-            meta=root.meta,
-            headers=UNSET if version == "4" else root.headers,
-            level=root.level,
-            tracing=root.tracing,
-            parent_id=root.parent_id,
-            request_id=root.request_id,
-            caller=root.caller,
-        )
+        return root.to_event(self._transit.announcing.version_for(node_id), data, groups, broadcast=broadcast)
 
     def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
-        parent: Context | None = options.get("parent")
-        meta = options.get("meta") or {}
         return Context(
             self._broker,
+            parent=options.get("parent"),
             event=event,
             params=data,
-            meta={**parent.meta, **meta} if parent else dict(meta),
+            meta=dict(options.get("meta") or {}),
             headers=options.get("headers"),
             node_id=self._node.options.node_id,
-            request_id=parent.request_id if parent else None,
-            parent_id=parent.id if parent else None,
-            caller=parent.service_name if parent else None,
-            level=parent.level + 1 if parent else 1,
-            tracing=parent.tracing if parent else None,
         )

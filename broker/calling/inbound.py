@@ -4,7 +4,7 @@ import logging
 import math
 
 import anyio
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from broker.calling.outgoing import is_stream
 from broker.calling.sending import OutgoingStream, Sending
@@ -80,7 +80,7 @@ class Serving:
 
     async def _handle(self, handler: EventHandler, event: Event | Context) -> None:
         """A failure of an event handler is logged here and nowhere else (§7.1)."""
-        ctx = self._event_context(event) if isinstance(event, Event) else event
+        ctx = event if isinstance(event, Context) else Context.from_event(self._broker, event, self._codec.decode_value)
         ctx.service = handler.entry.service
         try:
             with ASKED_ONLY:
@@ -171,24 +171,8 @@ class Serving:
             logger.error("Action '%s', called by '%s', failed", request.action, request.sender, exc_info=error)
 
     def _context(self, effect: RunAction) -> Context:
-        request = effect.request
-        ctx = Context(
-            self._broker,
-            action=request.action,
-            raw=request.params,
-            decode=self._codec.decode_value,
-            id=request.id,
-            meta=request.meta,
-            headers=None if request.headers is UNSET else request.headers,
-            node_id=request.sender,
-            request_id=request.request_id,
-            parent_id=request.parent_id,
-            caller=request.caller,
-            level=_level(request.level),
-            deadline=self._deadline(effect),
-            tracing=request.tracing,
-            remote=True,
-        )
+        deadline = self._deadline(effect)
+        ctx = Context.from_request(self._broker, effect.request, self._codec.decode_value, deadline)
         ctx.stream = effect.stream
         return ctx
 
@@ -200,28 +184,6 @@ class Serving:
             own = effect.action.timeout_s
             timeout_s = self._node.options.request_timeout if own is None else own
         return effect.arrived + timeout_s if timeout_s > 0 else None
-
-    def _event_context(self, event: Event) -> Context:
-        return Context(
-            self._broker,
-            event=event.event,
-            raw=event.data,
-            decode=self._codec.decode_value,
-            meta=dict(event.meta) if event.meta else None,
-            headers=None if event.headers is UNSET else event.headers,
-            node_id=event.sender,
-            request_id=event.request_id,
-            parent_id=event.parent_id,
-            caller=event.caller,
-            level=_level(event.level),
-            tracing=bool(event.tracing),
-            remote=True,
-        )
-
-
-def _level(level: float | None) -> int:
-    """A level of a peer; JS sends null for one it has lost count of (§2.3)."""
-    return int(level) if level and 0 < level < 1e9 else 1
 
 
 def _too_large(request: Request, error: PayloadTooLargeError) -> PayloadTooLargeError:

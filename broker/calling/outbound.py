@@ -268,22 +268,7 @@ class Calls:
     def _packet(self, node_id: str, ctx: Context) -> Request:
         version = self._transit.announcing.version_for(node_id)
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
-        return Request(
-            ver=version,
-            sender=self._options.node_id,
-            id=ctx.id,
-            action=ctx.action or "",
-            params=self._codec.encode_value(ctx.params),
-            meta=ctx.meta,
-            headers=UNSET if version == "4" else ctx.headers,
-            timeout=left_ms,
-            level=ctx.level,
-            tracing=ctx.tracing,
-            parent_id=ctx.parent_id,
-            request_id=ctx.request_id,
-            caller=ctx.caller,
-            stream=False,
-        )
+        return ctx.to_request(version, self._codec.encode_value(ctx.params), left_ms)
 
     def _result(self, response: Response, reader: StreamReader | None, ctx: Context) -> Any:
         """The data of an answer, or its error raised. The callee's meta wins over the caller's (§5.4)."""
@@ -298,23 +283,19 @@ class Calls:
 
     def _context(self, action: str, params: Any, options: CallOptions) -> Context:
         parent: Context | None = options.parent
-        level = parent.level + 1 if parent else 1
         limit = self._options.max_call_level
         if parent and limit and parent.level >= limit:
             raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
-        meta = {**parent.meta, **(options.meta or {})} if parent else options.meta
         ctx = Context(
             self._broker,
+            parent=parent,
             action=action,
             params={} if params is ABSENT else params,
-            meta=meta,
+            meta=options.meta,
             headers=options.headers,
             node_id=self._options.node_id,
-            request_id=options.request_id or (parent.request_id if parent else None),
-            parent_id=parent.id if parent else None,
-            caller=options.caller or (parent.service_name if parent else None),
-            level=level,
-            tracing=parent.tracing if parent else None,
+            request_id=options.request_id,
+            caller=options.caller,
         )
         ctx.options, ctx.stream = options, options.stream
         return ctx

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import cProfile
 import pstats
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -126,12 +125,13 @@ async def main(options: argparse.Namespace, arguments: list[str]) -> None:
         await serve(options.serve)
         return
     async with temporary_nats() as url:
-        server = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.profile_calls", *arguments, "--serve", url])
+        command = [sys.executable, "-m", "tests.benchmarks.profile_calls", *arguments, "--serve", url]
+        server = await anyio.open_process(command, stdout=None, stderr=None)
         try:
             found = await measure(url, options.calls // options.callers * options.callers, options.callers)
         finally:
             server.terminate()
-            server.wait()
+            await server.wait()
     print_table(found, options.calls // options.callers * options.callers, options.top)
 
 
