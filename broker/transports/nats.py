@@ -96,11 +96,17 @@ class NATSTransport:
         return await self._link.subscribe(NATSSubscription(self._link, subject, queue, on_nats_message, take))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        connection = self._use_for(data)
+        connection = self._link.connection
+        if connection is None:
+            raise BrokerDisconnectedError
+        if len(data) > connection.max_payload:
+            raise too_large(len(data), connection.max_payload)
         reply = f"{self._inbox}.{reply_id}" if reply_id and self._has_inbox else ""
-        _check_subject(subject + reply)
-        with TRANSLATED:
-            await connection.publish(subject, data, reply)
+        if not _PLAIN(subject + reply):
+            _check_subject(subject + reply)
+        if not connection.write(subject, data, reply):
+            with TRANSLATED:
+                await connection.publish(subject, data, reply)
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
         question = new_id()
@@ -130,12 +136,6 @@ class NATSTransport:
         connection = self._link.connection
         if connection is None:
             raise BrokerDisconnectedError
-        return connection
-
-    def _use_for(self, data: bytes) -> Connection:
-        connection = self._use()
-        if len(data) > connection.max_payload:
-            raise too_large(len(data), connection.max_payload)
         return connection
 
     async def _on_inbox(self, message: Msg) -> None:
@@ -184,6 +184,9 @@ class NATSTransport:
 
 
 _BLANK = re.compile(r"[ \t\r\n]")
+
+_PLAIN = re.compile(rf"[!-~]{{1,{NATS_SUBJECT_BYTES // 4}}}").fullmatch
+"""Whether `_check_subject` has nothing against a text; most subjects show it at a glance."""
 
 
 def _check_subject(text: str) -> None:

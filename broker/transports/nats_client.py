@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -38,8 +39,8 @@ _LOST = (nats.errors.UnexpectedEOF, OSError)
 """Errors that say no more than that a connection is lost."""
 
 
-Take = Callable[[str, bytes, str], Later | None]
-"""Deals with a message: its subject, its bytes, and where to reply to. Returns what is left to do."""
+Take = Callable[[bytes, str], Later | None]
+"""Deals with a message: its bytes, and where to reply to. Returns what is left to do."""
 
 
 class _Left(Msg):
@@ -54,23 +55,25 @@ class _Taker:
     """Deals with the messages of one subscription as they arrive. Those that come while one waits for something are
     queued by nats-py, whose task calls this."""
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, connection: "Connection", take: Take) -> None:
         self.take = take
-        self.waits = False
+        self.idle = True
+        """Whether the next message can be dealt with as it arrives: none is queued or waits for something."""
         self.subscription: Subscription
         self.queue: asyncio.Queue[Msg]
+        self._connection = connection
 
     async def deal_with(self, message: Msg) -> None:
-        self.waits = True
+        self.idle = False
         try:
             if isinstance(message, _Left):
-                later: Later | None = message.later
-            else:
-                later = self.take(message.subject, message.data, message.reply)
-            if later is not None:
-                await later()
+                await message.later()
+            elif self._connection.is_new(message.subject, message.data):
+                later = self.take(message.data, message.reply)
+                if later is not None:
+                    await later()
         finally:
-            self.waits = False
+            self.idle = self.queue.empty()
 
 
 class RefusedError(BrokerDisconnectedError):
@@ -100,6 +103,8 @@ class Connection(Client):
         """Set when the connection has ended, and when the server is about to end it."""
         self.reason: str | None = None
         """Why it has ended, when that is known."""
+        self.overlap: Overlap | None = None
+        """Set while another connection receives the same messages."""
         self._observer = observer
         self._opening = True
         self._takers: dict[int, _Taker] = {}
@@ -137,17 +142,35 @@ class Connection(Client):
     async def subscribe_taker(self, subject: str, queue: str, take: Take) -> Subscription:
         """As `subscribe`, but `take` gets each message in the task that reads, as long as none before it waits for
         something. nats-py would queue each for another task, which costs more than most messages do."""
-        taker = _Taker(take)
-
-        async def deal_with(message: Msg) -> None:
-            await taker.deal_with(message)
-
+        taker = _Taker(self, take)
         taker.subscription = await self.subscribe(
-            subject, queue=queue, cb=deal_with, pending_msgs_limit=NATS_PENDING_MESSAGES
+            subject, queue=queue, cb=taker.deal_with, pending_msgs_limit=NATS_PENDING_MESSAGES
         )
         taker.queue = taker.subscription._pending_queue
         self._takers[taker.subscription._id] = taker
         return taker.subscription
+
+    def is_new(self, subject: str, data: bytes) -> bool:
+        """Whether a message has not come over the other one of two connections already."""
+        return self.overlap is None or self.overlap.is_new(subject, data, self)
+
+    def write(self, subject: str, data: bytes, reply: str) -> bool:
+        """As `publish`, without its coroutines, for a subject that was checked. False when it may have to wait for the
+        server, or cannot be done at all: then `publish` waits, or raises why not."""
+        queue, flusher = self._flush_queue, self._flusher_task
+        if queue is None or flusher is None or self._status != Client.CONNECTED:
+            return False
+        message = b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
+        size = self._pending_data_size + len(message)
+        if size > self._max_pending_size:
+            return False
+        if queue.empty():
+            if flusher.done():
+                return False
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+        self._pending.append(message)
+        self._pending_data_size = size
+        return True
 
     async def abandon(self) -> None:
         """End it without a word."""
@@ -174,14 +197,21 @@ class Connection(Client):
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         """See `subscribe_taker`. Where much arrives, other work comes in between."""
         taker = self._takers.get(sid)
-        if taker is None or headers or taker.waits or not taker.queue.empty():
+        if taker is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        self._overrun.discard(sid)
+        if headers or not taker.idle:
+            taker.idle = False
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        if self._overrun:
+            self._overrun.discard(sid)
         taker.subscription._received += 1
-        later = taker.take(subject.decode(), data, reply.decode())
-        if later is not None:
-            taker.queue.put_nowait(_Left(self, later))
+        if self.overlap is None or self.is_new(subject.decode(), data):
+            later = taker.take(data, reply.decode() if reply else "")
+            if later is not None:
+                taker.idle = False
+                taker.queue.put_nowait(_Left(self, later))
         if monotonic() > self._pause_at:
             await asyncio.sleep(0)
             self._pause_at = monotonic() + SLICE_S
@@ -256,6 +286,22 @@ class Connection(Client):
         writer = getattr(self._transport, "_io_writer", None)  # a WebSocket has none
         if writer is not None:
             writer.transport.abort()
+
+
+class Overlap:
+    """Two connections that receive the same messages: each message counts once, from where it comes first."""
+
+    def __init__(self, old: Connection) -> None:
+        self._old = old
+        self._ahead: Counter[int] = Counter()
+        """How many copies of a message the old connection has received more than the new one."""
+
+    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
+        key = hash((subject, data))
+        before = self._ahead[key]
+        step = 1 if connection is self._old else -1
+        self._ahead[key] = before + step
+        return before * step >= 0
 
 
 async def flush(client: Client) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,7 +23,7 @@ from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.masking import masked_text
 from broker.transports.base import Later, Observer
 from broker.transports.nats_address import Servers
-from broker.transports.nats_client import TRANSLATED, Connection, RefusedError, flush
+from broker.transports.nats_client import TRANSLATED, Connection, Overlap, RefusedError, flush
 
 logger = logging.getLogger("broker")
 
@@ -43,7 +42,6 @@ class Link:
         self._name = ""
         self._connection: Connection | None = None
         self._subscriptions: dict[NATSSubscription, None] = {}
-        self._overlap: Overlap | None = None
         self._keeper: tuple[asyncio.Task[None], anyio.CancelScope] | None = None
 
     @property
@@ -91,10 +89,6 @@ class Link:
                     with suppress(MoleculerError), TRANSLATED:  # it may be lost at this moment
                         await connection.flush(NATS_CLOSE_TIMEOUT_S)
                 await connection.abandon()
-
-    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
-        """Whether a message has not come over the other one of two connections already."""
-        return self._overlap is None or self._overlap.is_new(subject, data, connection)
 
     def forget(self, subscription: "NATSSubscription") -> None:
         self._subscriptions.pop(subscription, None)
@@ -188,7 +182,7 @@ class Link:
 
     async def _overlapping(self, old: Connection, new: Connection) -> None:
         """Use the new connection, and receive from both until all servers send to the new one."""
-        self._overlap = Overlap(old)
+        old.overlap = new.overlap = Overlap(old)
         try:
             await self._take(new)
             logger.info(
@@ -205,7 +199,7 @@ class Link:
         finally:
             if self._connection is new:
                 await old.abandon()
-            self._overlap = None
+            old.overlap = new.overlap = None
 
 
 class NATSSubscription:
@@ -231,20 +225,16 @@ class NATSSubscription:
 
     async def open_on(self, connection: Connection) -> None:
         self.connection = connection
-        link, handle, take = self._link, self._handle, self._take
+        handle = self._handle
 
         async def handle_new(message: Msg) -> None:
-            if link.is_new(message.subject, message.data, connection):
+            if connection.is_new(message.subject, message.data):
                 await handle(message)
 
-        if take is None:
+        if self._take is None:
             live = await connection.subscribe(self._subject, queue=self._queue, cb=handle_new)
         else:
-
-            def take_new(subject: str, data: bytes, reply: str) -> Later | None:
-                return take(data, reply) if link.is_new(subject, data, connection) else None
-
-            live = await connection.subscribe_taker(self._subject, self._queue, take_new)
+            live = await connection.subscribe_taker(self._subject, self._queue, self._take)
         if self.connection is connection:
             self.live = live
 
@@ -254,22 +244,6 @@ class NATSSubscription:
         if live is not None:
             with suppress(BrokerDisconnectedError), TRANSLATED:  # gone already, or gone with the connection
                 await live.unsubscribe()
-
-
-class Overlap:
-    """Two connections that receive the same messages: each message counts once, from where it comes first."""
-
-    def __init__(self, old: Connection) -> None:
-        self._old = old
-        self._ahead: Counter[int] = Counter()
-        """How many copies of a message the old connection has received more than the new one."""
-
-    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
-        key = hash((subject, data))
-        before = self._ahead[key]
-        step = 1 if connection is self._old else -1
-        self._ahead[key] = before + step
-        return before * step >= 0
 
 
 def _wait_s(tries: int) -> float:
