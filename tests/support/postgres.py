@@ -4,6 +4,7 @@ One server serves all tests of a session and each test has a database of its own
 """
 
 import fcntl
+import hashlib
 import importlib.util
 import os
 import pwd
@@ -12,8 +13,9 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import PIPE
 from types import TracebackType
 from typing import Self, TextIO
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -27,6 +29,8 @@ _SUPERUSER = "postgres"
 _PASSWORD = "superuser-password"
 _PREFIX = "environments-store-postgres-"
 _LOCK = "in-use"
+_DONE = "-- done --"
+_SCRAM_ITERATIONS = "1"  # the default of 4096 costs each connection more than everything else it does
 _OPTIONS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -38,6 +42,7 @@ _OPTIONS = {
     "log_line_prefix": "%m [%p] db=%d application=%a ",
     "lc_messages": "C",
     "timezone": "UTC",
+    "scram_iterations": _SCRAM_ITERATIONS,
 }
 
 
@@ -60,6 +65,7 @@ class PostgresServer:
         self._user = _unprivileged_user()
         self._port = free_port()
         self._process: ServerProcess | None = None
+        self._console: subprocess.Popen[str] | None = None
         self._programs = _programs(self._folder, self._user)
 
     @property
@@ -131,6 +137,9 @@ class PostgresServer:
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT is PostgreSQL's fast shutdown: sessions are ended, nothing is waited for."""
+        if self._console is not None:
+            self._console.communicate()
+            self._console = None
         if self._process is not None:
             self._process.stop(how)
             self._process = None
@@ -155,21 +164,30 @@ class PostgresServer:
 
     def run_sql(self, sql: str, database: str = "postgres") -> str:
         """Runs statements with psql as the superuser, each one by itself; returns rows as `a|b` lines."""
-        command: list[str | Path] = [
-            self.program("psql"),
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            self.url(database),
-        ]
-        done = subprocess.run(command, input=sql, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(self._psql(database), input=sql, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise ServerFailedError(f"psql failed with {done.returncode}: {done.stderr}\nThe SQL:\n{sql}")
         return done.stdout.strip()
+
+    def administer(self, statement: str) -> None:
+        """Runs one statement as the superuser on the database `postgres`, over a connection that is kept."""
+        if self._console is None or self._console.poll() is not None:
+            self._console = subprocess.Popen(
+                self._psql("postgres"), stdin=PIPE, stdout=PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            )
+        assert self._console.stdin is not None
+        assert self._console.stdout is not None
+        self._console.stdin.write(f"{statement};\n\\echo {_DONE}\n")
+        printed = ""
+        for line in self._console.stdout:
+            if line.strip() == _DONE:
+                return
+            printed += line
+        raise ServerFailedError(f"psql ended with {self._console.wait()}: {printed}\nThe SQL:\n{statement}")
+
+    def _psql(self, database: str) -> list[str | Path]:
+        options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
+        return [self.program("psql"), *options, "-d", self.url(database)]
 
     def dump_schema(self, database: str) -> str:
         """The database's schema as pg_dump writes it."""
@@ -210,19 +228,38 @@ class PostgresServer:
             raise ServerFailedError(f"pg_basebackup failed with {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _create_cluster(self, data: Path) -> None:
-        password = self._folder / "password"
-        password.write_text(_PASSWORD)
-        if self._user is not None:
-            os.chown(self._folder, *self._user)
-            os.chown(password, *self._user)
-        settings = ["--auth=scram-sha-256", f"--pwfile={password}", "-U", _SUPERUSER, "--no-sync"]
+        """Copies the cluster that the first run of initdb on this machine left behind."""
+        settings = [
+            "--auth=scram-sha-256",
+            "-U",
+            _SUPERUSER,
+            "--no-sync",
+            f"--set=scram_iterations={_SCRAM_ITERATIONS}",
+        ]
         if self._wal_segment_mb is not None:
             settings.append(f"--wal-segsize={self._wal_segment_mb}")
-        locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-        command: list[str | Path] = [self.program("initdb"), "-D", data, *settings, *locale]
-        done = subprocess.run(child_command(command, self._user), capture_output=True, text=True, cwd=self._folder)
-        if done.returncode:
-            raise ServerFailedError(f"initdb failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+        settings += ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+        template = _template(str(self._programs), *settings)
+        with (template.parent / f"{template.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not template.exists():
+                self._init_cluster(template, settings)
+        if self._user is not None:
+            os.chown(self._folder, *self._user)
+        subprocess.run(["cp", "-a", template, data], check=True)
+
+    def _init_cluster(self, template: Path, settings: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+            made, password = Path(folder) / "data", Path(folder) / "password"
+            password.write_text(_PASSWORD)
+            if self._user is not None:
+                os.chown(folder, *self._user)
+                os.chown(password, *self._user)
+            command: list[str | Path] = [self.program("initdb"), "-D", made, f"--pwfile={password}", *settings]
+            done = subprocess.run(child_command(command, self._user), capture_output=True, text=True, cwd=folder)
+            if done.returncode:
+                raise ServerFailedError(f"initdb failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+            made.rename(template)
 
     def _accepts(self) -> bool | None:
         command: list[str | Path] = [self.program("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(self._port)]
@@ -241,7 +278,7 @@ class PostgresDatabase:
         self.name = f"test_{uuid.uuid4().hex[:12]}"
         self._roles: list[str] = []
         other = f" ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'" if encoding else ""
-        server.run_sql(f'CREATE DATABASE "{self.name}" TEMPLATE template0{other}')
+        server.administer(f'CREATE DATABASE "{self.name}" TEMPLATE template0{other}')
 
     @property
     def url(self) -> str:
@@ -258,7 +295,7 @@ class PostgresDatabase:
         Its name is in the URL (`role_name(url)`): grant it rights with `run_sql`.
         """
         name = f"{label}_{uuid.uuid4().hex[:8]}"
-        self.server.run_sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}' {options}")
+        self.server.administer(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}' {options}")
         self._roles.append(name)
         return self.server.url(self.name, name, password)
 
@@ -280,9 +317,18 @@ class PostgresDatabase:
 
     def drop(self) -> None:
         """Removes it, whoever is still connected, and its roles."""
-        self.server.run_sql(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
+        self.server.administer(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
         for role in self._roles:
-            self.server.run_sql(f'DROP ROLE IF EXISTS "{role}"')
+            self.server.administer(f'DROP ROLE IF EXISTS "{role}"')
+
+
+def _template(*made_by: str) -> Path:
+    """Where the cluster of these settings is kept for the next test runs, in a folder that only this user may enter."""
+    folder = Path(tempfile.gettempdir()) / f"environments-store-clusters-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():
+        raise ServerFailedError(f"{folder} belongs to another user. Remove it, or set TMPDIR to another folder.")
+    return folder / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:16]
 
 
 def _locked(path: Path) -> TextIO | None:
