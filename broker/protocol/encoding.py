@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw, UnsetType
 
 from broker.errors import InvalidPacketDataError, MoleculerError
 from broker.protocol.javascript import to_number
@@ -113,7 +113,7 @@ def rewritten(packet: Packet, names: Mapping[type[Packet], tuple[str, ...]], rew
     changes = {}
     for name in names[type(packet)]:
         value = getattr(packet, name)
-        if value and value is not UNSET:
+        if value:
             new = rewrite(value)
             if new is not value:
                 changes[name] = new

@@ -83,18 +83,44 @@ class ValueDecoder(Protocol):
     def __call__(self, raw: Raw, /) -> Any: ...
 
 
+def json_text(value: object) -> Raw:
+    """A user's value as JSON text: what a parameter annotated `msgspec.Raw` gets, whatever the serializer.
+
+    Raises MoleculerError `UNSERIALIZABLE`.
+    """
+    if type(value) is Raw:
+        return value
+    try:
+        plain = _plain(value)
+        try:
+            return Raw(_ENCODER.encode(plain))
+        except UnicodeEncodeError:
+            return Raw(_dumps(plain))
+    except UNENCODABLE as error:
+        raise unserializable_value(value, "JSON", error) from error
+
+
 class JSONCodec:
     """The default serializer: UTF-8 JSON, as `JSON.stringify` would write the same values."""
 
     name = "JSON"
+
+    encode_value = staticmethod(json_text)
 
     def __init__(self) -> None:
         self._decoders = {command: msgspec.json.Decoder(kind) for command, kind in COMMANDS.items()}
         self._address = msgspec.json.Decoder(Address)
 
     def decode(self, command: Command, data: bytes) -> Packet:
-        packet = self._decode_cut(command, data) if command in ("REQ", "RES") else None
-        return packet or self._decode_whole(command, data)
+        if len(data) >= buffers.WORTH_CUTTING_BYTES and command in ("REQ", "RES"):
+            large = self._decode_cut(command, data)
+            if large is not None:
+                return large
+        try:
+            packet: Packet = self._decoders[command].decode(data)
+        except UNDECODABLE as error:
+            return _decode_loosely(command, data, error)
+        return packet
 
     def _decode_cut(self, command: Command, data: bytes) -> Packet | None:
         """A packet whose value is one large Buffer, several times faster; None when it is not."""
@@ -113,18 +139,6 @@ class JSONCodec:
             packet.data = buffer
             return packet
         return None
-
-    def _decode_whole(self, command: Command, data: bytes) -> Packet:
-        try:
-            packet: Packet = self._decoders[command].decode(data)
-        except UNDECODABLE as error:
-            try:
-                packet = lenient(COMMANDS[command], _members(data, COMMANDS[command]))
-            except RecursionError as too_deep:
-                raise invalid_packet(command, data, reason(too_deep)) from None
-            except UNDECODABLE:
-                raise invalid_packet(command, data, str(error)) from None
-        return packet
 
     def decode_address(self, data: bytes) -> Address | None:
         try:
@@ -148,9 +162,6 @@ class JSONCodec:
         except UNENCODABLE as error:
             raise unserializable_packet(packet, self.name, error) from error
 
-    def encode_value(self, value: object) -> Raw:
-        return json_text(value)
-
     def size(self, raw: Raw) -> int:
         return len(raw)
 
@@ -158,7 +169,11 @@ class JSONCodec:
         if not raw:
             return None
         try:
-            return parse_json(raw)
+            return _DECODER.decode(raw)
+        except UNDECODABLE:
+            pass
+        try:
+            return members.load(bytes(raw))
         except UNDECODABLE as error:
             raise invalid_value(raw, error) from None
 
@@ -221,21 +236,15 @@ def parse_json(raw: Raw) -> Any:
         return members.load(bytes(raw))
 
 
-def json_text(value: object) -> Raw:
-    """A user's value as JSON text: what a parameter annotated `msgspec.Raw` gets, whatever the serializer.
-
-    Raises MoleculerError `UNSERIALIZABLE`.
-    """
-    if type(value) is Raw:
-        return value
+def _decode_loosely(command: Command, data: bytes, error: Exception) -> Packet:
+    """A packet that does not fit its type, as JS nodes take it; `error` says why it does not."""
     try:
-        plain = _plain(value)
-        try:
-            return Raw(_ENCODER.encode(plain))
-        except UnicodeEncodeError:
-            return Raw(_dumps(plain))
-    except UNENCODABLE as error:
-        raise unserializable_value(value, "JSON", error) from error
+        packet: Packet = lenient(COMMANDS[command], _members(data, COMMANDS[command]))
+    except RecursionError as too_deep:
+        raise invalid_packet(command, data, reason(too_deep)) from None
+    except UNDECODABLE:
+        raise invalid_packet(command, data, str(error)) from None
+    return packet
 
 
 _CUT = Raw(buffers.PLACEHOLDER)
