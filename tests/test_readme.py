@@ -27,6 +27,7 @@ from tests.support.postgres import PostgresDatabase
 from tests.support.processes import REPOSITORY, Process, run_python, start
 from tests.support.shapes import make_sqlite
 from tests.support.store_node import store_process
+from tests.support.warm import warm_programs
 
 pytestmark = pytest.mark.anyio
 
@@ -78,9 +79,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
             yield Running(server.url, {"NATS_URL": server.url, "DATABASE_URL": database_url})
 
 
-def shell(script: str, environment: dict[str, str], folder: Path) -> contextlib.AbstractAsyncContextManager[Process]:
+def shell(
+    script: str, environment: dict[str, str], folder: Path, programs: Path = Path(sys.executable).parent
+) -> contextlib.AbstractAsyncContextManager[Process]:
     """Runs a script with this environment's commands first on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return start("sh", "-e", "-c", script, environment={**environment, "PATH": path}, folder=folder, name=script)
 
 
@@ -128,7 +131,7 @@ async def test_a_command_runs(command: str, running: Running, tmp_path: Path) ->
     if command.endswith("echo complete"):
         await run_python("-m", "services.environments_store", "migrate", "run", environment=environment)
     command = command.replace("uuid=ID", f"uuid={await _deleted_environment(running)}")
-    async with shell(command, environment, tmp_path) as process:
+    async with shell(command, environment, tmp_path, warm_programs()) as process:
         code = await process.wait()
     assert code == (1 if command == "environments-store migrate check" else 0), process.report("ended otherwise")
     assert process.stdout

@@ -61,7 +61,7 @@ def flood(url: str, events: int) -> None:
 @asynccontextmanager
 async def python_node(url: str) -> AsyncIterator[int]:
     arguments = ("-m", "broker", "run", "tests.benchmarks.events:Counting", "--nats-url", url)
-    async with start_python(*arguments, "--node-id", "taker") as process:
+    async with start_python(*arguments, "--node-id", "taker", warm=False) as process:
         yield process.pid
 
 

@@ -58,7 +58,7 @@ async def measure(version: str, size: int, server: NatsServer) -> None:
     code = JS_CALLER.replace("GIVEN", given).replace("VERSION", json.dumps(version))
     arguments = ("-m", "broker", "run", "tests.interop.test_streams:Streams", "--nats-url", url)
     async with (
-        start_python(*arguments, "--namespace", namespace, "--node-id", namespace) as process,
+        start_python(*arguments, "--namespace", namespace, "--node-id", namespace, warm=False) as process,
         js_node(version, url, namespace, "js") as js,
     ):
         await js.wait_for_services("pystream", deadline_s=DEADLINE_S)

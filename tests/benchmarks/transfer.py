@@ -78,7 +78,7 @@ async def measure_actions(url: str, documents: int, source: Path) -> None:
 
     async with (
         temporary_nats() as nats_url,
-        store_process(url, nats_url, "transfer", "store") as process,
+        store_process(url, nats_url, "transfer", "store", warm=False) as process,
         ServiceBroker("caller", namespace="transfer", transporter=nats_url) as broker,
     ):
         await broker.wait_for_services("environments-store")

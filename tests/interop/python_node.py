@@ -12,7 +12,7 @@ from broker import MoleculerError, ServiceBroker
 from tests.interop.services import python_services
 
 
-async def main(*arguments: str) -> None:
+async def serve(*arguments: str) -> None:
     nats_url, namespace, node_id = arguments
     async with ServiceBroker(node_id, namespace=namespace, transporter=nats_url, services=python_services()) as broker:
         sys.stdout.write("ready\n")
@@ -28,8 +28,12 @@ async def main(*arguments: str) -> None:
             await broker.wait_stopped()
 
 
-if __name__ == "__main__":
+def main() -> None:
     try:
-        anyio.run(main, *sys.argv[1:])
+        anyio.run(serve, *sys.argv[1:])
     except* MoleculerError as errors:
         sys.exit(str(errors.exceptions[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -270,7 +270,7 @@ async def test_c67_c68_much_more_than_memory_may_hold_goes_through_a_python_tran
 ) -> None:
     arguments = ("-m", "broker", "run", "tests.interop.test_streams:Streams", "--nats-url", nats_url)
     async with (
-        start_python(*arguments, "--namespace", namespace) as process,
+        start_python(*arguments, "--namespace", namespace, warm=False) as process,
         js_node(version, nats_url, namespace, "js") as js,
     ):
         await js.wait_for_services("pystream", deadline_s=DEADLINE_S)

@@ -67,7 +67,8 @@ async def open_victim(
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url}
     async with ServiceBroker("caller", heartbeat_timeout=heartbeat_timeout, **options) as broker:
         if kind == "Python":
-            async with start_python("-m", "tests.interop.python_node", its_url, namespace, "victim") as process:
+            command = ("-m", "tests.interop.python_node", its_url, namespace, "victim")
+            async with start_python(*command, warm=False) as process:
                 await broker.wait_for_services("pyslow", timeout=DEADLINE_S)
                 yield Victim(process, "pyslow", broker)
         else:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.support.postgres import PostgresDatabase
 from tests.support.shapes import postgres_sql
+from tests.support.warm import warm_programs
 
 __all__ = ["run_page"]
 
@@ -40,7 +41,7 @@ class _Runner:
         self._database = database
         self._folder = folder
         self._service: subprocess.Popen[str] | None = None
-        programs = os.pathsep.join((str(Path(sys.executable).parent), str(database.server.programs)))
+        programs = os.pathsep.join(map(str, (warm_programs(), Path(sys.executable).parent, database.server.programs)))
         self._environment = {
             **{name: value for name, value in os.environ.items() if name not in ("RETENTION_DAYS", "NODE_ID")},
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",

@@ -175,10 +175,19 @@ async def start(
 
 
 def start_python(
-    *arguments: str | Path, environment: Mapping[str, str] | None = None, folder: Path = REPOSITORY, name: str = ""
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = REPOSITORY,
+    name: str = "",
+    warm: bool = True,
 ) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Runs this Python with `arguments`: `"-m", "services.environments_store", "serve"`."""
-    return start(sys.executable, *arguments, environment=environment, folder=folder, name=name)
+    """Runs this Python with `arguments`: `"-m", "services.environments_store", "serve"`.
+
+    A known program is a warm command, unless its `pid` must be that of the program: to freeze it, or to measure it.
+    """
+    known = warm and arguments[0] == "-m" and arguments[1] in PROGRAMS
+    command = warm_command(*map(str, arguments[1:])) if known else [sys.executable, *arguments]
+    return start(*command, environment=environment, folder=folder, name=name)
 
 
 async def run_python(
@@ -188,12 +197,7 @@ async def run_python(
     deadline_s: float = DEADLINE_S,
 ) -> Process:
     """Runs this Python to its end; look at the result's `returncode`, `stdout` and `stderr`."""
-    command = list(arguments)
-    if command[0] == "-m" and command[1] in PROGRAMS:
-        command = [*warm_command(*map(str, command[1:]))]
-    else:
-        command.insert(0, sys.executable)
-    async with start(*command, environment=environment, folder=folder) as process:
+    async with start_python(*arguments, environment=environment, folder=folder) as process:
         await process.wait(deadline_s)
     return process
 

@@ -33,7 +33,7 @@ from tests.support.processes import Process, start_python
 from tests.support.served import serving
 from tests.support.shapes import Lines
 
-__all__ = ["BUDGETS", "SHORT", "End", "Starters", "starters"]
+__all__ = ["BUDGETS", "SHORT", "End", "Starters", "main", "starters"]
 
 BUDGETS = MigrationBudgets(
     start_s=60,
@@ -132,7 +132,7 @@ async def starters() -> AsyncIterator[Starters]:
         yield Starters(process)
 
 
-def _serve() -> None:
+def main() -> None:
     """Fork for each line of stdin, and tell of each end, until stdin is closed."""
     running: dict[int, str] = {}
     sys.stdout.write("ready\n")
@@ -267,4 +267,4 @@ def _say(**event: Any) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    main()

@@ -10,10 +10,10 @@ __all__ = ["store_process"]
 
 @contextlib.asynccontextmanager
 async def store_process(
-    database_url: str, nats_url: str, namespace: str, node_id: str, *flags: str
+    database_url: str, nats_url: str, namespace: str, node_id: str, *flags: str, warm: bool = True
 ) -> AsyncIterator[Process]:
     """Runs the service, stopped at the end of the block. A caller waits until it sees `environments-store`."""
     settings = {"DATABASE_URL": database_url, "NATS_URL": nats_url, "NAMESPACE": namespace, "NODE_ID": node_id}
     command = ("-m", "services.environments_store", "serve", *flags)
-    async with start_python(*command, environment=settings, name=f"environments-store {node_id}") as process:
+    async with start_python(*command, environment=settings, name=f"environments-store {node_id}", warm=warm) as process:
         yield process

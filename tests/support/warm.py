@@ -1,4 +1,4 @@
-"""The commands `broker` and `environments-store` without the half second that Python takes to import them.
+"""The commands `broker` and `environments-store`, and programs of the tests, without the time that their imports take.
 
 `warm_command("broker", "nodes")` is a command line like any other, for `subprocess` and the shell: arguments,
 environment, folder, standard streams, signals and exit code are those of a process of its own. That process is forked
@@ -8,10 +8,13 @@ from one that has imported the programs, which starts with the first command and
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
+import io
 import json
 import os
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -26,15 +29,37 @@ from typing import Any
 
 from tests.support.servers import child_command
 
-__all__ = ["PROGRAMS", "warm_command"]
+__all__ = ["PROGRAMS", "warm_command", "warm_programs"]
 
 _CLIENT = Path(__file__).with_name("warm_client.py")
-PROGRAMS = ("broker", "services.environments_store")
+PROGRAMS = {
+    "broker": "broker.__main__",
+    "services.environments_store": "services.environments_store.__main__",
+    "tests.interop.python_node": "tests.interop.python_node",
+    "tests.support.starters": "tests.support.starters",
+}
+"""What `python -m` calls them, and the modules whose `main` runs them."""
+_IMPORTED_LATE = (
+    *("anyio._backends._asyncio", "typer.rich_utils", "uvloop"),
+    "services.environments_store.database.sqlite_connection",
+    "services.environments_store.schema.inspect_sqlite",
+)
 
 
 def warm_command(program: str, *arguments: str) -> list[str]:
     """What `python -m program arguments` would be."""
     return [sys.executable, "-I", "-S", str(_CLIENT), _server(), program, *arguments]
+
+
+@functools.cache
+def warm_programs() -> Path:
+    """A folder for PATH with the commands `broker` and `environments-store`, as warm commands."""
+    folder = Path(_server()).parent
+    for name, program in (("broker", "broker"), ("environments-store", "services.environments_store")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(warm_command(program))} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    return folder
 
 
 @functools.cache
@@ -64,8 +89,13 @@ class _Order:
 
 
 def _serve(place: str) -> None:
-    for program in PROGRAMS:
-        importlib.import_module(f"{program}.__main__")
+    for name in (*PROGRAMS.values(), *_IMPORTED_LATE):
+        importlib.import_module(name)
+    for program in ("broker", "services.environments_store"):  # the first help imports the rest
+        sys.argv = [program, "--help"]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            sys.modules[PROGRAMS[program]].main()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)
     listener.listen(128)
@@ -119,9 +149,11 @@ def _fork(client: socket.socket) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for written in (sys.stdout, sys.stderr):
+        try:
+            written.flush()
+        except OSError:
+            code = code or 120  # as Python ends when it cannot write what is left
     os._exit(code)
 
 
@@ -140,8 +172,10 @@ def _run(order: _Order, streams: list[int]) -> int:
     if os.environ.get("PYTHONWARNINGS") == "error":
         warnings.simplefilter("error")
     try:
-        sys.modules[f"{order.program}.__main__"].main()
+        sys.modules[PROGRAMS[order.program]].main()
     except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from broker import Context, Service, ServiceBroker, action, event
 from broker.__main__ import app
 from tests.support.processes import Process, run_python, start, start_python
 from tests.support.waiting import eventually
+from tests.support.warm import warm_programs
 
 pytestmark = pytest.mark.anyio
 
@@ -88,7 +88,7 @@ class Shell:
 
     def pipe(self, script: str) -> Any:
         """A script of sh, in which `$BROKER` is the command."""
-        environment = {**self.environment, "BROKER": f"{sys.executable} -m broker"}
+        environment = {**self.environment, "BROKER": str(warm_programs() / "broker")}
         return start("sh", "-c", script, environment=environment, name=script)
 
 
