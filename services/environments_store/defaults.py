@@ -126,6 +126,9 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long a write whose connection died looks for its outcome; below the 10 s that callers commonly wait."""
     read_back_pause_s: float = 0.2
     """Between two such looks."""
+    late_look_s: float = 2.0
+    """How long a write that its caller's deadline cut off is looked for: on the commit, it is stored and has to be
+    told."""
     connect_pause_s: float = 1.0
     """Between two attempts to reach the database or NATS at the start."""
     start_timeout_s: float = 60.0

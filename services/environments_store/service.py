@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from types import MappingProxyType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -40,8 +40,6 @@ Fields = Annotated[list[RecordField], msgspec.Meta(min_length=1)]
 FieldsOrText = Fields | str | None  # `id,hash`, as a query over HTTP has it
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=OperationLimits().purge_batch_max)]
-
-T = TypeVar("T")
 
 _RECENT_DAYS = StoreLimits().recent_days
 _PURGE_DAYS = OperationLimits().purge_days
@@ -124,7 +122,7 @@ class EnvironmentsStore(Service):
         record = await self._write(
             ctx,
             lambda: self._store.create(
-                bytes(environment), ctx.reply_limit, lambda record: ctx.reply_size(_as_created(record))
+                bytes(environment), ctx.reply_limit, lambda record: ctx.reply_size(_as_created(record)), ctx.deadline
             ),
         )
         return msgspec.Raw(_as_created(bytes(record)))
@@ -150,22 +148,25 @@ class EnvironmentsStore(Service):
         self, ctx: Context, uuid: str, environment: msgspec.Raw, if_hash: str | None = None
     ) -> msgspec.Raw:
         return await self._write(
-            ctx, lambda: self._store.update(uuid, bytes(environment), if_hash, ctx.reply_limit, ctx.reply_size)
+            ctx,
+            lambda: self._store.update(
+                uuid, bytes(environment), if_hash, ctx.reply_limit, ctx.reply_size, ctx.deadline
+            ),
         )
 
     @action
     async def remove(self, ctx: Context, uuid: str) -> dict[str, bool]:
-        await self._write(ctx, lambda: self._store.remove(uuid))
+        await self._write(ctx, lambda: self._store.remove(uuid, ctx.deadline))
         return _SUCCESS
 
     @action
     async def restore(self, ctx: Context, uuid: str) -> dict[str, bool]:
-        await self._write(ctx, lambda: self._store.restore(uuid))
+        await self._write(ctx, lambda: self._store.restore(uuid, ctx.deadline))
         return _SUCCESS
 
     @action(name="permanentDelete", convert=True)
     async def permanent_delete(self, ctx: Context, uuid: str, force: bool = False) -> dict[str, bool]:
-        await self._write(ctx, lambda: self._store.permanent_delete(uuid, force))
+        await self._write(ctx, lambda: self._store.permanent_delete(uuid, force, ctx.deadline))
         return _SUCCESS
 
     @action(convert=True, rename={"older_than_days": "olderThanDays", "dry_run": "dryRun", "batch_size": "batchSize"})
@@ -217,11 +218,16 @@ class EnvironmentsStore(Service):
         async with spooled_lines(ctx.stream, self._operations) as lines:
             # What is stored is told, its caller gone or not.
             with anyio.CancelScope(shield=True):
-                imported = await self._in_time(ctx, lambda: work.run(lines))
+                with anyio.CancelScope(deadline=math.inf if ctx.deadline is None else ctx.deadline):
+                    await work.run(lines)
+                imported = work.imported
+                if imported is None:
+                    raise _timed_out(ctx)
+                counts = imported._asdict()
                 async with aclosing(work.changes(lines)) as told:
                     async for changes in told:
                         await self._tell(changes)
-        return imported._asdict()
+        return counts
 
     @action(convert=True, rename={"recent_days": "recentDays"})
     async def stats(self, ctx: Context, recent_days: Days = _RECENT_DAYS) -> dict[str, int]:
@@ -258,18 +264,16 @@ class EnvironmentsStore(Service):
         """Accepted, with nothing to do: every write that was answered is stored."""
 
     async def _write(self, ctx: Context, write: Callable[[], Awaitable[Written]]) -> msgspec.Raw:
-        """Write, then tell every node: a stored change is told, its caller gone or not."""
+        """Write, then tell every node: a stored change is told, its caller gone or not. The deadline of a caller ends
+        the work; that it goes away does not."""
         with anyio.CancelScope(shield=True):
-            written = await self._in_time(ctx, write)
+            try:
+                written = await write()
+            except TimeoutError:
+                raise _timed_out(ctx) from None
             if written.change is not None:
                 await ctx.broadcast("environments.updated", msgspec.to_builtins(written.change))
         return msgspec.Raw(written.record)
-
-    async def _in_time(self, ctx: Context, work: Callable[[], Awaitable[T]]) -> T:
-        """Inside a shield, which keeps a caller that goes away from ending the work: its deadline still does."""
-        with anyio.CancelScope(deadline=math.inf if ctx.deadline is None else ctx.deadline):
-            return await work()
-        raise RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
 
     def _publish(self, ctx: Context, error: Exception) -> NoReturn:
         """The error hook of every action: what the database said, with its roles, hosts and SQL, goes into the log, and
@@ -324,6 +328,10 @@ class EnvironmentsStore(Service):
         raise DatabaseUnavailableError(
             f"The database {masked(self._url)} could not be reached within {self._start_timeout_s:g} s: {error}"
         ) from error
+
+
+def _timed_out(ctx: Context) -> RequestTimeoutError:
+    return RequestTimeoutError({"action": ctx.action, "nodeID": ctx.node_id})
 
 
 def _cannot_be_opened(error: DatabaseUnavailableError) -> bool:

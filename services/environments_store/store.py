@@ -6,13 +6,16 @@ is looked at in one transaction with it. A statement that gave nothing back did 
 its state is the answer when the write has nothing to do in it. In any other state it was changed in between, and the
 write is tried again, a few times: a database that keeps on taking a write without doing it is refusing it.
 
-When the connection dies during a write, the row is read back before the caller is answered.
+When the connection dies during a write, the row is read back before the caller is answered; and so it is when the
+deadline of the caller cuts a write off, which may be committed by then. A transaction always learns of its commit.
 """
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Literal
+
+import anyio
 
 from broker.errors import MoleculerError
 from services.environments_store.aliases import Aliases
@@ -56,6 +59,7 @@ _OF_ANOTHER_TYPE = "22000"
 """What the driver says to a uuid that the type of `id` cannot hold, as where that is uuid."""
 _ALREADY_SO = Written(b"", None)
 
+Write = Callable[[], Awaitable[Row | None]]
 Stands = Callable[[Row, Row | None], bool]
 """Whether a write is done, by the row that its statement gave back and by the row that is there after it."""
 State = Literal["absent", "live", "deleted"]
@@ -86,16 +90,18 @@ class Store:
         self._aliases = Aliases(database, self._limits)
 
     async def create(
-        self, document: bytes, reply_limit: int | None = None, measure: Callable[[bytes], int] = len
+        self,
+        document: bytes,
+        reply_limit: int | None = None,
+        measure: Callable[[bytes], int] = len,
+        deadline: float | None = None,
     ) -> Written:
-        """Store a new environment. Raises EnvironmentExistsError, or EnvironmentDeletedError for one in the trash."""
+        """Store a new environment. Raises EnvironmentExistsError, or EnvironmentDeletedError for one in the trash; like
+        every write, TimeoutError when the `deadline` has passed and nothing was stored."""
         accepted = await self._accept(document, None, reply_limit, measure)
         with self._storing(), self._shape.watched():
-            try:
-                row = await self._insert(accepted)
-            except OutcomeUnknownError as error:
-                # Once more: it waits for the first, if that still runs, and then either stores or finds it.
-                row = await settle(error, lambda: self._insert_again(accepted), self._limits)
+            row = await self._in_time(deadline, lambda: self._create(accepted), lambda: self._look_stored(accepted))
+            assert row is not None, "no state makes a create a success that has nothing to do"
             return await self._records.written("created", row)
 
     async def get(self, uuid: str, reply_limit: int | None = None, measure: Callable[[bytes], int] = len) -> bytes:
@@ -135,6 +141,7 @@ class Store:
         if_hash: str | None = None,
         reply_limit: int | None = None,
         measure: Callable[[bytes], int] = len,
+        deadline: float | None = None,
     ) -> Written:
         """Replace the document of a live environment. Raises EnvironmentNotFoundError, and EnvironmentChangedError with
         the current hash when `if_hash` is given and is another."""
@@ -142,22 +149,21 @@ class Store:
         accepted = await self._accept(document, uuid, reply_limit, measure)
         with self._storing():
             async with self._seeking(uuid):
-                try:
-                    row = await self._attempt(uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
-                except OutcomeUnknownError as error:
-                    row = await settle(error, lambda: self._look_stored(accepted), self._limits)
+                row = await self._in_time(
+                    deadline, lambda: self._update(accepted, if_hash), lambda: self._look_stored(accepted)
+                )
                 assert row is not None, "no state makes an update a success that has nothing to do"
                 return await self._records.written("updated", row)
 
-    async def remove(self, uuid: str) -> Written:
+    async def remove(self, uuid: str, deadline: float | None = None) -> Written:
         """Put an environment into the trash; again: the first date stays. Raises EnvironmentNotFoundError."""
-        return await self._mark(uuid, deleted=True)
+        return await self._mark(uuid, deadline, deleted=True)
 
-    async def restore(self, uuid: str) -> Written:
+    async def restore(self, uuid: str, deadline: float | None = None) -> Written:
         """Take an environment out of the trash; quiet for a live one. Raises EnvironmentNotFoundError."""
-        return await self._mark(uuid, deleted=False)
+        return await self._mark(uuid, deadline, deleted=False)
 
-    async def permanent_delete(self, uuid: str, force: bool = False) -> Written:
+    async def permanent_delete(self, uuid: str, force: bool = False, deadline: float | None = None) -> Written:
         """Delete a row for ever. Raises EnvironmentNotFoundError, and EnvironmentNotDeletedError for a live one unless
         `force`."""
         check_uuid(uuid, "uuid", self._limits)
@@ -165,7 +171,11 @@ class Store:
             queries, soft_delete = self._shape.soft_delete("delete")
             statement = queries.delete_any if force else soft_delete.delete
             idle = _FORCED_DELETE if force else _DELETE
-            row = await self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle)
+            row = await self._in_time(
+                deadline,
+                lambda: self._attempt(uuid, "DELETE", lambda: self._delete(statement, uuid, idle), idle),
+                _nothing,  # it is a transaction
+            )
             assert row is not None, "no state makes a delete a success that has nothing to do"
             return await self._records.marked("purged", row)
 
@@ -235,9 +245,7 @@ class Store:
                 raise EnvironmentNotFoundError(request.after, field="after")
         return page
 
-    async def _attempt(
-        self, uuid: str, event: Event, write: Callable[[], Awaitable[Row | None]], idle: Idle
-    ) -> Row | None:
+    async def _attempt(self, uuid: str, event: Event, write: Write, idle: Idle) -> Row | None:
         """The row that the write gave back; None when it had nothing to do, which is a success.
 
         Raises the error of a state in which there is nothing to do, and DatabaseRefusedError when the database takes
@@ -305,6 +313,33 @@ class Store:
             raise error(uuid)
         return True
 
+    async def _in_time(self, deadline: float | None, write: Write, look: Write) -> Row | None:
+        """The row of a write; of one that the deadline cut off, the row that `look` finds. Raises TimeoutError when it
+        finds none."""
+        if deadline is None:
+            return await write()
+        if anyio.current_time() < deadline:
+            with anyio.CancelScope(deadline=deadline):
+                return await write()
+            with anyio.move_on_after(self._limits.late_look_s), suppress(MoleculerError):
+                row = await look()
+                if row is not None:
+                    return row
+        raise TimeoutError
+
+    async def _create(self, accepted: AcceptedDocument) -> Row:
+        try:
+            return await self._insert(accepted)
+        except OutcomeUnknownError as error:
+            # Once more: it waits for the first, if that still runs, and then either stores or finds it.
+            return await settle(error, lambda: self._insert_again(accepted), self._limits)
+
+    async def _update(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
+        try:
+            return await self._attempt(accepted.uuid, "UPDATE", lambda: self._replace(accepted, if_hash), _UPDATE)
+        except OutcomeUnknownError as error:
+            return await settle(error, lambda: self._look_stored(accepted), self._limits)
+
     async def _insert(self, accepted: AcceptedDocument) -> Row:
         if self._shape.status.lack("insert") is not None:
             # A uuid that the column could not hold is the caller's fault, whatever else keeps the table from taking it.
@@ -348,7 +383,8 @@ class Store:
             deleted = row
             if deleted is None:
                 raise
-            return await settle(error, lambda: self._look_committed(deleted), self._limits)
+            with anyio.CancelScope(shield=True):
+                return await settle(error, lambda: self._look_committed(deleted), self._limits)
         return row
 
     async def _swap(self, accepted: AcceptedDocument, if_hash: str | None) -> Row | None:
@@ -370,23 +406,26 @@ class Store:
 
             return await self._change_in(connection, queries.update, accepted.uuid, accepted.text, stands=stands)
 
-    async def _mark(self, uuid: str, *, deleted: bool) -> Written:
+    async def _mark(self, uuid: str, deadline: float | None, *, deleted: bool) -> Written:
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
             _, soft_delete = self._shape.soft_delete("soft-delete")
             statement, idle = (soft_delete.remove, _REMOVE) if deleted else (soft_delete.restore, _RESTORE)
 
-            async def mark() -> Row | None:
+            async def change() -> Row | None:
                 row = await self._change(
                     statement, uuid, stands=lambda _, there: there is not None and _is_deleted(there) == deleted
                 )
                 # A trigger may have taken the mark off before the row was stored.
                 return row if row is not None and _is_deleted(row) == deleted else None
 
-            try:
-                row = await self._attempt(uuid, "UPDATE", mark, idle)
-            except OutcomeUnknownError as error:
-                row = await settle(error, lambda: self._look_marked(uuid, deleted), self._limits)
+            async def mark() -> Row | None:
+                try:
+                    return await self._attempt(uuid, "UPDATE", change, idle)
+                except OutcomeUnknownError as error:
+                    return await settle(error, lambda: self._look_marked(uuid, deleted), self._limits)
+
+            row = await self._in_time(deadline, mark, lambda: self._look_marked(uuid, deleted))
             if row is None:
                 return _ALREADY_SO
             return await self._records.marked("removed" if deleted else "restored", row)
@@ -409,6 +448,10 @@ class Store:
                 raise DatabaseUnavailableError("The transaction has not ended yet.")
             return row if found["committed"] else None
         return None
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _is_live(row: Row | None) -> bool:

@@ -1,10 +1,17 @@
 """The operations as actions: over a bus between two nodes, with the events that follow each commit."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -12,10 +19,13 @@ import pytest
 from broker import Context, MoleculerError, Service, ServiceBroker, ValidationError, event
 from broker.errors import RequestTimeoutError
 from services.environments_store.database.connect import open_database
+from services.environments_store.database.sqlite import SqliteDatabase
 from services.environments_store.defaults import DatabaseSettings, OperationLimits
 from services.environments_store.schema.status import SchemaStatus
 from services.environments_store.service import EnvironmentsStore
 from tests.support.operations import fill
+from tests.support.postgres import PostgresDatabase, PostgresServer
+from tests.support.shapes import make_sqlite, postgres_sql
 from tests.support.store import Bench
 from tests.support.waiting import eventually
 
@@ -51,11 +61,17 @@ class Pair:
         return self.listener.heard
 
 
-@asynccontextmanager
-async def pair(dialect: str, request: pytest.FixtureRequest, tmp_path: Path, **options: Any) -> AsyncIterator[Pair]:
+def pair(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path, **options: Any
+) -> AbstractAsyncContextManager[Pair]:
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
     if dialect == "postgresql":
         url = str(request.getfixturevalue("postgres_url"))
+    return pair_on(url, tmp_path, **options)
+
+
+@asynccontextmanager
+async def pair_on(url: str, tmp_path: Path, **options: Any) -> AsyncIterator[Pair]:
     listener = Listener()
     bus = f"memory://{tmp_path}"
     database = open_database(url)
@@ -219,6 +235,120 @@ async def test_a_write_that_waits_ends_with_the_time_of_its_caller_and_stores_no
                         pass
         await nodes.call("create", {"environment": {"uuid": "last"}})
         assert [record["id"] for record in await nodes.call("list", {"fields": ["id"]})] == ["U", "last"]
+
+
+class HeldCommits(NamedTuple):
+    """A database whose commits last until they are let go. `waiting`: how many do now."""
+
+    url: str
+    hold: Callable[[], object]
+    waiting: Callable[[], int]
+    let_go: Callable[[], object]
+
+
+FIRST, OLD, THIRD, FOURTH = (f"c0ffee00-0000-4000-8000-00000000000{number}" for number in range(1, 5))
+TRASH = f"""INSERT INTO environments
+(id, environment, "environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt")
+SELECT 'trash', environment, 'trash', "timestamp", "createdAt", "updatedAt", '2099-01-01 00:00:00.000 +00:00'
+FROM environments WHERE id = '{OLD}'"""
+CHANGES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
+    "create": ({"environment": {"uuid": "new"}}, ("created", "new")),
+    "update": ({"uuid": FIRST, "environment": {"uuid": FIRST}}, ("updated", FIRST)),
+    "remove": ({"uuid": THIRD}, ("removed", THIRD)),
+    "restore": ({"uuid": "trash"}, ("restored", "trash")),
+    "permanentDelete": ({"uuid": FOURTH, "force": True}, ("purged", FOURTH)),
+    "purge": ({}, ("purged", OLD)),
+    "import": ({}, ("created", "imported")),
+}
+
+
+@contextmanager
+def held_by_a_standby() -> Iterator[HeldCommits]:
+    """Each commit waits for a standby that is not there, and is done already."""
+    with PostgresServer() as server:
+        database = PostgresDatabase(server)
+        url = database.create_role("guest")
+        role = f'"{database.role_name(url)}"'
+        database.run_sql(f"{postgres_sql('p_dmig')} {TRASH}; GRANT ALL ON environments TO {role}; ANALYZE environments")
+        database.run_sql(f"ALTER ROLE {role} SET synchronous_commit = 'on'")
+        server.run_sql("ALTER SYSTEM SET synchronous_standby_names = 'gone'")
+        server.restart()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        let_go = "ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()"
+        yield HeldCommits(
+            url, lambda: None, lambda: int(server.run_sql(waiting)), lambda: server.run_sql(let_go, "postgres")
+        )
+
+
+@contextmanager
+def held_by_a_reader(path: Path) -> Iterator[HeldCommits]:
+    """Each commit waits for a reader: without WAL, none may be at work then."""
+    make_sqlite("s_d1", path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute(TRASH)
+
+        def hold() -> None:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM environments")
+
+        def waiting() -> int:
+            """A commit that waits lets no new reader in."""
+            with closing(sqlite3.connect(path, timeout=0)) as other:
+                try:
+                    other.execute("SELECT count(*) FROM environments")
+                except sqlite3.OperationalError:
+                    return 1
+                return 0
+
+        yield HeldCommits(f"sqlite:///{path}", hold, waiting, lambda: reader.execute("ROLLBACK"))
+
+
+async def test_what_is_committed_after_the_time_of_its_caller_is_told(
+    dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dialect == "sqlite":
+        monkeypatch.setattr(SqliteDatabase, "_go_to_wal", stay)
+        await check_what_is_told(
+            held_by_a_reader(tmp_path / "environments.sqlite"),
+            tmp_path,
+            ["create"],
+            ["remove"],
+            ["permanentDelete"],
+            ["purge"],
+        )
+    else:
+        await check_what_is_told(held_by_a_standby(), tmp_path, list(CHANGES))
+
+
+async def stay(self: SqliteDatabase, writer: object) -> None:
+    """As on a file system without shared memory."""
+
+
+async def check_what_is_told(held: AbstractContextManager[HeldCommits], tmp_path: Path, *together: list[str]) -> None:
+    with held as commits:
+        async with pair_on(commits.url, tmp_path) as nodes:
+            told = []
+            for actions in together:
+                commits.hold()
+                await time_out_at_the_commit(nodes, commits, actions)
+                commits.let_go()
+                told += [CHANGES[action][1] for action in actions]
+                heard = [(one["type"], one["uuid"]) for one in await nodes.heard(len(told))]
+                assert sorted(heard) == sorted(told)
+
+
+async def time_out_at_the_commit(nodes: Pair, commits: HeldCommits, actions: list[str]) -> None:
+    """Call, and return when every caller has given up while the commits are held."""
+
+    async def call(action: str) -> None:
+        stream = {"stream": one_line()} if action == "import" else {}
+        with pytest.raises(RequestTimeoutError):
+            await nodes.call(action, CHANGES[action][0], timeout=1.5, **stream)
+
+    async with anyio.create_task_group() as group:
+        for action in actions:
+            group.start_soon(call, action)
+        await eventually(lambda: commits.waiting() == len(actions), "commits that wait")
 
 
 async def one_line() -> AsyncIterator[bytes]:

@@ -112,7 +112,8 @@ class PostgresDatabase:
                 except BaseException:
                     await _roll_back(transaction)
                     raise
-                with driver_failures():
+                # It may be done whatever becomes of the caller, who has to know. `command_timeout_s` bounds it.
+                with anyio.CancelScope(shield=True), driver_failures():
                     await transaction.commit()
 
     @asynccontextmanager

@@ -109,7 +109,8 @@ class SqliteDatabase:
             try:
                 await transaction.begin()
                 yield transaction
-                await transaction.commit()
+                with anyio.CancelScope(shield=True):  # it may be done whatever becomes of the caller, who has to know
+                    await transaction.commit()
             except BaseException:
                 await _roll_back(writer)
                 raise

@@ -8,10 +8,12 @@ moment. So beside a copy nothing is written, and an empty table counts for nothi
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
+import anyio
 
 from services.environments_store.database.failures import REBUILT, StatementFailure
 from services.environments_store.database.sqlite_place import FilePlace
@@ -25,6 +27,10 @@ _INSTRUCTIONS_BETWEEN_LOOKS = 100_000
 """Of SQLite's own machine: about a millisecond."""
 _COPY = backup_name(TABLE)
 _FIND_COPY = f"SELECT 1 FROM sqlite_master WHERE name = '{_COPY}'"
+
+
+def _after_the_others() -> None:
+    """The visit that is over when all before it are."""
 
 
 class GuardedConnection(aiosqlite.Connection):
@@ -43,12 +49,15 @@ class GuardedConnection(aiosqlite.Connection):
 
     async def change_rows(self, query: str, arguments: Mapping[str, object]) -> tuple[list[sqlite3.Row], int]:
         """One statement in a transaction of its own; its rows, and how many it touched. Of a caller that is gone before
-        the commit, nothing is stored."""
+        the commit, nothing is stored; one that is gone later is let go when it is over."""
         abandoned = threading.Event()
         try:
             return await self._visit(self._change_rows, query, arguments, abandoned)
-        finally:
+        except anyio.get_cancelled_exc_class():
             abandoned.set()
+            with anyio.CancelScope(shield=True), suppress(ValueError):  # closed by now
+                await self._visit(_after_the_others)
+            raise
 
     async def read(self, query: str, arguments: Mapping[str, object], *, surely: bool) -> list[sqlite3.Row]:
         """The rows; `surely`: an empty answer means that there are none. A caller that is gone ends its query, whether

@@ -57,6 +57,8 @@ class Import:
         self._limits = limits or OperationLimits()
         self._store_limits = store_limits or StoreLimits()
         self._seed = os.urandom(16)
+        self.imported: Imported | None = None
+        """Set by the commit, whatever becomes of the caller then."""
         self._outcomes = bytearray()
         """What became of each line, in their order: a byte a line is all that is remembered."""
 
@@ -71,6 +73,7 @@ class Import:
         self._shape.queries("insert", *(("update",) if self._on_conflict == "replace" else ()))  # raises when it cannot
         statements = choose_transfer(self._shape.status, f"import_{self._seed.hex()}")
         self._outcomes.clear()
+        self.imported = None
         if statements.staging is None:
             await self._check(lines, tell)
             return await self._store_all(statements, lambda _: self._batches(lines), tell)
@@ -99,7 +102,8 @@ class Import:
                         tell("store", done)
         except DatabaseRefusedError as error:
             raise await self._name_line(error, statements, batch) from error
-        return Imported(*(self._outcomes.count(outcome) for outcome in (_CREATED, _SKIPPED, _REPLACED)))
+        self.imported = Imported(*(self._outcomes.count(outcome) for outcome in (_CREATED, _SKIPPED, _REPLACED)))
+        return self.imported
 
     async def changes(self, lines: IO[bytes]) -> AsyncGenerator[list[Change]]:
         """What to tell others after `run`; a record that came deleted is a removed one."""
