@@ -6,15 +6,19 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import asyncpg
 import pytest
 from anyio.abc import TaskGroup
 
 from broker import MoleculerError
 from services.environments_store.database.connect import open_database
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
+from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.messages import EXISTS
 from services.environments_store.schema.migrator import Migrator
+from services.environments_store.schema.postgres_steps import explain, open_session
 from services.environments_store.schema.status import SchemaStatus
+from services.environments_store.schema.trial import try_statements
 from tests.support.migrations import BUDGETS, INDEX_STATE, VALID_INDEX, alters, migrator
 from tests.support.postgres import PostgresDatabase
 from tests.support.served import Serving, serving
@@ -91,6 +95,33 @@ async def test_m27_a_pool_learns_of_a_column_whose_type_a_person_changes(
     async with database.transaction() as transaction:
         assert [str(row["deletedAt"].tzinfo) for row in await transaction.fetch(trash)] == ["UTC"]
     await database.close()
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    ['ALTER TABLE environments DROP COLUMN "deletedAt"', "LOCK TABLE environments", "DROP TABLE environments"],
+    ids=["column", "lock", "table"],
+)
+async def test_m26_a_change_between_a_look_and_the_trial_of_the_statements_is_not_taken_for_a_refusal(
+    postgres_database: PostgresDatabase, meanwhile: str
+) -> None:
+    """Every call would be refused for it until the next look."""
+    postgres_database.run_sql(f"{postgres_sql('p_dmig')} ALTER TABLE environments DROP CONSTRAINT environments_pkey")
+    session = await open_session(postgres_database.url, "node-1", BUDGETS)
+    other = await asyncpg.connect(postgres_database.url)
+    tried = 0
+
+    async def planned(statements: tuple[str, ...]) -> None:
+        nonlocal tried
+        if (tried := tried + 1) == 2:  # the first attempt takes all at once, and no INSERT without the key
+            await other.execute(f"BEGIN; {meanwhile}; {'' if 'LOCK' in meanwhile else 'COMMIT'}")
+        await explain(session, BUDGETS, statements)
+
+    found = await try_statements(await inspect(session), planned)
+    assert tried == 2
+    assert not found.refusals
+    await other.close()
+    await session.close()
 
 
 async def test_m26_requests_meet_503_while_the_column_is_away_and_nothing_else(

@@ -21,13 +21,18 @@ __all__ = ["try_statements"]
 
 Explain = Callable[[tuple[str, ...]], Awaitable[None]]
 PLACEHOLDER = re.compile(r"\$\d")
-LOCKED = Refusal("", "the table is locked")
+CHANGED = ("42703", "42P01")
+"""A column, or the table, that was there when the table was looked at is not any more."""
+
+
+class _CannotTellError(Exception):
+    """The table is locked, or was changed since it was looked at: the next look tells."""
 
 
 async def try_statements(found: Inspection, explain: Explain, before: Inspection | None = None) -> Inspection:
     """What was found, with what the database says to the statements that fit it.
 
-    `explain` raises StatementFailure. What cannot be told now, as the table is locked, counts as it did `before`.
+    `explain` raises StatementFailure. What cannot be told now counts as it did `before`.
     """
     if found.kind is None or found.missing_columns:
         return found
@@ -37,25 +42,27 @@ async def try_statements(found: Inspection, explain: Explain, before: Inspection
         if not found.standby or capability in ("read", "list")
     ]
     refusals: dict[Capability, Refusal] = {}
-    said = await _said(explain, tuple(one for _, needed in statements for one in needed))
-    if said is LOCKED:
+    try:
+        if await _said(explain, tuple(one for _, needed in statements for one in needed)) is not None:
+            for capability, needed in statements:
+                if (said := await _said(explain, needed)) is not None:
+                    refusals[capability] = said
+    except _CannotTellError:
         return msgspec.structs.replace(found, refusals=before and before.refusals)
-    for capability, needed in statements if said else ():
-        if (said := await _said(explain, needed)) is not None:
-            refusals[capability] = said
     return msgspec.structs.replace(found, refusals=refusals)
 
 
 async def _said(explain: Explain, statements: tuple[str, ...]) -> Refusal | None:
-    """Nothing for statements that are taken."""
+    """Nothing for statements that are taken. Raises _CannotTellError."""
     try:
         await explain(statements)
     except StatementFailure as failure:
         outcome = outcome_of(failure)
         if outcome == "lost":
             raise
-        refusal = Refusal(failure.sqlstate or "", failure.message)
-        return LOCKED if outcome == "blocked" else None if outcome == "read-only" else refusal
+        if outcome == "blocked" or failure.sqlstate in CHANGED:
+            raise _CannotTellError from failure
+        return None if outcome == "read-only" else Refusal(failure.sqlstate or "", failure.message)
     return None
 
 
