@@ -1,20 +1,25 @@
 """What a database does to a write besides storing it: it refuses it with an error, or swallows it without one."""
 
-from collections.abc import Awaitable, Callable
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
-from broker.errors import MoleculerError, ValidationError
-from services.environments_store.database.connect import open_database
+from broker.errors import MoleculerError, ValidationError, error_to_wire
+from services.environments_store.database import sqlite
+from services.environments_store.database.sqlite_connection import connect
+from services.environments_store.database.sqlite_guarded import GuardedConnection
+from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseRefusedError
 from tests.support.migrations import BUDGETS
 from tests.support.operations import imported, ndjson, purge
 from tests.support.postgres import PostgresDatabase
 from tests.support.served import Serving, serving
-from tests.support.shapes import postgres_sql
+from tests.support.shapes import make_sqlite, postgres_sql
 from tests.support.store import Bench, open_bench, read
 
 pytestmark = pytest.mark.anyio
@@ -326,30 +331,131 @@ async def test_a_right_that_is_taken_away_is_an_error_that_another_attempt_does_
         assert await service.until_logged("permission denied for function key")
 
 
-async def test_callers_read_no_role_host_or_sql(postgres_database: PostgresDatabase) -> None:
+LIVE = "c0ffee00-0000-4000-8000-000000000001"
+CALLS: dict[str, dict[str, Any]] = {
+    "list": {},
+    "listDeleted": {"limit": 1},
+    "get": {"uuid": LIVE},
+    "stats": {},
+    "create": {"environment": {"uuid": "new", "text": "x" * 200_000}},
+    "update": {"uuid": LIVE, "environment": {"uuid": LIVE, "text": "x" * 200_000}},
+    "remove": {"uuid": LIVE},
+    "restore": {"uuid": "c0ffee00-0000-4000-8000-000000000002"},
+    "permanentDelete": {"uuid": "c0ffee00-0000-4000-8000-000000000003", "force": True},
+    "purge": {},
+    "import": {},
+    "export": {},
+}
+IMPATIENT = DatabaseSettings(connect_timeout_s=2, acquire_timeout_s=2, sqlite_busy_timeout_s=0.05, lock_timeout_s=0.2)
+
+
+async def said_of_all_calls(service: Serving) -> tuple[int, str]:
+    """How many calls have failed, and everything that callers were given for it, as it goes over the wire."""
+    failed, said = 0, []
+    for action, params in CALLS.items():
+        try:
+            stream = one_line() if action == "import" else None
+            answer = await service.broker.call(f"environments-store.{action}", params, timeout=30, stream=stream)
+            if action == "export":
+                [_ async for _ in answer]
+        except MoleculerError as error:
+            failed += 1
+            said.append(str(error_to_wire(error, "store")))
+        said.append(str(await service.ask("schema")))
+    return failed, "\n".join(said)
+
+
+async def one_line() -> AsyncIterator[bytes]:
+    yield b'{"environment":{"uuid":"imported"}}\n'
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def put_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def damage(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\xff" * size)
+
+
+FILES: dict[str, Callable[[Path], Any]] = {
+    "no file": delete,
+    "a folder": put_a_folder,
+    "a damaged file": damage,
+    "a locked file": lambda path: sqlite3.connect(path, isolation_level=None).execute("BEGIN IMMEDIATE"),
+    "a full disk": lambda path: None,
+    "a file to be read only": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_callers_read_no_path_whatever_is_wrong_with_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "precious.sqlite"
+    make_sqlite("s_d1", path)
+    if name == "a full disk":
+        monkeypatch.setattr(sqlite, "connect", connect_to_a_full_disk)
+    read_only = "?mode=ro" if name == "a file to be read only" else ""
+    async with serving(f"sqlite:///{path}{read_only}", budgets=BUDGETS, settings=IMPATIENT) as service:
+        harm = FILES[name](path)
+        failed, said = await said_of_all_calls(service)
+        assert failed
+        assert not [word for word in (tmp_path.name, path.name, "SELECT", "INSERT") if word in said], said
+        assert await service.until_logged(str(path))
+        del harm
+
+
+async def connect_to_a_full_disk(path: Path, **options: Any) -> GuardedConnection:
+    connection = await connect(path, **options)
+    await connection.execute_fetchall("PRAGMA max_page_count = 1")  # as many as there are
+    return connection
+
+
+SERVERS = {
+    "another password": "ALTER ROLE \"{role}\" PASSWORD 'changed'",
+    "no right to connect": 'REVOKE CONNECT ON DATABASE "{database}" FROM PUBLIC',
+    "no such database": 'REVOKE CONNECT ON DATABASE "{database}" FROM PUBLIC',
+    "no right to anything": 'REVOKE ALL ON environments FROM "{role}"',
+    "a locked table": "",
+    "a failing trigger": "CREATE FUNCTION harm() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN EXECUTE ''SELECT 1 FROM"
+    " {role}''; RETURN NEW; END'; CREATE TRIGGER harm BEFORE INSERT OR UPDATE OR DELETE ON environments FOR EACH ROW"
+    " EXECUTE FUNCTION harm()",
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_callers_read_no_role_password_host_or_sql_whatever_is_wrong_with_a_server(
+    name: str, postgres_database: PostgresDatabase
+) -> None:
     url = postgres_database.create_role("guest")
-    role = postgres_database.role_name(url)
-    postgres_database.run_sql(
-        postgres_sql("p_dmig") + f'GRANT SELECT, INSERT, UPDATE, DELETE ON environments TO "{role}"'
-    )
-    async with serving(url, budgets=BUDGETS) as service:
-        await service.until_state("ready")
-        for harm in (
-            f'REVOKE ALL ON environments FROM "{role}"',
-            f'ALTER ROLE "{role}" PASSWORD NULL; SELECT pg_terminate_backend(pid) FROM pg_stat_activity'
-            f" WHERE usename = '{role}'",
-        ):
-            postgres_database.run_sql(harm)
-            for action, params in (("list", {}), ("create", {"environment": {"uuid": "new"}}), ("stats", {})):
-                error = await service.failure(action, **params)
-                text = f"{error} {error.data}"
-                assert not [word for word in (role, "127.0.0.1", "permission denied", "GRANT") if word in text], text
-        assert await service.until_logged(role)
-
-
-async def test_a_file_that_cannot_be_used_is_not_named_to_callers(tmp_path: Any) -> None:
-    database = open_database(f"sqlite:///{tmp_path / 'environments.sqlite'}")
-    with pytest.raises(MoleculerError) as caught:
-        await database.execute("DELETE FROM environments")
-    assert str(tmp_path) in str(caught.value)
-    assert str(tmp_path) not in str(getattr(caught.value, "public", tmp_path))
+    role, database, admin = postgres_database.role_name(url), postgres_database.name, postgres_database.server.run_sql
+    postgres_database.run_sql(f'{postgres_sql("p_dmig")} GRANT ALL ON environments TO "{role}"')
+    async with serving(url, budgets=BUDGETS, settings=IMPATIENT) as service:
+        await service.until_state("ready", steps=True)
+        other = await asyncpg.connect(postgres_database.url)
+        postgres_database.run_sql(SERVERS[name].format(role=role, database=database))
+        if name == "a locked table":
+            await other.execute("BEGIN; LOCK TABLE environments")
+        elif name != "a failing trigger":
+            await other.close()
+            admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+        if name == "no such database":
+            admin(f'ALTER DATABASE "{database}" RENAME TO "{database}_away"')
+        try:
+            failed, said = await said_of_all_calls(service)
+        finally:
+            if name == "no such database":
+                admin(f'ALTER DATABASE "{database}_away" RENAME TO "{database}"')
+            await other.close()
+        assert failed
+        secrets = (role, database, "127.0.0.1", "role-password", "SELECT", "INSERT", "permission denied")
+        assert not [word for word in secrets if word in said], said
+        if name in ("another password", "no right to anything"):
+            assert await service.until_logged(role)

@@ -309,12 +309,7 @@ async def test_what_is_committed_after_the_time_of_its_caller_is_told(
     if dialect == "sqlite":
         monkeypatch.setattr(SqliteDatabase, "_go_to_wal", stay)
         await check_what_is_told(
-            held_by_a_reader(tmp_path / "environments.sqlite"),
-            tmp_path,
-            ["create"],
-            ["remove"],
-            ["permanentDelete"],
-            ["purge"],
+            held_by_a_reader(tmp_path / "environments.sqlite"), tmp_path, ["create"], ["permanentDelete"]
         )
     else:
         await check_what_is_told(held_by_a_standby(), tmp_path, list(CHANGES))
