@@ -16,13 +16,15 @@ class _AskedOnly:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, asyncio.CancelledError) and not _is_asked():
-            raise RuntimeError("A task that was waited for has been cancelled.") from error
+        if isinstance(error, asyncio.CancelledError):
+            raise_unasked(error)
 
 
 ASKED_ONLY = _AskedOnly()
 
 
-def _is_asked() -> bool:
+def raise_unasked(error: asyncio.CancelledError) -> None:
+    """Raise RuntimeError unless the current task is being cancelled."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    if task is None or not task.cancelling():
+        raise RuntimeError("A task that was waited for has been cancelled.") from error

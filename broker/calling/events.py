@@ -125,9 +125,9 @@ class Emitting:
         """To every listener of this node."""
         here = [
             listener
-            for choices in self._registry.find_listeners_here(event)
+            for choices, members in self._registry.find_listeners_here(event)
             if not options.get("groups") or choices.group in options["groups"]
-            for listener in choices.of_node(self._broker.node_id)
+            for listener in members
         ]
         await self._deliver(event, data, options, here, {}, broadcast=True)
 

@@ -30,8 +30,8 @@ class Farewell:
         self._listeners = {
             event: [
                 member.event
-                for choices in registry.find_listeners_here(event)
-                for member in choices.of_node(broker.node_id)
+                for _, members in registry.find_listeners_here(event)
+                for member in members
                 if member.event is not None
             ]
             for event in LAST_EVENTS

@@ -1,5 +1,6 @@
 """Requests and events of other nodes, run here (moleculer protocol §5.3, §7.2)."""
 
+import asyncio
 import logging
 import math
 
@@ -9,7 +10,7 @@ from msgspec import Raw
 from broker.calling.outgoing import is_stream
 from broker.calling.sending import OutgoingStream, Sending
 from broker.calling.service_host import Catalog, EventHandler, services_within
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import raise_unasked
 from broker.context import Caller, Context, Next
 from broker.conversation.effects import Effect, Publish, RunAction, RunEvent
 from broker.conversation.transit import Transit
@@ -42,7 +43,7 @@ class Serving:
         for listener in effect.listeners:
             handler = self._catalog.handler(listener.event) if listener.event is not None else None
             if handler is not None:
-                handler.begin()
+                handler.in_work.begin()
                 self._node.workers.submit(self._handle, handler, effect.event)
 
     def start_listener(self, listener: Listener, ctx: Context) -> None:
@@ -59,7 +60,7 @@ class Serving:
             self._start(handler, ctx)
 
     def _start(self, handler: EventHandler, ctx: Context) -> None:
-        handler.begin()
+        handler.in_work.begin()
         self._node.start_handler(self._enter(handler, ctx))
 
     def reply_limit(self, ctx: Context) -> int | None:
@@ -83,8 +84,11 @@ class Serving:
         ctx = event if isinstance(event, Context) else Context.from_event(self._broker, event, self._codec.decode_value)
         ctx.service = handler.entry.service
         try:
-            with ASKED_ONLY:
+            try:
                 await handler.chain(ctx)
+            except asyncio.CancelledError as error:
+                raise_unasked(error)
+                raise
         except Exception as error:
             if is_unreadable(error):
                 logger.warning(
@@ -94,7 +98,7 @@ class Serving:
                 name = handler.entry.definition.full_name
                 logger.exception("The handler of '%s' in service '%s' failed", ctx.event, name)
         finally:
-            handler.end()
+            handler.in_work.end()
 
     async def _serve(self, effect: RunAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""

@@ -67,18 +67,12 @@ class EventHandler:
 
     entry: _Entry
     chain: Next
-
-    def begin(self) -> None:
-        """It will run soon, and its service does not stop before it has."""
-        self.entry.in_work.begin()
+    in_work: Tracker
+    """Told when it will run soon, as its service does not stop before it has, and when it has run."""
 
     def enter(self, outside: "tuple[_Entry, ...]" = ()) -> None:
         """The current task runs it, called by handlers of these services."""
         _WITHIN.set((*outside, self.entry))
-
-    def end(self) -> None:
-        """Once for each `begin`."""
-        self.entry.in_work.end()
 
 
 _WITHIN: ContextVar[tuple[_Entry, ...]] = ContextVar("within", default=())
@@ -129,7 +123,8 @@ class Catalog:
                 for action in definition.actions.values()
             }
             handlers = {
-                event: EventHandler(entry, self._chains.local_event(event, service)) for event in definition.events
+                event: EventHandler(entry, self._chains.local_event(event, service), entry.in_work)
+                for event in definition.events
             }
         except BrokerOptionsError as error:
             raise ServiceSchemaError(f"The service '{definition.full_name}' cannot be offered: {error}") from error
@@ -282,7 +277,9 @@ class Catalog:
     def rest(self, chain: Next, ctx: Context) -> "EventHandler | None":
         """What is left of a chain of a service of this node; None when the service was removed meanwhile."""
         entry = self._entries.get(ctx.service_name or "")
-        return EventHandler(entry, chain) if entry is not None and entry.service is ctx.service else None
+        if entry is None or entry.service is not ctx.service:
+            return None
+        return EventHandler(entry, chain, entry.in_work)
 
     async def _wait_until_idle(self, entry: _Entry) -> None:
         """A node that stops has waited already, and has ended what took too long."""

@@ -120,7 +120,6 @@ class Transit:
         self._pinned = protocol
         self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
             "RES": self._on_response,
-            "EVENT": self._on_event,
             "DISCOVER": self._on_discover,
             "INFO": self._on_info,
             "DISCONNECT": self._on_disconnect,
@@ -211,7 +210,8 @@ class Transit:
     def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
         """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how
         far its stream is read."""
-        if packet.sender == self.identity.node_id:  # before any version logic (§2.4)
+        sender = packet.sender
+        if sender == self.identity.node_id:  # before any version logic (§2.4)
             if command == "INFO" and isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
                 return [Conflict(packet.instance_id)]
             if command not in ("EVENT", "REQ", "RES"):
@@ -219,13 +219,15 @@ class Transit:
         elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
             spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
             ver = _described(packet.ver)
-            sender = short(packet.sender)
+            sender = short(sender)
             error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
             return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
-        elif packet.sender not in self.registry.nodes and not is_token(packet.sender):  # no subject could reach it
-            return [Dropped(f"{command} from {short(packet.sender)!r}, which cannot be the id of a node; dropped")]
-        if packet.sender in self.registry.unresponsive:
-            return [*self.waiting.responds(packet.sender), *self.receive(command, packet, now, reply)]
+        elif sender not in self.registry.nodes and not is_token(sender):  # no subject could reach it
+            return [Dropped(f"{command} from {short(sender)!r}, which cannot be the id of a node; dropped")]
+        if sender in self.registry.unresponsive:
+            return [*self.waiting.responds(sender), *self.receive(command, packet, now, reply)]
+        if isinstance(packet, Event):
+            return self._on_event(packet)
         if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
             return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
         if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
@@ -280,15 +282,14 @@ class Transit:
         pending = self.waiting.take(response.id)
         return [Settle(pending, response)] if pending else []
 
-    def _on_event(self, event: Event, now: float) -> list[Effect]:
+    def _on_event(self, event: Event) -> list[Effect]:
         if self.stopping:
             return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
         groups = event.groups if isinstance(event.groups, list) else None
         listeners: list[Listener] = []
-        for choices in self.registry.find_listeners_here(event.event):
+        for choices, members in self.registry.find_listeners_here(event.event):
             if groups and choices.group not in groups:
                 continue
-            members = choices.of_node(self.identity.node_id)
             if event.broadcast or len(members) == 1:
                 listeners += members
             elif (listener := choices.choose_on(self.identity.node_id)) is not None:

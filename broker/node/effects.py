@@ -74,7 +74,7 @@ class Undelivered(Exception):
         self.error = error
 
 
-_SENT = (Publish, AnswerPing)
+_SENT = frozenset({Publish, AnswerPing})
 """Effects that may have to wait."""
 
 
@@ -110,7 +110,7 @@ class Performing:
     def perform_now(self, effects: Sequence[Effect]) -> bool:
         """Do all of it, unless a part of it may have to wait. Whether it is done."""
         for effect in effects:
-            if isinstance(effect, _SENT):
+            if type(effect) in _SENT:
                 return False
         for effect in effects:
             self._do(effect)

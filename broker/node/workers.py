@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -76,7 +76,11 @@ class Workers:
                     place.enter()
                     entered, clean = place, copy_context()
                 await work(place, argument)
-                if task.cancelling() or not _is_same(clean) or monotonic() > until:
+                try:
+                    clean_yet = copy_context() == clean
+                except Exception:  # values that cannot be compared were changed
+                    break
+                if not clean_yet or monotonic() > until or task.cancelling():
                     break
         finally:
             if self._active is worker:
@@ -94,11 +98,3 @@ class Workers:
             self._waiting += 1
             if self._due:
                 self._begin()
-
-
-def _is_same(context: Context) -> bool:
-    """Whether the work has left context variables as they were. Those whose values cannot be compared were changed."""
-    try:
-        return copy_context() == context
-    except Exception:
-        return False

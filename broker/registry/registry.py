@@ -5,7 +5,7 @@ No I/O, no clock, no logging: packets go in, changes come out.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from broker.registry.patterns import matches
 from broker.registry.strategies import StrategyMaker
 from broker.registry.strategies.latencies import Latencies
 from broker.services.schema import ServiceDefinition, full_service_name
+
+T = TypeVar("T")
 
 Change = tuple[str, dict[str, Any]]
 """A local event to announce: its name and payload (§7.4)."""
@@ -128,7 +130,7 @@ class Registry:
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
         self._heard_by: dict[str, Sequence[Choices[Listener]]] = {}
-        self._heard_here: dict[str, Sequence[Choices[Listener]]] = {}
+        self._heard_here: dict[str, Sequence[tuple[Choices[Listener], Sequence[Listener]]]] = {}
         self._lists_here: Sequence[Choices[Listener]] | None = None
         """The lists with listeners of this node. Peers cannot lengthen them."""
         self._providers: dict[str, set[str]] = {}
@@ -274,15 +276,23 @@ class Registry:
 
     def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[Choices[Listener]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
-        for choices in _hearing(event, self.listeners.values(), self._heard_by):
+        found = self._heard_by.get(event)
+        if found is None:
+            found = _hearing(event, self.listeners.values())
+            _remember(self._heard_by, event, found)
+        for choices in found:
             if len(choices) and (not groups or choices.group in groups):
                 yield choices
 
-    def find_listeners_here(self, event: str) -> Sequence[Choices[Listener]]:
-        """Those of them that this node has listeners in, of all groups."""
-        if self._lists_here is None:
-            self._lists_here = [choices for choices in self.listeners.values() if choices.of_node(self.local.id)]
-        return _hearing(event, self._lists_here, self._heard_here)
+    def find_listeners_here(self, event: str) -> Sequence[tuple[Choices[Listener], Sequence[Listener]]]:
+        """Those of them that this node has listeners in, of all groups, each with these listeners."""
+        found = self._heard_here.get(event)
+        if found is None:
+            if self._lists_here is None:
+                self._lists_here = [choices for choices in self.listeners.values() if choices.of_node(self.local.id)]
+            found = [(choices, choices.of_node(self.local.id)) for choices in _hearing(event, self._lists_here)]
+            _remember(self._heard_here, event, found)
+        return found
 
     def local_endpoint(self, name: str) -> Endpoint | None:
         """This node's own endpoint of an action, usable or not."""
@@ -451,16 +461,13 @@ def _entries(entries: object) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _hearing(
-    event: str, lists: Iterable[Choices[Listener]], known: dict[str, Sequence[Choices[Listener]]]
-) -> Sequence[Choices[Listener]]:
-    """Which of the lists receive an event. `known` remembers the answer for each event."""
-    found = known.get(event)
-    if found is None:
-        # Internal lists first: they decide where their groups get the event.
-        found = sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
-        if len(known) >= REMEMBERED_EVENT_NAMES:
-            known.clear()
-        if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
-            known[event] = found
-    return found
+def _hearing(event: str, lists: Iterable[Choices[Listener]]) -> Sequence[Choices[Listener]]:
+    """Which of the lists receive an event. Internal ones come first: they decide where their groups get it."""
+    return sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
+
+
+def _remember(known: dict[str, T], event: str, found: T) -> None:
+    if len(known) >= REMEMBERED_EVENT_NAMES:
+        known.clear()
+    if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
+        known[event] = found

@@ -277,7 +277,7 @@ def test_listeners_of_this_node_come_and_go_with_its_services() -> None:
     registry.apply_info(info("js-1", service_info("audit", events=("user.**",))), 0.0)
     assert list(registry.find_listeners_here("user.a")) == []
     registry.add_service(define(Posts()))
-    assert [choices.name for choices in registry.find_listeners_here("user.a")] == ["user.*"]
+    assert [choices.name for choices, _ in registry.find_listeners_here("user.a")] == ["user.*"]
     registry.remove_service("posts")
     assert list(registry.find_listeners_here("user.a")) == []
 
