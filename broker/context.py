@@ -244,22 +244,22 @@ class Context:
 
     @classmethod
     def from_event(cls, broker: Caller, event: Event, decode: Callable[[Raw], Any]) -> "Context":
-        """The context of one handler of an event of another node; each handler gets meta of its own."""
-        return cls(
-            broker,
-            event=event.event,
-            raw=event.data,
-            decode=decode,
-            meta=dict(event.meta) if event.meta else None,
-            headers=event.headers,
-            node_id=event.sender,
-            request_id=event.request_id,
-            parent_id=event.parent_id,
-            caller=event.caller,
-            level=_level(event.level),
-            tracing=bool(event.tracing),
-            remote=True,
-        )
+        """The context of one handler of an event of another node; each handler gets meta of its own. Made without
+        `__init__`, whose many options take a tenth of the time that an event takes."""
+        ctx = cls.__new__(cls)
+        ctx.broker, ctx.node_id, ctx.remote = broker, event.sender, True
+        ctx.action, ctx.event = None, event.event
+        ctx._raw, ctx._decode, ctx._params = event.data, decode, UNDECODED
+        ctx.meta = dict(event.meta) if event.meta else {}
+        ctx.headers = dict(event.headers) if event.headers else {}
+        ctx.response_headers, ctx.locals = {}, {}
+        ctx.id = new_id()
+        ctx.request_id = ctx.id if event.request_id is None else event.request_id
+        ctx.parent_id, ctx.caller = event.parent_id, event.caller
+        ctx.level, ctx.tracing = 1 if event.level == 1 else _level(event.level), bool(event.tracing)
+        ctx.deadline = ctx.stream = ctx.service = ctx.options = None
+        ctx.attempt = 0
+        return ctx
 
     def to_request(self, ver: Protocol, params: Raw, timeout_ms: float) -> Request:
         """The packet of this call."""

@@ -113,7 +113,10 @@ class Performing:
             if type(effect) in _SENT:
                 return False
         for effect in effects:
-            self._do(effect)
+            if type(effect) is RunEvent:  # by far the most frequent where there are many
+                self.run_event(effect)
+            else:
+                self._do(effect)
         return True
 
     def _do(self, effect: Effect) -> None:

@@ -145,7 +145,7 @@ class Response(Packet, kw_only=True):
     sequence: int | UnsetType | None = field(name="seq", default=UNSET)
 
 
-class Event(Packet, kw_only=True):
+class Event(Packet, kw_only=True, gc=False):
     """An event (§2.3 EVENT). Missing or empty `groups` means all groups."""
 
     id: Any = None

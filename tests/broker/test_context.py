@@ -8,6 +8,7 @@ from msgspec import Raw
 from broker.context import ABSENT, Context
 from broker.errors import InvalidPacketDataError
 from broker.protocol.codecs.json import JSONCodec
+from broker.protocol.packets import Event
 from tests.support.example_services import Math
 
 BROKER: Any = None
@@ -56,6 +57,29 @@ def test_meta_is_the_callers_dict_and_headers_are_a_copy() -> None:
     assert ctx.meta is meta
     ctx.headers["h"] = 2
     assert headers == {"h": 1}
+
+
+def test_the_context_of_an_event_has_what_any_context_has() -> None:
+    data, decode = Raw(b"1"), JSONCodec().decode_value
+    event = Event(sender="one", event="e", data=data, meta={"a": 1}, headers={"b": 2}, level=2, request_id="r")
+    made = Context.from_event(BROKER, event, decode)
+    expected = Context(
+        BROKER,
+        event="e",
+        raw=data,
+        decode=decode,
+        id=made.id,
+        meta={"a": 1},
+        headers={"b": 2},
+        node_id="one",
+        request_id="r",
+        level=2,
+        tracing=False,
+        remote=True,
+    )
+    for name in Context.__slots__:
+        assert getattr(made, name) == getattr(expected, name), name
+    assert made.meta is not event.meta
 
 
 def test_contexts_share_nothing_by_default() -> None:
