@@ -92,6 +92,7 @@ class ServiceBroker:
             Topics(self.options.namespace),
             self.registry,
             Limits(self.options.heartbeat_timeout, FORGET_OFFLINE_S, REQUESTS_IN_WORK, REQUESTS_PENDING),
+            self._codec,
             self.options.protocol,
             visitor=self.options.visitor,
         )

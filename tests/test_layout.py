@@ -13,7 +13,7 @@ ROOMS = (
 )
 """From the top down; a room is a folder, or a module of its own."""
 
-PURE = ("registry", "services", "context", "options", "protocol", "defaults")
+PURE = ("conversation", "registry", "services", "context", "options", "protocol", "defaults")
 """Rooms that decide and do nothing else: they have no loop, socket or file, and are handed the time."""
 
 IMPURE = {"aiosqlite", "anyio", "asyncio", "nats", "pathlib", "select", "socket", "ssl", "subprocess", "threading"}

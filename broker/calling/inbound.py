@@ -112,6 +112,7 @@ class Serving:
     async def _answer(self, effect: RunAction) -> list[Effect]:
         request = effect.request
         ctx = self._context(effect)
+        received = ctx.stream = None if effect.stream is None else self._node.performing.reader(effect.stream)
         stream: OutgoingStream | None = None
         try:
             result = await self._catalog.run(effect.action, ctx)
@@ -134,8 +135,8 @@ class Serving:
                 await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
             raise
         finally:
-            if effect.stream is not None:
-                await effect.stream.aclose()
+            if received is not None:
+                await received.aclose()
 
     async def _send(self, request: Request, answer: list[Effect], deadline: float | None = None) -> None:
         for effect in answer:
@@ -177,7 +178,6 @@ class Serving:
     def _context(self, effect: RunAction) -> Context:
         deadline = self._deadline(effect)
         ctx = Context.from_request(self._broker, effect.request, self._codec.decode_value, deadline)
-        ctx.stream = effect.stream
         return ctx
 
     def _deadline(self, effect: RunAction) -> float | None:

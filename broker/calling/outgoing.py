@@ -1,7 +1,7 @@
 """The writing end of a stream: chunks that fit, in order, no further ahead than the reader allows (protocol §8)."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from msgspec import Raw
@@ -13,7 +13,6 @@ from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLar
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Packet, Request
 from broker.streams.flow import Flow
-from broker.streams.ordering import split
 
 logger = logging.getLogger("broker")
 
@@ -220,6 +219,16 @@ class Outgoing:
         if self._max_payload is None:
             return None
         return max(1, self._max_payload - self._envelope - ENVELOPE_MARGIN_BYTES)
+
+
+def split(data: bytes, size: int) -> Iterator[bytes]:
+    """Bytes in chunks of at most `size`; the bytes themselves when they fit."""
+    if len(data) <= size:
+        yield data
+        return
+    view = memoryview(data)
+    for start in range(0, len(data), size):
+        yield bytes(view[start : start + size])
 
 
 def is_stream(value: object) -> bool:

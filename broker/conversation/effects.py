@@ -1,17 +1,15 @@
 """What the transit wants done: it decides, the node acts."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
 from broker.registry.endpoints import Listener
 from broker.services.schema import ActionDefinition
-
-if TYPE_CHECKING:
-    from broker.streams.reader import StreamReader
+from broker.streams.buffer import StreamBuffer
 
 
 @dataclass(slots=True)
@@ -46,7 +44,7 @@ class RunAction:
     request: Request
     action: ActionDefinition
     arrived: float
-    stream: "StreamReader | None" = None
+    stream: StreamBuffer | None = None
     reply: str = ""
 
 
@@ -64,33 +62,15 @@ class Settle:
 
     pending: Pending
     response: Response
-    stream: "StreamReader | None" = None
+    stream: StreamBuffer | None = None
 
 
 @dataclass(slots=True)
-class FeedStream:
-    """A chunk of a stream came. With `reply`, its writer wants to know when it is read."""
-
-    reader: "StreamReader"
-    chunk: Raw
-    objects: bool
-    reply: str
-
-
-@dataclass(slots=True)
-class EndStream:
-    """A stream ended; with `error`, broken. `drop`: so is what is not read yet."""
-
-    reader: "StreamReader"
-    error: MoleculerError | None = None
-    drop: bool = False
-
-
-@dataclass(slots=True)
-class StopWriter:
-    """A chunk came that nobody will read; its writer hears it at the subject `reply`."""
+class AnswerMark:
+    """Answer the writer of a stream at the subject `reply` of a chunk: CONTINUE, or STOP when it is not read."""
 
     reply: str
+    answer: bytes
 
 
 @dataclass(slots=True)
@@ -162,9 +142,7 @@ Effect = (
     | RunAction
     | RunEvent
     | Settle
-    | FeedStream
-    | EndStream
-    | StopWriter
+    | AnswerMark
     | NobodyReads
     | Reject
     | Notify

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
-from broker.conversation.incoming_streams import Receiving
+from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.liveness import Probe, Watch
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.errors import BrokerDisconnectedError, MoleculerError, QueueIsFullError, RequestRejectedError
@@ -31,7 +31,7 @@ class Waiting:
         node_id: str,
         topics: Topics,
         registry: Registry,
-        streams: Receiving,
+        streams: IncomingStreams,
         version_for: Callable[[str], Protocol],
         limit: int,
     ) -> None:
@@ -256,8 +256,8 @@ class Waiting:
             self.take(pending.id)
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
-        effects.append(NobodyReads(node_id, until))
-        return effects + self._streams.lose(node_id, until=until)
+        self._streams.lose(node_id, until=until)
+        return [*effects, NobodyReads(node_id, until)]
 
 
 def publish_denied(subject: str) -> MoleculerError:

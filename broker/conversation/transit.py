@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, Raw, UnsetType
 
 from broker.conversation.effects import (
+    AnswerMark,
     AnswerPing,
     Conflict,
     Dropped,
@@ -19,9 +20,8 @@ from broker.conversation.effects import (
     RunAction,
     RunEvent,
     Settle,
-    StopWriter,
 )
-from broker.conversation.incoming_streams import Receiving
+from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.presence import Announcing, Identity
 from broker.conversation.requests import PROBE, Waiting, notices
@@ -40,6 +40,7 @@ from broker.errors import (
     ServiceNotFoundError,
     error_to_wire,
 )
+from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import short
 from broker.protocol.packets import (
     NULL,
@@ -63,8 +64,8 @@ from broker.protocol.topics import Topics, is_token
 from broker.registry.endpoints import Listener
 from broker.registry.registry import KnownNode, Registry
 from broker.services.schema import ActionDefinition
-from broker.streams.ordering import is_part_of_stream
-from broker.streams.reader import StreamReader
+from broker.streams.buffer import StreamBuffer
+from broker.streams.ordering import STOP, is_part_of_stream
 
 
 class Limits(NamedTuple):
@@ -89,6 +90,7 @@ class Transit:
         topics: Topics,
         registry: Registry,
         limits: Limits,
+        codec: Codec,
         protocol: Protocol | None = None,
         *,
         visitor: bool = False,
@@ -102,12 +104,13 @@ class Transit:
         """Requests of other nodes, by the identity of the object: ids may be used twice. None: its answer has begun."""
         self.ready = False
         self.stopping = False
-        self.streams = Receiving(
+        self.streams = IncomingStreams(
             node_id,
             limits.streams_open,
             limits.stream_buffer_bytes,
             limits.streams_buffer_bytes,
             limits.stream_idle_s,
+            codec.decode_chunk,
         )
         self.peers = PeerExchange(node_id, f"{node_id}~{identity.instance_id[:8]}", topics, registry, protocol)
         """What nodes like this tell each other of the cluster."""
@@ -174,13 +177,17 @@ class Transit:
         if not self.waiting.is_asked(address.id, address.sender):
             return []
         pending = self.waiting.take(address.id)
-        return [Reject(pending, error)] if pending else self.streams.refuse("RES", address, error)
+        if pending is not None:
+            return [Reject(pending, error)]
+        self.streams.refuse("RES", address, error)
+        return []
 
     def refuse_request(self, address: Address, error: MoleculerError) -> list[Effect]:
         """A request that cannot be read, or a chunk of its stream: its caller is told so, and who reads the stream."""
         if not is_token(address.sender):  # no subject could reach it
             return []
-        return self.respond_error(address, None, error) + self.streams.refuse("REQ", address, error)
+        self.streams.refuse("REQ", address, error)
+        return self.respond_error(address, None, error)
 
     def tick(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
         """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second. `readers` are the
@@ -230,20 +237,22 @@ class Transit:
             return self._on_event(packet)
         if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
             return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
-        if command in ("REQ", "RES") and isinstance(packet, Request | Response) and self._is_streamed(packet):
+        if isinstance(packet, Request | Response) and (
+            is_part_of_stream(packet) or (self.streams.open and self.streams.has(packet))
+        ):
             return self._on_stream(packet, now, reply)
         if isinstance(packet, Request):
-            return self._begin(packet, now, None, reply)[1]
+            return self._begin(packet, now, None, reply)
         return self._handlers[command](packet, now)
 
-    def _begin(
-        self, request: Request, now: float, stream: StreamReader | None, reply: str
-    ) -> tuple[bool, list[Effect]]:
-        """Whether the request is accepted, and what to do: run it, or tell why not (§5.3)."""
+    def _begin(self, request: Request, now: float, stream: StreamBuffer | None, reply: str) -> list[Effect]:
+        """Run a request, or answer why not (§5.3)."""
         admitted = self._admit(request)
         if isinstance(admitted, MoleculerError):
-            return False, self.respond_error(request, request.meta, admitted)
-        return True, [RunAction(request, admitted, now, stream, reply)]
+            if stream is not None:
+                stream.drop()
+            return self.respond_error(request, request.meta, admitted)
+        return [RunAction(request, admitted, now, stream, reply)]
 
     def _admit(self, request: Request) -> ActionDefinition | MoleculerError:
         data = {"action": request.action, "nodeID": self.identity.node_id}
@@ -258,25 +267,30 @@ class Transit:
             return QueueIsFullError(data | {"size": len(self.in_work), "limit": self.limits.requests_in_work})
         return endpoint.action
 
-    def _is_streamed(self, packet: Request | Response) -> bool:
-        if is_part_of_stream(packet):
-            return True
-        if isinstance(packet, Request):
-            return self.streams.has_request(packet)
-        return self.streams.has_response(packet)
-
     def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
-        if isinstance(packet, Request):
-            return self.streams.request(
-                packet,
-                reply,
-                now,
-                begin=lambda opening, reader: self._begin(opening, now, reader, reply),
-                refuse=lambda: self.respond_error(packet, packet.meta, self.streams.overfull(packet.action)),
-            )
-        if packet.id not in self.waiting.pending and not self.streams.has_response(packet):
-            return [StopWriter(reply)] if reply else []  # nobody waits for it any more
-        return self.streams.response(packet, reply, now, self.waiting.take)
+        if isinstance(packet, Response) and packet.id not in self.waiting.pending and not self.streams.has(packet):
+            return [AnswerMark(reply, STOP)] if reply else []  # its call has ended
+        opening, stream, effects = self.streams.take(packet, reply, now)
+        if isinstance(opening, Request):
+            if stream is None:
+                return self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))
+            stream.action = opening.action
+            return self._begin(opening, now, stream, reply) + effects
+        if opening is not None:
+            return self._settle(opening, stream) + effects
+        return effects
+
+    def _settle(self, opening: Response, stream: StreamBuffer | None) -> list[Effect]:
+        """A call is answered with a stream."""
+        pending = self.waiting.take(opening.id)
+        if pending is None:
+            if stream is not None:
+                stream.drop()
+            return []
+        if stream is None:
+            return [Reject(pending, self.streams.overfull(pending.action))]
+        stream.action = pending.action
+        return [Settle(pending, opening, stream)]
 
     def _on_response(self, response: Response, now: float) -> list[Effect]:
         pending = self.waiting.take(response.id)

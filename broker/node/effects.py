@@ -5,18 +5,16 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeGuard, assert_never
 
 import msgspec
 
 from broker.conversation.effects import (
+    AnswerMark,
     AnswerPing,
     Conflict,
     Dropped,
     Effect,
-    EndStream,
-    FeedStream,
     NobodyReads,
     Notify,
     PongArrived,
@@ -26,23 +24,19 @@ from broker.conversation.effects import (
     RunAction,
     RunEvent,
     Settle,
-    StopWriter,
 )
 from broker.conversation.notices import not_processed, not_sent
 from broker.conversation.transit import Transit
-from broker.defaults import STREAM_PART_BYTES
 from broker.errors import (
     BrokerDisconnectedError,
-    InvalidPacketDataError,
     MoleculerError,
     PayloadTooLargeError,
     error_to_wire,
 )
 from broker.node.writers import Writers
 from broker.protocol.codecs.json import Codec
-from broker.protocol.encoding import UNDECODABLE, reason
 from broker.protocol.packets import NULL, Info, Pong, Response
-from broker.streams.flow import CONTINUE, STOP
+from broker.streams.buffer import StreamBuffer
 from broker.streams.reader import StreamReader
 from broker.transports.base import Transport
 
@@ -124,15 +118,10 @@ class Performing:
             case RunEvent():
                 self.run_event(effect)
             case RunAction():
-                self._watch(effect.stream)
                 self._transit.in_work[id(effect.request)] = effect.request
                 self.run_action(effect)
             case Settle():
                 self._settle(effect)
-            case FeedStream():
-                self._feed(effect)
-            case EndStream():
-                self._end(effect)
             case Reject():
                 reject(effect)
             case Notify():
@@ -148,8 +137,8 @@ class Performing:
                     logger.info("Node '%s' answers again", effect.node_id)
                 else:
                     logger.warning(UNRESPONSIVE, effect.node_id)
-            case StopWriter():
-                self._tell_writer(effect.reply, go_on=False)
+            case AnswerMark():
+                self._answer_mark(effect.reply, effect.answer)
             case NobodyReads():
                 self.writers.gone(effect.node_id, effect.until)
             case Conflict():
@@ -193,9 +182,7 @@ class Performing:
 
     def break_streams(self, error: MoleculerError) -> None:
         """End every stream that is under way, and the requests that send one."""
-        for effect in self._transit.streams.lose(None, error):
-            if isinstance(effect, EndStream):
-                self._end(effect)
+        self._transit.streams.lose(None, error)
         self.writers.lose_all(error)
 
     async def _publish_quietly(self, effect: Publish) -> None:
@@ -223,53 +210,23 @@ class Performing:
     def _settle(self, effect: Settle) -> None:
         waiter = effect.pending.waiter
         if not waiter.done():
-            self._watch(effect.stream)
-            waiter.set_result((effect.response, effect.stream))
+            waiter.set_result((effect.response, None if effect.stream is None else self.reader(effect.stream)))
+        elif effect.stream is not None:
+            effect.stream.drop()
 
-    def _watch(self, reader: StreamReader | None) -> None:
-        if reader is not None:
-            reader.tell = partial(self._tell_from_any_thread, asyncio.get_running_loop())
+    def reader(self, stream: StreamBuffer) -> StreamReader:
+        """The reading end of a stream that another node sends."""
+        return StreamReader(stream, self._transit.limits.stream_idle_s, self._answer_mark)
 
-    def _feed(self, effect: FeedStream) -> None:
-        reader = effect.reader
-        if effect.reply:
-            reader.reply = effect.reply
-        try:
-            chunk = self._codec.decode_chunk(effect.chunk, objects=effect.objects)
-        except InvalidPacketDataError as error:
-            reader.fail(error)
-            return
-        except UNDECODABLE as error:
-            reader.fail(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
-            return
-        if chunk is None:  # no value, which a stream cannot hold (§8.3)
-            if effect.reply:
-                self._tell_writer(effect.reply, go_on=True)
-            return
-        size = len(chunk) if isinstance(chunk, bytes) else len(effect.chunk)
-        reader.feed(chunk, size + STREAM_PART_BYTES, marked=bool(effect.reply))
-
-    def _end(self, effect: EndStream) -> None:
-        if effect.error is None:
-            effect.reader.end()
-        elif effect.drop:
-            effect.reader.overflow(effect.error)
-        else:
-            effect.reader.fail(effect.error)
-
-    def _tell_from_any_thread(self, loop: asyncio.AbstractEventLoop, reply: str, go_on: bool) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(partial(self._tell_writer, reply, go_on=go_on))
-
-    def _tell_writer(self, reply: str, *, go_on: bool) -> None:
+    def _answer_mark(self, reply: str, answer: bytes) -> None:
         if self._transport is not None:
-            self.start(self._answer_mark(self._transport, reply, CONTINUE if go_on else STOP))
+            self.start(self._send_answer(self._transport, reply, answer))
 
-    async def _answer_mark(self, transport: Transport, subject: str, answer: bytes) -> None:
+    async def _send_answer(self, transport: Transport, subject: str, answer: bytes) -> None:
         try:
             await transport.publish(subject, answer)
         except MoleculerError as error:
-            logger.debug("A stream's mark was not answered: %s", error)
+            logger.debug("The writer of a stream was not answered: %s", error)
 
     async def _answer_ping(self, effect: AnswerPing) -> None:
         ping = effect.ping

@@ -16,13 +16,11 @@ from broker.defaults import (
     STREAM_MARKS_AHEAD,
     STREAM_SETTLED_S,
 )
+from broker.streams.ordering import CONTINUE, STOP
 from broker.streams.pace import Pace
 
 FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO that tells of a node that answers marks."""
-
-CONTINUE = b"+"
-STOP = b"-"
 
 
 class Flow:

@@ -212,7 +212,7 @@ async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pai
         await anext(stream)
     with anyio.fail_after(DEADLINE_S):
         await pair.service.closed.wait()
-        while pair.caller._node.transit.streams._streams or len(pair.server._node.performing.writers):
+        while pair.caller._node.transit.streams.open or len(pair.server._node.performing.writers):
             await pair.caller.ping("server")  # what the server sent before is here when the answer is
 
 
@@ -372,7 +372,7 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
         tasks.cancel_scope.cancel()
     with anyio.fail_after(DEADLINE_S / 4):  # well below the time after which a silent stream ends
         await closed.wait()
-        await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of all handlers")
+        await eventually(lambda: not transit.in_work and not transit.streams.open, "the end of all handlers")
     assert len(pair.caller._node.performing.writers) == 0
 
 
@@ -434,7 +434,7 @@ async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pa
         tasks.cancel_scope.cancel()
     with anyio.fail_after(DEADLINE_S / 4):
         await closed.wait()
-        await eventually(lambda: not transit.in_work and not transit.streams._streams, "the end of the handler")
+        await eventually(lambda: not transit.in_work and not transit.streams.open, "the end of the handler")
     assert len(pair.caller._node.performing.writers) == 0
 
 

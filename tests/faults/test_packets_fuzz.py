@@ -142,7 +142,7 @@ class Besieged:
     async def quiet(self) -> int:
         """Bytes that the node holds when all that was begun has ended."""
         await eventually(lambda: not self.transit.in_work and not self.calls, "the node to have nothing in work")
-        await eventually(lambda: not self.transit.streams._streams, "streams that nobody reads to be forgotten")
+        await eventually(lambda: not self.transit.streams.open, "streams that nobody reads to be forgotten")
         await eventually(lambda: len(asyncio.all_tasks()) <= self.tasks, f"no more than {self.tasks} tasks to be left")
         return held_by(self.broker)
 

@@ -11,6 +11,7 @@ from broker.context import Context
 from broker.conversation.effects import Effect, Publish
 from broker.conversation.presence import Identity
 from broker.conversation.transit import Limits, Transit
+from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Command, Info, Protocol, Request
 from broker.protocol.topics import Topics
 from broker.registry.registry import Registry
@@ -71,7 +72,7 @@ def make_transit(
     """A node that is up: it answers, and it knows nobody."""
     identity = Identity(node_id, f"instance of {node_id}", "host", ["10.0.0.1"], {"type": "python"}, metadata or {})
     limits = Limits(30.0, 600.0, requests_in_work, requests_pending)
-    transit = Transit(identity, Topics(namespace), Registry(node_id), limits, protocol, visitor=visitor)
+    transit = Transit(identity, Topics(namespace), Registry(node_id), limits, JSONCodec(), protocol, visitor=visitor)
     transit.ready = True
     return transit
 

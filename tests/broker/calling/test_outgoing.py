@@ -8,13 +8,14 @@ import anyio
 import pytest
 from msgspec import Raw
 
-from broker.calling.outgoing import Outgoing, Source, is_stream
+from broker.calling.outgoing import Outgoing, Source, is_stream, split
 from broker.conversation.effects import Publish
 from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Response
-from broker.streams.flow import STOP, Flow
+from broker.streams.flow import Flow
+from broker.streams.ordering import STOP
 from broker.transports.memory import too_large
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +67,14 @@ def test_async_iterables_are_streams_and_other_results_are_not() -> None:
 
     assert is_stream(numbers())
     assert not any(is_stream(value) for value in ([1], b"x", {"a": 1}, "text", None))
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 25])
+def test_bytes_are_cut_without_loss_and_never_above_the_size(length: int) -> None:
+    data = bytes(range(length))
+    chunks = list(split(data, 10))
+    assert b"".join(chunks) == data
+    assert all(len(chunk) <= 10 for chunk in chunks)
 
 
 async def test_c68_an_empty_stream_is_an_opening_and_an_end() -> None:

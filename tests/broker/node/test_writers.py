@@ -7,7 +7,7 @@ from broker.defaults import FORGET_OFFLINE_S, STREAM_PING_AGAIN_S
 from broker.errors import MoleculerError, RequestRejectedError
 from broker.node.writers import Writers
 from broker.protocol.packets import Ping, Pong, Response
-from broker.streams.flow import CONTINUE
+from broker.streams.ordering import CONTINUE
 from tests.support.transits import info, make_transit, meet
 
 pytestmark = pytest.mark.anyio

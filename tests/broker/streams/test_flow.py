@@ -9,7 +9,8 @@ from broker.defaults import (
     STREAM_MARKS_AHEAD,
 )
 from broker.errors import MoleculerError
-from broker.streams.flow import CONTINUE, STOP, Flow
+from broker.streams.flow import Flow
+from broker.streams.ordering import CONTINUE, STOP
 
 pytestmark = pytest.mark.anyio
 

@@ -1,12 +1,11 @@
-"""Packets of a stream put in order, and bytes cut to fit (protocol §8.3, §8.4)."""
+"""Packets of a stream put in order, and what they say (protocol §8.1, §8.4)."""
 
 import random
 
-import pytest
 from msgspec import UNSET
 
 from broker.protocol.packets import Request, Response
-from broker.streams.ordering import OBJECT_MODE, Ordered, control, is_part_of_stream, split, without_control
+from broker.streams.ordering import OBJECT_MODE, Ordered, control, is_part_of_stream, without_control
 
 
 def arrive(*sequences: int) -> list[int]:
@@ -36,14 +35,6 @@ def test_what_waits_for_a_missing_packet_is_counted() -> None:
     assert ordered.size == 15
     assert list(ordered.take(0, "", 1)) == ["", "a", "b"]
     assert ordered.size == 0
-
-
-@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 25])
-def test_bytes_are_cut_without_loss_and_never_above_the_size(length: int) -> None:
-    data = bytes(range(length))
-    chunks = list(split(data, 10))
-    assert b"".join(chunks) == data
-    assert all(len(chunk) <= 10 for chunk in chunks)
 
 
 def test_the_end_of_a_stream_is_part_of_it_and_a_plain_packet_is_not() -> None:
