@@ -44,6 +44,8 @@ def _load(target: str) -> list[Service]:
         for file in files:
             _make_importable(file.parent.resolve())
         return [service for file in files for service in _services_of(_load_file(file, path))]
+    if place.endswith("/"):
+        raise ServiceSchemaError(f"The folder {place} cannot be loaded: there is no such folder.")
     module = _load_file(path, path.parent) if path.suffix == ".py" else _load_module(place)
     if not class_name:
         found = _services_of(module)

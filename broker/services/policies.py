@@ -100,7 +100,11 @@ def merge(policy: P, changes: Mapping[str, Any] | None) -> P:
     try:
         return msgspec.convert({**msgspec.structs.asdict(policy), **changes}, type(policy))
     except msgspec.ValidationError as error:
-        raise BrokerOptionsError(f"A {type(policy).__name__} cannot be {dict(changes)}: {error}.") from None
+        option = next(name for name, kind in KINDS.items() if isinstance(policy, kind))
+        settings = ", ".join(field.name for field in msgspec.structs.fields(policy))
+        raise BrokerOptionsError(
+            f"{option} cannot be {dict(changes)}: {error}. The settings of a {type(policy).__name__} are {settings}."
+        ) from None
 
 
 def announced_policies(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
