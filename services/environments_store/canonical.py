@@ -13,12 +13,22 @@ that are nested deeper than the interpreter allows.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from json.decoder import scanstring  # type: ignore[attr-defined]  # the type stubs leave it out
 from typing import Any, NamedTuple
 
-__all__ = ["Document", "canonical_pieces", "canonical_text", "exact_pieces", "parse"]
+__all__ = [
+    "Document",
+    "Hooks",
+    "NotAnObjectError",
+    "after_gap",
+    "canonical_text",
+    "encoded",
+    "parse",
+    "quote",
+    "sorted_names",
+]
 
 _SAFE_DIGITS = 15  # so many digits fit into a double exactly
 _SAFE_INTEGER = 2.0**53
@@ -30,7 +40,14 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _GAP = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"true": True, "false": False, "null": None}
-_quote: Callable[[str], str] = json.encoder.encode_basestring
+quote: Callable[[str], str] = json.encoder.encode_basestring
+
+
+class NotAnObjectError(ValueError):
+    """The JSON text is an array or a scalar."""
+
+    def __init__(self) -> None:
+        super().__init__("the document is no JSON object")
 
 
 class Document(NamedTuple):
@@ -43,7 +60,7 @@ class Document(NamedTuple):
 
 def parse(text: str) -> Document:
     """Read a JSON text as `JSON.parse` does. Raises ValueError for what is no JSON; takes any depth of nesting."""
-    hooks = _Hooks()
+    hooks = Hooks()
     try:
         value = hooks.decoder.decode(text)
     except RecursionError:
@@ -53,41 +70,16 @@ def parse(text: str) -> Document:
 
 def canonical_text(document: Document) -> bytes:
     """The document as `JSON.stringify` prints it after sorting keys, in UTF-8."""
-    try:
-        return b"".join(canonical_pieces(document))
-    except RecursionError:
-        return b"".join(exact_pieces(document))
+    if not document.tiny:
+        try:
+            return encoded(_ENCODER.encode(document.value))
+        except RecursionError:
+            pass
+    return b"".join(map(encoded, _print(document.value)))
 
 
-def canonical_pieces(document: Document, *, large: bool = False) -> Iterator[bytes]:
-    """The same in pieces; of a `large` document each holds what is below its third level. Raises RecursionError for
-    what is nested too deep for the C code."""
-    if document.tiny:
-        return exact_pieces(document)
-    return map(_encode, _descend(document.value, 3 if large else 0))
-
-
-def exact_pieces(document: Document) -> Iterator[bytes]:
-    """The same for any number and any depth, slowly."""
-    return map(_encode, _print(document.value))
-
-
-def _descend(value: Any, levels: int) -> Iterator[str]:
-    if not levels or not isinstance(value, dict | list):
-        yield _ENCODER.encode(value)
-        return
-    named = isinstance(value, dict)
-    yield "{" if named else "["
-    for number, item in enumerate(value):
-        if number:
-            yield ","
-        if named:
-            yield _quote(item) + ":"
-        yield from _descend(value[item] if named else item, levels - 1)
-    yield "}" if named else "]"
-
-
-def _encode(text: str) -> bytes:
+def encoded(text: str) -> bytes:
+    """UTF-8, with an escape for each half of a surrogate pair."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -97,7 +89,7 @@ def _encode(text: str) -> bytes:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
 
 
-class _Hooks:
+class Hooks:
     """What the parser does with numbers and objects; remembers whether a tiny number was met."""
 
     def __init__(self) -> None:
@@ -108,6 +100,7 @@ class _Hooks:
             parse_constant=_refuse_constant,
             object_pairs_hook=sorted_object,
         )
+        self.scan: Callable[[str, int], tuple[Any, int]] = self.decoder.scan_once  # type: ignore[attr-defined]
 
     def integer(self, text: str) -> int | float | None:
         return int(text) if len(text) <= _SAFE_DIGITS else self.number(text)
@@ -130,9 +123,14 @@ def _refuse_constant(name: str) -> None:
 
 
 def sorted_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The members in the order in which JavaScript lists them after they were added sorted."""
+    """The members as JavaScript lists them after they were added sorted."""
     members = dict(pairs)
     members.pop("__proto__", None)
+    return {name: members[name] for name in sorted_names(members)}
+
+
+def sorted_names(members: Iterable[str]) -> list[str]:
+    """The names in that order."""
     names = sorted(members)
     if not all(map(str.isascii, names)):
         names.sort(key=_utf16)
@@ -141,7 +139,7 @@ def sorted_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         indexes.sort(key=int)
         chosen = set(indexes)
         names = indexes + [name for name in names if name not in chosen]
-    return {name: members[name] for name in names}
+    return names
 
 
 def _utf16(name: str) -> bytes:
@@ -152,10 +150,10 @@ def _is_array_index(name: str) -> bool:
     return _ARRAY_INDEX.match(name) is not None and int(name) < _ARRAY_INDEX_LIMIT
 
 
-def _parse_deep(text: str, hooks: _Hooks) -> Any:
+def _parse_deep(text: str, hooks: Hooks) -> Any:
     """The same as the decoder, for any depth: open containers wait on a list instead of the call stack."""
     stack: list[tuple[list[Any], str | None]] = []  # the members so far and, for an object, the name that waits
-    position = _after_gap(text, 0)
+    position = after_gap(text, 0)
     try:
         while True:
             character = text[position]
@@ -170,7 +168,7 @@ def _parse_deep(text: str, hooks: _Hooks) -> Any:
                 value, position = _scalar(text, position, hooks)
             # A value is complete: hand it to its container, and close all that end here.
             while True:
-                position = _after_gap(text, position)
+                position = after_gap(text, position)
                 if not stack:
                     if position != len(text):
                         raise _broken(text, position)
@@ -183,7 +181,7 @@ def _parse_deep(text: str, hooks: _Hooks) -> Any:
                     continue
                 if character != ",":
                     raise _broken(text, position)
-                position = _after_gap(text, position + 1)
+                position = after_gap(text, position + 1)
                 if name is not None:
                     name, position = _name(text, position)
                     stack[-1] = (members, name)
@@ -193,7 +191,7 @@ def _parse_deep(text: str, hooks: _Hooks) -> Any:
 
 
 def _open(text: str, position: int, character: str) -> tuple[tuple[list[Any], str | None], int]:
-    position = _after_gap(text, position + 1)
+    position = after_gap(text, position + 1)
     if character == "[":
         return ([], None), position
     if text[position] == "}":
@@ -202,7 +200,7 @@ def _open(text: str, position: int, character: str) -> tuple[tuple[list[Any], st
     return ([], name), position
 
 
-def _close(opened: tuple[list[Any], str | None], hooks: _Hooks) -> Any:
+def _close(opened: tuple[list[Any], str | None], hooks: Hooks) -> Any:
     members, name = opened
     return members if name is None else sorted_object(members)
 
@@ -211,13 +209,13 @@ def _name(text: str, position: int) -> tuple[str, int]:
     if text[position] != '"':
         raise _broken(text, position)
     name, position = scanstring(text, position + 1, True)
-    position = _after_gap(text, position)
+    position = after_gap(text, position)
     if text[position] != ":":
         raise _broken(text, position)
-    return name, _after_gap(text, position + 1)
+    return name, after_gap(text, position + 1)
 
 
-def _scalar(text: str, position: int, hooks: _Hooks) -> tuple[Any, int]:
+def _scalar(text: str, position: int, hooks: Hooks) -> tuple[Any, int]:
     if text[position] == '"':
         string, position = scanstring(text, position + 1, True)
         return string, position
@@ -231,7 +229,7 @@ def _scalar(text: str, position: int, hooks: _Hooks) -> tuple[Any, int]:
     return (hooks.integer if whole else hooks.number)(match[0]), match.end()
 
 
-def _after_gap(text: str, position: int) -> int:
+def after_gap(text: str, position: int) -> int:
     match = _GAP.match(text, position)
     return match.end() if match else position
 
@@ -254,7 +252,7 @@ def _print(value: Any) -> Iterator[str]:
             waiting.append("}")
             for index, name in reversed(list(enumerate(item))):
                 waiting.append((item[name],))
-                waiting.append(("," if index else "") + _quote(name) + ":")
+                waiting.append(("," if index else "") + quote(name) + ":")
         elif isinstance(item, list):
             yield "["
             waiting.append("]")
@@ -268,7 +266,7 @@ def _print(value: Any) -> Iterator[str]:
 
 def _print_scalar(value: Any) -> str:
     if isinstance(value, str):
-        return _quote(value)
+        return quote(value)
     if isinstance(value, float):
         return _print_number(value)
     return json.dumps(value)

@@ -12,9 +12,9 @@ import msgspec
 
 from broker.errors import PayloadTooLargeError, ValidationError
 from broker.protocol.members import locate_members
-from services.environments_store.canonical import Document, parse
+from services.environments_store.canonical import NotAnObjectError
 from services.environments_store.defaults import StoreLimits
-from services.environments_store.hash import ContentHashes, digest, hash_of
+from services.environments_store.hash import Content, ContentHashes, content_hash, digest
 from services.environments_store.model import Environment, encode_record
 
 __all__ = [
@@ -45,7 +45,8 @@ _LANES: tuple[anyio.lowlevel.RunVar[anyio.CapacityLimiter], ...] = (
     anyio.lowlevel.RunVar("large documents"),
     anyio.lowlevel.RunVar("very large documents"),
 )
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+# All up to the next brackets outside of strings, and those of one kind that follow each other.
+_BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[{]++|[\]}]++)', re.DOTALL)
 
 
 class AcceptedDocument(NamedTuple):
@@ -111,14 +112,14 @@ async def document_hash(text: bytes, hashes: ContentHashes | None, limits: Store
     """The content hash of a stored document, remembered in `hashes`. Raises ValueError when it is no JSON object."""
     size = len(text)
     if hashes is None:
-        return await away_when_large(lambda: _hash(text, limits), size, limits)
+        return await away_when_large(lambda: content_hash(text), size, limits)
     if size < limits.alone_from_bytes:
         known_by = digest(text)
     else:
         known_by = await anyio.to_thread.run_sync(digest, text)
     known = hashes.get(known_by)
     if known is None:
-        known = await away_when_large(lambda: _hash(text, limits), size, limits)
+        known = await away_when_large(lambda: content_hash(text), size, limits)
         hashes.add(known_by, known)
     return known
 
@@ -137,69 +138,54 @@ async def away_when_large(work: Callable[[], T], size: int, limits: StoreLimits)
     return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
-def _hash(text: bytes, limits: StoreLimits) -> str:
-    document = parse(text.decode())
-    if not isinstance(document.value, dict):
-        raise ValueError("the document is no JSON object")
-    return hash_of(document, large=len(text) >= limits.thread_from_bytes)
-
-
-def check_document(raw: bytes, limits: StoreLimits) -> tuple[str, Document]:
-    """The text of a document and what it says. Raises ValidationError (422) for what no database can store."""
-    text, document = _parsed(raw)
-    if not isinstance(document.value, dict):
-        raise invalid("environment", "object", "The 'environment' must be an object.")
-    if _depth(text, limits.document_depth) > limits.document_depth:
-        raise invalid(
-            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
-        )
-    return text, document
-
-
-def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, bytes]:
-    """The document, and what its hash is to be remembered by."""
-    text, document = check_document(raw, limits)
-    if document.value.get("uuid", "") == "":
-        text, document = with_uuid(text, uuid or str(uuid4()))
-    own = check_uuid(document.value["uuid"], "environment.uuid", limits)
-    if uuid is not None and own != uuid:
-        raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
-    hash = hash_of(document, large=len(raw) >= limits.thread_from_bytes)
-    return AcceptedDocument(own, text, hash), digest(text.encode())
-
-
-def _parsed(raw: bytes) -> tuple[str, Document]:
+def check_document(raw: bytes, limits: StoreLimits) -> Content:
+    """What a document says. Raises ValidationError (422) for what no database can store."""
     try:
-        text = raw.decode()
-        return text, parse(text)
+        content = Content(raw)
+    except NotAnObjectError:
+        raise invalid("environment", "object", "The 'environment' must be an object.") from None
     except UnicodeDecodeError:
         raise invalid("environment", "object", "The 'environment' is not valid UTF-8.") from None
     except ValueError as error:
         raise invalid("environment", "object", f"The 'environment' is not valid JSON: {error}.") from None
+    if _is_deeper(raw, limits.document_depth):
+        raise invalid(
+            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
+        )
+    return content
 
 
-def with_uuid(text: str, uuid: str) -> tuple[str, Document]:
+def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, bytes]:
+    """The document, and what its hash is to be remembered by."""
+    content = check_document(raw, limits)
+    if content.uuid == "":
+        raw = with_uuid(raw, uuid or str(uuid4()))
+        content = Content(raw)
+    own = check_uuid(content.uuid, "environment.uuid", limits)
+    if uuid is not None and own != uuid:
+        raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
+    return AcceptedDocument(own, raw.decode(), content.hash()), digest(raw)
+
+
+def with_uuid(raw: bytes, uuid: str) -> bytes:
     """A document without a uuid, with this one: in the place of an empty one, else as a new first member. All the rest
     stays as it was sent."""
-    value, raw = msgspec.json.encode(uuid), text.encode()
+    value = msgspec.json.encode(uuid)
     start, end = locate_members(raw).get("uuid", (0, 0))
     if end:
-        text = (raw[:start] + value + raw[end:]).decode()
-    else:
-        before, _, rest = text.partition("{")
-        text = f'{before}{{"uuid":{value.decode()}{"" if rest.lstrip().startswith("}") else ","}{rest}'
-    return text, parse(text)
+        return raw[:start] + value + raw[end:]
+    before, _, rest = raw.partition(b"{")
+    return b'%s{"uuid":%s%s%s' % (before, value, b"" if rest.lstrip().startswith(b"}") else b",", rest)
 
 
-def _depth(text: str, enough: int) -> int:
-    """How deep a valid JSON text is nested; counted only when it opens so many containers that it could matter."""
-    if text.count("[") + text.count("{") <= enough:
-        return 0
-    depth = deepest = 0
-    for character in _STRING.sub("", text):
-        if character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
+def _is_deeper(raw: bytes, levels: int) -> bool:
+    """Whether a valid JSON text is nested deeper; looked at only when it opens so many containers that it could be."""
+    if raw.count(b"[") + raw.count(b"{") <= levels:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(raw):
+        count = found.end(1) - found.start(1)
+        depth += count if found[1][0] in b"[{" else -count
+        if depth > levels:
+            return True
+    return False

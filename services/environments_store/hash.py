@@ -1,43 +1,57 @@
 """The content hash of a document: the entity tag that clients of the original service compare."""
 
+import json
 from collections import OrderedDict
-from collections.abc import Iterable
 from hashlib import blake2b, sha1
+from typing import Any
 
-from services.environments_store.canonical import Document, canonical_pieces, exact_pieces, parse
+from services.environments_store.canonical import NotAnObjectError, canonical_text, parse
+from services.environments_store.canonical_large import print_large
+from services.environments_store.defaults import StoreLimits
 
-__all__ = ["ContentHashes", "content_hash", "digest", "hash_of"]
+__all__ = ["Content", "ContentHashes", "content_hash", "digest"]
 
 _DIGEST_BYTES = 16
+_LARGE_BYTES = StoreLimits().thread_from_bytes
 
 
-def hash_of(document: Document, *, large: bool = False) -> str:
-    """SHA-1, in hexadecimal, of a parsed document in its canonical form; of a `large` one never all is printed at once,
-    so that it takes no more memory, and other threads have their turn."""
-    try:
-        return _sha1(canonical_pieces(document, large=large))
-    except RecursionError:
-        return _sha1(exact_pieces(document))
+class Content:
+    """What a document says. `uuid` is its own, `""` where it has none. Raises ValueError for what is no JSON object.
 
+    A large one is read on a worker thread, and takes its own size in memory, whatever is in it.
+    """
 
-def _sha1(pieces: Iterable[bytes]) -> str:
-    hash = sha1(usedforsecurity=False)
-    for piece in pieces:
-        hash.update(piece)
-    return hash.hexdigest()
+    def __init__(self, text: bytes) -> None:
+        if len(text) < _LARGE_BYTES:
+            document = self._document = parse(text.decode())
+            if not isinstance(document.value, dict):
+                raise NotAnObjectError
+            self.uuid: Any = document.value.get("uuid", "")
+        else:
+            printed = self._printed = print_large(text)
+            uuid = printed.members.get("uuid", b'""')
+            self.uuid = json.loads(uuid if isinstance(uuid, bytes) else b"".join(uuid))
+        self._is_large = len(text) >= _LARGE_BYTES
 
-
-def digest(text: bytes) -> bytes:
-    """What `ContentHashes` knows a text by."""
-    return blake2b(text, digest_size=_DIGEST_BYTES).digest()
+    def hash(self) -> str:
+        """SHA-1, in hexadecimal, of the canonical form."""
+        hash = sha1(usedforsecurity=False)
+        for piece in self._printed.pieces if self._is_large else (canonical_text(self._document),):
+            hash.update(piece)
+        return hash.hexdigest()
 
 
 def content_hash(text: bytes) -> str:
     """SHA-1, in hexadecimal, of the document as JavaScript prints it with sorted keys.
 
-    Raises ValueError when the text is no JSON.
+    Raises ValueError when the text is no JSON object.
     """
-    return hash_of(parse(text.decode()))
+    return Content(text).hash()
+
+
+def digest(text: bytes) -> bytes:
+    """What `ContentHashes` knows a text by."""
+    return blake2b(text, digest_size=_DIGEST_BYTES).digest()
 
 
 class ContentHashes:

@@ -27,6 +27,7 @@ from services.environments_store.queries.transfer import StoredRow
 __all__ = ["NotJsonError", "export_pieces", "import_rows", "layout_of"]
 
 _SPACE = b" \t\r\n"
+_OPENING = re.compile(rb"[ \t\r\n]*")
 _BREAK = re.compile(rb"[\r\n]")
 _BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
@@ -82,15 +83,16 @@ _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Lin
 
 def layout_of(document: bytes | None) -> bytes:
     """The member of a line that keeps line breaks and space around; empty for a document without."""
-    text = (document or b"").strip(_SPACE)
-    if document is None or (len(text) == len(document) and _BREAK.search(text) is None):
+    if document is None:
         return b""
-    before = len(document) - len(document.lstrip(_SPACE))
-    layout = _Layout(len(text), document[:before].decode(), [], document[before + len(text) :].decode())
-    last = 0
-    for found in _BREAK.finditer(text):
+    start, end = _inner(document)
+    if end - start == len(document) and b"\n" not in document and b"\r" not in document:
+        return b""
+    layout = _Layout(end - start, document[:start].decode(), [], document[end:].decode())
+    last = start
+    for found in _BREAK.finditer(document, start, end):
         distance, last = found.start() - last, found.start()
-        layout.breaks.append(distance if text[last] == ord("\n") else -distance)
+        layout.breaks.append(distance if document[last] == ord("\n") else -distance)
     return b',"environmentLayout":' + msgspec.json.encode(layout)
 
 
@@ -98,13 +100,21 @@ def export_pieces(environment: Environment, hash: str | None, layout: bytes, siz
     """The record as a line, its end included. The document is cut into pieces, so that a large one is never copied."""
     head, tail = encode_record(environment._replace(document=b"\0"), hash).split(b"\0")
     document = environment.document or b"null"
-    text = document.strip(_SPACE) if layout else document
+    start, end = _inner(document)
     yield head
-    for start in range(0, len(text), size):
-        piece = text[start : start + size]
+    for at in range(start, end, size):
+        piece = document[at : min(at + size, end)]
         # Outside of strings JSON takes a space for a line break, and inside of them there are none.
         yield piece.translate(_BREAKS) if layout else piece
     yield b"%s%s}\n" % (tail[:-1], layout)
+
+
+def _inner(document: bytes) -> tuple[int, int]:
+    """Where the document starts and ends without the space around it."""
+    start, end = _OPENING.match(document), len(document)
+    while end and document[end - 1] in _SPACE:
+        end -= 1
+    return start.end() if start else 0, end
 
 
 def import_rows(
@@ -140,12 +150,11 @@ def _row(members: _Line, made: Callable[[], str], limits: StoreLimits, checked: 
     elif members.environment_layout is not None:
         raw = _laid_out(raw, members.environment_layout)
     uuid = members.id
-    text = None
     if not checked or uuid is None:
         own = _document_uuid(raw, limits)
         if uuid is None and own == "":
             uuid = made()
-            text, _ = with_uuid(raw.decode(), uuid)
+            raw = with_uuid(raw, uuid)
         elif uuid is None:
             uuid = own
     created = _date("createdAt", members.created_at) or _now()
@@ -154,7 +163,7 @@ def _row(members: _Line, made: Callable[[], str], limits: StoreLimits, checked: 
     other = members.environment_uuid
     return StoredRow(
         id=id,
-        document=raw.decode() if text is None else text,
+        document=raw.decode(),
         environment_uuid=id if other is None else _uuid("environmentUuid", other, limits),
         timestamp=_timestamp(members.timestamp, updated),
         created_at=created,
@@ -214,10 +223,9 @@ def _laid_out(raw: bytes, value: Any) -> bytes:
 
 def _document_uuid(raw: bytes, limits: StoreLimits) -> Any:
     try:
-        _, document = check_document(raw, limits)
+        return check_document(raw, limits).uuid
     except MoleculerError as error:
         raise ValueError(_reason(error)) from None
-    return document.value.get("uuid", "")
 
 
 def _uuid(field: str, value: Any, limits: StoreLimits) -> str:

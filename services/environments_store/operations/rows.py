@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import anyio.to_thread
 
-from services.environments_store.canonical import parse
 from services.environments_store.database.base import Database, Dialect, Row
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import DatabaseError
+from services.environments_store.hash import Content
 from services.environments_store.queries.postgresql import LISTED_DOCUMENT
 from services.environments_store.queries.sqlite import LITE_LISTED_DOCUMENT
 from services.environments_store.schema.guards import read_guards, read_holders
@@ -230,13 +230,11 @@ def _problems(rows: list[Row]) -> list[tuple[str, str]]:
     for row in rows:
         document = row["environment"]
         try:
-            value = parse(document if isinstance(document, str) else document.decode()).value
+            content = Content(document.encode() if isinstance(document, str) else document)
         except ValueError as error:
             problems.append((row["id"], str(error)))
             continue
-        if not isinstance(value, dict):
-            problems.append((row["id"], "no JSON object"))
-        elif value.get("uuid") != row["id"]:
+        if content.uuid != row["id"]:
             problems.append((row["id"], "uuid"))
     return problems
 
