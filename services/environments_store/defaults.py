@@ -111,6 +111,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     which takes more than some 5 ms, is made on a thread."""
     listed_bytes: int = 65_536
     """Longer documents are not fetched with others, but one at a time."""
+    piece_bytes: int = 1_048_576
+    """A longer one comes from PostgreSQL in pieces of this size: the driver holds the loop while it copies one."""
     aliases: int = 10_000
     """Rows whose environmentUuid is another than their id: so many are remembered, some 100 bytes each."""
     aliases_s: float = 10.0

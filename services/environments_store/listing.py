@@ -80,7 +80,9 @@ async def _rows(
             left -= len(rows)
         else:
             count = queries.no_limit if left is None else left
-            async with database.stream(query, count, *arguments, batch=batch, large=large) as batches:
+            async with database.stream(
+                query, count, *arguments, batch=batch, large=queries.look_in_pieces if large else None
+            ) as batches:
                 async for some in batches:
                     for row in some:
                         yield row

@@ -58,7 +58,7 @@ class Database(Queries, Protocol):
 
         `paced`: by a reader that may be slow. Such streams never hold the last connections, which others need.
         `large`: the query has a column of this name, and this statement gets the whole of a row that has it true, by
-        its id; such a row is a batch of its own.
+        its id and with its `environment` in pieces, a row for each; such a row is a batch of its own.
         """
 
     async def refresh(self) -> None:

@@ -1,7 +1,11 @@
 """Rows of many documents, of which the large ones are held one at a time."""
 
+import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import Any
+
+import anyio.lowlevel
 
 from services.environments_store.database.base import Row
 
@@ -22,6 +26,30 @@ async def alone_when_large(
                 if together:
                     yield together
                     together = []
-                yield (await fetch(row["id"]))[:1]
+                found = await _put_together(list(await fetch(row["id"])))
+                yield found
+                del found  # before the next is fetched
             if together:
                 yield together
+
+
+class _Whole:
+    def __init__(self, row: Row, document: bytes) -> None:
+        self._row = row
+        self._document = document
+
+    def __getitem__(self, key: Any, /) -> Any:
+        return self._document if key == "environment" else self._row[key]
+
+
+async def _put_together(pieces: list[Row]) -> Sequence[Row]:
+    """The row whose document came in pieces. Each piece is let go when it is copied, and the loop is free between."""
+    if len(pieces) < 2:
+        return pieces
+    document = io.BytesIO()  # whose value is no copy, unlike what `join` gives
+    pieces.reverse()
+    while pieces:
+        last = pieces.pop()
+        document.write(last["environment"])
+        await anyio.lowlevel.checkpoint()
+    return [_Whole(last, document.getvalue())]

@@ -31,6 +31,8 @@ class Queries(NamedTuple):
     get_by_environment_uuid: str
     look: str
     """Also for a row of a listing whose document was left out."""
+    look_in_pieces: str
+    """The same where it may be very large: a row for each piece of the document, in order."""
     look_light: str
     lock: str
     listing: Listing

@@ -80,6 +80,17 @@ def _pg_listing(columns: str, light: str, condition: str, *after: str) -> Listin
     )
 
 
+def _pg_pieces(columns: str) -> str:
+    # The LIMIT also keeps the planner from computing the document for each piece: it is, once, the outer row of a loop.
+    names = '"environmentUuid", "timestamp", "createdAt", "updatedAt", "deletedAt"'
+    size = StoreLimits().piece_bytes
+    return (
+        f"SELECT id, substring(environment FROM at FOR {size}) AS environment, {names}"
+        f" FROM (SELECT {columns} FROM environments WHERE id = $1 LIMIT 1) AS whole,"
+        f" generate_series(1, octet_length(environment), {size}) AS at"
+    )
+
+
 def _pg_create(columns: str, *, soft_delete: bool) -> str:
     # Live whatever default the column has. The uuid is cast because a DBA may have widened one of its two columns.
     date, live = (', "deletedAt"', ", NULL") if soft_delete else ("", "")
@@ -122,6 +133,7 @@ def _pg(deleted_now: str, now: str) -> Queries:
             f'SELECT {_PG_COLUMNS} FROM environments WHERE "environmentUuid" = $1 AND "deletedAt" IS NULL LIMIT 1'
         ),
         look=f"SELECT {_PG_COLUMNS} FROM environments WHERE id = $1",
+        look_in_pieces=_pg_pieces(_PG_COLUMNS),
         look_light=f"SELECT {_PG_LIGHT} FROM environments WHERE id = $1",
         lock=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL FOR UPDATE',
         listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL', _PG_AFTER),
@@ -162,6 +174,7 @@ POSTGRESQL_WITHOUT = Queries(
     get=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     get_by_environment_uuid=f'SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE "environmentUuid" = $1 LIMIT 1',
     look=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    look_in_pieces=_pg_pieces(_PG_COLUMNS_WITHOUT),
     look_light=f"SELECT {_PG_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1 FOR UPDATE",
     listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE", _PG_AFTER),

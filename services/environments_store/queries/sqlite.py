@@ -84,6 +84,7 @@ SQLITE = Queries(
         " WHERE environmentUuid = $1 AND id IS NOT NULL AND deletedAt IS NULL LIMIT 1"
     ),
     look=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
+    look_in_pieces=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
     look_light=f"SELECT {_LITE_LIGHT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
     listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, _LITE_LIVE, _LITE_AFTER),
@@ -119,6 +120,7 @@ SQLITE_WITHOUT = Queries(
         f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE environmentUuid = $1 AND id IS NOT NULL LIMIT 1"
     ),
     look=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    look_in_pieces=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     look_light=f"SELECT {_LITE_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL", _LITE_AFTER),
