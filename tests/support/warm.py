@@ -181,6 +181,8 @@ def _run(order: _Order, streams: list[int]) -> int:
 
 
 def _text(number: int, mode: str, errors: str = "strict") -> Any:
+    if mode == "w" and os.environ.get("PYTHONUNBUFFERED"):
+        return io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", errors, write_through=True)
     return open(number, mode, buffering=1 if os.isatty(number) else -1, encoding="utf-8", errors=errors, closefd=False)
 
 
