@@ -23,6 +23,7 @@ from services.environments_store.commands.options import (
     typer_group,
 )
 from services.environments_store.config import Config, masked_servers
+from services.environments_store.database.large import return_large_buffers
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets, StoreLimits
 from services.environments_store.demo import Step, as_json, run_demo
 from services.environments_store.embedded import embedded_server, is_answering, loopback_port
@@ -86,6 +87,7 @@ def serve(
                 url = server.url
             return await serve_until_signal(_node(config, url, start_timeout, create_table), start_timeout)
 
+    return_large_buffers()
     run_command(main)
 
 

@@ -182,9 +182,9 @@ class OperationLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of one INSERT."""
     import_bytes: int = 4_194_304
     """And their bytes, so that large documents are stored a few at a time."""
-    told_import_bytes: int = 134_217_728
+    told_import_bytes: int = 33_554_432
     """SQLite stores some 40 to 200 MB a second from its staging table: less than this keeps no other writer waiting for
-    longer than `sqlite_busy_timeout_s`."""
+    longer than a second."""
     line_bytes: int = 134_217_728
     """Longest line of an import: PostgreSQL refuses documents from 256 MB on, in whichever form."""
     spool_bytes: int = 1_048_576

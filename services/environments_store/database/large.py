@@ -1,15 +1,19 @@
 """Rows of many documents, of which the large ones are held one at a time."""
 
+import ctypes
 import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio.lowlevel
 
 from services.environments_store.database.base import Row
+from services.environments_store.defaults import StoreLimits
 
-__all__ = ["alone_when_large"]
+__all__ = ["alone_when_large", "return_large_buffers"]
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 async def alone_when_large(
@@ -53,3 +57,11 @@ async def _put_together(pieces: list[Row]) -> Sequence[Row]:
         document.write(last["environment"])
         await anyio.lowlevel.checkpoint()
     return [_Whole(last, document.getvalue())]
+
+
+def return_large_buffers() -> None:
+    """Have glibc give each large buffer back to the system when it is freed. By itself it raises the size from which it
+    does so to that of the largest document that it has met, and keeps several times as much. Other C libraries have no
+    such setting."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, StoreLimits().thread_from_bytes)

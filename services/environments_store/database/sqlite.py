@@ -48,6 +48,8 @@ class SqliteDatabase:
         # A stream keeps its reader for longer than a statement: one reader is always left for the others.
         count, timeout_s = settings.reader_count, settings.acquire_timeout_s
         self._streaming = Turns(count - 1, timeout_s, "lists and exports without a reader may hold them")
+        self._large = anyio.Lock()
+        """Held while a large document is read: SQLite has it once more beside what it gives."""
         self._pacing = Turns(count - settings.left_to_others, timeout_s, "exports without a reader may hold them")
 
     async def open(self) -> None:
@@ -144,8 +146,9 @@ class SqliteDatabase:
             return await reader.read(query, bind(arguments), surely=not self._read_only)
 
     async def _read_again(self, reader: GuardedConnection, query: str, id: object) -> Sequence[Row]:
-        with service_errors(write=False), file_failures(self._path):
-            return list(await reader.execute_fetchall(query, bind((id,))))
+        async with self._large:
+            with service_errors(write=False), file_failures(self._path):
+                return list(await reader.execute_fetchall(query, bind((id,))))
 
     async def _change_rows(
         self, writer: GuardedConnection, query: str, arguments: tuple[object, ...]
