@@ -17,7 +17,7 @@ from broker.calling.mcall import Calls as MultipleCalls
 from broker.calling.mcall import call_all
 from broker.calling.outbound import Calls
 from broker.calling.service_host import Catalog
-from broker.context import ABSENT, CallOptions, Context
+from broker.context import ABSENT, CallOptions, Context, Next
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
@@ -104,9 +104,8 @@ class ServiceBroker:
         self._catalog = Catalog(self.registry, node, self._codec, self._chains)
         self._serving = Serving(self, node, transit, self._codec, self._catalog)
         self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog, self._chains)
-        self._chains.again, self._chains.start = self._calls.again, self._serving.start_handler
         emitting = Emitting(self, node, transit, self.registry, self._codec, self._serving.start_listener)
-        self._call = self._around("call", self._calls.call)
+        self._around_calls = hooks(self.options.middlewares, "call")
         self._emit = self._around("emit", emitting.emit)
         self._broadcast = self._around("broadcast", emitting.broadcast)
         self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
@@ -309,7 +308,9 @@ class ServiceBroker:
             request_id=request_id,
             caller=caller,
         )
-        return await self._call(action, params, options)
+        if self._around_calls:
+            return await compose(self._around_calls, self._calls.call)(action, params, options)
+        return await self._calls.call(action, params, options)
 
     async def mcall(
         self,
@@ -368,6 +369,14 @@ class ServiceBroker:
 
     # For contexts and services
 
+    def call_again(self, ctx: Context) -> Awaitable[Any]:
+        """Make the call of a context once more."""
+        return self._calls.again(ctx)
+
+    def run_rest(self, chain: Next, ctx: Context) -> None:
+        """Run the rest of a chain, which no caller waits for, in a task of its own."""
+        self._serving.start_handler(chain, ctx)
+
     def reply_limit(self, ctx: Context) -> int | None:
         """See `Context.reply_limit`."""
         return self._serving.reply_limit(ctx)
@@ -381,7 +390,8 @@ class ServiceBroker:
         self._require_running()
         action = self._catalog.own_action(service, name)
         endpoint = Endpoint(self.node_id, action.name, action.service, {}, action)
-        return await self._call(action.name, params, CallOptions(endpoint=endpoint, **options))
+        call = compose(self._around_calls, self._calls.call)
+        return await call(action.name, params, CallOptions(endpoint=endpoint, **options))
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """See `Service.start_soon`."""
@@ -437,10 +447,11 @@ class ServiceBroker:
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):
             raise BrokerDisconnectedError("The broker is not running: start it first.")
-        self._require_own_loop()
+        if asyncio.get_running_loop() is not self._loop:
+            self._require_own_loop()
 
     def _require_own_loop(self) -> None:
-        """An answer would not wake up who waits for it in another event loop."""
+        """An answer would not wake up its caller in another event loop."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise MoleculerServerError(
                 "The broker runs in the event loop that started it, and this is another one. From a thread, use "

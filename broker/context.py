@@ -40,11 +40,6 @@ class CallOptions(Struct, frozen=True, kw_only=True):
     endpoint: Any = None
     """The endpoint to use: a service's own action, which may be private."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether the call asks for nothing that its action would not do anyway."""
-        return self.retries is None and self.fallback is ABSENT
-
 
 class HostedService(Interface):
     """The service that a context runs in, as handlers and middlewares see it."""
@@ -115,6 +110,10 @@ class Caller(Interface):
 
     @property
     def start_in_background(self) -> Callable[..., None]: ...
+
+    def call_again(self, ctx: "Context") -> Awaitable[Any]: ...
+
+    def run_rest(self, chain: Next, ctx: "Context") -> None: ...
 
     def reply_limit(self, ctx: "Context") -> int | None: ...
 

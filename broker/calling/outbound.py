@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Awaitable
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +15,6 @@ from broker.calling.sending import OutgoingStream, Sending
 from broker.calling.service_host import Catalog
 from broker.calling.upload import Upload
 from broker.context import ABSENT, Caller, CallOptions, Context
-from broker.conversation.effects import Publish
 from broker.conversation.transit import Transit
 from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S
 from broker.errors import (
@@ -63,56 +63,78 @@ class Calls:
         self._broker = broker
         self._options = options
         self._node = node
+        self._transport = node.transport
         self._transit = transit
+        self._waiting = transit.waiting
         self._registry = registry
         self._codec = codec
         self._catalog = catalog
         self._chains = chains
         self._sending = Sending(node, transit, codec)
+        self._is_balanced = options.disable_balancer and node.transport is not None
+        """Whether NATS chooses nodes."""
 
     async def call(self, action: str, params: Any, options: CallOptions) -> Any:
         """Make a call, inside what `broker.middlewares.chains` puts around it once an endpoint is found."""
-        ctx = self._context(action, params, options)
+        parent: Context | None = options.parent
+        limit = self._options.max_call_level
+        if parent is not None and limit and parent.level >= limit:
+            raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
+        ctx = Context(
+            self._broker,
+            parent=parent,
+            action=action,
+            params={} if params is ABSENT else params,
+            meta=options.meta,
+            headers=options.headers,
+            node_id=self._options.node_id,
+            request_id=options.request_id,
+            caller=options.caller,
+        )
+        ctx.options, ctx.stream = options, options.stream
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:
             self._node.tracker.begin()
-        before = self._node.begin_own_work()  # a handler of this node runs in the task of its caller
+        runs_users_code = self._chains.has_users_code or options.fallback is not ABSENT
+        before = self._node.begin_own_work() if runs_users_code else None
         try:
             return await self._attempt(ctx, options)
         finally:
-            self._node.end_own_work(before)
-            if isinstance(ctx.stream, Upload):
+            if runs_users_code:
+                self._node.end_own_work(before)
+            if ctx.stream is not None and isinstance(ctx.stream, Upload):
                 ctx.stream.drop()
-            if options.parent is not None:
-                options.parent.meta.update(ctx.meta)
+            if parent is not None:
+                parent.meta.update(ctx.meta)
             if tracked:
                 self._node.tracker.end()
 
-    async def again(self, ctx: Context) -> Any:
+    def again(self, ctx: Context) -> Awaitable[Any]:
         """Make the call of a context once more: at any node, as the one that was asked for has failed (§12.2)."""
         assert ctx.options is not None
-        return await self._attempt(ctx.again(), ctx.options)
+        return self._attempt(ctx.again(), ctx.options)
 
-    async def _attempt(self, ctx: Context, options: CallOptions) -> Any:
+    def _attempt(self, ctx: Context, options: CallOptions) -> Awaitable[Any]:
         node_id = None if ctx.attempt else options.node_id
         try:
             endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
             ctx.deadline = self._deadline(endpoint.name, endpoint.timeout_s, options)
         except (ServiceNotFoundError, ServiceNotAvailableError):
-            endpoint = await self._find_in_time(node_id, ctx, options)
-        if endpoint.local and (options.endpoint or not self._is_balanced(ctx)):
-            return await self._run_here(endpoint, ctx)
+            return self._attempt_later(node_id, ctx, options)
+        return self._start(endpoint, ctx)
+
+    async def _attempt_later(self, node_id: str | None, ctx: Context, options: CallOptions) -> Any:
+        """For an action that is offered nowhere now, but may be again soon."""
+        return await self._start(await self._find_in_time(node_id, ctx, options), ctx)
+
+    def _start(self, endpoint: Endpoint, ctx: Context) -> Awaitable[Any]:
+        if endpoint.local and not (self._is_balanced and self._goes_to_any_node(ctx)):
+            return self._run_here(endpoint, ctx)
         ctx.node_id = endpoint.node_id
-        if options.plain:
-            chain = endpoint.chain
-            if chain is None:
-                chain = endpoint.chain = self._chains.remote_action(endpoint, partial(self._send, endpoint))
-        else:
-            chain = endpoint.asked_chain
-            if chain is None:
-                send = partial(self._send, endpoint)
-                chain = endpoint.asked_chain = self._chains.remote_action(endpoint, send, asked=True)
-        return await chain(ctx)
+        chain = endpoint.chain
+        if chain is None:
+            chain = endpoint.chain = self._chains.remote_action(endpoint, partial(self._send, endpoint))
+        return chain(ctx)
 
     async def _find_in_time(self, node_id: str | None, ctx: Context, options: CallOptions) -> Endpoint:
         action, began = ctx.action or "", anyio.current_time()
@@ -136,17 +158,17 @@ class Calls:
                 await self._broker.registry_changed()
 
     async def _run_here(self, endpoint: Endpoint, ctx: Context) -> Any:
+        """Run an action of this node, in the task of its caller."""
         assert endpoint.action is not None
         if _is_record(ctx.params):
             ctx.params = self._as_remote(ctx.params)
         stream = ctx.stream = self._handed_over(ctx.stream)
-        if stream is None:
-            return self._result_here(await self._catalog.run(endpoint.action, ctx), None)
-        result = None
+        before, result = self._node.begin_own_work(), None
         try:
             result = await self._catalog.run(endpoint.action, ctx)
         finally:
-            if not is_stream(result):  # else the handler has only begun
+            self._node.end_own_work(before)
+            if stream is not None and not is_stream(result):  # else the handler has only begun
                 await stream.aclose()
         return self._result_here(result, stream)
 
@@ -165,7 +187,7 @@ class Calls:
 
     async def _send(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask a node. A request that was not delivered is sent again, also to another node: nothing has happened."""
-        if self._is_balanced(ctx):
+        if self._is_balanced and self._goes_to_any_node(ctx):
             return await self._send_balanced(endpoint, ctx)
         while True:
             try:
@@ -174,6 +196,7 @@ class Calls:
                 rejected = gone.error
             if isinstance(ctx.stream, Upload) and ctx.stream.sent:
                 raise rejected
+            await self._require_connection()
             named = None if ctx.attempt or ctx.options is None else ctx.options.node_id
             try:
                 endpoint = await self._find(endpoint.name, named, ctx)
@@ -183,12 +206,12 @@ class Calls:
             if endpoint.local:
                 return await self._run_here(endpoint, ctx)
 
-    def _is_balanced(self, ctx: Context) -> bool:
-        """Whether NATS chooses the node (§5.7). A stream must reach one node as a whole, so it goes to a chosen one."""
-        if not self._options.disable_balancer or self._node.transport is None:
+    def _goes_to_any_node(self, ctx: Context) -> bool:
+        """Whether NATS may choose the node of a call (§5.7). A stream must reach one node as a whole."""
+        options = ctx.options
+        if options is not None and (options.endpoint is not None or (options.node_id is not None and not ctx.attempt)):
             return False
-        named = ctx.options is not None and ctx.options.node_id is not None and not ctx.attempt
-        return not (named or ctx.stream is not None or (ctx.action or "").startswith("$"))
+        return ctx.stream is None and not (ctx.action or "").startswith("$")
 
     async def _send_balanced(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask whichever node NATS chooses. While a JS node changes its services there is none for a moment."""
@@ -201,71 +224,90 @@ class Calls:
         raise ServiceNotAvailableError({"action": endpoint.name})
 
     async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
-        """Send a request and wait for its answer."""
-        await self._require_connection()
-        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        upload = await self._upload(ctx)
-        packet = self._packet(endpoint.node_id, ctx)
-        stream = self._stream_along(packet, endpoint.node_id, upload, ctx)
+        """Send a request and wait for its answer. `target` is None where NATS chooses the node."""
+        if self._node.outage.is_on:
+            await self._require_connection()
+        if ctx.stream is not None:
+            return await self._ask_with_stream(endpoint, ctx)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Answer] = loop.create_future()
+        request = self._request(endpoint.node_id, ctx)
+        self._waiting.expect(request, target, waiter, loop.time())
         try:
-            for effect in self._transit.waiting.request(packet, target, waiter, anyio.current_time()):
-                assert isinstance(effect, Publish)
-                try:
-                    await self._node.publish(effect)
-                except BrokerDisconnectedError as lost:
-                    raise Undelivered(lost) from lost
-            if stream is not None and upload is not None:
-                await self._start(stream, upload, waiter)
+            await self._publish(request, target)
+            return await waiter
+        except BaseException:
+            self._give_up(request, waiter)
+            raise
+
+    async def _ask_with_stream(self, endpoint: Endpoint, ctx: Context) -> Answer:
+        """The same for a call that takes a stream along."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Answer] = loop.create_future()
+        upload = await self._upload(ctx)
+        request = self._request(endpoint.node_id, ctx)
+        has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
+        stream = self._sending.along_with(request, endpoint.node_id, upload.source, has_params=has_params)
+        try:
+            self._waiting.expect(request, endpoint.node_id, waiter, loop.time())
+            await self._publish(request, endpoint.node_id)
+            await self._begin_stream(stream, upload, waiter)
             answer = await waiter
-            if stream is not None and upload is not None:
-                stream.answered(answer, upload)
+            stream.answered(answer, upload)
             return answer
-        except asyncio.CancelledError:
-            if stream is not None and upload is not None:  # the request may be out, also when it was being sent
-                stream.give_up(upload)
+        except asyncio.CancelledError:  # the request may be out, also when it was being sent
+            stream.give_up(upload)
             raise
         except Exception:
-            if stream is not None:
-                stream.drop()
+            stream.drop()
             raise
         finally:
-            self._transit.waiting.take(packet.id)
-            _retrieve(waiter)
+            self._give_up(request, waiter)
 
-    async def _start(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
-        """Send a stream when the server has taken its request and not said that nobody listens: only what has not
-        begun can go to another node. A handler that has answered already may still read."""
-        assert self._node.transport is not None
+    async def _publish(self, request: Request, target: str | None) -> None:
+        topics = self._transit.topics
+        subject = topics.balanced_request(request.action) if target is None else topics.to_node("REQ", target)
         try:
-            await self._node.transport.flush()
+            if self._transport is None:
+                raise BrokerDisconnectedError
+            await self._transport.publish(subject, self._codec.encode(request), str(request.id))
+        except MoleculerError as error:
+            self._node.performing.note_failure(request, error)
+            if isinstance(error, BrokerDisconnectedError):
+                raise Undelivered(error) from error
+            raise
+
+    def _give_up(self, request: Request, waiter: "asyncio.Future[Answer]") -> None:
+        """Wait no longer for an answer. Its error is taken, so that asyncio does not report it."""
+        self._waiting.take(request.id)
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()
+
+    async def _begin_stream(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
+        """Send a stream when the server has taken its request and not said that there are no responders: only what has
+        not begun can go to another node. A handler that has answered already may still read."""
+        assert self._transport is not None
+        try:
+            await self._transport.flush()
         except BrokerDisconnectedError as lost:
             stream.lose(upload, lost)
             raise
         if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
             stream.go_on(upload, partial(_fail, waiter))
 
-    async def _upload(self, ctx: Context) -> Upload | None:
+    async def _upload(self, ctx: Context) -> Upload:
         """The stream of a call, begun: by an attempt before this one, maybe."""
-        if ctx.stream is None or isinstance(ctx.stream, Upload):
+        if isinstance(ctx.stream, Upload):
             return ctx.stream
         upload = ctx.stream = Upload(self._node, ctx.stream)
         await upload.open()
         return upload
 
-    def _stream_along(
-        self, packet: Request, node_id: str, upload: Upload | None, ctx: Context
-    ) -> OutgoingStream | None:
-        if upload is None:
-            return None
-        has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        return self._sending.along_with(packet, node_id, upload.source, has_params=has_params)
-
     async def _require_connection(self) -> None:
-        transport = self._node.transport
-        if transport is None or not transport.connected:
+        if self._transport is None or not self._transport.connected:
             await self._node.outage.over(patient=self._options.wait_for_connection)
 
-    def _packet(self, node_id: str, ctx: Context) -> Request:
+    def _request(self, node_id: str, ctx: Context) -> Request:
         version = self._transit.announcing.version_for(node_id)
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
         return ctx.to_request(version, self._codec.encode_value(ctx.params), left_ms)
@@ -280,25 +322,6 @@ class Calls:
         if response.success:
             return self._codec.decode_value(response.data)
         raise error_from_wire(None if response.error is UNSET else response.error, response.sender)
-
-    def _context(self, action: str, params: Any, options: CallOptions) -> Context:
-        parent: Context | None = options.parent
-        limit = self._options.max_call_level
-        if parent and limit and parent.level >= limit:
-            raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
-        ctx = Context(
-            self._broker,
-            parent=parent,
-            action=action,
-            params={} if params is ABSENT else params,
-            meta=options.meta,
-            headers=options.headers,
-            node_id=self._options.node_id,
-            request_id=options.request_id,
-            caller=options.caller,
-        )
-        ctx.options, ctx.stream = options, options.stream
-        return ctx
 
     def _deadline(
         self, action: str, of_action: float | None, options: CallOptions, now: float | None = None
@@ -346,9 +369,3 @@ def _is_record(value: Any) -> bool:
 def _fail(waiter: "asyncio.Future[Answer]", error: Exception) -> None:
     if not waiter.done():
         waiter.set_exception(error)
-
-
-def _retrieve(waiter: "asyncio.Future[Answer]") -> None:
-    """Take the exception of a waiter nobody waits for any more, so that asyncio does not report it."""
-    if waiter.done() and not waiter.cancelled():
-        waiter.exception()

@@ -54,11 +54,10 @@ class _Entry:
 
 @dataclass(slots=True, frozen=True)
 class _Action:
-    """An action with its chains: for any call, and for calls that bring options of their own."""
+    """An action with what goes on around it."""
 
     entry: _Entry
     chain: Next
-    asked_chain: Next
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,11 +114,7 @@ class Catalog:
         entry = _Entry(service, definition)
         try:
             actions = {
-                action.name: _Action(
-                    entry,
-                    self._chains.local_action(action, service),
-                    self._chains.local_action(action, service, asked=True),
-                )
+                action.name: _Action(entry, self._chains.local_action(action, service))
                 for action in definition.actions.values()
             }
             handlers = {
@@ -265,7 +260,7 @@ class Catalog:
         outside = _WITHIN.set((*_WITHIN.get(), found.entry))
         try:
             with ASKED_ONLY:  # hooks and middlewares wait for tasks, too
-                return await (found.chain if ctx.options is None or ctx.options.plain else found.asked_chain)(ctx)
+                return await found.chain(ctx)
         finally:
             _WITHIN.reset(outside)
             found.entry.in_work.end()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
@@ -12,8 +12,7 @@ from broker.services.schema import ActionDefinition
 from broker.streams.buffer import StreamBuffer
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(Struct, eq=False):
     """A request that waits for its answer, since a monotonic time. `waiter` belongs to whoever made the request.
 
     `node_id` is None when NATS chose the node.

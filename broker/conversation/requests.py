@@ -2,9 +2,8 @@
 §4.4, §5.4)."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from msgspec import UNSET, UnsetType
@@ -36,9 +35,7 @@ class Waiting:
         limit: int,
     ) -> None:
         self.pending: dict[Id, Pending] = {}
-        """By request id."""
-        self._pending_at: defaultdict[str, dict[Id, Pending]] = defaultdict(dict)
-        """The same by the node that was asked, the oldest first. A node may have none."""
+        """By request id, the oldest first."""
         self._node_id = node_id
         self._topics = topics
         self._registry = registry
@@ -51,19 +48,15 @@ class Waiting:
         self._doubts: dict[Id, float] = {}
         """Requests of which the answer may be lost, and since when."""
 
-    def request(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> list[Effect]:
-        """Send a call to a node, or with None to whichever NATS chooses (§5.7).
+    def expect(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> None:
+        """A call is about to be sent to a node, or with None to whichever NATS chooses (§5.7).
 
         Raises QueueIsFullError when too many wait for answers already (§5.2).
         """
         if len(self.pending) >= self._limit:
             data = {"action": packet.action, "nodeID": self._node_id}
             raise QueueIsFullError(data | {"size": len(self.pending), "limit": self._limit})
-        timed = bool(packet.timeout)
-        pending = self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now, timed)
-        if node_id is not None:
-            self._pending_at[node_id][packet.id] = pending
-        return [Publish(self._subject(pending), packet, reply_id=str(packet.id))]
+        self.pending[packet.id] = Pending(packet.id, node_id, packet.action, waiter, now, bool(packet.timeout))
 
     def _subject(self, pending: Pending) -> str:
         if pending.node_id is None:
@@ -76,13 +69,10 @@ class Waiting:
         return pending is None or pending.node_id is None or pending.node_id == sender
 
     def take(self, request_id: Id) -> Pending | None:
-        """The request that is answered now; None when nobody waits for it any more."""
-        pending = self.pending.pop(request_id, None)
-        if pending is not None and pending.node_id is not None:
-            del self._pending_at[pending.node_id][request_id]
+        """The request that is answered now; None when its call has ended."""
         if self._doubts:
             self._doubts.pop(request_id, None)
-        return pending
+        return self.pending.pop(request_id, None)
 
     def nobody_listens(self, reply_id: str, now: float) -> list[Effect]:
         """The NATS server answers that a request, or a liveness probe, has no responders."""
@@ -128,12 +118,11 @@ class Waiting:
         writers of streams wait for."""
         until = now - NODE_PROBE_AFTER_S
         waited_for = self._streams.waits_for(until).union(readers)
-        for node_id, requests in list(self._pending_at.items()):
-            oldest = next(iter(requests.values()), None)
-            if oldest is None:
-                del self._pending_at[node_id]
-            elif oldest.since <= until:
-                waited_for.add(node_id)
+        for pending in self.pending.values():
+            if pending.since > until:
+                break  # and so are all that follow
+            if pending.node_id is not None:
+                waited_for.add(pending.node_id)
         known = [node_id for node_id in waited_for if node_id in self._registry.nodes]
         effects: list[Effect] = [self._question(probe, now) for probe in self._watch.probes(known, now)]
         for node_id in self._watch.unresponsive(now):
@@ -181,21 +170,21 @@ class Waiting:
         """This node, or the given one, was not connected, so that what was asked until then may have been lost, or its
         answer. Nodes of this kind tell by their answers to the next probes. Others cannot, so their answers are waited
         for as long as the caller wants."""
-        for pending in (self.pending if node_id is None else self._pending_at[node_id]).values():
-            if pending.since <= until:
-                self._doubts[pending.id] = now
+        for pending in self._asked_until(until, node_id):
+            self._doubts[pending.id] = now
 
     def _doubted_at(self, node: KnownNode) -> list[Id] | UnsetType:
         if not self._doubts or SPOKEN not in node.client:
             return UNSET
-        return list(islice((one for one in self._pending_at[node.id] if one in self._doubts), REQUESTS_ASKED)) or UNSET
+        doubted = (one for one in self._doubts if self.pending[one].node_id == node.id)
+        return list(islice(doubted, REQUESTS_ASKED)) or UNSET
 
     def still_in_work(self, node_id: str, requests: Any) -> list[Effect]:
         """A node has told of requests whether it works at them. What it does not, was lost on either way."""
         effects: list[Effect] = []
         for request_id, in_work in requests.items() if isinstance(requests, dict) else ():
-            pending = self._pending_at[node_id].get(request_id)
-            if pending is not None and request_id in self._doubts:
+            pending = self.pending.get(request_id)
+            if pending is not None and pending.node_id == node_id and request_id in self._doubts:
                 self._doubts.pop(request_id)
                 if not in_work:
                     effects += self._lost(pending)
@@ -252,12 +241,17 @@ class Waiting:
     def _not_answered(self, node_id: str, until: float) -> list[Effect]:
         """What a node was asked, and what it was sending or reading, until then, comes to nothing."""
         effects: list[Effect] = []
-        for pending in [one for one in self._pending_at[node_id].values() if one.since <= until]:
+        for pending in self._asked_until(until, node_id):
             self.take(pending.id)
             error = RequestRejectedError({"action": pending.action, "nodeID": node_id})
             effects.append(Reject(pending, error))
         self._streams.lose(node_id, until=until)
         return [*effects, NobodyReads(node_id, until)]
+
+    def _asked_until(self, until: float, node_id: str | None) -> list[Pending]:
+        """What a node, or any, was asked until then."""
+        asked = takewhile(lambda one: one.since <= until, self.pending.values())
+        return [one for one in asked if node_id is None or one.node_id == node_id]
 
 
 def publish_denied(subject: str) -> MoleculerError:

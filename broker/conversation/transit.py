@@ -14,6 +14,7 @@ from broker.conversation.effects import (
     Conflict,
     Dropped,
     Effect,
+    Pending,
     PongArrived,
     Publish,
     Reject,
@@ -121,6 +122,7 @@ class Transit:
         )
         """What this node has asked."""
         self._pinned = protocol
+        self._spoken = PROTOCOLS if protocol is None else (protocol,)
         self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
             "RES": self._on_response,
             "DISCOVER": self._on_discover,
@@ -213,6 +215,16 @@ class Transit:
         self.waiting.resume(now)
 
     # What peers send
+
+    def answered(self, response: Response) -> Pending | None:
+        """The call that an answer ends, which nearly every answer does. None when there is more to it, or something
+        odd: such a packet is for `receive`."""
+        pending = self.waiting.pending.get(response.id)
+        if pending is None or pending.node_id != response.sender or response.ver not in self._spoken:
+            return None
+        if response.stream or response.sequence or self.streams.open or response.sender in self.registry.unresponsive:
+            return None
+        return self.waiting.take(response.id)
 
     def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
         """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how

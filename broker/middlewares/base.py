@@ -133,8 +133,6 @@ class Target:
     """The service of this node."""
     endpoint: Callable[[], Any] = lambda: None
     """The endpoint in the registry, where there is one."""
-    asked: bool = False
-    """For calls that bring options of their own, such as `retries`."""
 
 
 Wrap = Callable[[Next, Target], Next]

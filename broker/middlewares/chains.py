@@ -15,11 +15,12 @@
 | hooks             | x          |                |   | before, after, error |
 | users' own        | x          | x              | x | the first one outermost |
 
-What a target does not use is left out of its chain when the chain is made, once, so it costs nothing. Who is in work
+What a target does not use is left out of its chain when the chain is made, once, so it costs nothing; what a call may
+ask for itself, retries, a fallback and a timeout, takes one look at the call when it does not. Who is in work
 is counted around all of this, so that a stop can wait for it (`Catalog.run`, `Calls.call`, `Serving.start_listener`).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import anyio
@@ -49,12 +50,7 @@ from broker.services.schema import ActionDefinition, EventDefinition
 
 
 class Chains:
-    """Makes the chains of one broker. `again` and `start` are set before the first chain runs."""
-
-    again: Callable[[Context], Awaitable[Any]]
-    """Makes the call of a context once more."""
-    start: Callable[[Next, Context], None]
-    """Runs the rest of a chain in a task of its own."""
+    """Makes the chains of one broker: one for each action, event handler and endpoint."""
 
     def __init__(
         self,
@@ -70,13 +66,14 @@ class Chains:
         users = {name: hooks(options.middlewares, name) for name in ("local_action", "remote_action", "local_event")}
         self._users_around_actions = bool(users["local_action"])
         handle_errors = handling_errors(options.error_handler)
-        retry = retrying(merge(RetryPolicy(), options.retry_policy), lambda ctx: self.again(ctx))
+        retries = merge(RetryPolicy(), options.retry_policy)
+        retry = retrying(retries, _call_again)
         breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
         self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
-
-        def start(chain: Next, ctx: Context) -> None:
-            self.start(chain, ctx)  # which is set later
-
+        self.has_users_code = bool(
+            options.error_handler or users["remote_action"] or retries.check is not None or breaker.check is not None
+        )
+        """Whether functions of the user run around calls to other nodes, in the task of the caller."""
         gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
         self._local_action: Sequence[Wrap] = (
             handle_errors,
@@ -84,7 +81,7 @@ class Chains:
             retry,
             timeout,
             self.breaker.wrap,
-            caching(cacher, start, timeout),
+            caching(cacher, _run_rest, timeout),
             gate,
             validation,
             action_hooks,
@@ -100,17 +97,15 @@ class Chains:
         )
         self._local_event: Sequence[Wrap] = (
             throttle(anyio.current_time),
-            debounce(after, start),
+            debounce(after, _run_rest),
             handle_errors,
             gate,
             around_with(users["local_event"]),
         )
 
-    def local_action(self, definition: ActionDefinition, service: Any, *, asked: bool = False) -> Next:
-        """The chain of an action of this node. `asked`: for calls that bring `retries` or a fallback of their own.
-
-        Raises ServiceSchemaError or BrokerOptionsError for a setting that does not fit.
-        """
+    def local_action(self, definition: ActionDefinition, service: Any) -> Next:
+        """The chain of an action of this node. Raises ServiceSchemaError or BrokerOptionsError for a setting that does
+        not fit."""
         in_between = self._users_around_actions or bool(definition.settings.get("hooks") or service.hooks)
         settings = {
             **definition.settings,
@@ -125,11 +120,10 @@ class Chains:
             settings=settings,
             instance=service,
             endpoint=lambda: self._registry.local_endpoint(definition.name),
-            asked=asked,
         )
         return wrapped(self._local_action, make_handler(definition, self._codec), target)
 
-    def remote_action(self, endpoint: Endpoint, send: Next, *, asked: bool = False) -> Next:
+    def remote_action(self, endpoint: Endpoint, send: Next) -> Next:
         """The chain of calls to an endpoint of another node."""
         target = Target(
             name=endpoint.name,
@@ -137,7 +131,6 @@ class Chains:
             local=False,
             settings=announced_policies(endpoint.info),
             endpoint=lambda: endpoint,
-            asked=asked,
         )
         return wrapped(self._remote_action, send, target)
 
@@ -151,3 +144,11 @@ class Chains:
             instance=service,
         )
         return wrapped(self._local_event, make_listener(definition), target)
+
+
+def _call_again(ctx: Context) -> Awaitable[Any]:
+    return ctx.broker.call_again(ctx)
+
+
+def _run_rest(chain: Next, ctx: Context) -> None:
+    ctx.broker.run_rest(chain, ctx)

@@ -18,14 +18,12 @@ logger = logging.getLogger("broker")
 def retrying(policy: RetryPolicy, again: Callable[[Context], Awaitable[Any]]) -> Wrap:
     """`again` makes the call of a context once more: a new endpoint is chosen and a new id made.
 
-    The caller retries, never the callee for it. A failure to find the action is none of the endpoint's, so it does not
-    come by here. What a stream was sent with cannot be sent again.
+    The caller retries, never the callee for it. A failure to find the action is not one of the endpoint, so it does not
+    come by here. A call that has sent a stream cannot be made again.
     """
 
     def wrap(call_next: Next, target: Target) -> Next:
         own = merge(policy, target.settings.get("retry_policy"))
-        if not own.enabled and not target.asked:
-            return call_next
 
         async def with_retries(ctx: Context) -> Any:
             try:
@@ -40,7 +38,10 @@ def retrying(policy: RetryPolicy, again: Callable[[Context], Awaitable[Any]]) ->
             await anyio.sleep(delay)
             return await again(ctx)
 
-        return with_retries
+        def as_asked(ctx: Context) -> Awaitable[Any]:  # no coroutine of its own: most calls ask for no retries
+            return call_next(ctx) if ctx.options is None or ctx.options.retries is None else with_retries(ctx)
+
+        return with_retries if own.enabled else as_asked
 
     return wrap
 

@@ -35,7 +35,7 @@ from broker.errors import (
 )
 from broker.node.writers import Writers
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import NULL, Info, Pong, Response
+from broker.protocol.packets import NULL, Info, Packet, Pong, Response
 from broker.streams.buffer import StreamBuffer
 from broker.streams.reader import StreamReader
 from broker.transports.base import Transport
@@ -155,7 +155,7 @@ class Performing:
         try:
             await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
         except MoleculerError as error:
-            self._note_failure(effect, error)
+            self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise
 
     async def is_heard(self, effect: Publish) -> bool:
@@ -165,12 +165,12 @@ class Performing:
         try:
             return await self._transport.is_heard(effect.subject, self._codec.encode(effect.packet))
         except MoleculerError as error:
-            self._note_failure(effect, error)
+            self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise
 
-    def _note_failure(self, effect: Publish, error: MoleculerError) -> None:
-        command = effect.subject.rpartition(".")[2]
-        notice = not_sent(effect.packet, error, broadcast=command == "DISCOVER")
+    def note_failure(self, packet: Packet, error: MoleculerError, *, broadcast: bool = False) -> None:
+        """A packet could not be sent."""
+        notice = not_sent(packet, error, broadcast=broadcast)
         if notice is not None:
             self.notify(*notice)
 

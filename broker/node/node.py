@@ -37,7 +37,7 @@ from broker.node.tracking import Tracker
 from broker.node.workers import Workers
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import Command, Request
+from broker.protocol.packets import Command, Request, Response
 from broker.streams.flow import FLOW_CONTROL
 from broker.transports.base import Later, Observer, Subscription, Transport
 
@@ -265,7 +265,12 @@ class Node:
 
         def take(data: bytes, reply: str) -> Later | None:
             try:
-                effects = transit.receive(command, codec.decode(command, data), clock(), reply)
+                packet = codec.decode(command, data)
+                if isinstance(packet, Response) and (pending := transit.answered(packet)) is not None:
+                    if not pending.waiter.done():
+                        pending.waiter.set_result((packet, None))
+                    return None
+                effects = transit.receive(command, packet, clock(), reply)
                 if not performing.perform_now(effects):
                     return partial(self._perform, command, effects)
             except InvalidPacketDataError as error:

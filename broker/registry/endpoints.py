@@ -1,6 +1,6 @@
 """Who offers an action or listens to an event: endpoints and the lists that choose among them (protocol §9)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from broker.context import Context, Next
@@ -14,7 +14,6 @@ class Endpoint:
     __slots__ = (
         "_available",
         "action",
-        "asked_chain",
         "chain",
         "info",
         "local",
@@ -22,6 +21,7 @@ class Endpoint:
         "node_id",
         "offered",
         "service",
+        "timeout_s",
     )
 
     def __init__(
@@ -35,10 +35,10 @@ class Endpoint:
         self.local = action is not None
         self.chain: Next | None = None
         """What a call to it goes through, made by the first one."""
-        self.asked_chain: Next | None = None
-        """The same for calls that bring options of their own."""
         self.offered: Choices[Endpoint] | None = None
         """The list that it is in."""
+        self.timeout_s = _timeout_s(info, action)
+        """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
         self._available = True
 
     @property
@@ -55,15 +55,15 @@ class Endpoint:
     def renew(self, other: "Endpoint") -> None:
         """The service was announced again: take over what may have changed."""
         self.info, self.action, self.local = other.info, other.action, other.local
-        self.chain = self.asked_chain = None
+        self.chain = None
+        self.timeout_s = _timeout_s(other.info, other.action)
 
-    @property
-    def timeout_s(self) -> float | None:
-        """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
-        if self.action is not None:
-            return self.action.timeout_s
-        timeout = self.info.get("timeout")
-        return timeout / 1000 if isinstance(timeout, int | float) and not isinstance(timeout, bool) else None
+
+def _timeout_s(info: Mapping[str, Any], action: ActionDefinition | None) -> float | None:
+    if action is not None:
+        return action.timeout_s
+    timeout = info.get("timeout")
+    return timeout / 1000 if isinstance(timeout, int | float) and not isinstance(timeout, bool) else None
 
 
 class Listener:

@@ -22,7 +22,7 @@ def made_context(
 
 def target(name: str = "posts.find", *, local: bool = True, **settings: Any) -> Target:
     """What a chain leads to, with what was declared for it."""
-    more = {key: settings.pop(key) for key in ("instance", "endpoint", "asked") if key in settings}
+    more = {key: settings.pop(key) for key in ("instance", "endpoint") if key in settings}
     return Target(name=name, service="posts", local=local, settings=settings, **more)
 
 

@@ -420,7 +420,9 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
 
     deliver(first.announcing.discover(), "py-1")
     assert first.registry.find_action("math.add").node_id == "py-2"
-    deliver(first.waiting.request(request("math.add", "py-1", id="1"), "py-2", "waiter", 0.0), "py-1")
+    call = request("math.add", "py-1", id="1")
+    first.waiting.expect(call, "py-2", "waiter", 0.0)
+    deliver([Publish("MOL.REQ.py-2", call)], "py-1")
     run = next(effect for _, effect in done if isinstance(effect, RunAction))
     deliver(second.respond(run.request, {}, Raw(b"3")), "py-2")
     settled = next(effect for _, effect in done if isinstance(effect, Settle))
@@ -437,7 +439,7 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
     for number, command, packet, note in captured(protocol):
         decoded = codec.decode(command, json.dumps(packet).encode())
         if command == "RES":
-            transit.waiting.request(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
+            transit.waiting.expect(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
         effects = transit.receive(command, decoded, float(number))
         assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
         if command == "RES":

@@ -30,7 +30,7 @@ async def succeed(ctx: Context) -> str:
 
 @pytest.mark.parametrize("value", ["other", None, 0, {"a": 1}])
 async def test_c79_a_value_given_with_the_call_answers(value: Any) -> None:
-    chain = fallback(failing, target(asked=True))
+    chain = fallback(failing, target())
     assert await chain(made_context(fallback=value)) == value
 
 
@@ -38,7 +38,7 @@ async def test_c79_a_function_given_with_the_call_gets_the_context_and_the_error
     async def later(ctx: Context, error: Exception) -> str:
         return f"{ctx.params} {error}"
 
-    chain = fallback(failing, target(asked=True))
+    chain = fallback(failing, target())
     assert await chain(made_context("p", fallback=later)) == "p broken"
     assert await chain(made_context(fallback=lambda ctx, error: "at once")) == "at once"
 
@@ -66,7 +66,7 @@ async def test_c79_that_of_the_call_wins() -> None:
 async def test_it_does_nothing_to_a_success_nor_to_a_call_without_one() -> None:
     assert await fallback(succeed, target(fallback="stand_in", instance=Owner()))(made_context()) == "done"
     with pytest.raises(MoleculerError, match="broken"):
-        await fallback(failing, target(asked=True))(made_context())
+        await fallback(failing, target())(made_context())
 
 
 def test_one_that_is_no_function_is_refused() -> None:
@@ -74,6 +74,6 @@ def test_one_that_is_no_function_is_refused() -> None:
         fallback(failing, target(fallback="missing", instance=Owner()))
 
 
-def test_what_a_peer_announces_is_not_ours_to_run() -> None:
-    assert fallback(failing, target(local=False, fallback="stand_in")) is failing
-    assert fallback(failing, target()) is failing
+async def test_what_a_peer_announces_is_not_ours_to_run() -> None:
+    with pytest.raises(MoleculerError, match="broken"):
+        await fallback(failing, target(local=False, fallback="stand_in"))(made_context())

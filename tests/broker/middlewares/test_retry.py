@@ -61,7 +61,7 @@ async def test_a_success_is_not_repeated(waits: list[float]) -> None:
 
 
 async def test_c77_the_waits_grow_to_a_second(waits: list[float]) -> None:
-    attempts = Attempts(*[MoleculerServerError("again") for _ in range(7)], asked=True)
+    attempts = Attempts(*[MoleculerServerError("again") for _ in range(7)])
     assert await attempts.chain(made_context(retries=7)) == "done"
     assert len(attempts.contexts) == 8
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
@@ -130,9 +130,11 @@ async def test_the_policy_of_an_action_is_merged_over_the_brokers(waits: list[fl
     assert (len(attempts.contexts), waits) == (2, [0.7])
 
 
-async def test_without_a_policy_that_is_enabled_there_is_nothing_in_the_way() -> None:
-    attempts = Attempts()
-    assert attempts.chain == attempts.attempt
+async def test_without_a_policy_that_is_enabled_a_call_is_made_once(waits: list[float]) -> None:
+    attempts = Attempts(MoleculerServerError("no"))
+    with pytest.raises(MoleculerServerError):
+        await attempts.chain(made_context())
+    assert len(attempts.contexts) == 1
 
 
 async def test_c77_the_callee_does_not_retry_for_its_caller(waits: list[float]) -> None:
