@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 
 from services.environments_store.defaults import OperationLimits
@@ -99,6 +100,28 @@ async def test_an_export_holds_one_large_document_at_a_time(bench: Bench) -> Non
         tracemalloc.stop()
     assert sum(lines) == 20
     assert peak < 6 * 1_000_000
+
+
+@both
+async def test_four_exports_at_once_hold_a_few_times_the_largest_document(bench: Bench) -> None:
+    size = 3_000_000
+    await bench.create("U", text="plain text, and a 😀 " * (size // 23))
+    exports = [Export(bench.database, shape_of(bench), LOGGER) for _ in range(4)]
+
+    async def read(export: Export) -> None:
+        async for _ in export.chunks("live"):
+            pass
+
+    tracemalloc.start()
+    try:
+        async with anyio.create_task_group() as readers:
+            for export in exports:
+                readers.start_soon(read, export)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [export.exported for export in exports] == [1] * 4
+    assert peak < 8 * size
 
 
 @with_column
