@@ -1,5 +1,7 @@
 """Processes of the migration are killed; the next start completes what they left."""
 
+import itertools
+import random
 import signal
 
 import anyio
@@ -82,36 +84,40 @@ async def test_m07_a_killed_process_leaves_no_alter_that_goes_on_blocking_reader
 
 
 long = pytest.mark.long
+SHAPES = ("p_c", "p_none", "p_inv")
 
 
 @pytest.mark.parametrize(
-    ("shape", "moment"),
+    ("shape", "moment", "every"),
     [
-        ("p_c", "after"),
-        ("p_none", "during"),
-        ("p_inv", "during"),
-        pytest.param("p_c", "during", marks=long),
-        pytest.param("p_none", "after", marks=long),
-        pytest.param("p_inv", "after", marks=long),
+        ("p_c", "after", 3),
+        ("p_none", "during", 3),
+        ("p_inv", "during", 3),
+        *(pytest.param(*one, 1, marks=long) for one in itertools.product(SHAPES, ("after", "during"))),
     ],
 )
 async def test_m02_a_kill_at_any_statement_leaves_what_the_next_start_completes(
-    shape: str, moment: str, postgres_database: PostgresDatabase, lines: Lines
+    shape: str, moment: str, every: int, postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
-    """Every statement of a migration that adds the column, makes the tables, or repairs an INVALID index."""
-    await _kill_at_every_statement(postgres_database, postgres_database.url, shape, moment, lines)
+    """A migration that adds the column, makes the tables, or repairs an INVALID index: a third of its statements, another
+    third in another run; all of them in the long form."""
+    await _kill_at_statements(postgres_database, postgres_database.url, shape, moment, every, lines)
 
 
-@pytest.mark.parametrize("moment", ["after", pytest.param("during", marks=long)])
+@pytest.mark.parametrize(
+    ("moment", "every"), [("after", 3), *(pytest.param(one, 1, marks=long) for one in ("after", "during"))]
+)
 async def test_m02_behind_a_pooler_a_kill_at_any_statement_is_completed_too(
-    moment: str, postgres_database: PostgresDatabase, lines: Lines
+    moment: str, every: int, postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
     """There BEGIN, the lock, ALTER and COMMIT are messages of their own, so that a kill falls between them."""
     async with PostgresPooler(postgres_database.url).running() as pooler:
-        await _kill_at_every_statement(postgres_database, pooler.url, "p_c", moment, lines)
+        await _kill_at_statements(postgres_database, pooler.url, "p_c", moment, every, lines)
 
 
-async def _kill_at_every_statement(database: PostgresDatabase, url: str, shape: str, moment: str, lines: Lines) -> None:
+async def _kill_at_statements(
+    database: PostgresDatabase, url: str, shape: str, moment: str, every: int, lines: Lines
+) -> None:
     laid = f"DROP TABLE IF EXISTS environments, metadata; {postgres_sql(shape)}"
     async with starters() as crowd:
         database.run_sql(laid)
@@ -119,7 +125,7 @@ async def _kill_at_every_statement(database: PostgresDatabase, url: str, shape: 
         whole = await crowd.run("whole", url)
         assert (whole.code, whole.pending) == (0, [])
         assert whole.statements > 10
-        for number in range(1, whole.statements + 1):
+        for number in range(random.randint(1, every), whole.statements + 1, every):
             database.run_sql(laid)
             end = await crowd.run(f"killed-{number}", url, kill_at=number, moment=moment)
             # A statement that only sometimes is needed may never come.

@@ -37,6 +37,7 @@ class _Thing:
     file: Path
 
 
+@functools.cache
 def versions_beside(function: _Function, file: Path) -> frozenset[str]:
     """The versions of the JS nodes that run while the test does: none, one, or both."""
     things = list(_reached(function, file))

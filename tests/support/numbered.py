@@ -7,6 +7,7 @@ All numbers of a test come first in its name, and are of one letter.
 """
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ class NumberedTest:
     function: ast.FunctionDef | ast.AsyncFunctionDef = field(compare=False, repr=False)
 
 
+@functools.cache
 def numbered_tests(letter: Literal["c", "m"], folder: Path = TESTS) -> dict[int, list[NumberedTest]]:
     """The tests by number, in the order of files and lines; a test with several numbers stands under each."""
     found: dict[int, list[NumberedTest]] = defaultdict(list)
