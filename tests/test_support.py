@@ -75,15 +75,43 @@ def test_the_log_shows_the_statements_of_one_database(postgres_database: Postgre
     assert f"db={postgres_database.name}" in postgres_database.log()
 
 
-def test_a_database_is_dropped_although_somebody_is_connected(postgres_server: PostgresServer) -> None:
+def test_the_next_test_gets_an_emptied_database_although_a_client_is_connected(postgres_server: PostgresServer) -> None:
     database = PostgresDatabase(postgres_server)
+    database.run_sql("CREATE TABLE things (id serial PRIMARY KEY)")
+    database.run_sql(f"ALTER DATABASE \"{database.name}\" SET TimeZone = 'Asia/Bangkok'")
 
     async def connect_and_drop() -> None:
         connection = await asyncpg.connect(database.url)
+        await connection.execute("BEGIN; LOCK TABLE things")
         database.drop()
         connection.terminate()
 
     anyio.run(connect_and_drop)
+    assert postgres_server.spare[-1] == database.name
+    following = PostgresDatabase(postgres_server)
+    assert following.run_sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'; SHOW TimeZone") == "0\nUTC"
+    assert database.name not in postgres_server.spare
+    following.drop()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE SCHEMA app",
+        "CREATE PUBLICATION everything",
+        "GRANT CREATE ON SCHEMA public TO PUBLIC",
+        "REVOKE EXECUTE ON FUNCTION pg_sleep(double precision) FROM PUBLIC",
+        "REVOKE SELECT ON pg_class FROM PUBLIC",
+        "DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database()); END $$",
+    ],
+)
+def test_a_database_that_cannot_be_emptied_is_removed(postgres_server: PostgresServer, sql: str) -> None:
+    database = PostgresDatabase(postgres_server)
+    database.run_sql(sql)
+    database.drop()
+    assert database.name not in postgres_server.spare
     assert postgres_server.run_sql(f"SELECT count(*) FROM pg_database WHERE datname = '{database.name}'") == "0"
 
 

@@ -99,8 +99,8 @@ SHAPES = ("p_c", "p_none", "p_inv")
 async def test_m02_a_kill_at_any_statement_leaves_what_the_next_start_completes(
     shape: str, moment: str, every: int, postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
-    """A migration that adds the column, makes the tables, or repairs an INVALID index: a third of its statements, another
-    third in another run; all of them in the long form."""
+    """Of a migration that adds the column, makes the tables, or repairs an INVALID index. By default every third
+    statement from a random one on, in the long form every one."""
     await _kill_at_statements(postgres_database, postgres_database.url, shape, moment, every, lines)
 
 

@@ -30,7 +30,8 @@ def node_program() -> Path:
 def node_environment() -> dict[str, str]:
     """Settings for a Node process: its own folder first on PATH, and no colours in what it prints."""
     path = f"{node_program().parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {"PATH": path, "NO_COLOR": "1", "NODE_OPTIONS": "", "NODE_PATH": str(INTEROP / "node_modules")}
+    modules = {"NODE_PATH": str(INTEROP / "node_modules"), "NODE_COMPILE_CACHE": str(INTEROP / ".compiled")}
+    return {"PATH": path, "NO_COLOR": "1", "NODE_OPTIONS": "", **modules}
 
 
 def install_packages(folder: Path) -> Path:
