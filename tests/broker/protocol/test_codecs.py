@@ -393,7 +393,8 @@ def test_the_parts_of_a_list_are_counted_at_least_as_large_as_the_list_is(codec:
 
 
 @every_codec
-def test_c11_whatever_bytes_arrive_nothing_else_is_raised(codec: Codec) -> None:
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.long)])
+def test_c11_whatever_bytes_arrive_nothing_else_is_raised(codec: Codec, count: int) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
     chance = random.Random(seed)
@@ -404,7 +405,7 @@ def test_c11_whatever_bytes_arrive_nothing_else_is_raised(codec: Codec) -> None:
             if isinstance(value := getattr(packet, field.name), Raw):
                 setattr(packet, field.name, codec.encode_value(value) if value else NULL)
         packets.append((command, codec.encode(packet)))
-    for _ in range(2000):
+    for _ in range(count):
         command, good = chance.choice(packets)
         damaged = bytearray(good)
         for _ in range(chance.randint(1, 5)):

@@ -113,10 +113,11 @@ def test_brackets_that_do_not_match_do_not_pass_the_check(data: bytes) -> None:
         check(data)
 
 
-def test_the_check_agrees_with_the_json_module_at_any_depth() -> None:
+@pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.long)])
+def test_the_check_agrees_with_the_json_module_at_any_depth(count: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
     chance = random.Random(seed)
-    for _ in range(20_000):
+    for _ in range(count):
         text = bytes(chance.choices(b'[]{},:"a1- tnulre\\.', k=chance.randint(1, 8)))
         assert _accepts(check, text) == _accepts(load, text), f"seed {seed}: {text!r}"
         deep = b"[" * DEEP + text + b"]" * DEEP
