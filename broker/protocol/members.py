@@ -1,34 +1,25 @@
-"""The members of a JSON object as the bytes they stand in, for what msgspec refuses and JavaScript sends.
+"""The members of a JSON object as slices of its bytes, for what msgspec refuses and JavaScript sends.
 
-JavaScript strings may hold lone surrogates (`"\\ud800"`), and documents may nest deeper than a recursive parser goes.
-This splitter looks only at quotes and brackets, without recursion, so each member keeps its exact bytes. It is the slow
-path: it runs only after the fast decoder refused.
+JavaScript strings may hold lone surrogates (`"\\ud800"`). The splitter looks only at quotes and brackets, without
+recursion: each member keeps its exact bytes, and the address of a packet is found however deep its values nest. It is
+the slow path, which runs only after the fast decoder has refused a packet.
 """
 
 import json
 import re
 from typing import Any
 
-# A string that does not end is a token too: looking for its end again from each quote in it would take for ever.
+# A string that does not end is a token too: looking for its end again from each quote in it takes quadratic time.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 
 # All up to the next brackets, and those that follow each other: a level of depth takes one step at most.
 _TO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+"?)*+([{\[]++|[}\]]++)', re.DOTALL)
 
-_STRICT = re.compile(
-    rb"""[ \t\r\n]*(?:
-    (?P<string>"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*")
-    |(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null)
-    |(?P<open>\[+|{)|(?P<close>\]+|}+)|(?P<comma>,)|(?P<colon>:))""",
-    re.VERBOSE,
-)
-_VALUE, _FIRST_VALUE, _KEY, _FIRST_KEY, _COLON, _AFTER = "value", "first value", "key", "first key", "colon", "after"
-
 
 def split_object(data: bytes) -> dict[str, bytes]:
     """Each key of a JSON object with the bytes of its value; the last of equal keys wins, as in JSON.parse.
 
-    Raises ValueError when `data` is no object. The values themselves are not checked: `load` does that.
+    Raises ValueError when `data` is not an object. The values themselves are not checked: `load` does that.
     """
     return {name: data[start:end] for name, (start, end) in locate_members(data).items()}
 
@@ -55,49 +46,10 @@ def locate_members(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 def check(data: bytes) -> None:
-    """Raise ValueError unless `data` is one JSON value in UTF-8, however deep; lone surrogates are allowed."""
-    text = data.decode()
-    try:
-        # Numbers are of no interest: Python's own refuse to be very long.
-        json.loads(text, parse_constant=_refuse, parse_int=len, parse_float=len)
-    except RecursionError:
-        _check_deep(data)
-
-
-def _check_deep(data: bytes) -> None:
-    closers: list[bytes] = []
-    expected, position = _VALUE, 0
-    while expected or closers:
-        token = _STRICT.match(data, position)
-        kind = token.lastgroup if token else None
-        if token is None or kind is None:
-            raise ValueError(f"not JSON at byte {position}")
-        text, position = token[kind], token.end()
-        depth = len(text)  # of brackets, as many of one kind as follow each other
-        if (
-            kind == "close"
-            and expected in (_AFTER, _FIRST_KEY, _FIRST_VALUE)
-            and closers[-depth:] == [text[:1]] * depth
-        ):
-            del closers[-depth:]
-            expected = _AFTER
-        elif kind == "comma" and expected == _AFTER and closers:
-            expected = _KEY if closers[-1] == b"}" else _VALUE
-        elif kind == "string" and expected in (_KEY, _FIRST_KEY):
-            expected = _COLON
-        elif kind == "colon" and expected == _COLON:
-            expected = _VALUE
-        elif kind == "open" and expected in (_VALUE, _FIRST_VALUE):
-            closers += [b"}" if text == b"{" else b"]"] * depth
-            expected = _FIRST_KEY if text == b"{" else _FIRST_VALUE
-        elif kind in ("string", "scalar") and expected in (_VALUE, _FIRST_VALUE):
-            expected = _AFTER
-        else:
-            raise ValueError(f"not JSON at byte {token.start(kind)}")
-        if not closers and expected == _AFTER:
-            expected = ""
-    if data[position:].strip(b" \t\r\n"):
-        raise ValueError(f"there is something after the JSON value, at byte {position}")
+    """Raise ValueError unless `data` is one JSON value in UTF-8, and RecursionError when it nests deeper than Python's
+    parser goes; lone surrogates are allowed."""
+    # Numbers are of no interest: Python's own refuse to be very long.
+    json.loads(data.decode(), parse_constant=_refuse, parse_int=len, parse_float=len)
 
 
 def load(data: bytes) -> Any:

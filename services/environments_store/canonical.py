@@ -6,8 +6,7 @@ units; numbers are doubles (`1.0` is `1`, `12345678901234567890` is `12345678901
 infinite and printed as `null`); a member `__proto__` sets a prototype and so disappears; a lone surrogate stays an
 escape; of a repeated key the last one counts.
 
-Both directions first try the C code of the standard library, and fall back to loops without recursion for documents
-that are nested deeper than the interpreter allows.
+The C code of the standard library does the work. What nests deeper than it goes is printed by `canonical_large`.
 """
 
 import json
@@ -15,7 +14,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from json.decoder import scanstring  # type: ignore[attr-defined]  # the type stubs leave it out
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -38,8 +36,6 @@ _ARRAY_INDEX_LIMIT = 2**32 - 1
 _ARRAY_INDEX = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _GAP = re.compile(r"[ \t\n\r]*")
-_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_CONSTANTS = {"true": True, "false": False, "null": None}
 quote: Callable[[str], str] = json.encoder.encode_basestring
 
 
@@ -47,7 +43,7 @@ class NotAnObjectError(ValueError):
     """The JSON text is an array or a scalar."""
 
     def __init__(self) -> None:
-        super().__init__("the document is no JSON object")
+        super().__init__("the document is not a JSON object")
 
 
 class Document(NamedTuple):
@@ -59,13 +55,10 @@ class Document(NamedTuple):
 
 
 def parse(text: str) -> Document:
-    """Read a JSON text as `JSON.parse` does. Raises ValueError for what is no JSON; takes any depth of nesting."""
+    """Read a JSON text as `JSON.parse` does. Raises ValueError for what is not JSON, RecursionError for what nests too
+    deep."""
     hooks = Hooks()
-    try:
-        value = hooks.decoder.decode(text)
-    except RecursionError:
-        value = _parse_deep(text, hooks)
-    return Document(value, hooks.tiny)
+    return Document(hooks.decoder.decode(text), hooks.tiny)
 
 
 def canonical_text(document: Document) -> bytes:
@@ -119,7 +112,7 @@ class Hooks:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def sorted_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,92 +143,9 @@ def _is_array_index(name: str) -> bool:
     return _ARRAY_INDEX.match(name) is not None and int(name) < _ARRAY_INDEX_LIMIT
 
 
-def _parse_deep(text: str, hooks: Hooks) -> Any:
-    """The same as the decoder, for any depth: open containers wait on a list instead of the call stack."""
-    stack: list[tuple[list[Any], str | None]] = []  # the members so far and, for an object, the name that waits
-    position = after_gap(text, 0)
-    try:
-        while True:
-            character = text[position]
-            if character == "[" or character == "{":
-                opened, position = _open(text, position, character)
-                stack.append(opened)
-                closing = "]" if character == "[" else "}"
-                if text[position] != closing:
-                    continue
-                value, position = _close(stack.pop(), hooks), position + 1
-            else:
-                value, position = _scalar(text, position, hooks)
-            # A value is complete: hand it to its container, and close all that end here.
-            while True:
-                position = after_gap(text, position)
-                if not stack:
-                    if position != len(text):
-                        raise _broken(text, position)
-                    return value
-                members, name = stack[-1]
-                members.append(value if name is None else (name, value))
-                character = text[position]
-                if character == ("]" if name is None else "}"):
-                    value, position = _close(stack.pop(), hooks), position + 1
-                    continue
-                if character != ",":
-                    raise _broken(text, position)
-                position = after_gap(text, position + 1)
-                if name is not None:
-                    name, position = _name(text, position)
-                    stack[-1] = (members, name)
-                break
-    except IndexError:
-        raise ValueError("the JSON text ends too early") from None
-
-
-def _open(text: str, position: int, character: str) -> tuple[tuple[list[Any], str | None], int]:
-    position = after_gap(text, position + 1)
-    if character == "[":
-        return ([], None), position
-    if text[position] == "}":
-        return ([], ""), position
-    name, position = _name(text, position)
-    return ([], name), position
-
-
-def _close(opened: tuple[list[Any], str | None], hooks: Hooks) -> Any:
-    members, name = opened
-    return members if name is None else sorted_object(members)
-
-
-def _name(text: str, position: int) -> tuple[str, int]:
-    if text[position] != '"':
-        raise _broken(text, position)
-    name, position = scanstring(text, position + 1, True)
-    position = after_gap(text, position)
-    if text[position] != ":":
-        raise _broken(text, position)
-    return name, after_gap(text, position + 1)
-
-
-def _scalar(text: str, position: int, hooks: Hooks) -> tuple[Any, int]:
-    if text[position] == '"':
-        string, position = scanstring(text, position + 1, True)
-        return string, position
-    for word, constant in _CONSTANTS.items():
-        if text.startswith(word, position):
-            return constant, position + len(word)
-    match = _NUMBER.match(text, position)
-    if match is None:
-        raise _broken(text, position)
-    whole = match[2] is None and match[3] is None
-    return (hooks.integer if whole else hooks.number)(match[0]), match.end()
-
-
 def after_gap(text: str, position: int) -> int:
     match = _GAP.match(text, position)
     return match.end() if match else position
-
-
-def _broken(text: str, position: int) -> ValueError:
-    return json.JSONDecodeError("Unexpected character", text, position)
 
 
 def _print(value: Any) -> Iterator[str]:

@@ -98,8 +98,9 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     uuid_characters: int = 255
     """The column is VARCHAR(255) in every table that the original made."""
-    document_depth: int = 5_000
-    """Nested arrays and objects. PostgreSQL's own parser ends between 10,000 and 20,000 with its default stack."""
+    document_depth: int = 500
+    """Nested arrays and objects of a new document: what every parser on its way takes. Python 3.11's ends below 1,000,
+    PostgreSQL's between 10,000 and 20,000 with its default stack. Stored documents of any depth are read."""
     list_limit: int = 2**63 - 1
     """The largest that both databases take."""
     hash_entries: int = 32_768

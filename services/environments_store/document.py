@@ -140,19 +140,18 @@ async def away_when_large(work: Callable[[], T], size: int, limits: StoreLimits)
 
 def check_document(raw: bytes, limits: StoreLimits) -> Content:
     """What a document says. Raises ValidationError (422) for what no database can store."""
+    if _is_deeper(raw, limits.document_depth):
+        raise invalid(
+            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
+        )
     try:
-        content = Content(raw)
+        return Content(raw)
     except NotAnObjectError:
         raise invalid("environment", "object", "The 'environment' must be an object.") from None
     except UnicodeDecodeError:
         raise invalid("environment", "object", "The 'environment' is not valid UTF-8.") from None
     except ValueError as error:
         raise invalid("environment", "object", f"The 'environment' is not valid JSON: {error}.") from None
-    if _is_deeper(raw, limits.document_depth):
-        raise invalid(
-            "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
-        )
-    return content
 
 
 def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, bytes]:
@@ -179,7 +178,7 @@ def with_uuid(raw: bytes, uuid: str) -> bytes:
 
 
 def _is_deeper(raw: bytes, levels: int) -> bool:
-    """Whether a valid JSON text is nested deeper; looked at only when it opens so many containers that it could be."""
+    """Whether a JSON text is nested deeper; looked at only when it opens so many containers that it could be."""
     if raw.count(b"[") + raw.count(b"{") <= levels:
         return False
     depth = 0

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from hashlib import blake2b, sha1
 from typing import Any
 
-from services.environments_store.canonical import NotAnObjectError, canonical_text, parse
+from services.environments_store.canonical import Document, NotAnObjectError, canonical_text, parse
 from services.environments_store.canonical_large import print_large
 from services.environments_store.defaults import StoreLimits
 
@@ -16,29 +16,38 @@ _LARGE_BYTES = StoreLimits().thread_from_bytes
 
 
 class Content:
-    """What a document says. `uuid` is its own, `""` where it has none. Raises ValueError for what is no JSON object.
+    """What a document says. `uuid` is its own, `""` where it has none. Raises ValueError for what is not a JSON object.
 
     A large one is read on a worker thread, and takes its own size in memory, whatever is in it.
     """
 
     def __init__(self, text: bytes) -> None:
-        if len(text) < _LARGE_BYTES:
-            document = self._document = parse(text.decode())
-            if not isinstance(document.value, dict):
+        self._document = _parsed(text)
+        if self._document is not None:
+            if not isinstance(self._document.value, dict):
                 raise NotAnObjectError
-            self.uuid: Any = document.value.get("uuid", "")
+            self.uuid: Any = self._document.value.get("uuid", "")
         else:
             printed = self._printed = print_large(text)
             uuid = printed.members.get("uuid", b'""')
             self.uuid = json.loads(uuid if isinstance(uuid, bytes) else b"".join(uuid))
-        self._is_large = len(text) >= _LARGE_BYTES
 
     def hash(self) -> str:
         """SHA-1, in hexadecimal, of the canonical form."""
         hash = sha1(usedforsecurity=False)
-        for piece in self._printed.pieces if self._is_large else (canonical_text(self._document),):
+        for piece in (canonical_text(self._document),) if self._document else self._printed.pieces:
             hash.update(piece)
         return hash.hexdigest()
+
+
+def _parsed(text: bytes) -> Document | None:
+    """A document with its values; None for one that is large, or nests deeper than a recursive parser goes."""
+    if len(text) >= _LARGE_BYTES:
+        return None
+    try:
+        return parse(text.decode())
+    except RecursionError:
+        return None
 
 
 def content_hash(text: bytes) -> str:

@@ -4,11 +4,11 @@ import json
 import random
 import struct
 import subprocess
+from hashlib import sha1
 from pathlib import Path
 
 import pytest
 
-from services.environments_store import canonical
 from services.environments_store.canonical import Document, canonical_text, parse
 from services.environments_store.hash import content_hash
 from tests.support.servers import script_path
@@ -105,30 +105,21 @@ def test_the_printer_without_recursion_prints_the_same(compared: list[tuple[str,
         assert canonical_text(Document(parse(text).value, tiny=True)) == printed
 
 
-def test_the_parser_without_recursion_gives_the_same(compared: list[tuple[str, bytes, str]]) -> None:
-    for text, printed, _ in compared:
-        hooks = canonical.Hooks()
-        value = canonical._parse_deep(text, hooks)
-        assert canonical_text(Document(value, hooks.tiny)) == printed
-
-
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[1,]", "[1 2]", '{"a"}', '{"a":1,}', "{,}", "{1:2}", "nul", "[01]", "1.", "{} x", '"\x01"', "NaN"],
 )
-def test_what_is_no_json_is_refused_by_both_parsers(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 -- any, told apart by nobody
+def test_what_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 -- of several kinds
         parse(text)
-    with pytest.raises(ValueError):  # noqa: PT011
-        canonical._parse_deep(text, canonical.Hooks())
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"a":[', "]}]")])
-def test_any_depth_is_parsed_and_printed(opening: str, closing: str) -> None:
-    text = opening * 20_000 + "1" + closing * 20_000
-    assert canonical_text(parse(text)) == text.encode()
+def test_a_small_document_of_any_depth_is_hashed_as_it_is_printed(opening: str, closing: str) -> None:
+    text = ('{"a":' + opening * 2_000 + "1" + closing * 2_000 + "}").encode()
+    assert content_hash(text) == sha1(text).hexdigest()
 
 
 def test_a_deep_document_that_ends_too_early_is_refused() -> None:
     with pytest.raises(ValueError, match="too early"):
-        parse("[" * 20_000)
+        content_hash(b'{"a":' + b"[" * 2_000)

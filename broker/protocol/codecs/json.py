@@ -297,7 +297,7 @@ def _members(data: bytes, kind: type[Struct]) -> dict[str, Any]:
         if name not in wanted:
             continue
         if wanted[name].type is Raw:
-            members.check(value)  # a document may be deeper than a recursive parser goes; who decodes it will see
+            members.check(value)
             values[name] = Raw(value)
         else:
             values[name] = members.load(value)
