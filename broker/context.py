@@ -222,24 +222,22 @@ class Context:
     def from_request(
         cls, broker: Caller, request: Request, decode: Callable[[Raw], Any], deadline: float | None
     ) -> "Context":
-        """The context of a call by another node."""
-        return cls(
-            broker,
-            action=request.action,
-            raw=request.params,
-            decode=decode,
-            id=request.id,
-            meta=request.meta,
-            headers=request.headers,
-            node_id=request.sender,
-            request_id=request.request_id,
-            parent_id=request.parent_id,
-            caller=request.caller,
-            level=_level(request.level),
-            deadline=deadline,
-            tracing=request.tracing,
-            remote=True,
-        )
+        """The context of a call by another node. Made without `__init__`, as that of an event is."""
+        ctx = cls.__new__(cls)
+        ctx.broker, ctx.node_id, ctx.remote = broker, request.sender, True
+        ctx.action, ctx.event = request.action, None
+        ctx._raw, ctx._decode, ctx._params = request.params, decode, UNDECODED
+        ctx.meta = {} if request.meta is None else request.meta
+        ctx.headers = dict(request.headers) if request.headers else {}
+        ctx.response_headers, ctx.locals = {}, {}
+        ctx.id = request.id  # type: ignore[assignment]  # a JS caller may have given a number
+        ctx.request_id = ctx.id if request.request_id is None else request.request_id
+        ctx.parent_id, ctx.caller = request.parent_id, request.caller
+        ctx.level, ctx.tracing = 1 if request.level == 1 else _level(request.level), request.tracing
+        ctx.deadline = deadline
+        ctx.stream = ctx.service = ctx.options = None
+        ctx.attempt = 0
+        return ctx
 
     @classmethod
     def from_event(cls, broker: Caller, event: Event, decode: Callable[[Raw], Any]) -> "Context":

@@ -8,14 +8,20 @@ import anyio
 from msgspec import Raw
 
 from broker.calling.outgoing import is_stream
-from broker.calling.sending import OutgoingStream, Sending
-from broker.calling.service_host import Catalog, EventHandler, services_within
+from broker.calling.sending import Sending
+from broker.calling.service_host import Catalog, EventHandler, HostedAction, services_within
 from broker.cancellation import raise_unasked
 from broker.context import Caller, Context, Next
-from broker.conversation.effects import Effect, Publish, RunAction, RunEvent
+from broker.conversation.effects import Publish, RunAction, RunEvent
 from broker.conversation.transit import Transit
 from broker.defaults import ENVELOPE_MARGIN_BYTES
-from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, RequestRejectedError
+from broker.errors import (
+    BrokerDisconnectedError,
+    MoleculerError,
+    PayloadTooLargeError,
+    RequestRejectedError,
+    ServiceNotFoundError,
+)
 from broker.node.node import Node
 from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
@@ -36,8 +42,15 @@ class Serving:
         self._catalog = catalog
         self._sending = Sending(node, transit, codec)
 
-    def start_request(self, effect: RunAction) -> None:
-        self._node.start_handler(self._serve(effect))
+    def start_request(self, job: RunAction) -> None:
+        hosted = self._catalog.begin(job.action)
+        if hosted is None:  # its service was removed after the request was accepted
+            self._transit.done(job)
+            gone = ServiceNotFoundError({"action": job.request.action, "nodeID": self._node.options.node_id})
+            answer = self._transit.respond_error(job.request, job.request.meta, gone)
+            self._node.start_handler(self._send(job.request, answer))
+        elif not self._node.handlers.start(self._serve(job, hosted), hosted.entry.context.copy()):
+            self._transit.done(job)
 
     def start_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
@@ -100,69 +113,61 @@ class Serving:
         finally:
             handler.in_work.end()
 
-    async def _serve(self, effect: RunAction) -> None:
+    async def _serve(self, job: RunAction, hosted: HostedAction) -> None:
         """Run an action and answer: exactly once, whatever happens. Work is done when its answer is on its way."""
+        request, stream = job.request, None
+        deadline = None if request.timeout == 0 else self._deadline(job)
+        ctx = Context.from_request(self._broker, request, self._codec.decode_value, deadline)
+        received = ctx.stream = None if job.stream is None else self._node.performing.reader(job.stream)
         try:
-            await self._send(effect.request, await self._answer(effect), self._deadline(effect))
-        except Exception:  # one request must not end the others
-            logger.exception("The call of '%s' by '%s' went wrong", effect.request.action, effect.request.sender)
-        finally:
-            self._node.work_done(effect.request)
-
-    async def _answer(self, effect: RunAction) -> list[Effect]:
-        request = effect.request
-        ctx = self._context(effect)
-        received = ctx.stream = None if effect.stream is None else self._node.performing.reader(effect.stream)
-        stream: OutgoingStream | None = None
-        try:
-            result = await self._catalog.run(effect.action, ctx)
-            if is_stream(result):
-                stream = self._sending.answer(request, effect.reply, ctx, result)
-                await stream.begin(ctx.deadline)
-                self._node.answer_begun(request)
-                await stream.write()
-                return []
-            data = self._codec.encode_value(result)
-            return self._transit.respond(request, ctx.meta, data, headers=ctx.response_headers)
-        except Exception as error:
-            self._log_failure(request, error)
-            return self._transit.respond_error(request, ctx.meta, error, headers=ctx.response_headers)
-        except anyio.get_cancelled_exc_class():
-            if stream is not None and stream.is_open:
-                raise  # its reader was told
-            refusal = RequestRejectedError({"action": request.action, "nodeID": self._transit.identity.node_id})
-            with anyio.CancelScope(shield=True):
-                await self._send(request, self._transit.respond_error(request, ctx.meta, refusal))
-            raise
-        finally:
-            if received is not None:
-                await received.aclose()
-
-    async def _send(self, request: Request, answer: list[Effect], deadline: float | None = None) -> None:
-        for effect in answer:
-            assert isinstance(effect, Publish)
             try:
-                await self._publish(effect, deadline)
-            except PayloadTooLargeError as error:
-                await self._node.perform(self._transit.respond_error(request, None, _too_large(request, error)))
-            except MoleculerError as error:
-                if error.type == UNSERIALIZABLE:  # the handler's meta, headers or error data
-                    await self._node.perform(self._transit.respond_error(request, None, error))
-                logger.warning(
-                    "The answer to '%s' could not be sent to '%s': %s", request.action, request.sender, error
-                )
+                result = await hosted.run(ctx)
+                if is_stream(result):
+                    stream = self._sending.answer(request, job.reply, ctx, result)
+                    await stream.begin(deadline)
+                    job.answering = True
+                    await stream.write()
+                    return
+                response = self._transit.response(request, ctx.meta, ctx.response_headers)
+                data = self._codec.encode_answer(response, result)
+                answer = Publish(self._transit.topics.to_node("RES", request.sender), response, data=data)
+            except Exception as error:
+                self._log_failure(request, error)
+                answer = self._transit.respond_error(request, ctx.meta, error, ctx.response_headers)
+            except asyncio.CancelledError:
+                if stream is None or not stream.is_open:  # else its reader knows
+                    with anyio.CancelScope(shield=True):
+                        await self._send(request, self._rejection(request, ctx))
+                raise
+            finally:
+                if received is not None:
+                    await received.aclose()
+            await self._send(request, answer, deadline)
+        finally:
+            self._transit.done(job)
 
-    async def _publish(self, answer: Publish, deadline: float | None) -> None:
+    async def _send(self, request: Request, answer: Publish, deadline: float | None = None) -> None:
         """An answer that is ready in an outage, or just after one, has a caller that still waits for it."""
-        if self._transit.stopping or not self._node.outage.is_unsettled:
-            try:
-                await self._node.publish(answer)
-                return
-            except BrokerDisconnectedError:
-                if self._transit.stopping:
-                    raise
-        with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
-            await self._node.deliver(answer)
+        try:
+            if self._transit.stopping or not self._node.outage.is_unsettled:
+                try:
+                    await self._node.publish(answer)
+                    return
+                except BrokerDisconnectedError:
+                    if self._transit.stopping:
+                        raise
+            with anyio.CancelScope(deadline=math.inf if deadline is None else deadline):
+                await self._node.deliver(answer)
+        except PayloadTooLargeError as error:
+            await self._node.perform([self._transit.respond_error(request, None, _too_large(request, error))])
+        except MoleculerError as error:
+            if error.type == UNSERIALIZABLE:  # the handler's meta, headers or error data
+                await self._node.perform([self._transit.respond_error(request, None, error)])
+            logger.warning("The answer to '%s' could not be sent to '%s': %s", request.action, request.sender, error)
+
+    def _rejection(self, request: Request, ctx: Context) -> Publish:
+        error = RequestRejectedError({"action": request.action, "nodeID": self._transit.identity.node_id})
+        return self._transit.respond_error(request, ctx.meta, error)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
         if is_unreadable(error):
@@ -175,19 +180,14 @@ class Serving:
         elif not isinstance(error, MoleculerError):
             logger.error("Action '%s', called by '%s', failed", request.action, request.sender, exc_info=error)
 
-    def _context(self, effect: RunAction) -> Context:
-        deadline = self._deadline(effect)
-        ctx = Context.from_request(self._broker, effect.request, self._codec.decode_value, deadline)
-        return ctx
-
-    def _deadline(self, effect: RunAction) -> float | None:
+    def _deadline(self, job: RunAction) -> float | None:
         """What the caller gives; this node's own default when it does not say (§2.3)."""
-        if effect.request.timeout is not None:
-            timeout_s = effect.request.timeout / 1000
+        if job.request.timeout is not None:
+            timeout_s = job.request.timeout / 1000
         else:
-            own = effect.action.timeout_s
+            own = job.action.timeout_s
             timeout_s = self._node.options.request_timeout if own is None else own
-        return effect.arrived + timeout_s if timeout_s > 0 else None
+        return job.arrived + timeout_s if timeout_s > 0 else None
 
 
 def _too_large(request: Request, error: PayloadTooLargeError) -> PayloadTooLargeError:

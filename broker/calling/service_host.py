@@ -1,5 +1,7 @@
 """The services of this node: started, offered, run, withdrawn and stopped."""
 
+import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
@@ -9,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import ASKED_ONLY, raise_unasked
 from broker.context import Context, Next
 from broker.conversation.notices import service_not_stopped
 from broker.errors import (
@@ -50,14 +52,27 @@ class _Entry:
     starting: Interruptible = field(default_factory=Interruptible)
     background: list[_Background] = field(default_factory=list)
     in_work: Tracker = field(default_factory=Tracker)
+    context: contextvars.Context = field(default_factory=contextvars.Context)
+    """What each request of another node begins in; set at the start."""
 
 
 @dataclass(slots=True, frozen=True)
-class _Action:
+class HostedAction:
     """An action with what goes on around it."""
 
     entry: _Entry
     chain: Next
+
+    async def run(self, ctx: Context) -> Any:
+        """Run it, once after `Catalog.begin`."""
+        ctx.service = self.entry.service
+        try:
+            return await self.chain(ctx)
+        except asyncio.CancelledError as error:  # hooks and middlewares wait for tasks, too
+            raise_unasked(error)
+            raise
+        finally:
+            self.entry.in_work.end()
 
 
 @dataclass(slots=True, frozen=True)
@@ -96,7 +111,7 @@ class Catalog:
         self._codec = codec
         self._chains = chains
         self._entries: dict[str, _Entry] = {}
-        self._actions: dict[str, _Action] = {}
+        self._actions: dict[str, HostedAction] = {}
         self._handlers: dict[EventDefinition, EventHandler] = {}
         self._withdrawing = Tracker()
         self.tell: Callable[[str, Service], Awaitable[None]] = _untold
@@ -114,7 +129,7 @@ class Catalog:
         entry = _Entry(service, definition)
         try:
             actions = {
-                action.name: _Action(entry, self._chains.local_action(action, service))
+                action.name: HostedAction(entry, self._chains.local_action(action, service))
                 for action in definition.actions.values()
             }
             handlers = {
@@ -156,6 +171,8 @@ class Catalog:
 
     async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         full_name = entry.definition.full_name
+        entry.context = self._node.context.copy()
+        entry.context.run(_WITHIN.set, (entry,))
         if entry.definition.dependencies:
             missing = [name for name in entry.definition.dependencies if not self._registry.has_service(name)]
             if missing:
@@ -252,18 +269,22 @@ class Catalog:
 
     async def run(self, action: ActionDefinition, ctx: Context) -> Any:
         """Run an action of this node, its middlewares around it."""
-        found = self._actions.get(action.name)
+        found = self.begin(action)
         if found is None:  # removed after it was chosen
             raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
-        ctx.service = found.entry.service
-        found.entry.in_work.begin()
         outside = _WITHIN.set((*_WITHIN.get(), found.entry))
         try:
-            with ASKED_ONLY:  # hooks and middlewares wait for tasks, too
-                return await found.chain(ctx)
+            return await found.run(ctx)
         finally:
             _WITHIN.reset(outside)
-            found.entry.in_work.end()
+
+    def begin(self, action: ActionDefinition) -> HostedAction | None:
+        """An action of this node, which will run soon: its service does not stop before it has. None when that was
+        removed."""
+        found = self._actions.get(action.name)
+        if found is not None:
+            found.entry.in_work.begin()
+        return found
 
     def handler(self, event: EventDefinition) -> "EventHandler | None":
         """An event handler of this node, its middlewares around it; None when its service was removed meanwhile."""

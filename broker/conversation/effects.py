@@ -34,10 +34,11 @@ class Publish:
     subject: str
     packet: Packet
     reply_id: str | None = None
+    data: bytes | None = None
+    """The packet's bytes, where they are made already."""
 
 
-@dataclass(slots=True)
-class RunAction:
+class RunAction(Struct, eq=False):
     """Run an action of this node for a caller; `stream` is what the caller sends along, `reply` the reply subject."""
 
     request: Request
@@ -45,6 +46,8 @@ class RunAction:
     arrived: float
     stream: StreamBuffer | None = None
     reply: str = ""
+    answering: bool = False
+    """Whether its answer, a stream, has begun."""
 
 
 @dataclass(slots=True)

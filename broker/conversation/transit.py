@@ -6,7 +6,7 @@ It speaks both protocol versions at once, to each peer in the peer's own (§2.4)
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import (
     AnswerMark,
@@ -101,8 +101,8 @@ class Transit:
         self.topics = topics
         self.registry = registry
         self.limits = limits
-        self.in_work: dict[int, Request | None] = {}
-        """Requests of other nodes, by the identity of the object: ids may be used twice. None: its answer has begun."""
+        self.in_work: set[RunAction] = set()
+        """Requests of other nodes, from their admission until `done`."""
         self.ready = False
         self.stopping = False
         self.streams = IncomingStreams(
@@ -122,7 +122,7 @@ class Transit:
         )
         """What this node has asked."""
         self._pinned = protocol
-        self._spoken = PROTOCOLS if protocol is None else (protocol,)
+        self._spoken: tuple[Protocol, ...] = (protocol,) if protocol else PROTOCOLS
         self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
             "RES": self._on_response,
             "DISCOVER": self._on_discover,
@@ -149,17 +149,20 @@ class Transit:
         """Send an event to whichever node of a group NATS chooses (§7.1)."""
         return [Publish(self.topics.balanced_event(group, packet.event), packet)]
 
-    def respond(
-        self,
-        request: Request | Address,
-        meta: dict[str, Any] | None,
-        data: Raw,
-        headers: dict[str, Any] | None = None,
-    ) -> list[Effect]:
-        """Answer a call with a result, in the version of the call (§2.4)."""
-        response = self._response(request, meta, headers or {})
-        response.success, response.data = True, data
-        return [Publish(self.topics.to_node("RES", request.sender), response)]
+    def response(
+        self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
+    ) -> Response:
+        """The answer to a call, in the version of the call (§2.4); the result is put into it later."""
+        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
+        return Response(
+            ver=ver,
+            sender=self.identity.node_id,
+            id=request.id,
+            success=True,
+            data=NULL,
+            meta=meta or {},
+            headers=UNSET if ver == "4" else headers,
+        )
 
     def respond_error(
         self,
@@ -167,12 +170,15 @@ class Transit:
         meta: dict[str, Any] | None,
         error: BaseException,
         headers: dict[str, Any] | None = None,
-    ) -> list[Effect]:
+    ) -> Publish:
         """Answer a call with an error (§6.1). `headers` None: the call was refused before a context existed (§5.3)."""
-        response = self._response(request, meta, headers)
-        response.success, response.data = False, NULL
-        response.error = error_to_wire(error, self.identity.node_id)
-        return [Publish(self.topics.to_node("RES", request.sender), response)]
+        response = self.response(request, meta, headers)
+        response.success, response.error = False, error_to_wire(error, self.identity.node_id)
+        return Publish(self.topics.to_node("RES", request.sender), response)
+
+    def done(self, job: RunAction) -> None:
+        """A request was answered."""
+        self.in_work.discard(job)
 
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
         """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
@@ -189,7 +195,7 @@ class Transit:
         if not is_token(address.sender):  # no subject could reach it
             return []
         self.streams.refuse("REQ", address, error)
-        return self.respond_error(address, None, error)
+        return [self.respond_error(address, None, error)]
 
     def tick(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
         """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second. `readers` are the
@@ -225,6 +231,22 @@ class Transit:
         if response.stream or response.sequence or self.streams.open or response.sender in self.registry.unresponsive:
             return None
         return self.waiting.take(response.id)
+
+    def accepted(self, request: Request, now: float, reply: str) -> RunAction | None:
+        """The run of an action that a request asks for, as nearly every request does. None when it must be refused, or
+        something about it is unusual: such a packet is for `receive`."""
+        sender, registry = request.sender, self.registry
+        endpoint = registry.local_endpoint(request.action)
+        if (
+            (endpoint is None or endpoint.action is None or not endpoint.available)
+            or (request.stream or request.sequence or self.streams.open)
+            or (request.ver not in self._spoken or sender not in registry.nodes or sender in registry.unresponsive)
+            or (self.stopping or len(self.in_work) >= self.limits.requests_in_work)
+        ):
+            return None
+        job = RunAction(request, endpoint.action, now, None, reply)
+        self.in_work.add(job)
+        return job
 
     def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
         """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how
@@ -263,8 +285,10 @@ class Transit:
         if isinstance(admitted, MoleculerError):
             if stream is not None:
                 stream.drop()
-            return self.respond_error(request, request.meta, admitted)
-        return [RunAction(request, admitted, now, stream, reply)]
+            return [self.respond_error(request, request.meta, admitted)]
+        job = RunAction(request, admitted, now, stream, reply)
+        self.in_work.add(job)
+        return [job]
 
     def _admit(self, request: Request) -> ActionDefinition | MoleculerError:
         data = {"action": request.action, "nodeID": self.identity.node_id}
@@ -285,7 +309,7 @@ class Transit:
         opening, stream, effects = self.streams.take(packet, reply, now)
         if isinstance(opening, Request):
             if stream is None:
-                return self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))
+                return [self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))]
             stream.action = opening.action
             return self._begin(opening, now, stream, reply) + effects
         if opening is not None:
@@ -376,20 +400,9 @@ class Transit:
     def _still_in_work(self, ping: Ping) -> dict[str, bool] | UnsetType:
         if not isinstance(ping.requests, list):
             return UNSET
-        in_work = {one.id for one in self.in_work.values() if one is not None and one.sender == ping.sender}
+        requests = (job.request for job in self.in_work if not job.answering)
+        in_work = {request.id for request in requests if request.sender == ping.sender}
         return {one: one in in_work for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
-
-    def _response(
-        self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
-    ) -> Response:
-        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
-        return Response(
-            ver=ver,
-            sender=self.identity.node_id,
-            id=request.id,
-            meta=meta or {},
-            headers=UNSET if ver == "4" else headers,
-        )
 
 
 def _described(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The innermost part of an action's chain: its handler, with typed parameters where it takes them."""
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import ASKED_ONLY, raise_unasked
 from broker.context import Context, Next
 from broker.errors import first_error
 from broker.protocol.codecs.json import Codec, ValueDecoder, json_text
@@ -25,8 +26,10 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
 
         async def invoke(ctx: Context) -> Any:
             try:
-                with ASKED_ONLY:
-                    return handler(ctx) if streams else await handler(ctx)
+                return handler(ctx) if streams else await handler(ctx)
+            except asyncio.CancelledError as error:
+                raise_unasked(error)
+                raise
             except ExceptionGroup as group:
                 raise first_error(group) from group
 
@@ -36,8 +39,10 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
         async def invoke(ctx: Context) -> Any:
             values = _typed(definition, ctx, decoder)
             try:
-                with ASKED_ONLY:
-                    return handler(ctx, **values) if streams else await handler(ctx, **values)
+                return handler(ctx, **values) if streams else await handler(ctx, **values)
+            except asyncio.CancelledError as error:
+                raise_unasked(error)
+                raise
             except ExceptionGroup as group:
                 raise first_error(group) from group
 

@@ -118,7 +118,6 @@ class Performing:
             case RunEvent():
                 self.run_event(effect)
             case RunAction():
-                self._transit.in_work[id(effect.request)] = effect.request
                 self.run_action(effect)
             case Settle():
                 self._settle(effect)
@@ -153,7 +152,8 @@ class Performing:
         if self._transport is None:
             raise BrokerDisconnectedError
         try:
-            await self._transport.publish(effect.subject, self._codec.encode(effect.packet), effect.reply_id)
+            data = self._codec.encode(effect.packet) if effect.data is None else effect.data
+            await self._transport.publish(effect.subject, data, effect.reply_id)
         except MoleculerError as error:
             self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise
@@ -163,7 +163,8 @@ class Performing:
         if self._transport is None:
             raise BrokerDisconnectedError
         try:
-            return await self._transport.is_heard(effect.subject, self._codec.encode(effect.packet))
+            data = self._codec.encode(effect.packet) if effect.data is None else effect.data
+            return await self._transport.is_heard(effect.subject, data)
         except MoleculerError as error:
             self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise

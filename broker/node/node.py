@@ -33,7 +33,7 @@ from broker.node.cpu import CPUMeter
 from broker.node.effects import Performing
 from broker.node.joining import Joining
 from broker.node.outage import Outage
-from broker.node.tracking import Tracker
+from broker.node.tracking import HandlerTasks, Tracker
 from broker.node.workers import Workers
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
@@ -65,18 +65,16 @@ class Node:
         """Why the node had to stop by itself; None while all is well."""
         self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
         """They run the handlers of events."""
+        self.handlers = HandlerTasks()
+        self.context = copy_context()
+        """What work begins in that no code of this process asks for."""
         self.tracker = Tracker()
         """Calls made here, which a stop waits for as it does for requests and events in work."""
         self.stopped = anyio.Event()
         self.background: TaskGroup
-        self._handlers: asyncio.TaskGroup  # one task a request: asyncio starts one five times faster than anyio
         self._main: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._running = anyio.Event()
-        self._drain = anyio.Event()
-        self._drain_until = 0.0
-        self._drained = anyio.Event()
-        self._cut_short = False
         self._finish = anyio.Event()
         self._changed = anyio.Event()
         self.outage = Outage(transport, self.after, self._give_up_waiting)
@@ -90,8 +88,10 @@ class Node:
 
     async def open(self) -> None:
         """Open the task groups that everything else runs in."""
-        # The one task outside a group: it holds the groups, so that start and stop may come from different tasks.
-        self._main = asyncio.get_running_loop().create_task(self._hold_groups(), name="moleculer node")
+        self.context = copy_context()
+        self.context.run(self.begin_own_work)
+        # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
+        self._main = asyncio.get_running_loop().create_task(self._hold_group(), name="moleculer node")
         await self._running.wait()
 
     @property
@@ -139,10 +139,8 @@ class Node:
         deadline = anyio.current_time() + self.options.shutdown_timeout
         with anyio.CancelScope(deadline=deadline) as scope:
             await self.tracker.wait_idle()
-        self._drain_until = deadline
-        self._drain.set()
-        await self._drained.wait()
-        if scope.cancelled_caught or self._cut_short:
+        in_time = await self.handlers.finish(deadline - anyio.current_time())
+        if scope.cancelled_caught or not in_time:
             logger.error("%s", GracefulStopTimeoutError())
 
     async def close(self) -> None:
@@ -159,15 +157,9 @@ class Node:
             await self._main
         self.stopped.set()
 
-    async def _hold_groups(self) -> None:
+    async def _hold_group(self) -> None:
         async with anyio.create_task_group() as self.background:
-            with anyio.CancelScope() as unfinished:
-                async with asyncio.TaskGroup() as self._handlers:
-                    self._running.set()
-                    await self._drain.wait()
-                    unfinished.deadline = self._drain_until
-            self._cut_short = unfinished.cancelled_caught
-            self._drained.set()
+            self._running.set()
             await self._finish.wait()
             self.background.cancel_scope.cancel()
 
@@ -224,14 +216,6 @@ class Node:
         """The current task goes on with what it did before."""
         _WORK_OF.set(before)
 
-    def answer_begun(self, request: Request) -> None:
-        """A request is being answered by a stream."""
-        self.transit.in_work[id(request)] = None
-
-    def work_done(self, request: Request) -> None:
-        """A request was answered."""
-        self.transit.in_work.pop(id(request), None)
-
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
         node with it. When the node stops it may be cancelled.
@@ -240,14 +224,7 @@ class Node:
         """
         context = copy_context()
         context.run(self.begin_own_work)
-        contained = _safely(work)
-        try:
-            self._handlers.create_task(contained, context=context)
-        except RuntimeError:  # the group is closed: everything that ran has been waited for
-            contained.close()
-            work.close()
-            return False
-        return True
+        return self.handlers.start(work, context)
 
     def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what a stop does not wait for."""
@@ -266,10 +243,17 @@ class Node:
         def take(data: bytes, reply: str) -> Later | None:
             try:
                 packet = codec.decode(command, data)
-                if isinstance(packet, Response) and (pending := transit.answered(packet)) is not None:
-                    if not pending.waiter.done():
-                        pending.waiter.set_result((packet, None))
-                    return None
+                if type(packet) is Request:
+                    job = transit.accepted(packet, clock(), reply)
+                    if job is not None:
+                        performing.run_action(job)
+                        return None
+                elif type(packet) is Response:
+                    pending = transit.answered(packet)
+                    if pending is not None:
+                        if not pending.waiter.done():
+                            pending.waiter.set_result((packet, None))
+                        return None
                 effects = transit.receive(command, packet, clock(), reply)
                 if not performing.perform_now(effects):
                     return partial(self._perform, command, effects)

@@ -62,8 +62,11 @@ class Parameters:
 
     def arguments(self, values: Struct) -> dict[str, Any]:
         """Keyword arguments for the handler."""
-        arguments = {name: getattr(values, name) for name in self.names}
-        return arguments | {name: None for name in self._nullable if arguments[name] == _NULL}
+        arguments = msgspec.structs.asdict(values)
+        for name in self._nullable:
+            if arguments[name] == _NULL:
+                arguments[name] = None
+        return arguments
 
     def convert(self, params: Any, encode: Callable[[object], Raw]) -> Struct:
         """Params of a call in this process. Raises msgspec.ValidationError when they do not fit."""

@@ -197,4 +197,4 @@ async def open_cluster(transporter: str, namespace: str) -> AsyncIterator[Cluste
             await cluster.close()
         for broker in cluster.brokers:
             assert broker._node.transit.waiting.pending == {}
-            assert broker._node.transit.in_work == {}
+            assert not broker._node.transit.in_work

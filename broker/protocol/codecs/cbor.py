@@ -9,7 +9,7 @@ import msgspec
 from cbor2 import CBORTag
 from msgspec import UNSET, Raw, Struct
 
-from broker.protocol.codecs.json import ValueDecoder, json_text, parse_json
+from broker.protocol.codecs.json import Codec, ValueDecoder, json_text, parse_json
 from broker.protocol.encoding import (
     RAW_FIELDS,
     UNDECODABLE,
@@ -55,7 +55,7 @@ class Decoded:
         return self._size
 
 
-class CBORCodec:
+class CBORCodec(Codec):
     """A datetime is a Date, bytes are a Buffer, a set is a Set, an int is a BigInt where a JavaScript number could not
     hold it."""
 

@@ -54,6 +54,11 @@ class Codec(Protocol):
     def encode_value(self, value: object) -> Raw:
         """Any value of a user, in which each Raw is JSON text. Raises MoleculerError `UNSERIALIZABLE`."""
 
+    def encode_answer(self, answer: Response, result: object) -> bytes:
+        """The bytes of an answer with a result. Raises MoleculerError `UNSERIALIZABLE`."""
+        answer.data = self.encode_value(result)
+        return self.encode(answer)
+
     def decode_value(self, raw: Raw) -> Any:
         """A value as plain dicts, lists and scalars, and what else the serializer knows; missing (empty) gives None.
 
@@ -100,7 +105,7 @@ def json_text(value: object) -> Raw:
         raise unserializable_value(value, "JSON", error) from error
 
 
-class JSONCodec:
+class JSONCodec(Codec):
     """The default serializer: UTF-8 JSON, as `JSON.stringify` would write the same values."""
 
     name = "JSON"
@@ -161,6 +166,20 @@ class JSONCodec:
                 return _encode_by_members(prepared)
         except UNENCODABLE as error:
             raise unserializable_packet(packet, self.name, error) from error
+
+    def encode_answer(self, answer: Response, result: object) -> bytes:
+        """In one go, unless something in it needs care or cannot be encoded at all."""
+        if type(result) in _IN_ONE_GO:
+            try:
+                answer.data = _plain(result)
+                if answer.meta:
+                    answer.meta = _plain(answer.meta)
+                if answer.headers:
+                    answer.headers = _plain(answer.headers)
+                return _ENCODER.encode(answer)
+            except UNENCODABLE:
+                pass
+        return Codec.encode_answer(self, answer, result)
 
     def size(self, raw: Raw) -> int:
         return len(raw)
@@ -247,6 +266,7 @@ def _decode_loosely(command: Command, data: bytes, error: Exception) -> Packet:
     return packet
 
 
+_IN_ONE_GO = frozenset({dict, list, str, int, float, bool, type(None), Raw})
 _CUT = Raw(buffers.PLACEHOLDER)
 _NULL = Raw(b"null")
 _BUFFER_FRAME = len('{"type":"Buffer","data":[]}')

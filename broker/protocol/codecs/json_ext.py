@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from broker.protocol.codecs.json import JSONCodec, ValueDecoder, json_text, parse_json
+from broker.protocol.codecs.json import Codec, JSONCodec, ValueDecoder, json_text, parse_json
 from broker.protocol.codecs.marks import ESCAPED, escape, has_marks, unescape
 from broker.protocol.encoding import (
     PLAIN_FIELDS,
@@ -68,6 +68,8 @@ class JSONExtCodec(JSONCodec):
             return json_text(_marked(value))
         except UNENCODABLE as error:
             raise unserializable_value(value, self.name, error) from error
+
+    encode_answer = Codec.encode_answer
 
     def decode_value(self, raw: Raw) -> Any:
         try:

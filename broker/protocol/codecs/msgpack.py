@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from broker.protocol.codecs.json import ValueDecoder, json_text, parse_json
+from broker.protocol.codecs.json import Codec, ValueDecoder, json_text, parse_json
 from broker.protocol.encoding import (
     PLAIN_FIELDS,
     RAW_FIELDS,
@@ -31,7 +31,7 @@ _HEADER = 5  # of a bin 32
 _MIN, _MAX = -(2**63), 2**64 - 1
 
 
-class MsgPackCodec:
+class MsgPackCodec(Codec):
     """Both names are one format: they differ in how JS nodes write fractions, and read each other.
 
     A datetime is a Date, bytes are a Buffer; a set goes out as an array.

@@ -11,7 +11,7 @@ from broker.protocol.packets import Address, Command, Packet
 from broker.protocol.transforms.base import Transform
 
 
-class TransformingCodec:
+class TransformingCodec(Codec):
     """The first transform is closest to the wire, as in Moleculer JS: with [Encryption, Compression] a packet is
     compressed first, then encrypted."""
 

@@ -143,10 +143,9 @@ def test_a_node_pinned_to_one_version_drops_the_other() -> None:
 def test_an_answer_has_the_version_of_its_question() -> None:
     transit = make_transit()
     for ver in ("4", "5"):
-        (publish,) = publishes(transit.respond(request("math.add", ver=ver), {}, Raw(b"1")))
-        assert isinstance(publish.packet, Response)
-        assert publish.packet.ver == ver
-        assert (publish.packet.headers is UNSET) == (ver == "4")
+        answer = transit.response(request("math.add", ver=ver), {}, {})
+        assert answer.ver == ver
+        assert (answer.headers is UNSET) == (ver == "4")
 
 
 # Heartbeats
@@ -306,11 +305,12 @@ def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> N
 def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
     transit = make_transit(requests_in_work=2)
     offer(transit, Math())
-    transit.in_work = {1: None, 2: None}
+    first, _ = [run for _ in range(2) for run in transit.receive("REQ", request("math.add"), 0.0)]
+    assert isinstance(first, RunAction)
     _, error, _ = refusal(transit.receive("REQ", request("math.add"), 0.0))
     assert (error["name"], error["retryable"]) == ("QueueIsFullError", True)
     assert error["data"] == {"action": "math.add", "nodeID": "py-1", "size": 2, "limit": 2}
-    del transit.in_work[1]
+    transit.done(first)
     (run,) = transit.receive("REQ", request("math.add"), 0.0)
     assert isinstance(run, RunAction)
 
@@ -321,7 +321,7 @@ def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
 def test_a_failure_names_whom_it_concerns_and_has_null_data() -> None:
     transit = make_transit()
     error = MoleculerError("mine", 599, "MINE", {"z": 1})
-    subject, wire, response = refusal(transit.respond_error(request("math.add"), {"m": 1}, error, headers={}))
+    subject, wire, response = refusal([transit.respond_error(request("math.add"), {"m": 1}, error, headers={})])
     assert subject == "MOL.RES.js-1"
     assert {key: wire[key] for key in ("name", "message", "nodeID", "code", "type", "retryable", "data")} == {
         "name": "MoleculerError",
@@ -424,7 +424,9 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
     first.waiting.expect(call, "py-2", "waiter", 0.0)
     deliver([Publish("MOL.REQ.py-2", call)], "py-1")
     run = next(effect for _, effect in done if isinstance(effect, RunAction))
-    deliver(second.respond(run.request, {}, Raw(b"3")), "py-2")
+    answer = second.response(run.request, {}, {})
+    answer.data = Raw(b"3")
+    deliver([Publish("MOL.RES.py-1", answer)], "py-2")
     settled = next(effect for _, effect in done if isinstance(effect, Settle))
     assert settled.response.data == Raw(b"3")
     deliver(second.announcing.leave(), "py-2")
