@@ -5,8 +5,10 @@ that end with the test run however it ends (tests/support/child.py).
 """
 
 import contextlib
+import fcntl
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,20 @@ from tests.support.postgres import PostgresDatabase, PostgresServer
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Of the processes of a run one compiles the tests, the others wait and read what it has written."""
+    if sys.dont_write_bytecode:
+        return (yield)
+    with Path(__file__).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        return (yield)
+
 
 NatsServerFactory = Callable[..., NatsServer]
 

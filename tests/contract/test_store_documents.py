@@ -77,7 +77,11 @@ async def test_m42_on_jsonb_an_equal_document_is_kept_or_it_is_refused(bench: Be
     assert await bench.store.get("U") == written.record
 
 
-@on_all
+@pytest.mark.parametrize(
+    "bench",
+    ["sqlite", "postgresql", pytest.param("postgresql with jsonb", marks=pytest.mark.long)],
+    indirect=True,
+)
 async def test_m42_a_document_of_20_mb_is_kept(bench: Bench) -> None:
     document = b'{"uuid":"U","rows":[' + b",".join([b'{"name":"%s"}' % (b"x" * 80)] * 220_000) + b"]}"
     assert len(document) > 20_000_000

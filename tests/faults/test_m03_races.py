@@ -16,7 +16,7 @@ from tests.support.starters import Starters, starters
 pytestmark = pytest.mark.anyio
 
 SHAPES = [shape for shape in POSTGRES_SHAPES if shape not in ("p_odd_view", "p_odd_partitioned")]
-STARTERS = [*((8, shape) for shape in SHAPES), (32, "p_c")]
+STARTERS = [*((4, shape) for shape in SHAPES), (32, "p_c")]
 STARTERS_LONG = [(32, shape) for shape in SHAPES if shape != "p_c"]
 ALTERED = {"p_a", "p_ab", "p_c", "p_low", "p_odd_search_path"}
 BUILT = ALTERED | {"p_half", "p_inv", "p_inv_unready", "p_low_and_right"}

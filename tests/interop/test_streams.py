@@ -263,7 +263,7 @@ async def test_c68_a_python_transform_sends_back_what_js_sends(cluster: Cluster)
     assert (answer["size"], answer["digest"]) == (len(expected), hashlib.sha256(expected).hexdigest())
 
 
-@pytest.mark.parametrize("size", [30_000_000, pytest.param(100_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [12_000_000, pytest.param(100_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_c67_c68_much_more_than_memory_may_hold_goes_through_a_python_transform(
     version: str, size: int, nats_url: str, namespace: str, js_modules: object
