@@ -295,7 +295,8 @@ class ServiceBroker:
         Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
         RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.
         """
-        self._require_running()
+        if asyncio.get_running_loop() is not self._loop or self._state == "stopped":
+            self._require_running()
         options = CallOptions(
             meta=meta,
             headers=headers,
@@ -447,8 +448,7 @@ class ServiceBroker:
     def _require_running(self) -> None:
         if self._state in ("new", "stopped"):
             raise BrokerDisconnectedError("The broker is not running: start it first.")
-        if asyncio.get_running_loop() is not self._loop:
-            self._require_own_loop()
+        self._require_own_loop()
 
     def _require_own_loop(self) -> None:
         """An answer would not wake up its caller in another event loop."""

@@ -258,14 +258,13 @@ class Context:
         ctx.attempt = 0
         return ctx
 
-    def to_request(self, ver: Protocol, params: Raw, timeout_ms: float) -> Request:
-        """The packet of this call."""
+    def to_request(self, ver: Protocol, timeout_ms: float) -> Request:
+        """The packet of this call, without its params."""
         return Request(
             ver=ver,
             sender=self.broker.node_id,
             id=self.id,
             action=self.action or "",
-            params=params,
             meta=self.meta,
             headers=UNSET if ver == "4" else self.headers,
             timeout=timeout_ms,

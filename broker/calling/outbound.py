@@ -73,6 +73,8 @@ class Calls:
         self._sending = Sending(node, transit, codec)
         self._is_balanced = options.disable_balancer and node.transport is not None
         """Whether NATS chooses nodes."""
+        self._has_deadlines = options.request_timeout > 0
+        """Whether calls that ask for no timeout have one."""
 
     async def call(self, action: str, params: Any, options: CallOptions) -> Any:
         """Make a call, inside what `broker.middlewares.chains` puts around it once an endpoint is found."""
@@ -117,11 +119,15 @@ class Calls:
     def _attempt(self, ctx: Context, options: CallOptions) -> Awaitable[Any]:
         node_id = None if ctx.attempt else options.node_id
         try:
-            endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx=ctx)
-            ctx.deadline = self._deadline(endpoint.name, endpoint.timeout_s, options)
+            endpoint = options.endpoint or self._registry.find_action(ctx.action or "", node_id, ctx)
         except (ServiceNotFoundError, ServiceNotAvailableError):
             return self._attempt_later(node_id, ctx, options)
-        return self._start(endpoint, ctx)
+        if self._has_deadlines or options.timeout or options.parent or endpoint.timeout_s:
+            ctx.deadline = self._deadline(endpoint.name, endpoint.timeout_s, options)
+        if endpoint.chain is None or endpoint.local:
+            return self._start(endpoint, ctx)
+        ctx.node_id = endpoint.node_id
+        return endpoint.chain(ctx)
 
     async def _attempt_later(self, node_id: str | None, ctx: Context, options: CallOptions) -> Any:
         """For an action that is offered nowhere now, but may be again soon."""
@@ -130,11 +136,10 @@ class Calls:
     def _start(self, endpoint: Endpoint, ctx: Context) -> Awaitable[Any]:
         if endpoint.local and not (self._is_balanced and self._goes_to_any_node(ctx)):
             return self._run_here(endpoint, ctx)
+        if endpoint.chain is None:
+            endpoint.chain = self._chains.remote_action(endpoint, partial(self._send, endpoint))
         ctx.node_id = endpoint.node_id
-        chain = endpoint.chain
-        if chain is None:
-            chain = endpoint.chain = self._chains.remote_action(endpoint, partial(self._send, endpoint))
-        return chain(ctx)
+        return endpoint.chain(ctx)
 
     async def _find_in_time(self, node_id: str | None, ctx: Context, options: CallOptions) -> Endpoint:
         action, began = ctx.action or "", anyio.current_time()
@@ -232,9 +237,10 @@ class Calls:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
         request = self._request(endpoint.node_id, ctx)
+        subject = endpoint.subject if target else self._transit.topics.balanced_request(request.action)
         self._waiting.expect(request, target, waiter, loop.time())
         try:
-            await self._publish(request, target)
+            await self._publish(subject or self._subject(endpoint), request, ctx)
             return await waiter
         except BaseException:
             self._give_up(request, waiter)
@@ -246,11 +252,12 @@ class Calls:
         waiter: asyncio.Future[Answer] = loop.create_future()
         upload = await self._upload(ctx)
         request = self._request(endpoint.node_id, ctx)
+        request.params = self._codec.encode_value(ctx.params)
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
         stream = self._sending.along_with(request, endpoint.node_id, upload.source, has_params=has_params)
         try:
             self._waiting.expect(request, endpoint.node_id, waiter, loop.time())
-            await self._publish(request, endpoint.node_id)
+            await self._publish(endpoint.subject or self._subject(endpoint), request)
             await self._begin_stream(stream, upload, waiter)
             answer = await waiter
             stream.answered(answer, upload)
@@ -264,13 +271,19 @@ class Calls:
         finally:
             self._give_up(request, waiter)
 
-    async def _publish(self, request: Request, target: str | None) -> None:
-        topics = self._transit.topics
-        subject = topics.balanced_request(request.action) if target is None else topics.to_node("REQ", target)
+    def _subject(self, endpoint: Endpoint) -> str:
+        """Where the requests to an endpoint are published; made once for each."""
+        endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
+        return endpoint.subject
+
+    async def _publish(self, subject: str, request: Request, ctx: Context | None = None) -> None:
+        """`ctx` has the params, when the request does not."""
         try:
             if self._transport is None:
                 raise BrokerDisconnectedError
-            await self._transport.publish(subject, self._codec.encode(request), str(request.id))
+            codec = self._codec
+            data = codec.encode(request) if ctx is None else codec.encode_request(request, ctx.params)
+            await self._transport.publish(subject, data, str(request.id))
         except MoleculerError as error:
             self._node.performing.note_failure(request, error)
             if isinstance(error, BrokerDisconnectedError):
@@ -308,9 +321,10 @@ class Calls:
             await self._node.outage.over(patient=self._options.wait_for_connection)
 
     def _request(self, node_id: str, ctx: Context) -> Request:
-        version = self._transit.announcing.version_for(node_id)
+        node = self._registry.nodes.get(node_id)
+        version = self._transit.announcing.version_for(node_id) if node is None or node.local else node.ver
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
-        return ctx.to_request(version, self._codec.encode_value(ctx.params), left_ms)
+        return ctx.to_request(version, left_ms)
 
     def _result(self, response: Response, reader: StreamReader | None, ctx: Context) -> Any:
         """The data of an answer, or its error raised. The callee's meta wins over the caller's (§5.4)."""

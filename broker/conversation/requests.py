@@ -13,7 +13,7 @@ from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.liveness import Probe, Watch
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.errors import BrokerDisconnectedError, MoleculerError, QueueIsFullError, RequestRejectedError
-from broker.protocol.packets import Discover, Id, Ping, Protocol, Request
+from broker.protocol.packets import PROTOCOLS, Discover, Id, Ping, Protocol, Request, Response
 from broker.protocol.topics import Topics
 from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
 
@@ -23,7 +23,7 @@ PROBE = "probe:"
 
 class Waiting:
     """At most `limit` requests. `streams` are those on their way here, which end with their nodes as well;
-    `version_for` tells the protocol version of a node."""
+    `version_for` gives the protocol version of a node, and `pinned` the one that this node speaks to all."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Waiting:
         registry: Registry,
         streams: IncomingStreams,
         version_for: Callable[[str], Protocol],
+        pinned: Protocol | None,
         limit: int,
     ) -> None:
         self.pending: dict[Id, Pending] = {}
@@ -41,6 +42,7 @@ class Waiting:
         self._registry = registry
         self._streams = streams
         self._version_for = version_for
+        self._spoken = (pinned,) if pinned else PROTOCOLS
         self._limit = limit
         self._watch = Watch()
         self._missed: set[str] = set()
@@ -62,6 +64,21 @@ class Waiting:
         if pending.node_id is None:
             return self._topics.balanced_request(pending.action)
         return self._topics.to_node("REQ", pending.node_id)
+
+    def answered(self, response: Response) -> Pending | None:
+        """The call that an answer ends, as nearly every answer does; it is no longer pending then.
+
+        None for an answer that has something odd or more to it: that is for `Transit.receive`.
+        """
+        pending = self.pending.get(response.id)
+        if pending is None or pending.node_id != response.sender or response.ver not in self._spoken:
+            return None
+        if response.stream or response.sequence or self._streams.open or response.sender in self._registry.unresponsive:
+            return None
+        del self.pending[response.id]
+        if self._doubts:
+            self._doubts.pop(response.id, None)
+        return pending
 
     def is_asked(self, request_id: Id, sender: str) -> bool:
         """Whether a node may answer a request: the one that was asked, or any where NATS chose it (§5.7)."""

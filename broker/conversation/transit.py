@@ -14,7 +14,6 @@ from broker.conversation.effects import (
     Conflict,
     Dropped,
     Effect,
-    Pending,
     PongArrived,
     Publish,
     Reject,
@@ -118,7 +117,7 @@ class Transit:
         self.announcing = Announcing(identity, topics, registry, self.peers, protocol, visitor=visitor)
         """What this node says of itself."""
         self.waiting = Waiting(
-            node_id, topics, registry, self.streams, self.announcing.version_for, limits.requests_pending
+            node_id, topics, registry, self.streams, self.announcing.version_for, protocol, limits.requests_pending
         )
         """What this node has asked."""
         self._pinned = protocol
@@ -221,16 +220,6 @@ class Transit:
         self.waiting.resume(now)
 
     # What peers send
-
-    def answered(self, response: Response) -> Pending | None:
-        """The call that an answer ends, which nearly every answer does. None when there is more to it, or something
-        odd: such a packet is for `receive`."""
-        pending = self.waiting.pending.get(response.id)
-        if pending is None or pending.node_id != response.sender or response.ver not in self._spoken:
-            return None
-        if response.stream or response.sequence or self.streams.open or response.sender in self.registry.unresponsive:
-            return None
-        return self.waiting.take(response.id)
 
     def accepted(self, request: Request, now: float, reply: str) -> RunAction | None:
         """The run of an action that a request asks for, as nearly every request does. None when it must be refused, or

@@ -25,7 +25,7 @@ from typing import Any
 
 import anyio
 
-from broker.context import Context, Next
+from broker.context import ABSENT, Context, Next
 from broker.middlewares.base import Target, Wrap, around_with, hooks, wrapped
 from broker.middlewares.bulkhead import bulkhead
 from broker.middlewares.cacher import MemoryCacher
@@ -67,19 +67,17 @@ class Chains:
         self._users_around_actions = bool(users["local_action"])
         handle_errors = handling_errors(options.error_handler)
         retries = merge(RetryPolicy(), options.retry_policy)
-        retry = retrying(retries, _call_again)
         breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
         self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
         self.has_users_code = bool(
             options.error_handler or users["remote_action"] or retries.check is not None or breaker.check is not None
         )
         """Whether functions of the user run around calls to other nodes, in the task of the caller."""
+        as_asked = _as_asked(retries)
         gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
         self._local_action: Sequence[Wrap] = (
             handle_errors,
-            fallback,
-            retry,
-            timeout,
+            as_asked,
             self.breaker.wrap,
             caching(cacher, _run_rest, timeout),
             gate,
@@ -89,9 +87,7 @@ class Chains:
         )
         self._remote_action: Sequence[Wrap] = (
             handle_errors,
-            fallback,
-            retry,
-            timeout,
+            as_asked,
             self.breaker.wrap,
             around_with(users["remote_action"]),
         )
@@ -144,6 +140,28 @@ class Chains:
             instance=service,
         )
         return wrapped(self._local_event, make_listener(definition), target)
+
+
+def _as_asked(retries: RetryPolicy) -> Wrap:
+    """The fallback, the retries and the timeout. Most calls ask for none of them, and pass all three at once."""
+    retry = retrying(retries, _call_again)
+
+    def wrap(call_next: Next, target: Target) -> Next:
+        in_time = timeout(call_next, target)
+        around = fallback(retry(in_time, target), target)
+        has_fallback = target.local and target.settings.get("fallback") is not None
+        if has_fallback or merge(retries, target.settings.get("retry_policy")).enabled:
+            return around
+
+        def as_asked(ctx: Context) -> Awaitable[Any]:
+            options = ctx.options
+            if options is not None and (options.retries is not None or options.fallback is not ABSENT):
+                return around(ctx)
+            return call_next(ctx) if ctx.deadline is None else in_time(ctx)
+
+        return as_asked
+
+    return wrap
 
 
 def _call_again(ctx: Context) -> Awaitable[Any]:

@@ -249,7 +249,7 @@ class Node:
                         performing.run_action(job)
                         return None
                 elif type(packet) is Response:
-                    pending = transit.answered(packet)
+                    pending = transit.waiting.answered(packet)
                     if pending is not None:
                         if not pending.waiter.done():
                             pending.waiter.set_result((packet, None))

@@ -21,6 +21,7 @@ class Endpoint:
         "node_id",
         "offered",
         "service",
+        "subject",
         "timeout_s",
     )
 
@@ -35,6 +36,8 @@ class Endpoint:
         self.local = action is not None
         self.chain: Next | None = None
         """What a call to it goes through, made by the first one."""
+        self.subject = ""
+        """Where requests to it are published, filled in by the first one."""
         self.offered: Choices[Endpoint] | None = None
         """The list that it is in."""
         self.timeout_s = _timeout_s(info, action)

@@ -59,6 +59,11 @@ class Codec(Protocol):
         answer.data = self.encode_value(result)
         return self.encode(answer)
 
+    def encode_request(self, request: Request, params: object) -> bytes:
+        """The bytes of a request with params. Raises MoleculerError `UNSERIALIZABLE`."""
+        request.params = self.encode_value(params)
+        return self.encode(request)
+
     def decode_value(self, raw: Raw) -> Any:
         """A value as plain dicts, lists and scalars, and what else the serializer knows; missing (empty) gives None.
 
@@ -166,6 +171,20 @@ class JSONCodec(Codec):
                 return _encode_by_members(prepared)
         except UNENCODABLE as error:
             raise unserializable_packet(packet, self.name, error) from error
+
+    def encode_request(self, request: Request, params: object) -> bytes:
+        """In one go, unless something in it needs care or cannot be encoded at all."""
+        if type(params) in _IN_ONE_GO:
+            try:
+                request.params = _plain(params)
+                if request.meta:
+                    request.meta = _plain(request.meta)
+                if request.headers:
+                    request.headers = _plain(request.headers)
+                return _ENCODER.encode(request)
+            except UNENCODABLE:
+                pass
+        return Codec.encode_request(self, request, params)
 
     def encode_answer(self, answer: Response, result: object) -> bytes:
         """In one go, unless something in it needs care or cannot be encoded at all."""

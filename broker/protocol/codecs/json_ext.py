@@ -69,6 +69,7 @@ class JSONExtCodec(JSONCodec):
         except UNENCODABLE as error:
             raise unserializable_value(value, self.name, error) from error
 
+    encode_request = Codec.encode_request
     encode_answer = Codec.encode_answer
 
     def decode_value(self, raw: Raw) -> Any:

@@ -95,11 +95,11 @@ def test_a_plain_answer_is_known_as_one_and_all_else_is_left_to_be_looked_at() -
     plain: dict[str, Any] = {"ver": "5", "sender": "js-1", "id": "1", "success": True}
     odd = ({"ver": "4"}, {"ver": 5}, {"sender": "js-2"}, {"id": "2"}, {"stream": True}, {"sequence": 1})
     for difference in odd:
-        assert transit.answered(Response(**{**plain, **difference})) is None, difference
+        assert transit.waiting.answered(Response(**{**plain, **difference})) is None, difference
     transit.registry.unresponsive.add("js-1")
-    assert transit.answered(Response(**plain)) is None, "that it answers again is to be logged"
+    assert transit.waiting.answered(Response(**plain)) is None, "that it answers again is to be logged"
     transit.registry.unresponsive.clear()
-    pending = transit.answered(Response(**plain))
+    pending = transit.waiting.answered(Response(**plain))
     assert pending is not None
     assert (pending.waiter, transit.waiting.pending) == ("waiter", {})
 
