@@ -81,7 +81,7 @@ class MoleculerError(Exception):
 
     @property
     def name(self) -> str:
-        """The class name as it stands on the wire."""
+        """The class name on the wire."""
         return type(self).__name__
 
     def __str__(self) -> str:
@@ -114,26 +114,30 @@ class ValidationError(MoleculerClientError):
         super().__init__(message, None, type, data)
 
 
-class PayloadTooLargeError(MoleculerClientError):
-    """A packet would be larger than the NATS server takes (`max_payload`). `data` tells `size` and `limit` in bytes."""
+class _MessageError(MoleculerError):
+    def __init__(self, message: Any, data: Any = None) -> None:
+        super().__init__(message, None, None, data)
+
+
+class PayloadTooLargeError(_MessageError, MoleculerClientError):
+    """A packet would be larger than the NATS server takes (`max_payload`). `data`: `{size, limit}` in bytes."""
 
     default_code = 413
     default_type = "PAYLOAD_TOO_LARGE"
-
-    def __init__(self, message: Any, data: Any = None) -> None:
-        super().__init__(message, None, None, data)
 
 
 class _DataError(MoleculerError):
     """An error whose message is made from its `data`, on both sides of the wire (§6.3)."""
 
+    template: ClassVar[str]
+
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
         fields = dict(data or {})
         super().__init__(self.describe(fields), None, None, fields)
 
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        raise NotImplementedError
+    @classmethod
+    def describe(cls, data: dict[str, Any]) -> str:
+        return cls.template.format_map({name: str(data.get(name)) for name in ("action", "nodeID", "level")})
 
 
 class _RetryableDataError(_DataError, MoleculerRetryableError):
@@ -141,33 +145,30 @@ class _RetryableDataError(_DataError, MoleculerRetryableError):
 
 
 class ServiceNotFoundError(_RetryableDataError):
-    """Nobody ever offered the action. `data`: `{action, nodeID?}` or `{service, version?}`."""
+    """No node has ever offered the action. `data`: `{action, nodeID?}` or `{service, version?}`."""
 
     default_code = 404
     default_type = "SERVICE_NOT_FOUND"
 
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        if data.get("nodeID") and data.get("action"):
-            return f"Service '{data['action']}' is not found on '{data['nodeID']}' node."
+    @classmethod
+    def describe(cls, data: dict[str, Any]) -> str:
         if data.get("action"):
-            return f"Service '{data['action']}' is not found."
-        if data.get("service") and data.get("version"):
-            return f"Service '{data['version']}.{data['service']}' not found."
-        return f"Service '{data.get('service')}' not found."
+            where = f" on '{data['nodeID']}' node" if data.get("nodeID") else ""
+            return f"Service '{data['action']}' is not found{where}."
+        version = f"{data['version']}." if data.get("service") and data.get("version") else ""
+        return f"Service '{version}{data.get('service')}' not found."
 
 
 class ServiceNotAvailableError(_RetryableDataError):
-    """The action is known, but nobody offers it now. `data`: `{action, nodeID?}`."""
+    """The action is known, but no node offers it now. `data`: `{action, nodeID?}`."""
 
     default_code = 404
     default_type = "SERVICE_NOT_AVAILABLE"
 
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        if data.get("nodeID"):
-            return f"Service '{data.get('action')}' is not available on '{data['nodeID']}' node."
-        return f"Service '{data.get('action')}' is not available."
+    @classmethod
+    def describe(cls, data: dict[str, Any]) -> str:
+        where = f" on '{data['nodeID']}' node" if data.get("nodeID") else ""
+        return f"Service '{data.get('action')}' is not available{where}."
 
 
 class RequestTimeoutError(_RetryableDataError):
@@ -175,10 +176,7 @@ class RequestTimeoutError(_RetryableDataError):
 
     default_code = 504
     default_type = "REQUEST_TIMEOUT"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return f"Request is timed out when call '{data.get('action')}' action on '{data.get('nodeID')}' node."
+    template = "Request is timed out when call '{action}' action on '{nodeID}' node."
 
 
 class RequestRejectedError(_RetryableDataError):
@@ -186,10 +184,7 @@ class RequestRejectedError(_RetryableDataError):
 
     default_code = 503
     default_type = "REQUEST_REJECTED"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return f"Request is rejected when call '{data.get('action')}' action on '{data.get('nodeID')}' node."
+    template = "Request is rejected when call '{action}' action on '{nodeID}' node."
 
 
 class QueueIsFullError(_RetryableDataError):
@@ -197,10 +192,7 @@ class QueueIsFullError(_RetryableDataError):
 
     default_code = 429
     default_type = "QUEUE_FULL"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return f"Queue is full. Request '{data.get('action')}' action on '{data.get('nodeID')}' node is rejected."
+    template = "Queue is full. Request '{action}' action on '{nodeID}' node is rejected."
 
 
 class RequestSkippedError(_DataError):
@@ -208,20 +200,14 @@ class RequestSkippedError(_DataError):
 
     default_code = 514
     default_type = "REQUEST_SKIPPED"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return f"Calling '{data.get('action')}' is skipped because timeout reached on '{data.get('nodeID')}' node."
+    template = "Calling '{action}' is skipped because timeout reached on '{nodeID}' node."
 
 
 class MaxCallLevelError(_DataError):
     """Calls are nested deeper than allowed. `data`: `{nodeID, level}`."""
 
     default_type = "MAX_CALL_LEVEL"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return f"Request level is reached the limit ({data.get('level')}) on '{data.get('nodeID')}' node."
+    template = "Request level is reached the limit ({level}) on '{nodeID}' node."
 
 
 class GracefulStopTimeoutError(_DataError):
@@ -229,31 +215,24 @@ class GracefulStopTimeoutError(_DataError):
 
     default_type = "GRACEFUL_STOP_TIMEOUT"
 
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        if data.get("name"):
-            return f"Unable to stop '{data['name']}' service gracefully."
-        return "Unable to stop ServiceBroker gracefully."
+    @classmethod
+    def describe(cls, data: dict[str, Any]) -> str:
+        what = f"'{data['name']}' service" if data.get("name") else "ServiceBroker"
+        return f"Unable to stop {what} gracefully."
 
 
 class ProtocolVersionMismatchError(_DataError):
     """A packet of a protocol version this node is not set to speak. `data`: `{nodeID, actual, received}`."""
 
     default_type = "PROTOCOL_VERSION_MISMATCH"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return "Protocol version mismatch."
+    template = "Protocol version mismatch."
 
 
 class InvalidPacketDataError(_DataError):
-    """Bytes that are no packet."""
+    """Bytes that are not a packet."""
 
     default_type = "INVALID_PACKET_DATA"
-
-    @staticmethod
-    def describe(data: dict[str, Any]) -> str:
-        return "Invalid packet data."
+    template = "Invalid packet data."
 
 
 class BrokerDisconnectedError(MoleculerRetryableError):
@@ -268,22 +247,16 @@ class BrokerDisconnectedError(MoleculerRetryableError):
         )
 
 
-class ServiceSchemaError(MoleculerError):
+class ServiceSchemaError(_MessageError):
     """A service is declared wrongly."""
 
     default_type = "SERVICE_SCHEMA_ERROR"
 
-    def __init__(self, message: Any, data: Any = None) -> None:
-        super().__init__(message, None, None, data)
 
-
-class BrokerOptionsError(MoleculerError):
+class BrokerOptionsError(_MessageError):
     """A setting of the broker does not fit."""
 
     default_type = "BROKER_OPTIONS_ERROR"
-
-    def __init__(self, message: Any, data: Any = None) -> None:
-        super().__init__(message, None, None, data)
 
 
 class RemoteError(MoleculerError):
@@ -292,7 +265,7 @@ class RemoteError(MoleculerError):
     def __init__(self, name: str, message: Any, code: Any = None, type: str | None = None, data: Any = None) -> None:
         super().__init__(message, code, type, data)
         self._name = name
-        self.code = code  # kept as sent, also when missing or no number (§6.1)
+        self.code = code  # kept as sent, also when missing or not a number (§6.1)
 
     @property
     def name(self) -> str:
@@ -305,20 +278,10 @@ _GIVEN = {
 }
 _FROM_DATA = {
     kind.__name__: kind
-    for kind in (
-        ServiceNotFoundError,
-        ServiceNotAvailableError,
-        RequestTimeoutError,
-        RequestSkippedError,
-        RequestRejectedError,
-        QueueIsFullError,
-        MaxCallLevelError,
-        GracefulStopTimeoutError,
-        ProtocolVersionMismatchError,
-        InvalidPacketDataError,
-    )
+    for kind in (*_DataError.__subclasses__(), *_RetryableDataError.__subclasses__())
+    if kind is not _RetryableDataError
 }
-_MESSAGE_AND_DATA = {kind.__name__: kind for kind in (ServiceSchemaError, BrokerOptionsError, PayloadTooLargeError)}
+_MESSAGE_AND_DATA = {kind.__name__: kind for kind in _MessageError.__subclasses__()}
 
 
 def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -330,7 +293,7 @@ def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says. Classes of users may fail at that, which must not keep callers from hearing of the error."""
+    """What an error says. Classes of users may fail at that, which must not keep the error from callers."""
     try:
         return str(error)
     except Exception:

@@ -25,7 +25,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class BrokerOptions(Struct, frozen=True, kw_only=True):
-    """What a ServiceBroker can be told. Times in seconds."""
+    """The settings of a ServiceBroker. Times in seconds."""
 
     node_id: str
     """Unique in the cluster. Default: host, process id and four random digits."""
@@ -40,7 +40,7 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     protocol: Protocol | None = None
     """"4" or "5" to speak only with nodes of Moleculer 0.14 or 0.15; None for both at once."""
     request_timeout: Seconds = 0.0
-    """How long a call waits for its answer when it does not say itself; 0 for ever. The default is that of JS."""
+    """How long a call waits for its answer when it does not say itself; 0 for no limit. The default is that of JS."""
     wait_for_connection: bool = False
     """In an outage of more than 2 s, calls wait for its end inside their timeout, and after it for the nodes that were
     lost with it; else they fail at once with BrokerDisconnectedError, which is retryable."""
@@ -104,42 +104,19 @@ def _cacher(text: str) -> Any:
     return _SWITCH[text.lower()] if text.lower() in _SWITCH else _json_object(text)
 
 
-_MUST_BE = {
-    float: "a number",
-    int: "a whole number",
-    _yes_or_no: "true or false",
-    _json_object: 'a JSON object, such as {"enabled": true}',
-    _cacher: 'true, false, memory, or a JSON object such as {"ttl": 30}',
+_READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    bool: (_yes_or_no, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    dict: (_json_object, 'a JSON object, such as {"enabled": true}'),
 }
+"""How an option of a type is read, and what it must be; any other is text."""
 
-_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
-    "node_id": str,
-    "namespace": str,
-    "transporter": str,
-    "transporter_options": _json_object,
-    "serializer": str,
-    "protocol": str,
-    "request_timeout": float,
-    "wait_for_connection": _yes_or_no,
-    "max_call_level": int,
-    "strategy": str,
-    "strategy_options": _json_object,
-    "retry_policy": _json_object,
-    "circuit_breaker": _json_object,
-    "bulkhead": _json_object,
-    "cacher": _cacher,
-    "disable_balancer": _yes_or_no,
-    "prefer_local": _yes_or_no,
-    "convert_params": _yes_or_no,
-    "internal_services": _yes_or_no,
-    "visitor": _yes_or_no,
-    "metadata": _json_object,
-    "heartbeat_interval": float,
-    "heartbeat_timeout": float,
-    "shutdown_timeout": float,
-}
-"""How each option is read. Those that hold Python objects (`middlewares`, `transforms`, `error_handler`) cannot be."""
-
+_FROM_ENVIRONMENT = {
+    field.name: _READERS.get(getattr(field.type, "__origin__", field.type), (str, "text"))
+    for field in msgspec.structs.fields(BrokerOptions)
+    if field.name not in ("middlewares", "transforms", "error_handler")  # which hold Python objects
+} | {"cacher": (_cacher, 'true, false, memory, or a JSON object such as {"ttl": 30}')}
 
 _PREFIX = "BROKER_"
 
@@ -147,11 +124,11 @@ _OF_COMMANDS = ("log_level", "log_format", "nats_url")
 """What the command lines read besides, from variables without the prefix."""
 
 _LINKED = re.compile(r"_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$")
-"""What Kubernetes and Docker put into the environment for a service that is called `broker`: nobody wrote these."""
+"""What Kubernetes and Docker put into the environment for a service that is called `broker`."""
 
 
 def ignored_settings(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each variable that looks like an option of the broker and is none, such as a misspelt one."""
+    """A line for each variable that looks like an option of the broker but is not, such as a misspelt one."""
     for variable in sorted(environment):
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in _FROM_ENVIRONMENT or _LINKED.search(variable):
@@ -171,16 +148,14 @@ def make_options(given: Mapping[str, Any], environment: Mapping[str, str]) -> Br
     Raises BrokerOptionsError for a value that does not fit.
     """
     values = {name: value for name, value in given.items() if value is not None}
-    for name, convert in _FROM_ENVIRONMENT.items():
+    for name, (convert, kind) in _FROM_ENVIRONMENT.items():
         text = environment.get(f"{_PREFIX}{name.upper()}")
         if text and name not in values:
             try:
                 values[name] = convert(text)
             except ValueError:  # msgspec's are, too
                 given_text = "what it is" if name == "transporter_options" else repr(text)  # which may hold a secret
-                raise BrokerOptionsError(
-                    f"{_PREFIX}{name.upper()} must be {_MUST_BE[convert]}, not {given_text}."
-                ) from None
+                raise BrokerOptionsError(f"{_PREFIX}{name.upper()} must be {kind}, not {given_text}.") from None
     values.setdefault("node_id", default_node_id())
     try:
         options = BrokerOptions(**values)

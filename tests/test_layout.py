@@ -23,7 +23,7 @@ STORE = "services.environments_store"
 LIBRARIES = {
     "nats": "broker.transports.nats",
     "cbor2": "broker.protocol.codecs.cbor",
-    "cryptography": "broker.protocol.transforms.encryption",
+    "cryptography": "broker.protocol.transforms",
     "asyncpg": f"{STORE}.database.postgres",
     "aiosqlite": f"{STORE}.database.sqlite {STORE}.schema. {STORE}.operations.",
     "typer": f"broker.__main__ broker.cli. {STORE}.__main__ {STORE}.commands.",

@@ -6,6 +6,7 @@ import msgspec
 
 from broker.masking import masked
 from broker.options import BrokerOptions
+from broker.protocol.javascript import camel
 
 _MILLISECONDS = 1000
 
@@ -14,7 +15,7 @@ def show_options(options: BrokerOptions) -> dict[str, Any]:
     """Options as tools read them: no functions, no objects, and never a password."""
     given = {field.name: getattr(options, field.name) for field in msgspec.structs.fields(options)}
     given["transporter"] = _address(given["transporter"])
-    shown: dict[str, Any] = {_spelt(name): value for name, value in masked(given).items()}
+    shown: dict[str, Any] = {camel(name): value for name, value in masked(given).items()}
     shown["nodeID"] = options.node_id
     shown["requestTimeout"] = options.request_timeout * _MILLISECONDS
     shown["tracking"] = {"enabled": True, "shutdownTimeout": options.shutdown_timeout * _MILLISECONDS}
@@ -36,9 +37,3 @@ def _address(transporter: Any) -> Any:
             return [_address(part) for part in transporter]
         case _:
             return type(transporter).__name__
-
-
-def _spelt(name: str) -> str:
-    """`request_timeout` as `requestTimeout`."""
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)

@@ -17,6 +17,12 @@ _RADIX = re.compile(r"0(?:[xX][\da-fA-F]+|[oO][0-7]+|[bB][01]+)", re.ASCII)
 _BLANKS = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
+def camel(name: str) -> str:
+    """A Python name as JavaScript spells it: `request_timeout` as `requestTimeout`."""
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
 def text(value: Any) -> str:
     """`String(value)` of JavaScript, for what JSON can carry."""
     if isinstance(value, str):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from broker.context import Context, Next
-from broker.registry.strategies.base import Strategy
+from broker.registry.strategies import Strategy
 from broker.services.schema import ActionDefinition, EventDefinition
 
 

@@ -15,8 +15,7 @@ from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.protocol.packets import PROTOCOLS, Info, Protocol
 from broker.registry.endpoints import Choices, Endpoint, Listener
 from broker.registry.patterns import matches
-from broker.registry.strategies import StrategyMaker
-from broker.registry.strategies.latencies import Latencies
+from broker.registry.strategies import Latencies, StrategyMaker
 from broker.services.schema import ServiceDefinition, full_service_name
 
 T = TypeVar("T")

@@ -40,19 +40,6 @@ class StrategyOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Shard: hash values of the ring; 2^32 by default."""
 
 
-# Wire names (JS options), and how many of the wire's units are one of ours.
-WIRE: Mapping[str, tuple[str, float]] = {
-    "sample_count": ("sampleCount", 1),
-    "low_cpu_usage": ("lowCpuUsage", 1),
-    "low_latency": ("lowLatency", 1000),
-    "collect_count": ("collectCount", 1),
-    "ping_interval": ("pingInterval", 1),
-    "shard_key": ("shardKey", 1),
-    "vnodes": ("vnodes", 1),
-    "ring_size": ("ringSize", 1),
-}
-
-
 def strategy_name(name: str) -> str:
     """The strategy's name as it is spelt. Raises BrokerOptionsError for an unknown one."""
     try:
@@ -72,11 +59,11 @@ def read_options(options: Mapping[str, Any]) -> StrategyOptions:
 
 
 def announcement(strategy: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`strategy` and `strategyOptions` as an action or event tells them. Raises BrokerOptionsError."""
+    """`strategy` and `strategyOptions` as an action or event announces them. Raises BrokerOptionsError."""
     if strategy is None:
         return {}
     read_options(options)
-    return {"strategy": strategy_name(strategy), "strategyOptions": to_wire(options, WIRE)}
+    return {"strategy": strategy_name(strategy), "strategyOptions": to_wire(options)}
 
 
 def for_info(announced: Mapping[str, Any]) -> dict[str, Any]:

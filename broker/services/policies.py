@@ -3,6 +3,7 @@
 In Python times are seconds and names are Python's. On the wire they are those of Moleculer JS (protocol §3.2, §12).
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -11,6 +12,7 @@ from msgspec import Meta, Struct
 
 from broker import defaults
 from broker.errors import BrokerOptionsError
+from broker.protocol.javascript import camel
 
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -25,7 +27,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_delay: Seconds = defaults.RETRY_MAX_DELAY_S
     factor: float = defaults.RETRY_FACTOR
     check: Any = None
-    """A function of the error that tells whether to try again; by default its `retryable` does."""
+    """A function of the error that decides whether to try again; by default its `retryable` does."""
 
 
 class CircuitBreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +40,7 @@ class CircuitBreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fie
     min_request_count: Count = defaults.BREAKER_MIN_REQUESTS
     half_open_time: Seconds = defaults.BREAKER_HALF_OPEN_S
     check: Any = None
-    """A function of the error that tells whether it counts as a failure; by default its code does, from 500 on."""
+    """A function of the error that decides whether it counts as a failure; by default its code does, from 500 on."""
 
 
 class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,39 +54,12 @@ class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy)
 
-Wire = Mapping[str, tuple[str, float]]
-"""Python name to wire name, and how many of the wire's units are one of ours."""
+_MILLISECONDS = ("delay", "max_delay", "half_open_time", "low_latency")
+"""The options, of strategies too, that are milliseconds on the wire and seconds here."""
 
-WIRE: dict[str, tuple[str, Wire]] = {
-    "retry_policy": (
-        "retryPolicy",
-        {
-            "enabled": ("enabled", 1),
-            "retries": ("retries", 1),
-            "delay": ("delay", 1000),
-            "max_delay": ("maxDelay", 1000),
-            "factor": ("factor", 1),
-        },
-    ),
-    "circuit_breaker": (
-        "circuitBreaker",
-        {
-            "enabled": ("enabled", 1),
-            "threshold": ("threshold", 1),
-            "window_time": ("windowTime", 1),
-            "min_request_count": ("minRequestCount", 1),
-            "half_open_time": ("halfOpenTime", 1000),
-        },
-    ),
-    "bulkhead": (
-        "bulkhead",
-        {
-            "enabled": ("enabled", 1),
-            "concurrency": ("concurrency", 1),
-            "max_queue_size": ("maxQueueSize", 1),
-        },
-    ),
-}
+_OF_PYTHON = "check"
+"""The option that is a function, and so never travels."""
+
 KINDS: dict[str, Any] = {
     "retry_policy": RetryPolicy,
     "circuit_breaker": CircuitBreakerPolicy,
@@ -111,38 +86,35 @@ def announced_policies(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What an action of a peer's INFO says about calling it. What makes no sense is left out."""
     found: dict[str, dict[str, Any]] = {}
     for name in ("retry_policy", "circuit_breaker"):
-        wire_name, wire = WIRE[name]
-        given = info.get(wire_name)
-        if not isinstance(given, dict):
-            continue
-        changes = from_wire(given, wire)
-        try:
-            merge(KINDS[name](), changes)
-        except BrokerOptionsError:
-            continue
-        found[name] = changes
+        given = info.get(camel(name))
+        if isinstance(given, dict):
+            changes = from_wire(given, KINDS[name])
+            with contextlib.suppress(BrokerOptionsError):
+                merge(KINDS[name](), changes)
+                found[name] = changes
     return found
 
 
 def announce_policies(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The policies of an own action, or event, as INFO carries them; functions cannot travel."""
-    return {wire_name: to_wire(settings[name], wire) for name, (wire_name, wire) in WIRE.items() if settings.get(name)}
+    return {camel(name): to_wire(settings[name]) for name in KINDS if settings.get(name)}
 
 
-def from_wire(given: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
-    """Options in Python's names and units; others are left out."""
+def from_wire(given: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
+    """Options in Python's names and units; those that are not of the `kind`, and `check`, are left out."""
     changes: dict[str, Any] = {}
-    for name, (wire_name, units) in wire.items():
-        value = given.get(wire_name)
-        if value is not None:
-            changes[name] = value / units if units != 1 and isinstance(value, int | float) else value
+    for name in kind.__struct_fields__:
+        value = given.get(camel(name))
+        if value is not None and name != _OF_PYTHON:
+            is_time = name in _MILLISECONDS and isinstance(value, int | float)
+            changes[name] = value / 1000 if is_time else value
     return changes
 
 
-def to_wire(options: Mapping[str, Any], wire: Wire) -> dict[str, Any]:
-    """Options in the names and units of the wire; what it has no name for is left out."""
+def to_wire(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in the names and units of the wire, without `check`."""
     return {
-        wire[name][0]: value * wire[name][1] if wire[name][1] != 1 else value
+        camel(name): value * 1000 if name in _MILLISECONDS else value
         for name, value in options.items()
-        if name in wire and value is not None
+        if name != _OF_PYTHON and value is not None
     }

@@ -186,6 +186,11 @@ def test_c56_an_unknown_class_keeps_its_name_code_type_data_and_flag() -> None:
     )
 
 
+def test_c56_a_name_of_a_base_class_of_this_module_is_an_unknown_class() -> None:
+    for name in ("_DataError", "_RetryableDataError", "_MessageError"):
+        assert isinstance(error_from_wire({"name": name, "message": "x"}, "js"), RemoteError)
+
+
 def test_c57_a_forwarded_error_keeps_the_node_it_came_from() -> None:
     received = over_the_wire(RequestTimeoutError({"action": "a.b", "nodeID": "js-3"}), "js-3")
     assert error_to_wire(received, "py-1")["nodeID"] == "js-3"

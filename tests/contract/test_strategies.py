@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from broker import Context, Service, ServiceSchemaError, action, event
-from broker.registry.strategies.lowest import Lowest
-from broker.registry.strategies.shard import Ring
+from broker.registry.strategies import Lowest, Ring
 from tests.support.cluster import Cluster
 from tests.support.waiting import eventually
 

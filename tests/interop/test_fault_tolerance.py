@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker import Context, MoleculerServerError, Service, ServiceBroker, ServiceNotAvailableError, action
-from broker.registry.strategies.shard import Ring
+from broker.registry.strategies import Ring
 from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
 from tests.support.waiting import eventually
 

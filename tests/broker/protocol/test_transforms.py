@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import BrokerOptionsError, InvalidPacketDataError
+from broker.protocol.codecs import TransformingCodec
 from broker.protocol.codecs.json import JSONCodec
-from broker.protocol.codecs.transforming import TransformingCodec
 from broker.protocol.packets import Heartbeat
-from broker.protocol.transforms import Compression, Encryption, Transform
-from broker.protocol.transforms.compression import Method
+from broker.protocol.transforms import Compression, Encryption, Method, Transform
 
 PACKET = b'{"cpu":13,"ver":"4","sender":"node-1"}'
 KEY, IV = "12345678901234567890123456789012", "1234567890123456"
@@ -133,7 +132,7 @@ def test_c85_a_packet_that_cannot_be_decoded_is_named_as_such() -> None:
         codec.decode("REQ", PACKET)
     assert caught.value.data == {
         "command": "REQ",
-        "reason": "it cannot be decrypted: its size is no multiple of a block",
+        "reason": "it cannot be decrypted: its size is not a multiple of a block",
         "size": len(PACKET),
     }
     assert codec.decode_address(PACKET) is None

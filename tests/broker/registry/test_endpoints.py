@@ -7,7 +7,7 @@ import pytest
 
 from broker.context import Context
 from broker.registry.endpoints import Choices, Endpoint
-from broker.registry.strategies.round_robin import RoundRobin
+from broker.registry.strategies import RoundRobin
 from broker.services.service import Service, action, define
 
 

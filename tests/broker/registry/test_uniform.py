@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from broker.registry.strategies.uniform import Uniform
+from broker.registry.strategies import Uniform
 
 
 def test_c75_every_endpoint_is_chosen_about_as_often() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from broker.registry.strategies.lowest import Lowest
+from broker.registry.strategies import Lowest
 
 
 @dataclass(frozen=True)

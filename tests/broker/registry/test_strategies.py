@@ -5,12 +5,7 @@ from typing import Any
 import pytest
 
 from broker.errors import BrokerOptionsError
-from broker.registry.strategies import StrategyMaker
-from broker.registry.strategies.latencies import Latencies
-from broker.registry.strategies.lowest import Lowest
-from broker.registry.strategies.round_robin import RoundRobin
-from broker.registry.strategies.shard import Shard
-from broker.registry.strategies.uniform import Uniform
+from broker.registry.strategies import Latencies, Lowest, RoundRobin, Shard, StrategyMaker, Uniform
 from broker.services.balancing import NAMES, announcement, for_info, read_options, strategy_name
 
 

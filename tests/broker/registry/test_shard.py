@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.registry.strategies.shard import RING_SIZE, Ring, Shard
+from broker.registry.strategies import RING_SIZE, Ring, Shard
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Round robin, as the reference says (protocol §9.2)."""
 
-from broker.registry.strategies.round_robin import RoundRobin
+from broker.registry.strategies import RoundRobin
 
 
 def test_c75_one_after_the_other() -> None:
