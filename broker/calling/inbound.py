@@ -7,7 +7,6 @@ import math
 import anyio
 from msgspec import Raw
 
-from broker.calling.outgoing import is_stream
 from broker.calling.sending import Sending
 from broker.calling.service_host import Catalog, EventHandler, HostedAction, services_within
 from broker.cancellation import raise_unasked
@@ -122,7 +121,7 @@ class Serving:
         try:
             try:
                 result = await hosted.run(ctx)
-                if is_stream(result):
+                if hasattr(result, "__aiter__"):
                     stream = self._sending.answer(request, job.reply, ctx, result)
                     await stream.begin(deadline)
                     job.answering = True

@@ -27,8 +27,7 @@ class Pending(Struct, eq=False):
     """Whether the call has a timeout."""
 
 
-@dataclass(slots=True)
-class Publish:
+class Publish(Struct):
     """Send a packet. With `reply_id`, ask the server to tell when nobody listens on the subject."""
 
     subject: str
@@ -50,16 +49,14 @@ class RunAction(Struct, eq=False):
     """Whether its answer, a stream, has begun."""
 
 
-@dataclass(slots=True)
-class RunEvent:
+class RunEvent(Struct):
     """Run event handlers of this node."""
 
     event: Event
     listeners: list[Listener]
 
 
-@dataclass(slots=True)
-class Settle:
+class Settle(Struct):
     """A request was answered."""
 
     pending: Pending

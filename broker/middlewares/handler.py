@@ -35,9 +35,14 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
 
     else:
         decoder = codec.value_decoder(parameters.kind)
+        arguments = parameters.arguments
 
         async def invoke(ctx: Context) -> Any:
-            values = _typed(definition, ctx, decoder)
+            raw = ctx.raw_params
+            try:
+                values = arguments(decoder(raw)) if raw is not None else _typed(definition, ctx, decoder)
+            except msgspec.ValidationError:
+                values = _typed(definition, ctx, decoder)  # converts what it can, or says all that is wrong
             try:
                 return handler(ctx, **values) if streams else await handler(ctx, **values)
             except asyncio.CancelledError as error:

@@ -120,6 +120,8 @@ class Registry:
         """When this process started, on the clock of every `now`."""
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
         self.actions: dict[str, Choices[Endpoint]] = {}
+        self._own: dict[str, Endpoint] = {}
+        """This node's endpoints, by the names of their actions."""
         self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
         self.unresponsive: set[str] = set()
         """Nodes that are connected and answer nothing: chosen only when no other node can be. See `avoid`."""
@@ -295,7 +297,7 @@ class Registry:
 
     def local_endpoint(self, name: str) -> Endpoint | None:
         """This node's own endpoint of an action, usable or not."""
-        return self.endpoint_on(name, self.local.id)
+        return self._own.get(name)
 
     def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
         """A node's endpoint of an action, usable or not."""
@@ -392,7 +394,10 @@ class Registry:
             strategy = self._strategies.announced(info)
             choices = self.actions[endpoint.name] = Choices(endpoint.name, strategy, self.unresponsive)
         self._vacant.pop(choices, None)
-        node.offers.add(choices.put(endpoint))
+        member = choices.put(endpoint)
+        node.offers.add(member)
+        if node.local:
+            self._own[endpoint.name] = member
 
     def _offer_listener(self, node: KnownNode, listener: Listener, info: Mapping[str, Any]) -> None:
         key = listener.name, listener.group
@@ -411,6 +416,8 @@ class Registry:
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
         for member in members:
             node.offers.discard(member)
+            if self._own.get(member.name) is member:
+                del self._own[member.name]
             choices: Choices[Any] | None = member.offered
             if choices is not None:
                 choices.drop(member)

@@ -59,14 +59,14 @@ class Parameters:
         rules = {item.encode_name: rule_of(types.type_info(item.type)) for item in self.fields}
         self._rules = {name: converting(rule) if convert else rule for name, rule in rules.items()}
         self.converts = convert
+        self.arguments: Callable[[Struct], dict[str, Any]] = (
+            self._with_none if self._nullable else msgspec.structs.asdict
+        )
+        """Makes keyword arguments for the handler."""
 
-    def arguments(self, values: Struct) -> dict[str, Any]:
-        """Keyword arguments for the handler."""
+    def _with_none(self, values: Struct) -> dict[str, Any]:
         arguments = msgspec.structs.asdict(values)
-        for name in self._nullable:
-            if arguments[name] == _NULL:
-                arguments[name] = None
-        return arguments
+        return arguments | {name: None for name in self._nullable if arguments[name] == _NULL}
 
     def convert(self, params: Any, encode: Callable[[object], Raw]) -> Struct:
         """Params of a call in this process. Raises msgspec.ValidationError when they do not fit."""

@@ -96,15 +96,15 @@ class NATSTransport:
         return await self._link.subscribe(NATSSubscription(self._link, subject, queue, on_nats_message, take))
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        connection = self._link.connection
-        if connection is None:
+        connection = self._link.current
+        if connection is None or not connection.is_open:
             raise BrokerDisconnectedError
-        if len(data) > connection.max_payload:
-            raise too_large(len(data), connection.max_payload)
         reply = f"{self._inbox}.{reply_id}" if reply_id and self._has_inbox else ""
         if not _PLAIN(subject + reply):
             _check_subject(subject + reply)
         if not connection.write(subject, data, reply):
+            if len(data) > connection.max_payload:
+                raise too_large(len(data), connection.max_payload)
             with TRANSLATED:
                 await connection.publish(subject, data, reply)
 

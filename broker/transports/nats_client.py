@@ -160,16 +160,16 @@ class Connection(Client):
         queue, flusher = self._flush_queue, self._flusher_task
         if queue is None or flusher is None or self._status != Client.CONNECTED:
             return False
-        message = b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
-        size = self._pending_data_size + len(message)
-        if size > self._max_pending_size:
+        size = len(data)
+        if size > self._max_payload or size + self._pending_data_size > self._max_pending_size:
             return False
         if queue.empty():
             if flusher.done():
                 return False
             queue.put_nowait(asyncio.get_running_loop().create_future())
+        message = b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data)
         self._pending.append(message)
-        self._pending_data_size = size
+        self._pending_data_size += len(message)
         return True
 
     async def abandon(self) -> None:

@@ -40,20 +40,21 @@ class Link:
         self._prepare = prepare
         self._observer = Observer()
         self._name = ""
-        self._connection: Connection | None = None
+        self.current: Connection | None = None
+        """The last one that was used, which may be lost."""
         self._subscriptions: dict[NATSSubscription, None] = {}
         self._keeper: tuple[asyncio.Task[None], anyio.CancelScope] | None = None
 
     @property
     def connection(self) -> Connection | None:
         """The one to use; None when there is none now."""
-        connection = self._connection
+        connection = self.current
         return connection if connection is not None and connection.is_open else None
 
     @property
     def max_payload(self) -> int | None:
         """That of the last server."""
-        return self._connection.max_payload if self._connection else None
+        return self.current.max_payload if self.current else None
 
     async def open(self, observer: Observer, name: str, first: "NATSSubscription") -> None:
         """Connect to the first server that accepts it. Raises RefusedError and BrokerDisconnectedError."""
@@ -67,12 +68,12 @@ class Link:
 
     async def subscribe(self, subscription: "NATSSubscription") -> "NATSSubscription":
         """On this connection, and on each later one."""
-        if self._connection is None:
+        if self.current is None:
             raise BrokerDisconnectedError
         self._subscriptions[subscription] = None
-        if self._connection.is_open:
+        if self.current.is_open:
             with suppress(BrokerDisconnectedError), TRANSLATED:
-                await subscription.open_on(self._connection)
+                await subscription.open_on(self.current)
         return subscription
 
     async def close(self) -> None:
@@ -82,7 +83,7 @@ class Link:
                 keeping, scope = self._keeper
                 scope.cancel()
                 await asyncio.wait([keeping])
-            connection, self._connection, self._keeper = self._connection, None, None
+            connection, self.current, self._keeper = self.current, None, None
             self._subscriptions.clear()
             if connection is not None:
                 if connection.is_open:
@@ -125,7 +126,7 @@ class Link:
         except BaseException:
             await connection.abandon()
             raise
-        self._connection = connection
+        self.current = connection
 
     async def _keep(self, connection: Connection, scope: anyio.CancelScope) -> None:
         with scope:
@@ -197,7 +198,7 @@ class Link:
                 while any(live.delivered - live.pending_msgs < until for live, until in arrived):  # noqa: ASYNC110
                     await anyio.sleep(NATS_OVERLAP_S / 10)
         finally:
-            if self._connection is new:
+            if self.current is new:
                 await old.abandon()
             old.overlap = new.overlap = None
 

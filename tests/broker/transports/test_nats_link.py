@@ -300,9 +300,12 @@ async def test_credentials_that_are_refused_end_the_first_connection_and_are_ret
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        (Client(), "_close _connect_command _err _flush_queue _flusher_task _max_pending_size _pending"),
-        (Client(), "_pending_data_size _pongs _process_err _process_info _process_msg _process_pong _remove_sub"),
-        (Client(), "_server_info _status _subs _transport"),
+        (Client(), "_close _connect_command _err _flush_queue _flusher_task _max_payload _max_pending_size"),
+        (
+            Client(),
+            "_pending _pending_data_size _pongs _process_err _process_info _process_msg _process_pong",
+        ),
+        (Client(), "_remove_sub _server_info _status _subs _transport"),
         (Subscription(Client()), "_cb _id _pending_queue _received"),
     ],
 )
