@@ -24,6 +24,7 @@ import tempfile
 import traceback
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ PROGRAMS = {
 }
 """What `python -m` calls them, and the modules whose `main` runs them."""
 _IMPORTED_LATE = (
-    *("anyio._backends._asyncio", "typer.rich_utils", "uvloop"),
+    *("anyio._backends._asyncio", "typer.rich_utils"),
+    *(["uvloop"] if find_spec("uvloop") else []),
     "services.environments_store.database.sqlite_connection",
     "services.environments_store.schema.inspect_sqlite",
 )
