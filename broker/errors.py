@@ -371,3 +371,13 @@ def _stack(name: str, message: object, traceback: TracebackType | None) -> str:
         lines.append(f"    at {code.co_qualname} ({code.co_filename}:{traceback.tb_lineno})")
         traceback = traceback.tb_next
     return "\n".join(lines)
+
+
+def publish_denied(subject: str) -> MoleculerError:
+    """The error for what this node has no right to send."""
+    return MoleculerError(
+        f"The NATS user of this node has no permission to publish to '{subject}'. Grant it at the NATS server.",
+        403,
+        "PUBLISH_DENIED",
+        {"subject": subject},
+    )

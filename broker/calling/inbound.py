@@ -7,7 +7,6 @@ import math
 import anyio
 from msgspec import Raw
 
-from broker.calling.sending import Sending
 from broker.calling.service_host import Catalog, EventHandler, HostedAction, services_within
 from broker.cancellation import raise_unasked
 from broker.context import Caller, Context, Next
@@ -39,7 +38,6 @@ class Serving:
         self._transit = transit
         self._codec = codec
         self._catalog = catalog
-        self._sending = Sending(node, transit, codec)
 
     def start_request(self, job: RunAction) -> None:
         hosted = self._catalog.begin(job.action)
@@ -122,8 +120,8 @@ class Serving:
             try:
                 result = await hosted.run(ctx)
                 if hasattr(result, "__aiter__"):
-                    stream = self._sending.answer(request, job.reply, ctx, result)
-                    await stream.begin(deadline)
+                    stream = self._node.performing.writers.answer(request, job.reply, ctx, result)
+                    await stream.open(deadline)
                     job.answering = True
                     await stream.write()
                     return

@@ -10,10 +10,7 @@ from typing import Any, Protocol
 import anyio
 from msgspec import UNSET, Raw, Struct
 
-from broker.calling.outgoing import async_iterator, is_stream
-from broker.calling.sending import OutgoingStream, Sending
 from broker.calling.service_host import Catalog
-from broker.calling.upload import Upload
 from broker.context import ABSENT, Caller, CallOptions, Context
 from broker.conversation.transit import Transit
 from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S
@@ -38,6 +35,8 @@ from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
 from broker.streams.local import LocalStream
 from broker.streams.reader import Readable, StreamReader
+from broker.streams.source import Source, async_iterator, is_stream
+from broker.streams.writer import StreamWriter
 
 
 class Broker(Caller, Protocol):
@@ -70,7 +69,6 @@ class Calls:
         self._codec = codec
         self._catalog = catalog
         self._chains = chains
-        self._sending = Sending(node, transit, codec)
         self._is_balanced = options.disable_balancer and node.transport is not None
         """Whether NATS chooses nodes."""
         self._has_deadlines = options.request_timeout > 0
@@ -104,7 +102,7 @@ class Calls:
         finally:
             if runs_users_code:
                 self._node.end_own_work(before)
-            if ctx.stream is not None and isinstance(ctx.stream, Upload):
+            if ctx.stream is not None and isinstance(ctx.stream, Source):
                 ctx.stream.drop()
             if parent is not None:
                 parent.meta.update(ctx.meta)
@@ -181,7 +179,7 @@ class Calls:
         """A stream for a handler of this node."""
         if stream is None or isinstance(stream, Readable):
             return stream
-        items = stream.hand_over() if isinstance(stream, Upload) else async_iterator(stream)
+        items = stream.hand_over() if isinstance(stream, Source) else async_iterator(stream)
         return LocalStream(items, self._as_remote)
 
     def _result_here(self, result: Any, along: Readable | None) -> Any:
@@ -199,7 +197,7 @@ class Calls:
                 return self._result(*await self._ask(endpoint, endpoint.node_id, ctx), ctx)
             except Undelivered as gone:
                 rejected = gone.error
-            if isinstance(ctx.stream, Upload) and ctx.stream.sent:
+            if isinstance(ctx.stream, Source) and ctx.stream.sent:
                 raise rejected
             await self._require_connection()
             named = None if ctx.attempt or ctx.options is None else ctx.options.node_id
@@ -250,23 +248,23 @@ class Calls:
         """The same for a call that takes a stream along."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
-        upload = await self._upload(ctx)
+        source = await self._source(ctx)
         request = self._request(endpoint.node_id, ctx)
         request.params = self._codec.encode_value(ctx.params)
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        stream = self._sending.along_with(request, endpoint.node_id, upload.source, has_params=has_params)
+        writer = self._node.performing.writers.along_with(request, endpoint.node_id, source, has_params=has_params)
         try:
             self._waiting.expect(request, endpoint.node_id, waiter, loop.time())
             await self._publish(endpoint.subject or self._subject(endpoint), request)
-            await self._begin_stream(stream, upload, waiter)
+            await self._begin_stream(writer, waiter)
             answer = await waiter
-            stream.answered(answer, upload)
+            writer.answered(answer)
             return answer
         except asyncio.CancelledError:  # the request may be out, also when it was being sent
-            stream.give_up(upload)
+            writer.cancel()
             raise
         except Exception:
-            stream.drop()
+            writer.drop()
             raise
         finally:
             self._give_up(request, waiter)
@@ -296,25 +294,25 @@ class Calls:
         if waiter.done() and not waiter.cancelled():
             waiter.exception()
 
-    async def _begin_stream(self, stream: OutgoingStream, upload: Upload, waiter: "asyncio.Future[Answer]") -> None:
+    async def _begin_stream(self, writer: StreamWriter, waiter: "asyncio.Future[Answer]") -> None:
         """Send a stream when the server has taken its request and not said that there are no responders: only what has
         not begun can go to another node. A handler that has answered already may still read."""
         assert self._transport is not None
         try:
             await self._transport.flush()
         except BrokerDisconnectedError as lost:
-            stream.lose(upload, lost)
+            writer.cut(lost)
             raise
-        if not waiter.done() or (waiter.exception() is None and stream.outlives(waiter.result())):
-            stream.go_on(upload, partial(_fail, waiter))
+        if not waiter.done() or (waiter.exception() is None and writer.outlives(waiter.result())):
+            writer.go_on(partial(_fail, waiter))
 
-    async def _upload(self, ctx: Context) -> Upload:
+    async def _source(self, ctx: Context) -> Source:
         """The stream of a call, begun: by an attempt before this one, maybe."""
-        if isinstance(ctx.stream, Upload):
+        if isinstance(ctx.stream, Source):
             return ctx.stream
-        upload = ctx.stream = Upload(self._node, ctx.stream)
-        await upload.open()
-        return upload
+        source = ctx.stream = Source(ctx.stream)
+        await source.begin(self._node.start_handler)
+        return source
 
     async def _require_connection(self) -> None:
         if self._transport is None or not self._transport.connected:

@@ -12,7 +12,12 @@ from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Pu
 from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.liveness import Probe, Watch
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
-from broker.errors import BrokerDisconnectedError, MoleculerError, QueueIsFullError, RequestRejectedError
+from broker.errors import (
+    BrokerDisconnectedError,
+    QueueIsFullError,
+    RequestRejectedError,
+    publish_denied,
+)
 from broker.protocol.packets import PROTOCOLS, Discover, Id, Ping, Protocol, Request, Response
 from broker.protocol.topics import Topics
 from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
@@ -269,16 +274,6 @@ class Waiting:
         """What a node, or any, was asked until then."""
         asked = takewhile(lambda one: one.since <= until, self.pending.values())
         return [one for one in asked if node_id is None or one.node_id == node_id]
-
-
-def publish_denied(subject: str) -> MoleculerError:
-    """The error for what this node has no right to send."""
-    return MoleculerError(
-        f"The NATS user of this node has no permission to publish to '{subject}'. Grant it at the NATS server.",
-        403,
-        "PUBLISH_DENIED",
-        {"subject": subject},
-    )
 
 
 def notices(changes: Iterable[Change]) -> Iterator[Effect]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeGuard, assert_never
 
@@ -33,11 +33,12 @@ from broker.errors import (
     PayloadTooLargeError,
     error_to_wire,
 )
-from broker.node.writers import Writers
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Info, Packet, Pong, Response
 from broker.streams.buffer import StreamBuffer
+from broker.streams.outgoing import OutgoingStreams
 from broker.streams.reader import StreamReader
+from broker.streams.writer import Tasks
 from broker.transports.base import Transport
 
 logger = logging.getLogger("broker")
@@ -79,17 +80,19 @@ class Performing:
     run_event: Callable[[RunEvent], None]
     notify: Callable[[str, dict[str, Any]], None]
     give_way: Callable[[], None]
-    start: Callable[[Coroutine[Any, Any, None]], bool]
 
-    def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+    def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit, tasks: Tasks) -> None:
         self._node_id = node_id
         self._transport = transport
         self._codec = codec
         self._transit = transit
+        self._tasks = tasks
         self._invisible_since: int | None = None
         self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         """Who waits for which node's answer to a ping, by the ping's id."""
-        self.writers = Writers(node_id, transit.topics, transit.registry, self.publish)
+        self.writers = OutgoingStreams(
+            node_id, transit.topics, transit.registry, codec, transport, self._publish_part, tasks
+        )
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
@@ -158,6 +161,9 @@ class Performing:
             self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise
 
+    async def _publish_part(self, subject: str, packet: Packet, reply_id: str | None) -> None:
+        await self.publish(Publish(subject, packet, reply_id))
+
     async def is_heard(self, effect: Publish) -> bool:
         """Send a packet, and tell whether a node receives it."""
         if self._transport is None:
@@ -221,7 +227,7 @@ class Performing:
 
     def _answer_mark(self, reply: str, answer: bytes) -> None:
         if self._transport is not None:
-            self.start(self._send_answer(self._transport, reply, answer))
+            self._tasks.start_handler(self._send_answer(self._transport, reply, answer))
 
     async def _send_answer(self, transport: Transport, subject: str, answer: bytes) -> None:
         try:

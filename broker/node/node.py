@@ -56,9 +56,8 @@ class Node:
         self.transport = transport
         self.codec = codec
         self.transit = transit
-        self.performing = Performing(options.node_id, transport, codec, transit)
+        self.performing = Performing(options.node_id, transport, codec, transit, self)
         self.performing.give_way = self._give_way
-        self.performing.start = self.start_handler
         self.perform = self.performing.perform
         self.publish = self.performing.publish
         self.failure: MoleculerError | None = None

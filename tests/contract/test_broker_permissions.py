@@ -101,7 +101,7 @@ async def test_streams_are_whole_where_nodes_may_not_ping(cluster: Cluster) -> N
 async def test_a_stream_to_a_node_that_may_not_answer_pings_breaks_off_at_both_ends(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.streams.pace.STREAM_IDLE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("broker.streams.flow.STREAM_IDLE_TIMEOUT_S", 0.5)
     text = Text()
     _, two = await cluster.start(("one", [text]), ("two", []))
     stream = await two.call("text.make", {"size": SIZE}, timeout=30)

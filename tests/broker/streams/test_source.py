@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from broker import BrokerDisconnectedError, Context, MoleculerError, Service, ServiceBroker, action
-from broker.calling.upload import Upload
+from broker.streams.source import Source, is_stream, split
 from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -122,4 +122,20 @@ async def test_a_node_that_has_stopped_reads_no_source() -> None:
     async with ServiceBroker("alone") as broker:
         pass
     with pytest.raises(BrokerDisconnectedError):
-        await Upload(broker._node, [1]).open()
+        await Source([1]).begin(broker._node.start_handler)
+
+
+def test_async_iterables_are_streams_and_other_results_are_not() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    assert is_stream(numbers())
+    assert not any(is_stream(value) for value in ([1], b"x", {"a": 1}, "text", None))
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 25])
+def test_bytes_are_cut_without_loss_and_never_above_the_size(length: int) -> None:
+    data = bytes(range(length))
+    chunks = list(split(data, 10))
+    assert b"".join(chunks) == data
+    assert all(len(chunk) <= 10 for chunk in chunks)

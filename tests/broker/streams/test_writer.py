@@ -1,22 +1,23 @@
 """The writing end of a stream (protocol §8.1-§8.3)."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import anyio
 import pytest
 from msgspec import Raw
 
-from broker.calling.outgoing import Outgoing, Source, is_stream, split
-from broker.conversation.effects import Publish
 from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Response
 from broker.streams.flow import Flow
 from broker.streams.ordering import STOP
+from broker.streams.source import Source
+from broker.streams.writer import StreamWriter
 from broker.transports.memory import too_large
+from tests.support.routes import make_route
 
 pytestmark = pytest.mark.anyio
 
@@ -24,57 +25,57 @@ pytestmark = pytest.mark.anyio
 class Wire:
     """Where packets end up, as plain dicts."""
 
+    node_id = "b"
+
     def __init__(self, max_payload: int | None = None, *, acknowledges: bool = False) -> None:
         self.codec = JSONCodec()
+        self.tasks = self
         self.packets: list[dict[str, Any]] = []
         self.marks: list[str] = []
-        self.owed: list[Publish] = []
-        self.broken = False
-        self.flow = Flow(acknowledges=acknowledges)
+        self.owed: list[Packet] = []
+        self.broken = self.closed = False
+        self.late: list[Coroutine[Any, Any, None]] = []
+        self.route = make_route(acknowledges=acknowledges)
+        self.writer: StreamWriter
         self.max_payload = max_payload
-        self.outgoing = Outgoing(
-            self.codec, self._publish, self.owed.extend, "RES.a", "r1", self.flow, max_payload, self._packet
-        )
 
     async def send(self, items: Any) -> list[dict[str, Any]]:
-        source = Source(items)
-        await source.open()
-        await self.outgoing.open()
-        await self.outgoing.write(source)
-        await self.outgoing.settle()
+        self.writer = StreamWriter(self, Source(items), self.route, self._packet)
+        await self.writer.open(None)
+        await self.writer.write()
+        for work in self.late:
+            await work
+        assert self.closed
         return self.packets
 
-    async def _publish(self, publish: Publish) -> None:
+    async def publish(self, subject: str, packet: Packet, reply_id: str | None) -> None:
         if self.broken:
             raise BrokerDisconnectedError
-        encoded = self.codec.encode(publish.packet)
+        assert subject == self.route.subject
+        encoded = self.codec.encode(packet)
         if self.max_payload is not None and len(encoded) > self.max_payload:
             raise too_large(len(encoded), self.max_payload)
-        if publish.reply_id:
-            self.marks.append(publish.reply_id)
+        if reply_id:
+            self.marks.append(reply_id)
         self.packets.append(json.loads(encoded))
+
+    def owe(self, flow: Flow, ends: list[Packet]) -> None:
+        self.owed += ends
+
+    def close(self, flow: Flow) -> None:
+        self.closed = True
+
+    def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
+        raise NotImplementedError
+
+    def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self.late.append(work)
 
     def _packet(self, sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Packet:
         failure = {"error": {"message": str(error), "data": getattr(error, "data", None)}} if error else {}
         return Response(
             sender="b", id="1", success=error is None, data=chunk, stream=more, sequence=sequence, **failure
         )
-
-
-def test_async_iterables_are_streams_and_other_results_are_not() -> None:
-    async def numbers() -> AsyncIterator[int]:
-        yield 1
-
-    assert is_stream(numbers())
-    assert not any(is_stream(value) for value in ([1], b"x", {"a": 1}, "text", None))
-
-
-@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 25])
-def test_bytes_are_cut_without_loss_and_never_above_the_size(length: int) -> None:
-    data = bytes(range(length))
-    chunks = list(split(data, 10))
-    assert b"".join(chunks) == data
-    assert all(len(chunk) <= 10 for chunk in chunks)
 
 
 async def test_c68_an_empty_stream_is_an_opening_and_an_end() -> None:
@@ -165,7 +166,7 @@ async def test_a_reader_that_stops_ends_the_source_and_the_stream() -> None:
         try:
             while True:
                 yield b"a"
-                wire.flow.answered(STOP)
+                wire.writer.mark_answered(STOP)
         finally:
             closed.append(True)
 
@@ -199,9 +200,8 @@ async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_tak
         yield b"b"
 
     await wire.send(items())
-    ends = [publish.packet for publish in wire.owed]
-    assert all(isinstance(end, Response) and not end.success and not end.stream for end in ends)
-    assert [end.sequence for end in ends if isinstance(end, Response)] == sequences
+    assert all(isinstance(end, Response) and not end.success and not end.stream for end in wire.owed)
+    assert [end.sequence for end in wire.owed if isinstance(end, Response)] == sequences
 
 
 @pytest.mark.parametrize(("items", "sent"), [([{"a": 1}, None, {"b": 1}], 1), ([None], 0)])
