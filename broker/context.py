@@ -6,7 +6,7 @@ from copy import copy
 from typing import Any
 from typing import Protocol as Interface
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
 from broker.ids import new_id
 from broker.options import BrokerOptions
@@ -120,143 +120,140 @@ class Caller(Interface):
     def reply_size(self, ctx: "Context", text: bytes) -> int: ...
 
 
-class Context:
+class Context(Struct, eq=False):
     """One call of an action, or one event on its way to a handler.
 
     What travels (ids, caller, level, tracing, meta, headers) is read from a packet, continued from a parent call, and
-    put into a packet in this class alone.
+    put into a packet in this class alone. A Struct, since each call makes one at both of its ends.
     """
 
-    __slots__ = (
-        "_decode",
-        "_params",
-        "_raw",
-        "action",
-        "attempt",
-        "broker",
-        "caller",
-        "deadline",
-        "event",
-        "headers",
-        "id",
-        "level",
-        "locals",
-        "meta",
-        "node_id",
-        "options",
-        "parent_id",
-        "remote",
-        "request_id",
-        "response_headers",
-        "service",
-        "stream",
-        "tracing",
-    )
+    broker: Caller
+    node_id: str
+    """The node that calls, or that answers once it has."""
+    id: str
+    """Unique for each attempt of a call. A JS caller may have given a number."""
+    request_id: Any
+    """The same in the whole chain of calls. A JS caller may have given a value of any kind; it travels on."""
+    action: str | None = None
+    """The full name of the action; None in an event handler."""
+    event: str | None = None
+    """The name of the event; None in an action."""
+    meta: Objects = {}
+    """Travels with the call, to nested calls, and back to the caller."""
+    headers: Objects = {}
+    """Travels with the call only, and only between nodes of protocol 5."""
+    response_headers: Objects = {}
+    locals: Objects = {}
+    """For middlewares and handlers of this node; never sent."""
+    parent_id: str | None = None
+    caller: str | None = None
+    """The full name of the calling service. A JS caller may have given a value of any other kind."""
+    level: int = 1
+    """1 for the first call, one more for each nested one."""
+    deadline: float | None = None
+    """On the event loop's clock, in seconds; None when the caller waits without a limit."""
+    tracing: Any = None
+    stream: Any = None
+    service: HostedService | None = None
+    remote: bool = False
+    options: CallOptions | None = None
+    """How the call was made; None for one of another node, and for an event."""
+    attempt: int = 0
+    """How often the call was made before."""
+    _params: Any = None
+    _raw: Raw | None = None
+    _decode: Callable[[Raw], Any] | None = None
 
-    def __init__(
-        self,
+    def __repr__(self) -> str:
+        return f"<Context of {self.action or self.event!r}, {self.id}>"
+
+    @classmethod
+    def outgoing(
+        cls,
         broker: Caller,
+        node_id: str,
         *,
         parent: "Context | None" = None,
         action: str | None = None,
         event: str | None = None,
         params: Any = None,
-        raw: Raw | None = None,
-        decode: Callable[[Raw], Any] | None = None,
-        id: Any = None,
         meta: Objects | None = None,
-        headers: Mapping[str, Any] | UnsetType | None = None,
-        node_id: str,
-        request_id: Any = None,
-        parent_id: Any = None,
-        caller: Any = None,
-        level: int = 1,
-        deadline: float | None = None,
-        tracing: Any = None,
-        remote: bool = False,
-    ) -> None:
-        """With `parent`, this is a call or an event within another call, whose chain, meta and tracing it continues."""
+        headers: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        caller: str | None = None,
+        options: CallOptions | None = None,
+        stream: Any = None,
+    ) -> "Context":
+        """The context of a call or an event that this node makes. With `parent` it is part of that call, whose chain,
+        meta and tracing it continues; without, `meta` stays the caller's dict, in which the callee's is set."""
+        own_id = new_id()
+        ctx = cls(
+            broker,
+            node_id,
+            own_id,
+            request_id or own_id,
+            action,
+            event,
+            {} if meta is None else meta,
+            dict(headers) if headers else {},
+            caller=caller,
+            options=options,
+            stream=stream,
+            _params=params,
+        )
         if parent is not None:
-            level, tracing, parent_id = parent.level + 1, parent.tracing, parent.id
-            meta = {**parent.meta, **(meta or {})}
-            request_id = request_id or parent.request_id
-            caller = caller or parent.service_name
-        self.broker = broker
-        self.id: str = new_id() if id is None else id
-        """Unique for each attempt of a call. A JS caller may have given a number."""
-        self.action = action
-        """The full name of the action; None in an event handler."""
-        self.event = event
-        """The name of the event; None in an action."""
-        self.meta: Objects = {} if meta is None else meta
-        """Travels with the call, to nested calls, and back to the caller."""
-        self.headers: Objects = dict(headers) if headers else {}
-        """Travels with the call only, and only between nodes of protocol 5."""
-        self.response_headers: Objects = {}
-        self.locals: Objects = {}
-        """For middlewares and handlers of this node; never sent."""
-        self.node_id = node_id
-        """The node that calls, or that answers once it has."""
-        self.request_id: str = self.id if request_id is None else request_id
-        """The same in the whole chain of calls. A JS caller may have given a value of any other kind; it travels on."""
-        self.parent_id: str | None = parent_id
-        self.caller: str | None = caller
-        """The full name of the calling service. A JS caller may have given a value of any other kind."""
-        self.level: int = level
-        """1 for the first call, one more for each nested one."""
-        self.deadline = deadline
-        """On the event loop's clock, in seconds; None when the caller waits without a limit."""
-        self.tracing: Any = tracing
-        self.stream: Any = None
-        self.service: HostedService | None = None
-        self.remote = remote
-        self.options: CallOptions | None = None
-        """How the call was made; None for one of another node, and for an event."""
-        self.attempt = 0
-        """How often the call was made before."""
-        self._params = UNDECODED if raw is not None else params
-        self._raw = raw
-        self._decode = decode
+            ctx.level, ctx.tracing, ctx.parent_id = parent.level + 1, parent.tracing, parent.id
+            ctx.meta = {**parent.meta, **ctx.meta}
+            ctx.request_id = request_id or parent.request_id
+            ctx.caller = caller or parent.service_name
+        return ctx
 
     @classmethod
     def from_request(
         cls, broker: Caller, request: Request, decode: Callable[[Raw], Any], deadline: float | None
     ) -> "Context":
-        """The context of a call by another node. Made without `__init__`, as that of an event is."""
-        ctx = cls.__new__(cls)
-        ctx.broker, ctx.node_id, ctx.remote = broker, request.sender, True
-        ctx.action, ctx.event = request.action, None
-        ctx._raw, ctx._decode, ctx._params = request.params, decode, UNDECODED
-        ctx.meta = {} if request.meta is None else request.meta
-        ctx.headers = dict(request.headers) if request.headers else {}
-        ctx.response_headers, ctx.locals = {}, {}
-        ctx.id = request.id  # type: ignore[assignment]  # a JS caller may have given a number
-        ctx.request_id = ctx.id if request.request_id is None else request.request_id
-        ctx.parent_id, ctx.caller = request.parent_id, request.caller
-        ctx.level, ctx.tracing = 1 if request.level == 1 else _level(request.level), request.tracing
-        ctx.deadline = deadline
-        ctx.stream = ctx.service = ctx.options = None
-        ctx.attempt = 0
-        return ctx
+        """The context of a call by another node."""
+        return cls(
+            broker,
+            request.sender,
+            request.id,  # type: ignore[arg-type]  # a JS caller may have given a number
+            request.id if request.request_id is None else request.request_id,
+            request.action,
+            meta={} if request.meta is None else request.meta,
+            headers=dict(request.headers) if request.headers else {},
+            parent_id=request.parent_id,
+            caller=request.caller,
+            level=1 if request.level == 1 else _level(request.level),
+            deadline=deadline,
+            tracing=request.tracing,
+            remote=True,
+            _params=UNDECODED,
+            _raw=request.params,
+            _decode=decode,
+        )
 
     @classmethod
     def from_event(cls, broker: Caller, event: Event, decode: Callable[[Raw], Any]) -> "Context":
-        """The context of one handler of an event of another node; each handler gets meta of its own. Made without
-        `__init__`, whose many options take a tenth of the time that an event takes."""
-        ctx = cls.__new__(cls)
-        ctx.broker, ctx.node_id, ctx.remote = broker, event.sender, True
-        ctx.action, ctx.event = None, event.event
-        ctx._raw, ctx._decode, ctx._params = event.data, decode, UNDECODED
-        ctx.meta = dict(event.meta) if event.meta else {}
-        ctx.headers = dict(event.headers) if event.headers else {}
-        ctx.response_headers, ctx.locals = {}, {}
-        ctx.id = new_id()
-        ctx.request_id = ctx.id if event.request_id is None else event.request_id
-        ctx.parent_id, ctx.caller = event.parent_id, event.caller
-        ctx.level, ctx.tracing = 1 if event.level == 1 else _level(event.level), bool(event.tracing)
-        ctx.deadline = ctx.stream = ctx.service = ctx.options = None
-        ctx.attempt = 0
-        return ctx
+        """The context of one handler of an event of another node; each handler gets meta of its own."""
+        own_id = new_id()
+        return cls(
+            broker,
+            event.sender,
+            own_id,
+            own_id if event.request_id is None else event.request_id,
+            None,
+            event.event,
+            dict(event.meta) if event.meta else {},
+            dict(event.headers) if event.headers else {},
+            parent_id=event.parent_id,
+            caller=event.caller,
+            level=1 if event.level == 1 else _level(event.level),
+            tracing=bool(event.tracing),
+            remote=True,
+            _params=UNDECODED,
+            _raw=event.data,
+            _decode=decode,
+        )
 
     def to_request(self, ver: Protocol, timeout_ms: float) -> Request:
         """The packet of this call, without its params."""

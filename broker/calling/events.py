@@ -165,12 +165,12 @@ class Emitting:
         return root.to_event(self._transit.announcing.version_for(node_id), data, groups, broadcast=broadcast)
 
     def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
-        return Context(
+        return Context.outgoing(
             self._broker,
+            self._node.options.node_id,
             parent=options.get("parent"),
             event=event,
             params=data,
             meta=dict(options.get("meta") or {}),
             headers=options.get("headers"),
-            node_id=self._node.options.node_id,
         )

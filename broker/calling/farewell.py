@@ -43,7 +43,7 @@ class Farewell:
 
     async def _run(self, event: str, payload: dict[str, Any], _options: Any) -> None:
         for definition in self._listeners.get(event, ()):
-            ctx = Context(self._broker, event=event, params=payload, node_id=self._broker.node_id)
+            ctx = Context.outgoing(self._broker, self._broker.node_id, event=event, params=payload)
             with anyio.move_on_after(self._timeout_s):
                 await _logged(event, make_listener(definition)(ctx))
 

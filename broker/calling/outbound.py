@@ -61,6 +61,7 @@ class Calls:
     ) -> None:
         self._broker = broker
         self._options = options
+        self._node_id = options.node_id
         self._node = node
         self._transport = node.transport
         self._transit = transit
@@ -80,18 +81,19 @@ class Calls:
         limit = self._options.max_call_level
         if parent is not None and limit and parent.level >= limit:
             raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
-        ctx = Context(
+        ctx = Context.outgoing(
             self._broker,
+            self._node_id,
             parent=parent,
             action=action,
             params={} if params is ABSENT else params,
             meta=options.meta,
             headers=options.headers,
-            node_id=self._options.node_id,
             request_id=options.request_id,
             caller=options.caller,
+            options=options,
+            stream=options.stream,
         )
-        ctx.options, ctx.stream = options, options.stream
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:
             self._node.tracker.begin()

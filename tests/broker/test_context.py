@@ -1,5 +1,6 @@
 """What a context knows by itself; what travels is in contract/test_broker_context.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,10 +9,18 @@ from msgspec import Raw
 from broker.context import ABSENT, Context
 from broker.errors import InvalidPacketDataError
 from broker.protocol.codecs.json import JSONCodec
-from broker.protocol.packets import Event
+from broker.protocol.packets import Event, Request
 from tests.support.example_services import Math
 
 BROKER: Any = None
+
+
+def made(**more: Any) -> Context:
+    return Context.outgoing(BROKER, "one", **more)
+
+
+def received(params: Raw, decode: Callable[[Raw], Any] = JSONCodec().decode_value) -> Context:  # noqa: B008
+    return Context.from_request(BROKER, Request(sender="one", id="1", params=params), decode, None)
 
 
 def test_params_are_decoded_when_asked_for_and_once() -> None:
@@ -21,7 +30,7 @@ def test_params_are_decoded_when_asked_for_and_once() -> None:
         decoded.append(raw)
         return JSONCodec().decode_value(raw)
 
-    ctx = Context(BROKER, node_id="one", raw=Raw(b'{"a":1}'), decode=decode)
+    ctx = received(Raw(b'{"a":1}'), decode)
     assert decoded == []
     assert ctx.params == {"a": 1}
     assert ctx.params is ctx.params
@@ -30,7 +39,7 @@ def test_params_are_decoded_when_asked_for_and_once() -> None:
 
 
 def test_params_that_a_middleware_sets_replace_the_raw_ones() -> None:
-    ctx = Context(BROKER, node_id="one", raw=Raw(b'{"a":1}'), decode=JSONCodec().decode_value)
+    ctx = received(Raw(b'{"a":1}'))
     ctx.params = {"b": 2}
     assert ctx.params == {"b": 2}
     assert ctx.raw_params is None
@@ -38,22 +47,22 @@ def test_params_that_a_middleware_sets_replace_the_raw_ones() -> None:
 
 def test_params_that_cannot_be_decoded_fail_where_they_are_used() -> None:
     deep = Raw(b"[" * 100_000 + b"]" * 100_000)
-    ctx = Context(BROKER, node_id="one", raw=deep, decode=JSONCodec().decode_value)
+    ctx = received(deep)
     with pytest.raises(InvalidPacketDataError):
         _ = ctx.params
 
 
 def test_each_context_has_an_id_and_names_itself_as_the_request_of_a_chain() -> None:
-    first, second = Context(BROKER, node_id="one"), Context(BROKER, node_id="one")
+    first, second = made(), made()
     assert first.id != second.id
     assert first.request_id == first.id
-    assert Context(BROKER, node_id="one", request_id="r").request_id == "r"
+    assert made(request_id="r").request_id == "r"
 
 
 def test_meta_is_the_callers_dict_and_headers_are_a_copy() -> None:
     meta: dict[str, Any] = {}
     headers = {"h": 1}
-    ctx = Context(BROKER, node_id="one", meta=meta, headers=headers)
+    ctx = made(meta=meta, headers=headers)
     assert ctx.meta is meta
     ctx.headers["h"] = 2
     assert headers == {"h": 1}
@@ -62,35 +71,24 @@ def test_meta_is_the_callers_dict_and_headers_are_a_copy() -> None:
 def test_the_context_of_an_event_has_what_any_context_has() -> None:
     data, decode = Raw(b"1"), JSONCodec().decode_value
     event = Event(sender="one", event="e", data=data, meta={"a": 1}, headers={"b": 2}, level=2, request_id="r")
-    made = Context.from_event(BROKER, event, decode)
-    expected = Context(
-        BROKER,
-        event="e",
-        raw=data,
-        decode=decode,
-        id=made.id,
-        meta={"a": 1},
-        headers={"b": 2},
-        node_id="one",
-        request_id="r",
-        level=2,
-        tracing=False,
-        remote=True,
-    )
-    for name in Context.__slots__:
-        assert getattr(made, name) == getattr(expected, name), name
-    assert made.meta is not event.meta
+    ctx = Context.from_event(BROKER, event, decode)
+    expected = made(event="e", meta={"a": 1}, headers={"b": 2}, request_id="r")
+    expected.id, expected.level, expected.tracing, expected.remote = ctx.id, 2, False, True
+    expected._raw, expected._decode = data, decode
+    for name in Context.__struct_fields__:
+        assert name == "_params" or getattr(ctx, name) == getattr(expected, name), name
+    assert ctx.meta is not event.meta
 
 
 def test_contexts_share_nothing_by_default() -> None:
-    first, second = Context(BROKER, node_id="one"), Context(BROKER, node_id="one")
+    first, second = made(), made()
     for name in ("meta", "headers", "response_headers", "locals"):
         getattr(first, name)["changed"] = True
         assert getattr(second, name) == {}
 
 
 def test_the_name_of_the_service_is_the_caller_of_nested_calls() -> None:
-    ctx = Context(BROKER, node_id="one")
+    ctx = made()
     assert ctx.service_name is None
     ctx.service = Math()
     assert ctx.service_name == "math"

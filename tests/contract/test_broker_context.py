@@ -171,7 +171,8 @@ async def test_c47_the_remaining_time_travels_on_and_no_option_makes_it_longer(c
 
 async def test_c47_a_nested_call_without_time_left_is_skipped_without_a_packet(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", []), ("two", [Echo()]))
-    parent = Context(one, action="outer", node_id="one", deadline=anyio.current_time() - 1)
+    parent = Context.outgoing(one, "one", action="outer")
+    parent.deadline = anyio.current_time() - 1
     with pytest.raises(RequestSkippedError) as caught:
         await parent.call("echo.where")
     assert caught.value.data == {"action": "echo.where", "nodeID": "one"}

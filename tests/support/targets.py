@@ -15,8 +15,10 @@ def made_context(
     """A context as calls and events have; `called` tells whether this node made the call."""
     broker: Any = None
     options = {name: more.pop(name) for name in ("retries", "fallback") if name in more}
-    ctx = Context(broker, **{"action": action, "event": event, "params": params, "node_id": "js-1", **more})
+    ctx = Context.outgoing(broker, "js-1", action=action, event=event, params=params)
     ctx.options = CallOptions(**options) if called else None
+    for name, value in more.items():
+        setattr(ctx, name, value)
     return ctx
 
 

@@ -10,6 +10,7 @@ from broker.context import Context, Next
 from broker.errors import MoleculerClientError, ValidationError
 from broker.middlewares.handler import make_check, make_handler
 from broker.protocol.codecs.json import JSONCodec
+from broker.protocol.packets import Request
 from broker.services.service import Service, action, define
 
 pytestmark = pytest.mark.anyio
@@ -50,11 +51,12 @@ def bound(name: str) -> Next:
 
 
 def remote(raw: bytes) -> Context:
-    return Context(BROKER, node_id="js-1", raw=Raw(raw), decode=CODEC.decode_value)
+    request = Request(sender="js-1", id="1", action="typed.any", params=Raw(raw))
+    return Context.from_request(BROKER, request, CODEC.decode_value, None)
 
 
 def local(params: Any) -> Context:
-    return Context(BROKER, node_id="py-1", params=params)
+    return Context.outgoing(BROKER, "py-1", params=params)
 
 
 async def test_parameters_are_converted_from_the_wire_and_from_this_process() -> None:

@@ -19,7 +19,9 @@ async def in_time(handler: Next, ctx: Context) -> Any:
 
 def context(deadline: float | None) -> Context:
     broker: Any = None
-    return Context(broker, action="math.slow", node_id="js-1", deadline=deadline)
+    ctx = Context.outgoing(broker, "js-1", action="math.slow")
+    ctx.deadline = deadline
+    return ctx
 
 
 async def test_without_a_deadline_a_handler_may_take_its_time() -> None:

@@ -137,5 +137,5 @@ async def test_handlers_of_one_pattern_by_mixin_and_class_both_run_and_the_failu
     (listener,) = define(accounts).events
     assert (listener.name, listener.group, listener.settings) == ("user.*", "accounts", {"throttle": 1, "debounce": 2})
     with pytest.raises(ValueError, match="the audit failed"):
-        await make_listener(listener)(Context(None, event="user.created", node_id="n"))  # type: ignore[arg-type] # no broker is asked
+        await make_listener(listener)(Context.outgoing(None, "n", event="user.created"))  # type: ignore[arg-type] # no broker is asked
     assert sorted(accounts.heard) == ["accounts", "audit"]
