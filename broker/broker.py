@@ -33,8 +33,8 @@ from broker.errors import (
     MoleculerServerError,
     ServiceSchemaError,
 )
+from broker.internals.health import STARTED
 from broker.internals.service import NodeService
-from broker.internals.uptime import STARTED
 from broker.middlewares.base import check_middlewares, compose, hooks
 from broker.middlewares.cacher import make_cacher
 from broker.middlewares.chains import Chains

@@ -10,14 +10,17 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
-from broker.internals.uptime import uptime_s
 from broker.masking import masked_text
+
+STARTED = time.monotonic()
+"""When this process started, on the event loop's clock, from which times of `$node` count. The broker is loaded within
+the first moments."""
 
 _ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "i686": "ia32"}
 
 
 def health(client: dict[str, Any], ip_list: list[str]) -> dict[str, Any]:
-    """The answer of `$node.health`. What the system does not tell is None."""
+    """The answer of `$node.health`. What the system does not show is None."""
     return {
         "cpu": _cpu(),
         "mem": _memory(),
@@ -93,7 +96,7 @@ def _process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "memory": {"rss": resident, "heapTotal": None, "heapUsed": None, "external": None, "arrayBuffers": None},
-        "uptime": uptime_s(),
+        "uptime": time.monotonic() - STARTED,
         "argv": [masked_text(argument) for argument in sys.orig_argv],
     }
 

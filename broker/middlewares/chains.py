@@ -32,13 +32,11 @@ from broker.middlewares.cacher import MemoryCacher
 from broker.middlewares.caching import caching
 from broker.middlewares.circuit import After
 from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
-from broker.middlewares.debounce import debounce
-from broker.middlewares.error_handling import handling_errors
+from broker.middlewares.event_rate import debounce, throttle
 from broker.middlewares.fallback import fallback
 from broker.middlewares.handler import make_check, make_handler, make_listener
-from broker.middlewares.hooks import action_hooks
+from broker.middlewares.hooks import action_hooks, handling_errors
 from broker.middlewares.retry import retrying
-from broker.middlewares.throttle import throttle
 from broker.middlewares.timeout import timeout
 from broker.middlewares.validation import validation
 from broker.options import BrokerOptions

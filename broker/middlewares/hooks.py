@@ -12,7 +12,8 @@ are functions, methods, names of methods, or lists of these, async or not. An ac
 
 Before the handler: `*`, the other patterns, the action's own; each gets the context. After it: the action's own, the
 patterns, `*`; each gets the context and the result, and what it returns is the result. An error, of a hook too, goes
-through the action's own error hooks, the patterns', those of `*`, until one returns instead of raising.
+through the action's own error hooks, the patterns', those of `*`, until one returns instead of raising. Around all else
+is the `error_handler` of the broker.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 
 from broker.context import Context, Next
 from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Target, bound, settle
+from broker.middlewares.base import Target, Wrap, bound, settle
 from broker.registry.patterns import matches
 
 Hook = Callable[..., Any]
@@ -29,7 +30,7 @@ KINDS = ("before", "after", "error")
 
 
 def action_hooks(call_next: Next, target: Target) -> Next:
-    """Raises ServiceSchemaError for a hook that is no function."""
+    """Raises ServiceSchemaError for a hook that is not a function."""
     before = [hook for group in reversed(_groups("before", target)) for hook in group]
     after = [hook for group in _groups("after", target) for hook in group]
     error = [hook for group in _groups("error", target) for hook in group]
@@ -57,6 +58,24 @@ def action_hooks(call_next: Next, target: Target) -> Next:
         raise caught
 
     return hooked if error else run
+
+
+def handling_errors(handler: Callable[[BaseException, Context], Any] | None) -> Wrap:
+    """Every error goes to `handler`: what it returns is the result, what it raises is the error."""
+
+    def wrap(call_next: Next, target: Target) -> Next:
+        if handler is None:
+            return call_next
+
+        async def handled(ctx: Context) -> Any:
+            try:
+                return await call_next(ctx)
+            except Exception as error:
+                return await settle(handler(error, ctx))
+
+        return handled
+
+    return wrap
 
 
 def _groups(kind: str, target: Target) -> list[list[Hook]]:

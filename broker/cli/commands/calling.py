@@ -1,16 +1,18 @@
 """Call an action, with a stream in and out where there is one."""
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import did_you_mean, unknown_node, with_broker
 from broker.cli.files import STANDARD, holds_values, read_bytes, read_values, size_of, write
 from broker.cli.output import is_person, print_value
-from broker.cli.progress import transfer
 from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.defaults import CLI_WAIT_S
 from broker.errors import MoleculerClientError, ServiceNotFoundError
@@ -50,7 +52,7 @@ def call(
         with ExitStack() as shown:
             stream = None
             if stream_in is not None:
-                sent = shown.enter_context(transfer("Sending", size_of(stream_in)))
+                sent = shown.enter_context(_transfer("Sending", size_of(stream_in)))
                 read = read_values if values or holds_values(stream_in) else read_bytes
                 stream = read(stream_in, sent)
             result = await broker.call(action, given, meta=given_meta, node_id=node, timeout=timeout, stream=stream)
@@ -77,9 +79,23 @@ def _check_is_offered(broker: ServiceBroker, action: str, node_id: str | None) -
 async def _show(result: Any, place: str, *, as_json: bool) -> None:
     if hasattr(result, "__aiter__"):
         async with result:
-            with transfer("Receiving", hidden=place == STANDARD and is_person()) as received:
+            with _transfer("Receiving", hidden=place == STANDARD and is_person()) as received:
                 await write(result, place, received)
         return
     print_value(result, json=as_json)
     if place != STANDARD:
         raise MoleculerClientError("The action did not answer with a stream, so there is no file.", 400, "NO_STREAM")
+
+
+@contextmanager
+def _transfer(description: str, total: int | None = None, *, hidden: bool = False) -> Iterator[Callable[[int], None]]:
+    """A function of how many bytes more went by, which shows a person how far a stream is: on standard error, and gone
+    at the end. `hidden` where the terminal shows the bytes themselves."""
+    console = Console(stderr=True)
+    if hidden or not console.is_terminal or console.is_dumb_terminal:
+        yield lambda _bytes: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as shown:
+        task = shown.add_task(description, total=total)
+        yield lambda moved: shown.update(task, advance=moved)

@@ -1,7 +1,8 @@
 """Send events, and listen to them."""
 
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import anyio
 import typer
@@ -23,65 +24,52 @@ Payload = Annotated[
 ]
 
 
-def emit(
-    name: Name,
-    payload: Payload = None,
-    pairs: options.Pairs = None,
-    groups: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeatable.")] = None,
-    meta: options.Meta = None,
-    nats: options.NatsUrl = options.DEFAULT_NATS,
-    namespace: options.Namespace = "",
-    protocol: options.ProtocolVersion = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Send an event to one node of each group that listens; print the groups."""
-    data, given_meta = _read(payload, pairs, meta)
+def _sender(how: Literal["emit", "broadcast"], explanation: str) -> Callable[..., None]:
+    def command(
+        name: Name,
+        payload: Payload = None,
+        pairs: options.Pairs = None,
+        groups: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeatable.")] = None,
+        meta: options.Meta = None,
+        nats: options.NatsUrl = options.DEFAULT_NATS,
+        namespace: options.Namespace = "",
+        protocol: options.ProtocolVersion = None,
+        as_json: options.AsJson = False,
+    ) -> None:
+        data, given_meta = _read(payload, pairs, meta)
 
-    async def work(broker: ServiceBroker) -> None:
-        rows = _listeners(broker, name, groups)
-        await broker.emit(name, data, groups=groups, meta=given_meta)
-        _print_listeners(rows, name, as_json=as_json)
+        async def work(broker: ServiceBroker) -> None:
+            rows = _listeners(broker, name, groups)
+            await getattr(broker, how)(name, data, groups=groups, meta=given_meta)
+            if not rows:
+                print_note(f"No node listens to {name!r}.")
+            print_rows(rows, ["group", "nodes"], json=as_json)
 
-    with_broker(work, nats, namespace, protocol)
+        with_broker(work, nats, namespace, protocol)
+
+    command.__name__, command.__doc__ = how, explanation
+    return command
 
 
-def broadcast(
-    name: Name,
-    payload: Payload = None,
-    pairs: options.Pairs = None,
-    groups: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeatable.")] = None,
-    meta: options.Meta = None,
-    nats: options.NatsUrl = options.DEFAULT_NATS,
-    namespace: options.Namespace = "",
-    protocol: options.ProtocolVersion = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Send an event to every node that listens; print the groups and their nodes."""
-    data, given_meta = _read(payload, pairs, meta)
-
-    async def work(broker: ServiceBroker) -> None:
-        rows = _listeners(broker, name, groups)
-        await broker.broadcast(name, data, groups=groups, meta=given_meta)
-        _print_listeners(rows, name, as_json=as_json)
-
-    with_broker(work, nats, namespace, protocol)
+emit = _sender("emit", "Send an event to one node of each group that listens; print the groups.")
+broadcast = _sender("broadcast", "Send an event to every node that listens; print the groups and their nodes.")
 
 
 def listen(
     pattern: Annotated[str, typer.Argument(help="Names of events; * stands for one part of a name, ** for several.")],
-    count: Annotated[int, typer.Option(min=0, help="Stop after so many events; 0 for never.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="Stop after this many events; 0 for never.")] = 0,
     nats: options.NatsUrl = options.DEFAULT_NATS,
     namespace: options.Namespace = "",
     protocol: options.ProtocolVersion = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print events as they happen, one a line, until Ctrl-C, SIGTERM, or the first event that nobody reads. Takes no
-    event away from anybody."""
+    """Print events as they happen, one a line, until Ctrl-C, SIGTERM, or the first event after the reader of the output
+    has gone. Takes no event away from other listeners."""
     enough = anyio.Event()
     listener = _listener(pattern, count, enough, json=as_json or not is_person())
 
     async def work(broker: ServiceBroker) -> None:
-        # Who answers has read before that somebody listens.
+        # A node that answers has read before that there is a listener.
         await ping_all(broker, known_nodes(broker), CLI_KNOWN_WAIT_S)
         print_note(f"Listening to {pattern!r}; Ctrl-C ends it.")
         await enough.wait()
@@ -138,9 +126,3 @@ def _listeners(broker: ServiceBroker, name: str, groups: list[str] | None) -> li
             if member.node_id not in known:
                 known.append(member.node_id)
     return [{"group": group, "nodes": nodes[group]} for group in sorted(nodes)]
-
-
-def _print_listeners(rows: list[dict[str, Any]], name: str, *, as_json: bool) -> None:
-    if not rows:
-        print_note(f"Nobody listens to {name!r}.")
-    print_rows(rows, ["group", "nodes"], json=as_json)

@@ -3,9 +3,10 @@
 import sys
 from typing import Any
 
+import anyio
 import pytest
 
-from broker.internals.health import health
+from broker.internals.health import STARTED, health
 from tests.support.transits import captured_packet
 
 CLIENT = {"type": "python", "version": "1", "langVersion": "3"}
@@ -28,6 +29,13 @@ def test_figures_are_plausible() -> None:
     assert shown["os"]["uptime"] > 0
     assert shown["time"]["iso"].endswith("Z")
     assert shown["time"]["utc"].endswith(" GMT")
+
+
+@pytest.mark.anyio
+async def test_the_uptime_counts_on_the_clock_of_the_event_loop() -> None:
+    before, uptime, after = anyio.current_time(), health(CLIENT, [])["process"]["uptime"], anyio.current_time()
+    assert 0 < before - STARTED <= uptime + 0.01  # an event loop's clock may be a tick behind
+    assert uptime <= after - STARTED + 0.01
 
 
 def test_a_password_on_the_command_line_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

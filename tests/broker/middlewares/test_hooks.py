@@ -6,7 +6,7 @@ import pytest
 
 from broker.context import Context
 from broker.errors import ServiceSchemaError
-from broker.middlewares.hooks import action_hooks
+from broker.middlewares.hooks import action_hooks, handling_errors
 from tests.support.targets import made_context, target
 
 pytestmark = pytest.mark.anyio
@@ -130,3 +130,27 @@ def test_without_hooks_that_fit_there_is_nothing_in_the_way() -> None:
     service = Posts({"before": {"other": "note"}})
     assert chain(service) is handler
     assert action_hooks(handler, target()) is handler
+
+
+async def broken(ctx: Context) -> None:
+    raise ValueError("broken")
+
+
+async def test_what_an_error_handler_returns_is_the_result_and_what_it_raises_the_error() -> None:
+    async def mend(error: BaseException, ctx: Context) -> Any:
+        if ctx.params == "mend":
+            return f"mended {error}"
+        raise KeyError("worse") from error
+
+    chain = handling_errors(mend)(broken, target())
+    assert await chain(made_context("mend")) == "mended broken"
+    with pytest.raises(KeyError, match="worse"):
+        await chain(made_context("other"))
+
+
+async def test_an_error_handler_may_be_a_plain_function() -> None:
+    assert await handling_errors(lambda error, ctx: str(error))(broken, target())(made_context()) == "broken"
+
+
+def test_without_an_error_handler_there_is_nothing_in_the_way() -> None:
+    assert handling_errors(None)(broken, target()) is broken

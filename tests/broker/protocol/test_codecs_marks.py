@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.codecs.marks import escape, has_marks, unescape
+from broker.protocol.codecs.json_ext import escape, has_marks, unescape
 
 
 def never(text: str) -> bytes | None:
