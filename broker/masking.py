@@ -12,7 +12,7 @@ _CREDENTIALS = re.compile(r"(?<=://)(?:(?!,\s*\w+://)\S)*@")
 _PARAMETER = re.compile(r"(?<=[?&])(\w*(?:pass|pwd|secret|token)\w*=)[^&\s]+", re.IGNORECASE)
 
 _SECRET = re.compile(r"pass|pwd|secret|token|seed|nkey|credential|private|signature", re.IGNORECASE)
-"""Names of options that hold what nobody else may know."""
+"""Names of options that hold secrets."""
 
 
 def masked_text(text: str) -> str:

@@ -1,1 +1,1 @@
-"""What the command lines share: settings, logs, output, and running a node until it is told to stop."""
+"""What the command lines share: settings, logs, output, and running a node until a signal stops it."""

@@ -66,7 +66,7 @@ def with_broker(
 
 
 async def ping_all(broker: ServiceBroker, node_ids: Iterable[str], timeout: float) -> dict[str, dict[str, Any] | None]:
-    """The answer of each node to a ping, None where there is none in time; all at once."""
+    """The answer of each node to a ping, None for one that does not come in time; all at once."""
     pongs: dict[str, dict[str, Any] | None] = {}
 
     async def ping(node_id: str) -> None:
@@ -93,7 +93,7 @@ def unknown_node(broker: ServiceBroker, node_id: str) -> MoleculerError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence with the names that may have been meant; empty when there is none."""
+    """A sentence with the names that may have been meant; empty when there are no such names."""
     alike = difflib.get_close_matches(name, known)
     return f" Did you mean {' or '.join(alike)}?" if alike else ""
 
@@ -103,7 +103,7 @@ def logs(level: str, format: LogFormat) -> None:
     try:
         configure_logs(level, format)
     except ValueError:
-        raise typer.BadParameter(f"The log level {level!r} is none of debug, info, warning, error.") from None
+        raise typer.BadParameter(f"The log level {level!r} is not one of debug, info, warning, error.") from None
 
 
 @contextmanager

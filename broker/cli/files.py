@@ -17,7 +17,7 @@ from broker.errors import MoleculerClientError
 STANDARD = "-"
 
 Moved = Callable[[int], None]
-"""Told how many bytes more went by."""
+"""Called with how many bytes more went by."""
 
 
 def holds_values(name: str) -> bool:
@@ -40,7 +40,7 @@ async def read_bytes(name: str, moved: Moved) -> AsyncIterator[bytes]:
 
 
 async def read_values(name: str, moved: Moved) -> AsyncIterator[Any]:
-    """The JSON value of each line that is not empty. Raises MoleculerClientError naming a line that is no JSON."""
+    """The JSON value of each line that is not empty. Raises MoleculerClientError naming a line that is not JSON."""
     with _opened(name, "rb") as file:
         number = 0
         while line := await to_thread.run_sync(file.readline, abandon_on_cancel=True):
@@ -51,7 +51,7 @@ async def read_values(name: str, moved: Moved) -> AsyncIterator[Any]:
             try:
                 yield msgspec.json.decode(line)
             except msgspec.DecodeError as error:
-                raise MoleculerClientError(f"Line {number} of {name} is no JSON: {error}", 400, "NO_JSON") from None
+                raise MoleculerClientError(f"Line {number} of {name} is not JSON: {error}", 400, "NO_JSON") from None
 
 
 async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:

@@ -93,7 +93,7 @@ def print_text(text: str) -> None:
 
 
 def print_note(text: str) -> None:
-    """One line that is no result, on standard error."""
+    """One line that is not a result, on standard error."""
     print(escaped(text), file=sys.stderr, flush=True)
 
 
@@ -107,12 +107,12 @@ def encode(value: Any) -> bytes:
 
 
 def _escaped_in_json(text: str) -> str:
-    """These characters stand in strings alone, where the escape means the same."""
+    """These characters are in strings alone, where the escape means the same."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def reader_is_gone() -> None:
-    """Nobody reads standard output any more: what is still to be written goes nowhere, so that nothing fails on it."""
+    """The reader of standard output has gone: what is still to be written goes nowhere, so that nothing fails on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

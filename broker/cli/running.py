@@ -120,7 +120,7 @@ def _exit_at_once() -> NoReturn:
 
 
 async def _set_when_stopped(broker: ServiceBroker, stop: anyio.Event) -> None:
-    with contextlib.suppress(MoleculerError):  # asked again, and told, when everything is closed
+    with contextlib.suppress(MoleculerError):  # asked again, and printed, when everything is closed
         await broker.wait_stopped()
     stop.set()
 

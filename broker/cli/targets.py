@@ -1,4 +1,4 @@
-"""What `broker run` is told to run: modules, classes in modules, folders.
+"""What `broker run` runs: modules, classes in modules, folders.
 
 A file is imported under the name that other code has for it, where that name leads to it. Else it gets one of its own,
 in a package made for its folder, so that relative imports work with and without `__init__.py`.
@@ -19,7 +19,7 @@ from broker.errors import ServiceSchemaError
 from broker.services.service import Service
 
 _TESTS = re.compile(r"test_.*|conftest")
-"""The stems of files that may stand beside services, and import what only a test run has."""
+"""The stems of files that may be beside services, and import what only a test run has."""
 
 
 def load_services(targets: list[str]) -> list[Service]:

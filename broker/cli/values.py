@@ -18,7 +18,7 @@ def read_params(text: str | None, pairs: list[str] | None) -> Any:
         return ABSENT
     params = read_json(text, "The parameters") if text is not None else {}
     if pairs and not isinstance(params, dict):
-        raise typer.BadParameter("-p adds to an object, and the parameters given are none.")
+        raise typer.BadParameter("-p adds to an object, and the parameters given are not an object.")
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key:

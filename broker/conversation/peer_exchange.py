@@ -1,10 +1,10 @@
-"""How nodes like this tell each other whom they know, and how a node that comes into a cluster finds the others without
+"""How nodes like this ask each other whom they know, and how a node that comes into a cluster finds the others without
 a broadcast in a version that they do not speak (moleculer protocol §4.1).
 
 JS nodes log an error for each broadcast in the other version, and none for a DISCOVER that goes to them alone in their
 own. They do not subscribe to PEERS. Of the nodes that do, one answers, by a queue group: so what it knows must be
-complete. It is when it was told so itself, when both versions were asked, or when every node has had the time for a
-heartbeat.
+complete. It is when another node has answered it, when both versions were asked, or when every node has had the time
+for a heartbeat.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +37,11 @@ class PeerExchange:
         self.asking = False
         """Whether an answer is waited for. Others are ignored."""
         self.told = False
-        """Whether another node has told all that it knows."""
+        """Whether another node has reported all that it knows."""
         self.only: str | None = None
         """The one node that is looked for; None for all."""
         self.listed: set[str] = set()
-        """The names of all that it told, those included that are not greeted."""
+        """The names of all that it reported, those included that are not greeted."""
         self.complete = False
         """Whether no node of the cluster can be unknown, but for one that comes."""
         self.changed: Callable[[], None] = lambda: None
@@ -151,7 +151,7 @@ class PeerExchange:
         for node in self._registry.nodes.values():
             if not node.available:
                 continue
-            size += len(node.id.encode()) + 32  # what stands around it
+            size += len(node.id.encode()) + 32  # the JSON around it
             if part and size > PEERS_PACKET_BYTES:
                 yield part
                 part, size = [], len(node.id.encode()) + 32

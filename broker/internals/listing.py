@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from broker.registry.endpoints import Choices, Endpoint, Listener
+from broker.registry.endpoints import Endpoint, EndpointList, Listener
 from broker.registry.registry import KnownNode, Registry
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def list_actions(
     with_endpoints: bool = False,
     only_available: bool = False,
 ) -> list[Row]:
-    """Every action ever seen, also when nobody offers it now."""
+    """Every action ever seen, also when no node offers it now."""
     rows: list[Row] = []
     for name, choices in registry.actions.items():
         row = {"name": name, **_counts(choices)}
@@ -79,7 +79,7 @@ def list_events(
     with_endpoints: bool = False,
     only_available: bool = False,
 ) -> list[Row]:
-    """Every pattern and group listened to, also when nobody does so now."""
+    """Every pattern and group listened to, also when no node does so now."""
     rows: list[Row] = []
     for (name, group), choices in registry.listeners.items():
         row = {"name": name, "group": group, **_counts(choices)}
@@ -113,7 +113,7 @@ def _service_row(node: KnownNode, service: Row, *, grouping: bool) -> Row:
     return row | ({"nodes": [node.id]} if grouping else {"nodeID": node.id})
 
 
-def _counts(choices: Choices[Any]) -> Row:
+def _counts(choices: EndpointList[Any]) -> Row:
     members = choices.members
     return {
         "count": len(members),
@@ -129,7 +129,7 @@ def _is_wanted(row: Row, *, only_local: bool, skip_internal: bool, only_availabl
 
 
 def _endpoints(registry: Registry, members: Iterable[Endpoint | Listener]) -> list[Row]:
-    """`state` is false while a circuit breaker keeps calls away; `available` tells of the node."""
+    """`state` is false while a circuit breaker keeps calls away; `available` is that of the node."""
     return [
         {"nodeID": member.node_id, "state": member.available, "available": registry.nodes[member.node_id].available}
         for member in members

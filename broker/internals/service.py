@@ -1,5 +1,6 @@
 """The service `$node` itself: its actions, and the parameters that JS tools send (moleculer protocol §10)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,10 @@ from broker.errors import MoleculerClientError, ValidationError
 from broker.internals.health import health
 from broker.internals.listing import list_actions, list_events, list_nodes, list_services
 from broker.internals.options import show_options
+from broker.services.conversion import converted
 from broker.services.service import Service, action
 
 NAME = "$node"
-
-_TRUE = (True, 1, "true", "1", "on")
-_FALSE = (False, 0, "false", "0", "off")
-"""What the validator of Moleculer JS converts to a boolean."""
 
 
 def _flag(*, default: bool = False) -> dict[str, Any]:
@@ -30,17 +28,6 @@ SERVICES = {
 }
 ENDPOINTS = {name: _flag() for name in ("onlyLocal", "skipInternal", "withEndpoints", "onlyAvailable")}
 METRICS = {"types": _TEXTS, "includes": _TEXTS, "excludes": _TEXTS}
-
-_PYTHON_NAMES = {
-    "withServices": "with_services",
-    "onlyAvailable": "only_available",
-    "onlyLocal": "only_local",
-    "skipInternal": "skip_internal",
-    "withActions": "with_actions",
-    "withEvents": "with_events",
-    "withEndpoints": "with_endpoints",
-    "grouping": "grouping",
-}
 
 # Neither cached nor traced, and published exactly as JS nodes publish theirs.
 _PLAIN: dict[str, Any] = {"cache": False, "tracing": False}
@@ -83,16 +70,15 @@ class NodeService(Service):
 
 
 def _flags(ctx: Context, params: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """The booleans of a call as keyword arguments. Raises ValidationError for what is none."""
+    """The booleans of a call as keyword arguments. Raises ValidationError for other values."""
     given = _given(ctx)
     flags: dict[str, bool] = {}
     wrong: list[dict[str, Any]] = []
     for name, rule in params.items():
         value = given.get(name)
-        if value is None:
-            flags[_PYTHON_NAMES[name]] = rule["default"]
-        elif _is_one_of(value, _TRUE) or _is_one_of(value, _FALSE):
-            flags[_PYTHON_NAMES[name]] = _is_one_of(value, _TRUE)
+        flag = rule["default"] if value is None else converted(value, dict(rule))
+        if isinstance(flag, bool):
+            flags[re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", name)] = flag
         else:
             wrong.append(_item(ctx, "boolean", name, value, f"The '{name}' field must be a boolean."))
     if wrong:
@@ -112,16 +98,12 @@ def _check_texts(ctx: Context) -> None:
 
 
 def _given(ctx: Context) -> dict[str, Any]:
-    """The parameters. Raises ValidationError when they are no object."""
+    """The parameters. Raises ValidationError when they are not an object."""
     params = {} if ctx.params is None else ctx.params
     if not isinstance(params, dict):
         item = _item(ctx, "object", "", params, "The params must be an object.")
         raise ValidationError("Parameters validation error!", None, [item])
     return params
-
-
-def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    return isinstance(value, str | bool | int | float) and value in values
 
 
 def _is_text_or_texts(value: Any) -> bool:

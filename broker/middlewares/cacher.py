@@ -19,7 +19,7 @@ MISS: Any = type("Miss", (), {"__repr__": lambda self: "<miss>"})()
 
 class MemoryCacher:
     """`ttl` in seconds for what has none of its own; None or 0 keeps it until it is removed. Reading does not make it
-    last longer. With `max`, so many entries are kept, and the one that was not used for longest makes room for a new
+    last longer. With `max`, at most that many entries are kept: the least recently used one makes room for a new
     one. Without, as in the memory cacher of JS, nothing but `ttl` bounds the memory: who caches by parameters that
     callers choose freely sets one of the two.
 

@@ -23,15 +23,15 @@ class LockSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     enabled: bool = True
     stale_time: Seconds = 0
-    """A result that is kept for less than so many seconds more is made anew behind the back of the caller, who gets the
-    old one. So nobody waits for an action that is called often."""
+    """A result that is kept for less than this many seconds more is renewed in the background, while the caller gets
+    the old one. So no caller waits for an action that is called often."""
 
 
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an action says about its cache: `@action(cache={"keys": ["id", "#user.id"], "ttl": 30})`."""
 
     enabled: Any = True
-    """False, or a function of the context that tells."""
+    """False, or a function of the context that decides."""
     keys: list[str] | None = None
     """Paths into the params, `#path` into the meta, `@path` into the headers; all params by default."""
     ttl: Seconds | None = None
@@ -43,7 +43,7 @@ class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None], timeout: Wrap) -> Wrap:
-    """A hit passes by the bulkhead, the validation and the hooks. `ctx.meta["$cache"] = False` passes by the cache.
+    """A hit bypasses the bulkhead, the validation and the hooks. `ctx.meta["$cache"] = False` bypasses the cache.
     `start` runs what no caller waits for in a task of its own, and `timeout` ends it when the call's time is over."""
 
     def wrap(call_next: Next, target: Target) -> Next:
@@ -95,7 +95,7 @@ def _is_stale(left: float | None, lock: LockSettings) -> bool:
 
 
 def _apart(ctx: Context) -> Context:
-    """The same call, with meta that is sent to nobody."""
+    """The same call, with meta that is not sent."""
     ctx = copy.copy(ctx)
     ctx.meta, ctx.locals, ctx.response_headers = dict(ctx.meta), dict(ctx.locals), {}
     return ctx

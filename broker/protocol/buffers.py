@@ -23,7 +23,7 @@ _numbers = msgspec.json.Decoder(list[int])
 
 
 def cut(data: bytes) -> tuple[bytes, Raw] | None:
-    """A packet without its one large Buffer, and that Buffer; None when there is none, or more than one."""
+    """A packet without its one large Buffer, and that Buffer; None when there is not exactly one."""
     if len(data) < WORTH_CUTTING_BYTES:
         return None
     start = data.find(HEAD)
@@ -38,17 +38,17 @@ def cut(data: bytes) -> tuple[bytes, Raw] | None:
 
 
 def is_buffer(raw: Raw) -> bool:
-    """Whether a value stands there as JS writes a Buffer."""
+    """Whether a value is a Buffer as JS writes it."""
     return memoryview(raw)[: len(HEAD)] == HEAD
 
 
 def buffer_bytes(raw: Raw) -> bytes:
-    """The bytes of such a value. Raises msgspec.MsgspecError or ValueError when they are none."""
+    """The bytes of such a value. Raises msgspec.MsgspecError or ValueError when they are not bytes."""
     return bytes(bytearray(_numbers.decode(memoryview(raw)[len(HEAD) - 1 : -1])))  # sooner than by bytes alone
 
 
 def with_bytes(value: Any) -> Any:
-    """A decoded value with bytes in the places of such objects; where their numbers are none, they stay."""
+    """A decoded value with bytes in the places of such objects; where their numbers are not bytes, they stay."""
     if isinstance(value, dict):
         if value.get("type") == "Buffer" and isinstance(value.get("data"), list):
             try:

@@ -87,7 +87,7 @@ def lenient(kind: type[Packet], members: dict[str, Any]) -> Any:
 
 
 def _object(value: Any) -> Any:
-    """What `Object.assign({}, value)` makes of an array; nothing of anything else that is no object."""
+    """What `Object.assign({}, value)` makes of an array; nothing of anything else that is not an object."""
     if isinstance(value, list):
         return {str(index): item for index, item in enumerate(value)}
     return value if isinstance(value, dict | None) else {}

@@ -57,7 +57,7 @@ def number(value: float) -> str:
     sign, digits, exponent = Decimal(repr(value)).as_tuple()
     assert isinstance(exponent, int)
     figures = "".join(map(str, digits)).rstrip("0")
-    point = len(digits) + exponent  # where the decimal point stands, counted from the first figure
+    point = len(digits) + exponent  # the place of the decimal point, counted from the first figure
     if 0 < point <= 21:
         whole, rest = figures[:point].ljust(point, "0"), figures[point:]
         printed = f"{whole}.{rest}" if rest else whole

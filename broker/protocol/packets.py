@@ -1,8 +1,8 @@
 """One Struct a packet, as they travel (moleculer protocol §2.3).
 
-The command is not in the packet: the subject names it. Field names here are Python's, the wire's stand in
+The command is not in the packet: the subject names it. Field names here are Python's, the wire's are in
 `field(name=)`. What a peer may leave out has a default; a field that is `UNSET` is not sent. Values of the user (params
-and data) stay `Raw`: they are decoded once, into the type that the action asks for. Fields that nobody here acts on are
+and data) stay `Raw`: they are decoded once, into the type that the action asks for. Fields that no code acts on are
 not declared and so skipped (§2.1: unknown fields are ignored).
 """
 
@@ -103,7 +103,7 @@ class Info(Packet, kw_only=True):
 
 
 class Peers(Packet, kw_only=True):
-    """Asks a node like this whom it knows, or tells it: `nodes` holds an object with `id` and `ver` for each. `more`
+    """Asks a node like this whom it knows, or answers: `nodes` holds an object with `id` and `ver` for each. `more`
     parts may follow (§4.1). JS nodes have no such packet."""
 
     nodes: list[Any] | None = None

@@ -1,5 +1,6 @@
 """Values that JSON has no form for: how each part of a value is found that a serializer writes in a way of its own."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,8 @@ SAFE_INTEGER = 2**53 - 1
 
 Rewrite = Callable[[Any], Any]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class RegExp(Struct, frozen=True):
     """A regular expression of JavaScript. Its syntax is not Python's, so it is not compiled here."""
@@ -22,7 +25,7 @@ class RegExp(Struct, frozen=True):
 
 def rewriter(plain: frozenset[type], leaf: Rewrite, key: Rewrite | None = None) -> Rewrite:
     """A function that rewrites a value: dicts, lists and tuples are gone through, the types of `plain` stay as they
-    are, `leaf` gives what stands for anything else, and `key` for a key that is no str.
+    are, `leaf` gives what stands for anything else, and `key` for a key that is not a str.
 
     A value in which nothing has to be rewritten is given back itself, so that the common case costs little.
     """
@@ -77,6 +80,11 @@ def text_key(key: object) -> str:
             return plain
         raise TypeError(f"a {type(key).__name__} cannot be the key of an object")
     return str(key)
+
+
+def well_formed(text: str) -> str:
+    """Text with halves of surrogate pairs replaced, as JS nodes do: UTF-8 has no form for them."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def in_utc(moment: datetime) -> datetime:

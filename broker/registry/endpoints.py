@@ -38,7 +38,7 @@ class Endpoint:
         """What a call to it goes through, made by the first one."""
         self.subject = ""
         """Where requests to it are published, filled in by the first one."""
-        self.offered: Choices[Endpoint] | None = None
+        self.offered: EndpointList[Endpoint] | None = None
         """The list that it is in."""
         self.timeout_s = _timeout_s(info, action)
         """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
@@ -83,7 +83,7 @@ class Listener:
         self.service = service
         self.event = event
         self.local = event is not None
-        self.offered: Choices[Listener] | None = None
+        self.offered: EndpointList[Listener] | None = None
         """The list that it is in."""
 
     def renew(self, other: "Listener") -> None:
@@ -94,7 +94,7 @@ class Listener:
 E = TypeVar("E", Endpoint, Listener)
 
 
-class Choices(Generic[E]):
+class EndpointList(Generic[E]):
     """The endpoints of one action, or the listeners of one pattern and group, in order of registration.
 
     Members on the nodes in `last_resort` are chosen when there is no other. Which members can be chosen is worked out

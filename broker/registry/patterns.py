@@ -56,7 +56,7 @@ def _walk(parts: tuple[str, ...], name: str) -> bool:
 
 
 def _skip_stars(parts: tuple[str, ...], places: set[int]) -> set[int]:
-    """The places, and those behind stars there, as a star may stand for nothing."""
+    """The places, and those behind stars there, as a star also matches nothing."""
     for place in tuple(places):
         while place < len(parts) and parts[place] in ("*", "**"):
             place += 1
@@ -66,15 +66,15 @@ def _skip_stars(parts: tuple[str, ...], places: set[int]) -> set[int]:
 
 @lru_cache(maxsize=CACHED_PATTERNS)
 def _compile(pattern: str) -> re.Pattern[str]:
-    """A pattern with other characters that mean something in a regular expression. One that could take for ever, or
-    is none, matches only itself."""
+    """A pattern with other characters that mean something in a regular expression. One that could take
+    exponential time, or is not valid, matches only itself."""
     text = "\\" + pattern if pattern.startswith("$") else pattern
     text = text.replace("?", ".").replace("**", "\0").replace("*", "[^.]*").replace("\0", ".*")
     try:
         if len(re.findall(r"\*|\+|\{", text)) > REPETITIONS or re.search(r"\)[+{]", text):
             return re.compile(re.escape(pattern))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what a peer wrote: nobody here can change it
+            warnings.simplefilter("ignore")  # about what a peer wrote, which cannot be changed here
             return re.compile(text, re.DOTALL)
     except (re.error, OverflowError, RecursionError):
         return re.compile(re.escape(pattern))

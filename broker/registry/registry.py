@@ -1,4 +1,4 @@
-"""What is known of the cluster, as data: nodes, the actions they offer, the events they hear (protocol §3, §4, §9).
+"""What is known of the cluster, as data: nodes, their actions, the events they listen to (protocol §3, §4, §9).
 
 No I/O, no clock, no logging: packets go in, changes come out.
 """
@@ -13,7 +13,7 @@ from broker.context import Context
 from broker.defaults import NAMES_KNOWN, NODES_KNOWN
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.protocol.packets import PROTOCOLS, Info, Protocol
-from broker.registry.endpoints import Choices, Endpoint, Listener
+from broker.registry.endpoints import Endpoint, EndpointList, Listener
 from broker.registry.patterns import matches
 from broker.registry.strategies import Latencies, StrategyMaker
 from broker.services.schema import ServiceDefinition, full_service_name
@@ -91,7 +91,7 @@ class KnownNode:
             "client": self.client,
             "metadata": self.metadata,
             "ipList": self.ip_list,
-            **({"port": None} if self.local else {}),  # another node would have told its own
+            **({"port": None} if self.local else {}),  # another node announces its own
             "hostname": self.hostname,
             "udpAddress": None,
             "cpu": self.cpu,
@@ -119,10 +119,10 @@ class Registry:
         self.started = 0.0
         """When this process started, on the clock of every `now`."""
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
-        self.actions: dict[str, Choices[Endpoint]] = {}
+        self.actions: dict[str, EndpointList[Endpoint]] = {}
         self._own: dict[str, Endpoint] = {}
         """This node's endpoints, by the names of their actions."""
-        self.listeners: dict[tuple[str, str], Choices[Listener]] = {}
+        self.listeners: dict[tuple[str, str], EndpointList[Listener]] = {}
         self.unresponsive: set[str] = set()
         """Nodes that are connected and answer nothing: chosen only when no other node can be. See `avoid`."""
         self.full: str | None = None
@@ -130,14 +130,14 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
-        self._heard_by: dict[str, Sequence[Choices[Listener]]] = {}
-        self._heard_here: dict[str, Sequence[tuple[Choices[Listener], Sequence[Listener]]]] = {}
-        self._lists_here: Sequence[Choices[Listener]] | None = None
+        self._heard_by: dict[str, Sequence[EndpointList[Listener]]] = {}
+        self._heard_here: dict[str, Sequence[tuple[EndpointList[Listener], Sequence[Listener]]]] = {}
+        self._lists_here: Sequence[EndpointList[Listener]] | None = None
         """The lists with listeners of this node. Peers cannot lengthen them."""
         self._providers: dict[str, set[str]] = {}
         self._speakers: Counter[Protocol] = Counter()
         self._offline: dict[str, None] = {}
-        self._vacant: dict[Choices[Any], float] = {}
+        self._vacant: dict[EndpointList[Any], float] = {}
         self._filled: set[str] = set()
         self._now = 0.0
 
@@ -259,8 +259,8 @@ class Registry:
     def find_action(self, name: str, node_id: str | None = None, ctx: Context | None = None) -> Endpoint:
         """The endpoint to call, for the call of `ctx`.
 
-        Raises ServiceNotFoundError for a name never seen, or not on `node_id`; ServiceNotAvailableError when nobody
-        offers it now (§5.2).
+        Raises ServiceNotFoundError for a name never seen, or not on `node_id`; ServiceNotAvailableError when no
+        node offers it now (§5.2).
         """
         choices = self.actions.get(name)
         if node_id is not None:
@@ -275,7 +275,7 @@ class Registry:
             raise ServiceNotAvailableError({"action": name})
         return endpoint
 
-    def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[Choices[Listener]]:
+    def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[EndpointList[Listener]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
         found = self._heard_by.get(event)
         if found is None:
@@ -285,7 +285,7 @@ class Registry:
             if len(choices) and (not groups or choices.group in groups):
                 yield choices
 
-    def find_listeners_here(self, event: str) -> Sequence[tuple[Choices[Listener], Sequence[Listener]]]:
+    def find_listeners_here(self, event: str) -> Sequence[tuple[EndpointList[Listener], Sequence[Listener]]]:
         """Those of them that this node has listeners in, of all groups, each with these listeners."""
         found = self._heard_here.get(event)
         if found is None:
@@ -304,7 +304,7 @@ class Registry:
         choices = self.actions.get(name)
         return next(iter(choices.of_node(node_id)), None) if choices is not None else None
 
-    def choose_listener(self, choices: Choices[Listener], ctx: Context | None = None) -> Listener | None:
+    def choose_listener(self, choices: EndpointList[Listener], ctx: Context | None = None) -> Listener | None:
         """One listener of a list, by the strategy, for the event of `ctx`."""
         return choices.choose(prefer_local=self._prefer_local, ctx=ctx)
 
@@ -392,7 +392,7 @@ class Registry:
             if not self._has_room_for_name(node):
                 return
             strategy = self._strategies.announced(info)
-            choices = self.actions[endpoint.name] = Choices(endpoint.name, strategy, self.unresponsive)
+            choices = self.actions[endpoint.name] = EndpointList(endpoint.name, strategy, self.unresponsive)
         self._vacant.pop(choices, None)
         member = choices.put(endpoint)
         node.offers.add(member)
@@ -406,7 +406,7 @@ class Registry:
             if not self._has_room_for_name(node):
                 return
             strategy = self._strategies.announced(info)
-            choices = self.listeners[key] = Choices(listener.name, strategy, self.unresponsive, listener.group)
+            choices = self.listeners[key] = EndpointList(listener.name, strategy, self.unresponsive, listener.group)
             self._heard_otherwise(listener.name)
         self._vacant.pop(choices, None)
         node.offers.add(choices.put(listener))
@@ -418,7 +418,7 @@ class Registry:
             node.offers.discard(member)
             if self._own.get(member.name) is member:
                 del self._own[member.name]
-            choices: Choices[Any] | None = member.offered
+            choices: EndpointList[Any] | None = member.offered
             if choices is not None:
                 choices.drop(member)
                 if not choices:
@@ -434,7 +434,7 @@ class Registry:
         self._fill(f"{NAMES_KNOWN} names of actions and events are known, and others are ignored until some are gone")
         return False
 
-    def _forget_name(self, choices: Choices[Any]) -> None:
+    def _forget_name(self, choices: EndpointList[Any]) -> None:
         del self._vacant[choices]
         if self.actions.get(choices.name) is choices:
             del self.actions[choices.name]
@@ -443,7 +443,7 @@ class Registry:
             self._heard_otherwise(choices.name)
 
     def _heard_otherwise(self, pattern: str) -> None:
-        """Other lists of listeners than before hear the events that a pattern matches."""
+        """The lists of listeners for the events that a pattern matches have changed."""
         if "*" in pattern or "?" in pattern:
             self._heard_by.clear()
         else:
@@ -467,7 +467,7 @@ def _entries(entries: object) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _hearing(event: str, lists: Iterable[Choices[Listener]]) -> Sequence[Choices[Listener]]:
+def _hearing(event: str, lists: Iterable[EndpointList[Listener]]) -> Sequence[EndpointList[Listener]]:
     """Which of the lists receive an event. Internal ones come first: they decide where their groups get it."""
     return sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
 

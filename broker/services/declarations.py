@@ -103,7 +103,7 @@ def check_event_handler(handler: Callable[..., Any]) -> None:
 
 
 def check_method_name(name: str, base: type) -> None:
-    """What is marked must not stand in the place of what services are made of, as `settings` and `started` do."""
+    """What is marked must not replace what services are made of, such as `settings` and `started`."""
     if name in {*vars(base), *base.__annotations__}:
         raise ServiceSchemaError(
             f"'{name}' is what every service has, so it cannot be the method of an action or event. Give the method "

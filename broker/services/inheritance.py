@@ -30,7 +30,7 @@ def merge_declared(cls: type) -> None:
 
 
 def _can_be_merged(name: str, value: Any) -> bool:
-    """Not somebody's own property, nor what is refused when the service is added."""
+    """Not a property of the user's own, nor what is refused when the service is added."""
     return isinstance(value, Iterable if name == "dependencies" else Mapping) and not hasattr(value, "__get__")
 
 

@@ -254,7 +254,7 @@ class OwnActions:
         return partial(self._service.broker.call_own, self._service, name)
 
     def __getitem__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        """For a name that is none in Python."""
+        """For a name that is not an identifier in Python."""
         return partial(self._service.broker.call_own, self._service, name)
 
 

@@ -27,7 +27,7 @@ def call(
     pairs: options.Pairs = None,
     meta: options.Meta = None,
     node: Annotated[str | None, typer.Option(help="Ask exactly this node.")] = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer; 0 for ever.")] = CLI_WAIT_S,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer; 0 for no limit.")] = CLI_WAIT_S,
     stream_in: Annotated[
         str | None,
         typer.Option("--stream-in", metavar="FILE", help="Send a file along, - for standard input."),

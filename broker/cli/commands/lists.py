@@ -137,7 +137,7 @@ def _counted(rows: list[Row]) -> list[Row]:
 
 
 def _is_internal(name: str) -> bool:
-    """Every node has these, and hardly anybody looks for them."""
+    """Every node has these, and few users look for them."""
     return name.startswith("$")
 
 

@@ -1,6 +1,5 @@
 """CBOR, as the package cbor-x of JS nodes writes and reads it (protocol §11). Needs the package cbor2."""
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from broker.protocol.encoding import (
     RAW_FIELDS,
     UNDECODABLE,
     UNENCODABLE,
-    chunk_of,
     invalid_packet,
     invalid_value,
     lenient,
@@ -24,7 +22,7 @@ from broker.protocol.encoding import (
 )
 from broker.protocol.packets import COMMANDS, Address, Command, Packet
 from broker.protocol.typed import TypedReader
-from broker.protocol.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter, text_key
+from broker.protocol.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter, text_key, well_formed
 
 _HEADER = 5  # of a byte string with a length of 32 bits
 _INT32 = 2**32
@@ -66,7 +64,7 @@ class CBORCodec(Codec):
         try:
             read = _loads(data)
             if not isinstance(read, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
             fields = {name: value for name, value in read.items() if value is not cbor2.undefined}
             values = {name: fields.pop(name) for name in RAW_FIELDS[kind] if name in fields}
             packet: Packet = _packet(kind, _defined(fields))
@@ -109,14 +107,8 @@ class CBORCodec(Codec):
         except _UNDECODABLE as error:
             raise invalid_value(raw, error) from None
 
-    def size(self, raw: Raw) -> int:
-        return len(raw)
-
     def chunk_limit(self, room: int) -> int:
         return max(1, room - _HEADER)
-
-    def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        return chunk_of(self.decode_value(raw), objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         reader = TypedReader(kind)
@@ -125,7 +117,7 @@ class CBORCodec(Codec):
             value = raw.members if isinstance(raw, Decoded) else self.decode_value(raw)
             members = {} if value is None else value
             if not isinstance(members, dict):
-                return msgspec.convert(members, kind)  # tells what was expected
+                return msgspec.convert(members, kind)  # raises, with what was expected
             return reader.read(reader.known(members), lambda member: member, json_text)
 
         return decode
@@ -189,13 +181,11 @@ _as_javascript = rewriter(frozenset({str, bool, type(None)}), _javascript_number
 
 
 def _replaced(value: Any) -> Any:
-    """Text with halves of surrogate pairs replaced, as JS nodes do: UTF-8 has no form for them."""
     if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
+        return well_formed(value)
     return CBORTag(value.tag, _well_formed(value.value)) if isinstance(value, CBORTag) else value
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _well_formed = rewriter(frozenset({int, float, bool, type(None), bytes, datetime}), _replaced)
 
 

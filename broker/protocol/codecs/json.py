@@ -72,13 +72,17 @@ class Codec(Protocol):
 
     def size(self, raw: Raw) -> int:
         """How many bytes of a message an encoded value takes, on the safe side."""
+        return len(raw)
 
     def chunk_limit(self, room: int) -> int:
         """How many bytes a stream's chunk may have so that, encoded, it never takes more than `room` (§8.3)."""
 
     def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        """A stream's chunk: bytes, or any value in object mode; None for none. Raises ValueError for what is neither
-        (§8.3), InvalidPacketDataError for what is broken."""
+        """A stream's chunk: bytes, or any value in object mode; None where there is none (§8.3).
+
+        Raises ValueError for what is neither, InvalidPacketDataError for what is broken.
+        """
+        return chunk_of(self.decode_value(raw), objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> "ValueDecoder":
         """A decoder of values into `kind`, to be made once and kept. A field of type Raw gets JSON text."""
@@ -200,9 +204,6 @@ class JSONCodec(Codec):
                 pass
         return Codec.encode_answer(self, answer, result)
 
-    def size(self, raw: Raw) -> int:
-        return len(raw)
-
     def decode_value(self, raw: Raw) -> Any:
         if not raw:
             return None
@@ -221,7 +222,7 @@ class JSONCodec(Codec):
     def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
         if buffers.is_buffer(raw):
             return buffers.buffer_bytes(raw)
-        return chunk_of(self.decode_value(raw), objects=objects)
+        return super().decode_chunk(raw, objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         decoder = msgspec.json.Decoder(kind)
@@ -241,14 +242,14 @@ class JSONCodec(Codec):
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:
-                self.decode_value(raw)  # raises when it is no JSON at all
+                self.decode_value(raw)  # raises when it is not JSON at all
                 raise msgspec.ValidationError("Expected `object`") from None
 
         return decode
 
 
 def _decoder_of_buffers(kind: type[Struct]) -> ValueDecoder | None:
-    """A decoder for params in which bytes stand as JS writes a Buffer, not as base64; None for a type without bytes."""
+    """A decoder for params with bytes as a Buffer of JS, not as base64; None for a type without bytes."""
     binary = {field.encode_name for field in msgspec.structs.fields(kind) if holds_bytes(field.type)}
     if not binary:
         return None

@@ -1,6 +1,5 @@
 """MessagePack, as msgpack5 (`MsgPack`) and notepack.io (`Notepack`) of JS nodes write it (moleculer protocol §11)."""
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +13,6 @@ from broker.protocol.encoding import (
     UNDECODABLE,
     UNENCODABLE,
     USER_FIELDS,
-    chunk_of,
     invalid_packet,
     invalid_value,
     lenient,
@@ -25,7 +23,7 @@ from broker.protocol.encoding import (
 )
 from broker.protocol.packets import COMMANDS, Address, Command, Packet
 from broker.protocol.typed import TypedReader, typed
-from broker.protocol.values import in_utc, opened, rewriter, text_key
+from broker.protocol.values import in_utc, opened, rewriter, text_key, well_formed
 
 _HEADER = 5  # of a bin 32
 _MIN, _MAX = -(2**63), 2**64 - 1
@@ -94,14 +92,8 @@ class MsgPackCodec(Codec):
         except UNDECODABLE as error:
             raise invalid_value(raw, error) from None
 
-    def size(self, raw: Raw) -> int:
-        return len(raw)
-
     def chunk_limit(self, room: int) -> int:
         return max(1, room - _HEADER)
-
-    def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        return chunk_of(self.decode_value(raw), objects=objects)
 
     def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
         decoder = msgspec.msgpack.Decoder(kind, ext_hook=_extension)
@@ -161,11 +153,9 @@ _as_javascript = rewriter(frozenset({str, bool, type(None)}), _javascript_number
 
 
 def _replaced(value: Any) -> Any:
-    """Text with halves of surrogate pairs replaced, as JS nodes do: UTF-8 has no form for them."""
-    return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+    return well_formed(value) if isinstance(value, str) else value
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _well_formed = rewriter(_SIMPLE | {int, datetime}, _replaced)
 
 

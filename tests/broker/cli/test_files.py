@@ -44,7 +44,7 @@ async def test_values_are_read_line_by_line(tmp_path: Path) -> None:
 async def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"1\nnothing\n")
-    with pytest.raises(MoleculerClientError, match=r"Line 2 of .*file is no JSON"):
+    with pytest.raises(MoleculerClientError, match=r"Line 2 of .*file is not JSON"):
         _ = [value async for value in read_values(str(file), lambda _: None)]
 
 

@@ -1,4 +1,4 @@
-"""So many at once, so many waiting, first come, first served (protocol §12.5)."""
+"""A number at once, a number waiting, first come, first served (protocol §12.5)."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from anyio.abc import TaskGroup
 
 from broker.context import Context, Next
 from broker.errors import QueueIsFullError
-from broker.middlewares.bulkhead import Gate, bulkhead
+from broker.middlewares.bulkhead import bulkhead
 from broker.services.policies import BulkheadPolicy
 from tests.support.targets import made_context, run, target
 from tests.support.waiting import eventually
@@ -100,7 +100,7 @@ async def test_c79_a_queue_of_0_has_no_bound() -> None:
     assert len(work.ended) == 201
 
 
-async def test_who_gives_up_while_waiting_leaves_the_queue() -> None:
+async def test_a_call_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:
     work = Work()
     chain = bounded(work, 1, 5)
     async with anyio.create_task_group() as tasks:
@@ -115,25 +115,29 @@ async def test_who_gives_up_while_waiting_leaves_the_queue() -> None:
     assert work.begun == [0, 2]
 
 
-async def test_a_place_that_is_given_to_someone_who_gives_up_goes_to_the_next() -> None:
-    gate = Gate(BulkheadPolicy(concurrency=1))
-    await gate.enter()
-    entered: list[str] = []
+async def test_a_place_that_is_given_to_a_cancelled_call_goes_to_the_next() -> None:
+    work = Work()
 
-    async def enter(name: str) -> None:
-        await gate.enter()
-        entered.append(name)
+    async def handler(ctx: Context) -> int:
+        result = await work(ctx)
+        if result == 0:  # between the turn of the first that waits and its next step
+            asyncio.get_running_loop().call_soon(first.cancel)
+        return result
 
-    async with asyncio.TaskGroup() as tasks:  # whose tasks can be cancelled between their turn and their next step
-        first = tasks.create_task(enter("first"))
-        tasks.create_task(enter("second"))
-        await eventually(lambda: gate.waiting == 2)
-        gate.leave()
-        first.cancel()
-    assert entered == ["second"]
-    assert gate.inside == 1
-    gate.leave()
-    assert gate.inside == 0
+    chain = bounded(handler, 1, 5)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(chain, made_context(0)))
+        await eventually(lambda: work.begun == [0])
+        first = tasks.create_task(run(chain, made_context(1)))
+        tasks.create_task(run(chain, made_context(2)))
+        await asyncio.sleep(0)
+        work.end(0)
+        await eventually(lambda: 2 in work.begun)
+        work.end(2)
+        tasks.create_task(run(chain, made_context(3)))
+        await eventually(lambda: 3 in work.begun)
+        work.end(3)
+    assert work.begun == [0, 2, 3]
 
 
 async def test_a_failure_leaves_the_gate() -> None:

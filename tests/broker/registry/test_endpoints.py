@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from broker.context import Context
-from broker.registry.endpoints import Choices, Endpoint
+from broker.registry.endpoints import Endpoint, EndpointList
 from broker.registry.strategies import RoundRobin
 from broker.services.service import Service, action, define
 
@@ -27,14 +27,14 @@ def local() -> Endpoint:
     return Endpoint("py-1", "posts.find", "posts", definition.to_info(), definition)
 
 
-def choices(*members: Endpoint, name: str = "posts.find") -> Choices[Endpoint]:
-    made: Choices[Endpoint] = Choices(name, RoundRobin())
+def choices(*members: Endpoint, name: str = "posts.find") -> EndpointList[Endpoint]:
+    made: EndpointList[Endpoint] = EndpointList(name, RoundRobin())
     for member in members:
         made.put(member)
     return made
 
 
-def chosen(made: Choices[Endpoint], times: int, **options: Any) -> list[str | None]:
+def chosen(made: EndpointList[Endpoint], times: int, **options: Any) -> list[str | None]:
     found = [made.choose(**options) for _ in range(times)]
     return [endpoint.node_id if endpoint else None for endpoint in found]
 
@@ -115,7 +115,7 @@ def test_a_strategy_sees_only_what_is_usable() -> None:
             seen.append([ctx, *(endpoint.node_id for endpoint in endpoints)])
             return endpoints[-1]
 
-    made: Choices[Endpoint] = Choices("posts.find", Last())
+    made: EndpointList[Endpoint] = EndpointList("posts.find", Last())
     for number in (1, 2, 3):
         made.put(remote(f"js-{number}"))
     made.members[1].available = False
