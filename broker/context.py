@@ -256,12 +256,13 @@ class Context(Struct, eq=False):
         )
 
     def to_request(self, ver: Protocol, timeout_ms: float) -> Request:
-        """The packet of this call, without its params."""
+        """The packet of this call, with its params as they are: `Codec.encode_request` encodes them."""
         return Request(
             ver=ver,
             sender=self.broker.node_id,
             id=self.id,
             action=self.action or "",
+            params=self._params,
             meta=self.meta,
             headers=UNSET if ver == "4" else self.headers,
             timeout=timeout_ms,

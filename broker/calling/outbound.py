@@ -37,6 +37,7 @@ from broker.streams.local import LocalStream
 from broker.streams.reader import Readable, StreamReader
 from broker.streams.source import Source, async_iterator, is_stream
 from broker.streams.writer import StreamWriter
+from broker.transports.base import Transport
 
 
 class Broker(Caller, Protocol):
@@ -63,7 +64,7 @@ class Calls:
         self._options = options
         self._node_id = options.node_id
         self._node = node
-        self._transport = node.transport
+        self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, all endpoints are here
         self._transit = transit
         self._waiting = transit.waiting
         self._registry = registry
@@ -194,9 +195,10 @@ class Calls:
         """Ask a node. A request that was not delivered is sent again, also to another node: nothing has happened."""
         if self._is_balanced and self._goes_to_any_node(ctx):
             return await self._send_balanced(endpoint, ctx)
+        ask = self._ask if ctx.stream is None else self._ask_with_stream
         while True:
             try:
-                return self._result(*await self._ask(endpoint, endpoint.node_id, ctx), ctx)
+                return await ask(endpoint, endpoint.node_id, ctx)
             except Undelivered as gone:
                 rejected = gone.error
             if isinstance(ctx.stream, Source) and ctx.stream.sent:
@@ -222,46 +224,54 @@ class Calls:
         """Ask whichever node NATS chooses. While a JS node changes its services there is none for a moment."""
         for _ in range(BALANCED_RETRIES):
             try:
-                return self._result(*await self._ask(endpoint, None, ctx), ctx)
+                return await self._ask(endpoint, None, ctx)
             except Undelivered:
                 await anyio.sleep(BALANCED_RETRY_S)
                 ctx.id = new_id()
         raise ServiceNotAvailableError({"action": endpoint.name})
 
-    async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Answer:
+    async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Any:
         """Send a request and wait for its answer. `target` is None where NATS chooses the node."""
         if self._node.outage.is_on:
             await self._require_connection()
-        if ctx.stream is not None:
-            return await self._ask_with_stream(endpoint, ctx)
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
-        request = self._request(endpoint.node_id, ctx)
-        subject = endpoint.subject if target else self._transit.topics.balanced_request(request.action)
+        request = self._request(endpoint, ctx)
+        subject = endpoint.subject if target else self._transit.topics.balanced_request(endpoint.name)
         self._waiting.expect(request, target, waiter, loop.time())
         try:
-            await self._publish(subject or self._subject(endpoint), request, ctx)
-            return await waiter
+            try:
+                await self._transport.publish(subject, self._codec.encode_request(request), ctx.id)
+            except MoleculerError as error:
+                self._not_sent(request, error)
+                raise
+            response, reader = await waiter
         except BaseException:
             self._give_up(request, waiter)
             raise
+        return self._result(response, reader, ctx)
 
-    async def _ask_with_stream(self, endpoint: Endpoint, ctx: Context) -> Answer:
+    async def _ask_with_stream(self, endpoint: Endpoint, target: str, ctx: Context) -> Any:
         """The same for a call that takes a stream along."""
+        await self._require_connection()
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
         source = await self._source(ctx)
-        request = self._request(endpoint.node_id, ctx)
+        request = self._request(endpoint, ctx)
         request.params = self._codec.encode_value(ctx.params)
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        writer = self._node.performing.writers.along_with(request, endpoint.node_id, source, has_params=has_params)
+        writer = self._node.performing.writers.along_with(request, target, source, has_params=has_params)
         try:
-            self._waiting.expect(request, endpoint.node_id, waiter, loop.time())
-            await self._publish(endpoint.subject or self._subject(endpoint), request)
+            self._waiting.expect(request, target, waiter, loop.time())
+            try:
+                await self._transport.publish(endpoint.subject, self._codec.encode(request), ctx.id)
+            except MoleculerError as error:
+                self._not_sent(request, error)
+                raise
             await self._begin_stream(writer, waiter)
             answer = await waiter
             writer.answered(answer)
-            return answer
+            return self._result(*answer, ctx)
         except asyncio.CancelledError:  # the request may be out, also when it was being sent
             writer.cancel()
             raise
@@ -271,24 +281,11 @@ class Calls:
         finally:
             self._give_up(request, waiter)
 
-    def _subject(self, endpoint: Endpoint) -> str:
-        """Where the requests to an endpoint are published; made once for each."""
-        endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
-        return endpoint.subject
-
-    async def _publish(self, subject: str, request: Request, ctx: Context | None = None) -> None:
-        """`ctx` has the params, when the request does not."""
-        try:
-            if self._transport is None:
-                raise BrokerDisconnectedError
-            codec = self._codec
-            data = codec.encode(request) if ctx is None else codec.encode_request(request, ctx.params)
-            await self._transport.publish(subject, data, str(request.id))
-        except MoleculerError as error:
-            self._node.performing.note_failure(request, error)
-            if isinstance(error, BrokerDisconnectedError):
-                raise Undelivered(error) from error
-            raise
+    def _not_sent(self, request: Request, error: MoleculerError) -> None:
+        """Raises Undelivered when it is the connection that is lost."""
+        self._node.performing.note_failure(request, error)
+        if isinstance(error, BrokerDisconnectedError):
+            raise Undelivered(error) from error
 
     def _give_up(self, request: Request, waiter: "asyncio.Future[Answer]") -> None:
         """Wait no longer for an answer. Its error is taken, so that asyncio does not report it."""
@@ -299,7 +296,6 @@ class Calls:
     async def _begin_stream(self, writer: StreamWriter, waiter: "asyncio.Future[Answer]") -> None:
         """Send a stream when the server has taken its request and not said that there are no responders: only what has
         not begun can go to another node. A handler that has answered already may still read."""
-        assert self._transport is not None
         try:
             await self._transport.flush()
         except BrokerDisconnectedError as lost:
@@ -317,12 +313,15 @@ class Calls:
         return source
 
     async def _require_connection(self) -> None:
-        if self._transport is None or not self._transport.connected:
+        if not self._transport.connected:
             await self._node.outage.over(patient=self._options.wait_for_connection)
 
-    def _request(self, node_id: str, ctx: Context) -> Request:
-        node = self._registry.nodes.get(node_id)
-        version = self._transit.announcing.version_for(node_id) if node is None or node.local else node.ver
+    def _request(self, endpoint: Endpoint, ctx: Context) -> Request:
+        """The packet of a call, with its params as they are."""
+        if not endpoint.subject:
+            endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
+        node = self._registry.nodes.get(endpoint.node_id)
+        version = self._transit.announcing.version_for(endpoint.node_id) if node is None or node.local else node.ver
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
         return ctx.to_request(version, left_ms)
 

@@ -59,9 +59,9 @@ class Codec(Protocol):
         answer.data = self.encode_value(result)
         return self.encode(answer)
 
-    def encode_request(self, request: Request, params: object) -> bytes:
-        """The bytes of a request with params. Raises MoleculerError `UNSERIALIZABLE`."""
-        request.params = self.encode_value(params)
+    def encode_request(self, request: Request) -> bytes:
+        """The bytes of a request whose params are not encoded yet. Raises MoleculerError `UNSERIALIZABLE`."""
+        request.params = self.encode_value(request.params)
         return self.encode(request)
 
     def decode_value(self, raw: Raw) -> Any:
@@ -176,11 +176,11 @@ class JSONCodec(Codec):
         except UNENCODABLE as error:
             raise unserializable_packet(packet, self.name, error) from error
 
-    def encode_request(self, request: Request, params: object) -> bytes:
+    def encode_request(self, request: Request) -> bytes:
         """In one go, unless something in it needs care or cannot be encoded at all."""
-        if type(params) in _IN_ONE_GO:
+        if type(request.params) in _IN_ONE_GO:
             try:
-                request.params = _plain(params)
+                request.params = _plain(request.params)
                 if request.meta:
                     request.meta = _plain(request.meta)
                 if request.headers:
@@ -188,7 +188,7 @@ class JSONCodec(Codec):
                 return _ENCODER.encode(request)
             except UNENCODABLE:
                 pass
-        return Codec.encode_request(self, request, params)
+        return Codec.encode_request(self, request)
 
     def encode_answer(self, answer: Response, result: object) -> bytes:
         """In one go, unless something in it needs care or cannot be encoded at all."""
