@@ -97,11 +97,13 @@ class ServiceBroker:
             visitor=self.options.visitor,
         )
         transport = make_transport(self.options.transporter, self.options.transporter_options)
-        self._node = node = Node(self.options, transport, self._codec, transit)
+        self._events = InternalEvents(transit, self._tell_here)
+        self._node = node = Node(self.options, transport, self._codec, transit, self._events.fire)
         self.cacher = make_cacher(self.options.cacher)
         """The memory cacher, to `clean` it when what it holds is old; None when there is none."""
         self._chains = Chains(self.options, self.registry, self._codec, self.cacher, node.after, self._tell_everybody)
-        self._catalog = Catalog(self.registry, node, self._codec, self._chains)
+        self._lifecycle = Lifecycle(self.options.middlewares)
+        self._catalog = Catalog(self.registry, node, self._codec, self._chains, self._lifecycle.tell)
         self._serving = Serving(self, node, transit, self._codec, self._catalog)
         self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog, self._chains)
         emitting = Emitting(self, node, transit, self.registry, self._codec, self._serving.start_listener)
@@ -110,17 +112,11 @@ class ServiceBroker:
         self._broadcast = self._around("broadcast", emitting.broadcast)
         self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
         self._hooks_local = bool(hooks(self.options.middlewares, "broadcast_local"))
-        self._lifecycle = Lifecycle(self.options.middlewares)
-        self._catalog.tell = self._lifecycle.tell
         self._pinging = Pinging(node, self.registry)
-        self._events = InternalEvents(transit, self._tell_here)
         self._listen_inside(self._events)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = Interruptible()
-        node.performing.run_action = self._serving.start_request
-        node.performing.run_event = self._serving.start_event
-        node.performing.notify = self._events.fire
         for service in [NodeService(), *services] if self.options.internal_services else services:
             self._adopt(service)
         self._lifecycle.created(self)
@@ -148,7 +144,7 @@ class ServiceBroker:
             raise
 
     async def _start(self) -> None:
-        await self._node.open()
+        await self._node.open(self._serving)
         await self._lifecycle.tell("starting", self)
         await self._node.join()
         await self._catalog.start_all(self.wait_for_services)

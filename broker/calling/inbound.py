@@ -39,7 +39,7 @@ class Serving:
         self._codec = codec
         self._catalog = catalog
 
-    def start_request(self, job: RunAction) -> None:
+    def run_action(self, job: RunAction) -> None:
         hosted = self._catalog.begin(job.action)
         if hosted is None:  # its service was removed after the request was accepted
             self._transit.done(job)
@@ -49,7 +49,7 @@ class Serving:
         elif not self._node.handlers.start(self._serve(job, hosted), hosted.entry.context.copy()):
             self._transit.done(job)
 
-    def start_event(self, effect: RunEvent) -> None:
+    def run_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
             handler = self._catalog.handler(listener.event) if listener.event is not None else None
             if handler is not None:
@@ -148,7 +148,7 @@ class Serving:
         try:
             if self._transit.stopping or not self._node.outage.is_unsettled:
                 try:
-                    await self._node.publish(answer)
+                    await self._node.performing.publish(answer)
                     return
                 except BrokerDisconnectedError:
                     if self._transit.stopping:

@@ -98,14 +98,18 @@ def services_within() -> tuple[_Entry, ...]:
     return _WITHIN.get()
 
 
-async def _untold(_hook: str, _service: Service) -> None:
-    pass
-
-
 class Catalog:
     """What this node offers. A service is registered once its `started` is done (moleculer protocol §4.1)."""
 
-    def __init__(self, registry: Registry, node: Node, codec: Codec, chains: Chains) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        node: Node,
+        codec: Codec,
+        chains: Chains,
+        tell: Callable[[str, Service], Awaitable[None]],
+    ) -> None:
+        """`tell` runs users' hooks in the life of a service."""
         self._registry = registry
         self._node = node
         self._codec = codec
@@ -114,8 +118,7 @@ class Catalog:
         self._actions: dict[str, HostedAction] = {}
         self._handlers: dict[EventDefinition, EventHandler] = {}
         self._withdrawing = Tracker()
-        self.tell: Callable[[str, Service], Awaitable[None]] = _untold
-        """Runs users' hooks in the life of a service."""
+        self._tell = tell
 
     def add(self, service: Service) -> ServiceDefinition:
         """Take a service in, without starting it. Raises ServiceSchemaError."""
@@ -178,7 +181,7 @@ class Catalog:
             if missing:
                 logger.info("Service '%s' waits for: %s", full_name, ", ".join(missing))
             await wait_for_services(*entry.definition.dependencies)
-        await self.tell("service_starting", entry.service)
+        await self._tell("service_starting", entry.service)
         try:
             with ASKED_ONLY:
                 await entry.service.started()
@@ -188,9 +191,9 @@ class Catalog:
         if self._entries.get(full_name) is not entry:  # withdrawn, and its `started` did not heed that
             return
         entry.running = True
-        self._node.performing.notify(*self._registry.add_service(entry.definition))
+        self._node.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
-        await self.tell("service_started", entry.service)
+        await self._tell("service_started", entry.service)
         logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
 
     async def start_all(self, wait_for_services: Callable[..., Awaitable[None]]) -> None:
@@ -250,22 +253,22 @@ class Catalog:
         with anyio.move_on_after(self._node.options.shutdown_timeout):
             await entry.starting.end()
         if entry.running:
-            self._node.performing.notify(*self._registry.remove_service(full_name))
+            self._node.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
             await self._wait_until_idle(entry)
-        await self.tell("service_stopping", entry.service)
+        await self._tell("service_stopping", entry.service)
         await self._end_background(entry)
         try:
             with ASKED_ONLY:
                 await entry.service.stopped()
         except Exception as error:
             logger.exception("Service '%s' did not stop cleanly", full_name)
-            self._node.performing.notify(*service_not_stopped(error))
+            self._node.notify(*service_not_stopped(error))
         for action in entry.definition.actions.values():
             del self._actions[action.name]
         for event in entry.definition.events:
             del self._handlers[event]
-        await self.tell("service_stopped", entry.service)
+        await self._tell("service_stopped", entry.service)
 
     async def run(self, action: ActionDefinition, ctx: Context) -> Any:
         """Run an action of this node, its middlewares around it."""

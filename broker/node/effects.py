@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeGuard, assert_never
+from typing import Any, Protocol, TypeGuard, assert_never
 
 import msgspec
 
@@ -73,15 +73,32 @@ _SENT = frozenset({Publish, AnswerPing})
 """Effects that may have to wait."""
 
 
+class Host(Protocol):
+    """Runs what peers ask for. Both methods return at once."""
+
+    def run_action(self, job: RunAction) -> None: ...
+
+    def run_event(self, effect: RunEvent) -> None: ...
+
+
 class Performing:
-    """Performs effects. The hooks hand work over and return at once; they are set before the node starts."""
+    """Performs effects. `notify` takes internal events, and `give_way` stops the node when another one has its
+    id."""
 
-    run_action: Callable[[RunAction], None]
-    run_event: Callable[[RunEvent], None]
-    notify: Callable[[str, dict[str, Any]], None]
-    give_way: Callable[[], None]
+    host: Host
 
-    def __init__(self, node_id: str, transport: Transport | None, codec: Codec, transit: Transit, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        transport: Transport | None,
+        codec: Codec,
+        transit: Transit,
+        tasks: Tasks,
+        notify: Callable[[str, dict[str, Any]], None],
+        give_way: Callable[[], None],
+    ) -> None:
+        self.notify = notify
+        self._give_way = give_way
         self._node_id = node_id
         self._transport = transport
         self._codec = codec
@@ -93,6 +110,10 @@ class Performing:
         self.writers = OutgoingStreams(
             node_id, transit.topics, transit.registry, codec, transport, self._publish_part, tasks
         )
+
+    def open(self, host: Host) -> None:
+        """Peers may ask for something from now on."""
+        self.host = host
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
@@ -111,7 +132,7 @@ class Performing:
                 return False
         for effect in effects:
             if type(effect) is RunEvent:  # by far the most frequent where there are many
-                self.run_event(effect)
+                self.host.run_event(effect)
             else:
                 self._do(effect)
         return True
@@ -119,9 +140,9 @@ class Performing:
     def _do(self, effect: Effect) -> None:
         match effect:
             case RunEvent():
-                self.run_event(effect)
+                self.host.run_event(effect)
             case RunAction():
-                self.run_action(effect)
+                self.host.run_action(effect)
             case Settle():
                 self._settle(effect)
             case Reject():
@@ -144,7 +165,7 @@ class Performing:
             case NobodyReads():
                 self.writers.gone(effect.node_id, effect.until)
             case Conflict():
-                self.give_way()
+                self._give_way()
             case Publish() | AnswerPing():
                 raise AssertionError("It may have to wait.")
             case _:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
@@ -30,7 +30,7 @@ from broker.errors import (
     MoleculerError,
 )
 from broker.node.cpu import CPUMeter
-from broker.node.effects import Performing
+from broker.node.effects import Host, Performing
 from broker.node.joining import Joining
 from broker.node.outage import Outage
 from broker.node.tracking import HandlerTasks, Tracker
@@ -51,15 +51,21 @@ _WORK_OF: ContextVar["Node | None"] = ContextVar("work_of", default=None)
 class Node:
     """Connects a transit to a transport and runs everything that goes on in the background."""
 
-    def __init__(self, options: BrokerOptions, transport: Transport | None, codec: Codec, transit: Transit) -> None:
+    def __init__(
+        self,
+        options: BrokerOptions,
+        transport: Transport | None,
+        codec: Codec,
+        transit: Transit,
+        notify: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        """`notify` takes internal events (§7.4)."""
         self.options = options
         self.transport = transport
         self.codec = codec
         self.transit = transit
-        self.performing = Performing(options.node_id, transport, codec, transit, self)
-        self.performing.give_way = self._give_way
-        self.perform = self.performing.perform
-        self.publish = self.performing.publish
+        self.notify = notify
+        self.performing = Performing(options.node_id, transport, codec, transit, self, notify, self._give_way)
         self.failure: MoleculerError | None = None
         """Why the node had to stop by itself; None while all is well."""
         self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
@@ -85,8 +91,9 @@ class Node:
 
     # Starting and stopping
 
-    async def open(self) -> None:
-        """Open the task groups that everything else runs in."""
+    async def open(self, host: Host) -> None:
+        """Open the task groups that everything else runs in. `host` runs what peers ask for."""
+        self.performing.open(host)
         self.context = copy_context()
         self.context.run(self.begin_own_work)
         # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
@@ -122,7 +129,7 @@ class Node:
             await joining.find_others()
         self.transit.ready = True
         self.background.start_soon(_safely, joining.answer_peers())
-        self.performing.notify("$transporter.connected", {"wasReconnect": False})
+        self.notify("$transporter.connected", {"wasReconnect": False})
         for loop in (self._beat, self._look_for_silence, self._announce_changes):
             self.background.start_soon(loop)
 
@@ -177,7 +184,7 @@ class Node:
             try:
                 await transport.connect(observer, self.options.node_id, self.transit.topics.inboxes)
             except BrokerDisconnectedError as error:
-                self.performing.notify(*transporter_failed(error))
+                self.notify(*transporter_failed(error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
@@ -245,7 +252,7 @@ class Node:
                 if type(packet) is Request:
                     job = transit.accepted(packet, clock(), reply)
                     if job is not None:
-                        performing.run_action(job)
+                        performing.host.run_action(job)
                         return None
                 elif type(packet) is Response:
                     pending = transit.waiting.answered(packet)
@@ -271,13 +278,13 @@ class Node:
             self._not_processed(command, error)
 
     def _not_processed(self, command: Command, error: Exception) -> None:
-        self.performing.notify(*not_processed(error))
+        self.notify(*not_processed(error))
         logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
 
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-        self.performing.notify(*not_processed(error))
+        self.notify(*not_processed(error))
         address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
         if address is not None and command == "REQ":
             await self.perform(self.transit.refuse_request(address, error))
@@ -285,6 +292,14 @@ class Node:
             await self.perform(self.transit.refuse_answer(address, error))
 
     # For calls and services
+
+    def perform(self, effects: Iterable[Effect]) -> Awaitable[None]:
+        """Do what the transit decided, in order."""
+        return self.performing.perform(effects)
+
+    def publish(self, effect: Publish) -> Awaitable[None]:
+        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
+        return self.performing.publish(effect)
 
     async def send(self, effect: Publish) -> None:
         """Send a packet, in a short outage at its end. Raises BrokerDisconnectedError in a long one."""
@@ -339,7 +354,7 @@ class Node:
         logger.warning("The connection to NATS is lost; reconnecting")
         self.outage.begin(anyio.current_time())
         self.performing.break_streams(BrokerDisconnectedError())
-        self.performing.notify("$transporter.disconnected", {"graceFul": False})
+        self.notify("$transporter.disconnected", {"graceFul": False})
 
     async def _reconnected(self) -> None:
         """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
@@ -355,7 +370,7 @@ class Node:
         if self.transit.ready and not self.transit.stopping:
             await _safely(self._announce())
             await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
-        self.performing.notify("$transporter.connected", {"wasReconnect": True})
+        self.notify("$transporter.connected", {"wasReconnect": True})
 
     def _give_up_waiting(self) -> None:
         """The outage is long: answers are lost more likely than not."""
@@ -390,7 +405,7 @@ class Node:
         await self.transport.flush()
 
     async def _failed(self, reason: str) -> None:
-        self.performing.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
+        self.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
         logger.warning("NATS: %s", reason)
 
     def _give_way(self) -> None:
