@@ -291,7 +291,7 @@ class ServiceBroker:
         Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
         RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.
         """
-        if asyncio.get_running_loop() is not self._loop or self._state == "stopped":
+        if self._loop is None or asyncio.get_running_loop() is not self._loop or self._state == "stopped":
             self._require_running()
         options = CallOptions(
             meta=meta,
