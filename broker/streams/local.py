@@ -1,13 +1,11 @@
 """A stream that stays within one node: no wire, and the same to read as one from another node."""
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from broker.cancellation import ASKED_ONLY
 from broker.streams.reader import Readable
-
-logger = logging.getLogger("broker")
+from broker.streams.source import close_quietly
 
 
 class LocalStream(Readable):
@@ -26,12 +24,8 @@ class LocalStream(Readable):
             return self._as_remote(await anext(self._items))
 
     async def aclose(self) -> None:
-        aclose = getattr(self._items, "aclose", None)
         try:
-            if aclose is not None:
-                await aclose()
-        except Exception:  # as between nodes, where nobody waits for it
-            logger.exception("The source of a stream failed when it was closed")
+            await close_quietly(self._items)
         finally:
             if self._along is not None:
                 await self._along.aclose()

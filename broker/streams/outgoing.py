@@ -164,23 +164,23 @@ class OutgoingStreams:
     def _open(
         self, command: Command, request: Request, node_id: str, source: Source, packet: MakePacket, *, marks: bool
     ) -> StreamWriter:
-        mark = f"{command}-{request.id}"
-        ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
-        marked = marks and self._wire is not None and self._wire.has_inbox
-        route = self.route(command, mark, request.action, node_id, ver, acknowledges=marked)
-        writer = self._flows[mark] = StreamWriter(self, source, route, packet)
-        return writer
-
-    def route(self, command: Command, mark: str, action: str, node_id: str, ver: Any, *, acknowledges: bool) -> Route:
-        """The way to a node, from now on."""
         pace = self._paces.get(node_id)
         if pace is None:
+            ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
             pace = Pace(node_id, partial(self._ping, node_id, ver), partial(self.lose, node_id))
             self._paces[node_id] = pace
         node = self._registry.nodes.get(node_id)
-        instance_id = None if node is None else node.instance_id
-        since = asyncio.get_running_loop().time()
-        return Route(action, self._topics.to_node(command, node_id), mark, pace, instance_id, since, acknowledges)
+        route = Route(
+            request.action,
+            self._topics.to_node(command, node_id),
+            f"{command}-{request.id}",
+            pace,
+            None if node is None else node.instance_id,
+            asyncio.get_running_loop().time(),
+            acknowledges=marks and self._wire is not None and self._wire.has_inbox,
+        )
+        writer = self._flows[route.mark] = StreamWriter(self, source, route, packet)
+        return writer
 
     def close(self, flow: Flow) -> None:
         """A stream is over."""

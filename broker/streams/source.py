@@ -5,7 +5,7 @@ What a source opens on the way, such as a scope or a task group, can be closed i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -70,11 +70,8 @@ class Source:
             yield item
 
     async def close(self) -> None:
-        """Tell the iterable that no more is wanted. What its end raises is logged, as there is no caller to get it."""
-        try:
-            await close(self._items)
-        except Exception:
-            logger.exception("The source of a stream failed when it was closed")
+        """Close the iterable."""
+        await close_quietly(self._items)
 
     @asynccontextmanager
     async def breakable(self) -> AsyncIterator[None]:
@@ -154,16 +151,6 @@ def is_stream(value: object) -> bool:
     return hasattr(value, "__aiter__")
 
 
-def split(data: bytes, size: int) -> Iterator[bytes]:
-    """Bytes in chunks of at most `size`; the bytes themselves when they fit."""
-    if len(data) <= size:
-        yield data
-        return
-    view = memoryview(data)
-    for start in range(0, len(data), size):
-        yield bytes(view[start : start + size])
-
-
 async def async_iterator(items: Any) -> AsyncIterator[Any]:
     """One async iterator for async and plain iterables; bytes themselves are one chunk."""
     if isinstance(items, bytes | bytearray | memoryview):
@@ -178,6 +165,14 @@ async def async_iterator(items: Any) -> AsyncIterator[Any]:
     else:
         for item in items:
             yield item
+
+
+async def close_quietly(items: Any) -> None:
+    """Tell an iterable that no more is wanted. What its end raises is logged, as there is no caller to get it."""
+    try:
+        await close(items)
+    except Exception:
+        logger.exception("The source of a stream failed when it was closed")
 
 
 async def close(items: Any) -> None:

@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Packet, Request, Response
 from broker.streams.flow import Fate, Flow, Route
-from broker.streams.source import Source, split
+from broker.streams.source import Source
 
 logger = logging.getLogger("broker")
 
@@ -250,7 +250,8 @@ class StreamWriter(Flow):
         if not isinstance(item, bytes | bytearray | memoryview):
             raise TypeError(f"The stream began with bytes and goes on with {type(item).__name__}.")
         limit = STREAM_CHUNK_BYTES if room is None else min(STREAM_CHUNK_BYTES, codec.chunk_limit(room))
-        return [codec.encode_value(piece) for piece in split(bytes(item), limit)]
+        data = bytes(item)
+        return [codec.encode_value(data[start : start + limit]) for start in range(0, len(data) or 1, limit)]
 
     def _room(self) -> int | None:
         """What a chunk may take of a packet: every packet of a stream repeats its envelope."""

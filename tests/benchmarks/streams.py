@@ -1,4 +1,6 @@
-"""Bytes from a JS node through a Python transform and back: how fast, and how far the transform falls behind.
+"""Bytes from a JS node through a transform and back: how fast, what CPU time, and how far the transform falls behind.
+
+The transform runs in a Python node, and in another JS node to compare with.
 
     python -m tests.benchmarks.streams [--megabytes 100]
 
@@ -8,10 +10,14 @@ ends the connection of a node that is 64 MiB behind: 18 MB of a stream, as JSON 
 
 import argparse
 import json
+import os
 import re
 import tempfile
 import time
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -25,6 +31,8 @@ from tests.support.processes import start_python
 __all__ = ["measure"]
 
 DEADLINE_S = 300
+SERVER: dict[str, str | int | bool] = {"http": "127.0.0.1:-1", "max_pending": "1GB"}
+"""A JS node sends as fast as it can: more may wait for its reader than the 64 MB that a server holds by default."""
 LOOK_S = 0.02
 _MONITOR = re.compile(r"Starting http monitor on (\S+)")
 
@@ -51,30 +59,78 @@ class Backlog:
             await anyio.sleep(LOOK_S)
 
 
+JS_TRANSFORM = """
+const { Transform } = process.getBuiltinModule("node:stream");
+broker.createService({ name: "jsinvert", actions: { invert: ctx => (ctx.stream || ctx.params).pipe(new Transform({
+    transform(chunk, _, done) {
+        const inverted = Buffer.allocUnsafe(chunk.length);
+        for (let i = 0; i < chunk.length; i++) inverted[i] = 255 - chunk[i];
+        done(null, inverted);
+    }
+})) } });
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a transform took."""
+
+    seconds: float
+    cpu_s: float
+    behind: int
+    memory_kb: int
+
+
 async def measure(version: str, size: int, server: NatsServer) -> None:
-    """Send so many bytes through the transform; print rate, backlog and memory."""
-    url, namespace = server.url, f"bench-{version}"
-    given = json.dumps({"action": "pystream.invert", "size": size})
-    code = JS_CALLER.replace("GIVEN", given).replace("VERSION", json.dumps(version))
+    """Send so many bytes through each transform; print rate, CPU time, backlog and memory."""
+    megabytes = size / 1e6
+    print(f"JS {version}, {megabytes:,.0f} MB through a transform:")
+    for transform in (python_transform, js_transform):
+        async with transform(version, server.url, f"bench-{version}") as (name, action, pid):
+            took = await _through(version, server, action, pid, size)
+        behind = f"   {took.behind / 1e6:.1f} MB behind" if name == "Python" else ""  # no other connection has a name
+        print(
+            f"  {name:<7} {megabytes / took.seconds:>6.1f} MB/s   {took.cpu_s:>6.2f} s of CPU   "
+            f"{took.memory_kb // 1000} MB memory{behind}"
+        )
+
+
+@asynccontextmanager
+async def python_transform(version: str, url: str, namespace: str) -> AsyncIterator[tuple[str, str, int]]:
     arguments = ("-m", "broker", "run", "tests.interop.test_streams:Streams", "--nats-url", url)
-    async with (
-        start_python(*arguments, "--namespace", namespace, "--node-id", namespace, warm=False) as process,
-        js_node(version, url, namespace, "js") as js,
-    ):
-        await js.wait_for_services("pystream", deadline_s=DEADLINE_S)
-        backlog = Backlog(server, namespace)
+    async with start_python(*arguments, "--namespace", namespace, "--node-id", "transform", warm=False) as process:
+        yield "Python", "pystream.invert", process.pid
+
+
+@asynccontextmanager
+async def js_transform(version: str, url: str, namespace: str) -> AsyncIterator[tuple[str, str, int]]:
+    async with js_node(version, url, namespace, "transform") as js:
+        await js.run(JS_TRANSFORM)
+        yield "JS", "jsinvert.invert", js.process.pid
+
+
+async def _through(version: str, server: NatsServer, action: str, pid: int, size: int) -> Measured:
+    given = json.dumps({"action": action, "size": size})
+    code = JS_CALLER.replace("GIVEN", given).replace("VERSION", json.dumps(version))
+    namespace = f"bench-{version}"
+    async with js_node(version, server.url, namespace, "js") as js:
+        await js.wait_for_services(action.partition(".")[0], deadline_s=DEADLINE_S)
+        backlog = Backlog(server, "transform")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(backlog.watch)
-            started = time.perf_counter()
+            started, cpu_s = time.perf_counter(), _cpu_s(pid)
             answer = await js.command("run", code=code, deadline_s=DEADLINE_S)
-            seconds = time.perf_counter() - started
+            seconds, cpu_s = time.perf_counter() - started, _cpu_s(pid) - cpu_s
             tasks.cancel_scope.cancel()
-        peak = re.search(r"VmHWM:\s+(\d+) kB", await anyio.Path(f"/proc/{process.pid}/status").read_text())
+        peak = re.search(r"VmHWM:\s+(\d+) kB", await anyio.Path(f"/proc/{pid}/status").read_text())
     assert answer["size"] == size, answer
     assert peak is not None
-    megabytes = size / 1e6
-    print(f"JS {version}, {megabytes:,.0f} MB through a Python transform:")
-    print(f"  {megabytes / seconds:>9.1f} MB/s   {backlog.peak / 1e6:.1f} MB behind   {int(peak[1]) // 1000} MB memory")
+    return Measured(seconds, cpu_s, backlog.peak, int(peak[1]))
+
+
+def _cpu_s(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def main() -> None:
@@ -82,7 +138,7 @@ async def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     size = parser.parse_args().megabytes * 1_000_000
     install_packages(INTEROP)
-    with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder) / "nats", http="127.0.0.1:-1") as server:
+    with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder) / "nats", **SERVER) as server:
         for version in VERSIONS:
             await measure(version, size, server)
 

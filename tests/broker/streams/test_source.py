@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from broker import BrokerDisconnectedError, Context, MoleculerError, Service, ServiceBroker, action
-from broker.streams.source import Source, is_stream, split
+from broker.streams.source import Source, is_stream
 from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -131,11 +131,3 @@ def test_async_iterables_are_streams_and_other_results_are_not() -> None:
 
     assert is_stream(numbers())
     assert not any(is_stream(value) for value in ([1], b"x", {"a": 1}, "text", None))
-
-
-@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 25])
-def test_bytes_are_cut_without_loss_and_never_above_the_size(length: int) -> None:
-    data = bytes(range(length))
-    chunks = list(split(data, 10))
-    assert b"".join(chunks) == data
-    assert all(len(chunk) <= 10 for chunk in chunks)

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from msgspec import Raw
 
-from broker.defaults import STREAM_ERROR_AFTER_OPENING_S
+from broker.defaults import STREAM_CHUNK_BYTES, STREAM_ERROR_AFTER_OPENING_S
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Response
@@ -88,6 +88,15 @@ async def test_c73_sequences_count_up_and_the_opening_carries_nothing() -> None:
     assert [packet["seq"] for packet in packets] == [0, 1, 2, 3]
     assert packets[0]["data"] is packets[-1]["data"] is None
     assert packets[1]["data"] == {"type": "Buffer", "data": [97]}
+
+
+@pytest.mark.parametrize("beyond", [-STREAM_CHUNK_BYTES, -1, 0, 1, STREAM_CHUNK_BYTES])
+async def test_bytes_are_cut_without_loss_and_never_above_the_size_of_a_chunk(beyond: int) -> None:
+    data = bytes(STREAM_CHUNK_BYTES + beyond)
+    packets = await Wire().send([data, b"end"])
+    chunks = [bytes(packet["data"]["data"]) for packet in packets[1:-1]]
+    assert b"".join(chunks) == data + b"end"
+    assert all(len(chunk) <= STREAM_CHUNK_BYTES for chunk in chunks)
 
 
 @pytest.mark.parametrize("byte", [0, 99, 255])
