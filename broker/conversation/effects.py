@@ -27,7 +27,7 @@ class Pending(Struct, eq=False):
     """Whether the call has a timeout."""
 
 
-class Publish(Struct):
+class Publish(Struct, gc=False):
     """Send a packet. With `reply_id`, ask the server to tell when nobody listens on the subject."""
 
     subject: str
@@ -37,7 +37,7 @@ class Publish(Struct):
     """The packet's bytes, where they are made already."""
 
 
-class RunAction(Struct, eq=False):
+class RunAction(Struct, eq=False, gc=False):
     """Run an action of this node for a caller; `stream` is what the caller sends along, `reply` the reply subject."""
 
     request: Request
@@ -49,7 +49,7 @@ class RunAction(Struct, eq=False):
     """Whether its answer, a stream, has begun."""
 
 
-class RunEvent(Struct):
+class RunEvent(Struct, gc=False):
     """Run event handlers of this node."""
 
     event: Event

@@ -110,7 +110,7 @@ class Peers(Packet, kw_only=True):
     more: Any = False
 
 
-class Request(Packet, kw_only=True):
+class Request(Packet, kw_only=True, gc=False):
     """A call (§2.3 REQ). `timeout` in milliseconds, may be fractional; 0 none, None the callee's default.
 
     moleculer-java leaves `action` out of what follows the opening of a stream. A JS caller may give any value as
@@ -132,7 +132,7 @@ class Request(Packet, kw_only=True):
     sequence: int | UnsetType | None = field(name="seq", default=UNSET)
 
 
-class Response(Packet, kw_only=True):
+class Response(Packet, kw_only=True, gc=False):
     """The answer to a call (§2.3 RES). Empty `data` means the field was missing."""
 
     id: Id
