@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from msgspec import UNSET, Raw
 
 from broker.context import Caller, Context
-from broker.conversation.effects import Effect, Publish
+from broker.conversation.effects import Publish
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
 from broker.node.node import Node
@@ -153,13 +153,11 @@ class Emitting:
             packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
             await self._publish(self._transit.event(node_id, packet), event, node_id)
 
-    async def _publish(self, effects: list[Effect], event: str, receiver: str) -> None:
-        for effect in effects:
-            assert isinstance(effect, Publish)
-            try:
-                await self._node.send(effect)
-            except BrokerDisconnectedError as error:  # as in JS: an event is not owed to anybody (§7.1)
-                logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
+    async def _publish(self, packet: Publish, event: str, receiver: str) -> None:
+        try:
+            await self._node.send(packet)
+        except BrokerDisconnectedError as error:  # as in JS, delivery of an event is not guaranteed (§7.1)
+            logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 
     def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
         return root.to_event(self._transit.announcing.version_for(node_id), data, groups, broadcast=broadcast)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from broker.conversation.effects import Dropped, Effect, Publish
+from broker.conversation.presence_packets import PresencePackets
 from broker.defaults import (
     NODES_KNOWN,
     PEERS_GREET_AGAIN_S,
@@ -18,7 +19,7 @@ from broker.defaults import (
     PEERS_STARTING,
     PEERS_STARTING_S,
 )
-from broker.protocol.packets import PROTOCOLS, Discover, Peers, Protocol
+from broker.protocol.packets import PROTOCOLS, Peers, Protocol
 from broker.protocol.topics import Topics, is_token
 from broker.registry.registry import Registry
 
@@ -29,7 +30,15 @@ GREETING = "peer:"
 class PeerExchange:
     """No I/O and no clock: `now` is a monotonic time in seconds."""
 
-    def __init__(self, node_id: str, asker: str, topics: Topics, registry: Registry, pinned: Protocol | None) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        asker: str,
+        topics: Topics,
+        packets: PresencePackets,
+        registry: Registry,
+        pinned: Protocol | None,
+    ) -> None:
         self.asker = asker
         """The name to ask under: nodes ignore what seems to come from themselves."""
         self.named: dict[str, Protocol] = {}
@@ -48,6 +57,7 @@ class PeerExchange:
         """Called when one of these changes."""
         self._node_id = node_id
         self._topics = topics
+        self._packets = packets
         self._registry = registry
         self._pinned = pinned
         self._complete_at: float | None = None
@@ -87,14 +97,7 @@ class PeerExchange:
 
     def greet(self) -> list[Effect]:
         """Ask each node that is known by its name alone what it offers."""
-        return [
-            Publish(
-                self._topics.to_node("DISCOVER", node_id),
-                Discover(ver=ver, sender=self._node_id),
-                reply_id=f"{GREETING}{node_id}",
-            )
-            for node_id, ver in self.named.items()
-        ]
+        return [self._packets.discover(ver, node_id, f"{GREETING}{node_id}") for node_id, ver in self.named.items()]
 
     def starts(self, node_id: str, ver: Protocol, now: float) -> None:
         """A node asks who is there. It is greeted until it says what it offers, which a node that starts does not."""

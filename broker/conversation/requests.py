@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
 from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.liveness import Probe, Watch
+from broker.conversation.presence_packets import PresencePackets
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.errors import (
     BrokerDisconnectedError,
@@ -18,7 +19,7 @@ from broker.errors import (
     RequestRejectedError,
     publish_denied,
 )
-from broker.protocol.packets import PROTOCOLS, Discover, Id, Ping, Protocol, Request, Response
+from broker.protocol.packets import PROTOCOLS, Id, Protocol, Request, Response
 from broker.protocol.topics import Topics
 from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
 
@@ -34,6 +35,7 @@ class Waiting:
         self,
         node_id: str,
         topics: Topics,
+        packets: PresencePackets,
         registry: Registry,
         streams: IncomingStreams,
         version_for: Callable[[str], Protocol],
@@ -44,6 +46,7 @@ class Waiting:
         """By request id, the oldest first."""
         self._node_id = node_id
         self._topics = topics
+        self._packets = packets
         self._registry = registry
         self._streams = streams
         self._version_for = version_for
@@ -159,10 +162,8 @@ class Waiting:
         reply_id = f"{PROBE}{probe.number}:{probe.sent!r}:{node_id}"
         node = self._registry.nodes.get(node_id)
         if node is None or not node.available or self._watch.is_unreachable(node_id, now):
-            who = Discover(ver=version, sender=self._node_id)
-            return Publish(self._topics.to_node("DISCOVER", node_id), who, reply_id=reply_id)
-        ping = Ping(ver=version, sender=self._node_id, time=0, id=reply_id, requests=self._doubted_at(node))
-        return Publish(self._topics.to_node("PING", node_id), ping, reply_id=reply_id)
+            return self._packets.discover(version, node_id, reply_id)
+        return self._packets.ping(version, node_id, reply_id, requests=self._doubted_at(node), reply_id=reply_id)
 
     def _avoid(self, node_id: str) -> list[Effect]:
         """Call a node only when no other offers the action, from now on."""

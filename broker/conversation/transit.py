@@ -23,7 +23,8 @@ from broker.conversation.effects import (
 )
 from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.peer_exchange import PeerExchange
-from broker.conversation.presence import Announcing, Identity
+from broker.conversation.presence import Announcing
+from broker.conversation.presence_packets import Identity, PresencePackets
 from broker.conversation.requests import PROBE, Waiting, notices
 from broker.defaults import (
     REQUESTS_ASKED,
@@ -112,12 +113,21 @@ class Transit:
             limits.stream_idle_s,
             codec.decode_chunk,
         )
-        self.peers = PeerExchange(node_id, f"{node_id}~{identity.instance_id[:8]}", topics, registry, protocol)
+        self.packets = PresencePackets(identity, topics)
+        asker = f"{node_id}~{identity.instance_id[:8]}"
+        self.peers = PeerExchange(node_id, asker, topics, self.packets, registry, protocol)
         """What nodes like this tell each other of the cluster."""
-        self.announcing = Announcing(identity, topics, registry, self.peers, protocol, visitor=visitor)
+        self.announcing = Announcing(identity, self.packets, registry, self.peers, protocol, visitor=visitor)
         """What this node says of itself."""
         self.waiting = Waiting(
-            node_id, topics, registry, self.streams, self.announcing.version_for, protocol, limits.requests_pending
+            node_id,
+            topics,
+            self.packets,
+            registry,
+            self.streams,
+            self.announcing.version_for,
+            protocol,
+            limits.requests_pending,
         )
         """What this node has asked."""
         self._pinned = protocol
@@ -135,18 +145,13 @@ class Transit:
 
     # What the node asks for
 
-    def ping(self, node_id: str, ping_id: str, epoch_ms: int) -> list[Effect]:
-        """Ask one node for a sign of life."""
-        packet = Ping(ver=self.announcing.version_for(node_id), sender=self.identity.node_id, time=epoch_ms, id=ping_id)
-        return [Publish(self.topics.to_node("PING", node_id), packet)]
-
-    def event(self, node_id: str, packet: Event) -> list[Effect]:
+    def event(self, node_id: str, packet: Event) -> Publish:
         """Send an event to a node."""
-        return [Publish(self.topics.to_node("EVENT", node_id), packet)]
+        return Publish(self.topics.to_node("EVENT", node_id), packet)
 
-    def balanced_event(self, group: str, packet: Event) -> list[Effect]:
+    def balanced_event(self, group: str, packet: Event) -> Publish:
         """Send an event to whichever node of a group NATS chooses (§7.1)."""
-        return [Publish(self.topics.balanced_event(group, packet.event), packet)]
+        return Publish(self.topics.balanced_event(group, packet.event), packet)
 
     def response(
         self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
@@ -340,7 +345,7 @@ class Transit:
         self.peers.starts(packet.sender, packet.ver, now)
         if not self.ready or self.announcing.hidden:  # §4.1: not answered while starting
             return []
-        return [Publish(self.topics.to_node("INFO", packet.sender), self.announcing.info(packet.ver))]
+        return [self.announcing.info(packet.ver, packet.sender)]
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
         if not self.registry.has_room_for(info.sender):
@@ -366,8 +371,7 @@ class Transit:
         if node is None or not node.available or _is_other_process(node, beat):
             if self.peers.only not in (None, beat.sender):
                 return []
-            packet = Discover(ver=beat.ver, sender=self.identity.node_id)
-            return [Publish(self.topics.to_node("DISCOVER", beat.sender), packet)]
+            return [self.packets.discover(beat.ver, beat.sender)]
         self.registry.speaks(node, beat.ver)
         node.last_heartbeat = now
         node.heard_cpu(beat.cpu)

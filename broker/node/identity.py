@@ -6,7 +6,7 @@ import uuid
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from broker.conversation.presence import Identity
+from broker.conversation.presence_packets import Identity
 from broker.errors import BrokerOptionsError, MoleculerError
 from broker.node.network import ip_addresses
 from broker.protocol.codecs.json import Codec

@@ -13,7 +13,7 @@ from broker.errors import BrokerDisconnectedError, BrokerOptionsError, Moleculer
 from broker.node.effects import epoch_ms
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import PROTOCOLS, Command, Ping
+from broker.protocol.packets import PROTOCOLS, Command
 from broker.transports.base import OnMessage, Subscription, Transport
 
 logger = logging.getLogger("broker")
@@ -56,11 +56,11 @@ class Joining:
             answered.set()
 
         pongs = await self._transport.subscribe(self._transit.topics.to_node("PONG", asker), on_pong)
-        subject = self._transit.topics.to_node("PING", self._options.node_id)
-        versions = [self._options.protocol] if self._options.protocol else ["5", "4"]
-        questions = [Ping(ver=version, sender=asker, time=epoch_ms(), id=asker) for version in versions]
+        versions = [self._options.protocol] if self._options.protocol else PROTOCOLS
+        ping, node_id = self._transit.packets.ping, self._options.node_id
+        questions = [ping(version, node_id, asker, epoch_ms(), sender=asker) for version in versions]
         try:
-            heard = [await self._transport.is_heard(subject, self._codec.encode(question)) for question in questions]
+            heard = [await self._transport.is_heard(one.subject, self._codec.encode(one.packet)) for one in questions]
             if any(heard):
                 with anyio.move_on_after(defaults.ID_PROBE_S):
                     await answered.wait()

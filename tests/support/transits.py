@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from broker.context import Context
 from broker.conversation.effects import Effect, Publish
-from broker.conversation.presence import Identity
+from broker.conversation.presence_packets import Identity
 from broker.conversation.transit import Limits, Transit
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Command, Info, Protocol, Request

@@ -211,7 +211,7 @@ def test_a_pong_arrives() -> None:
 
 
 def test_a_ping_goes_to_one_node() -> None:
-    (publish,) = publishes(make_transit().ping("js-1", "p", 5))
+    publish = make_transit().announcing.ping("js-1", "p", 5)
     assert publish.subject == "MOL.PING.js-1"
     assert publish.packet == Ping(ver="5", sender="py-1", time=5, id="p")
 
