@@ -120,10 +120,9 @@ class Serving:
             try:
                 result = await hosted.run(ctx)
                 if hasattr(result, "__aiter__"):
-                    stream = self._node.performing.writers.answer(request, job.reply, ctx, result)
-                    await stream.open(deadline)
+                    stream = await self._node.performing.writers.answer(request, job.reply, ctx, result, deadline)
                     job.answering = True
-                    await stream.write()
+                    await stream.done.wait()
                     return
                 response = self._transit.response(request, ctx.meta, ctx.response_headers)
                 data = self._codec.encode_answer(response, result)
@@ -132,7 +131,7 @@ class Serving:
                 self._log_failure(request, error)
                 answer = self._transit.respond_error(request, ctx.meta, error, ctx.response_headers)
             except asyncio.CancelledError:
-                if stream is None or not stream.is_open:  # else its reader knows
+                if stream is None:  # else its reader knows
                     with anyio.CancelScope(shield=True):
                         await self._send(request, self._rejection(request, ctx))
                 raise

@@ -18,6 +18,7 @@ from broker.errors import (
     MoleculerError,
     PayloadTooLargeError,
     RequestRejectedError,
+    RequestTimeoutError,
     error_to_wire,
     publish_denied,
 )
@@ -133,9 +134,26 @@ class OutgoingStreams:
 
         return self._open("REQ", request, node_id, source, packet, marks=marks)
 
-    def answer(self, request: Request, reply: str, ctx: Context, items: Any) -> StreamWriter:
-        """The stream that answers a request, which its `open` opens and its `write` sends."""
+    async def answer(
+        self, request: Request, reply: str, ctx: Context, items: Any, deadline: float | None
+    ) -> StreamWriter:
+        """Open the stream that answers a request. Raises what its source raises before, RequestTimeoutError when the
+        deadline passes, and errors of the transport."""
         source = Source(items)
+        try:
+            async with asyncio.timeout_at(deadline) as in_time:
+                await source.begin(self.tasks.start_handler)
+            writer = self._answer(request, reply, ctx, source)
+            await writer.open()
+        except BaseException as error:
+            source.drop()
+            if isinstance(error, TimeoutError) and in_time.expired():
+                raise RequestTimeoutError({"action": request.action, "nodeID": request.sender}) from None
+            raise
+        writer.go_on()
+        return writer
+
+    def _answer(self, request: Request, reply: str, ctx: Context, source: Source) -> StreamWriter:
 
         @cache  # meta and headers are those of the moment in which the stream opens
         def places() -> tuple[dict[str, Any], Any]:

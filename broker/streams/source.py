@@ -19,7 +19,11 @@ logger = logging.getLogger("broker")
 
 
 class Source:
-    """One iterable. Its first item tells whether it is one of bytes or of values."""
+    """One iterable. Its first item tells whether it is one of bytes or of values.
+
+    The node that what a call takes along goes to is known only when that item is there, or is late, and may be another
+    one when the first turns out to be gone.
+    """
 
     def __init__(self, items: Any) -> None:
         self._items = async_iterator(items)
@@ -32,32 +36,15 @@ class Source:
         self.sent = False
         """Whether items have gone out: they cannot be sent again."""
         self._begun = asyncio.Event()
-        self._not_begun: Exception | None = BrokerDisconnectedError("The broker has stopped.")
         self._decided = asyncio.Event()
         self._write: Callable[[], Awaitable[None]] | None = None
+        self._cut_short: Callable[[], Awaitable[None]] | None = None
         self._handed_over = False
 
     @property
     def objects(self) -> bool:
         """Whether its reader is told that it is one of values."""
         return self._announced or not self.of_bytes
-
-    def announce(self) -> None:
-        """Its stream opens without the first item, which may be an answer to what is sent along: as one of values,
-        which bytes may be, too (§8.3)."""
-        self._announced = True
-
-    async def open(self) -> None:
-        """Wait for the first item. Raises what the iterable raises; once it was announced, its reader gets that."""
-        try:
-            async for item in self._items:
-                self._first.append(item)
-                self.of_bytes = isinstance(item, bytes | bytearray | memoryview)
-                break
-        except Exception as error:
-            if not self._announced:
-                raise
-            self._failure = error
 
     async def items(self) -> AsyncIterator[Any]:
         """Every item, the first one too."""
@@ -92,23 +79,21 @@ class Source:
             self._section.reschedule(asyncio.get_running_loop().time())
             self._section = None
 
-    # The source of what a call takes along, read in a task of its own: the node it goes to is known only later, and may
-    # be another one when the first turns out to be gone.
-
     async def begin(self, start: Callable[[Coroutine[Any, Any, None]], bool]) -> None:
-        """Wait for the first item, but not for long. Raises what the source raises meanwhile."""
+        """Wait for the first item, but not for long, as it may be an answer to what is sent along: a stream that opens
+        without it is one of values, which bytes may be, too (§8.3). Raises what the source raises meanwhile."""
         if not start(self._read()):
             raise BrokerDisconnectedError("The broker has stopped.")
         with anyio.move_on_after(STREAM_OPENING_S):
             await self._begun.wait()
         if not self._begun.is_set():
-            self.announce()
-        elif self._not_begun is not None:
-            raise self._not_begun
+            self._announced = True
+        elif self._failure is not None:
+            raise self._failure
 
-    def send(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Go on with the source in `write`."""
-        self.sent, self._write = True, write
+    def send(self, write: Callable[[], Awaitable[None]], cut_short: Callable[[], Awaitable[None]]) -> None:
+        """Go on with the source in `write`; `cut_short` is called when its task is cancelled."""
+        self.sent, self._write, self._cut_short = True, write, cut_short
         self._decided.set()
 
     def hand_over(self) -> AsyncIterator[Any]:
@@ -127,20 +112,33 @@ class Source:
         async for item in self.items():
             yield item
 
+    async def _open(self) -> None:
+        self._failure = BrokerDisconnectedError("The broker has stopped.")  # unless this comes to its end
+        try:
+            async for item in self._items:
+                self._first.append(item)
+                self.of_bytes = isinstance(item, bytes | bytearray | memoryview)
+                break
+        except Exception as error:
+            self._failure = error
+            if not self._announced:  # else its reader gets it
+                self.drop()
+        else:
+            self._failure = None
+        finally:
+            self._begun.set()
+
     async def _read(self) -> None:
         try:
             async with self.breakable():
-                try:
-                    await self.open()
-                    self._not_begun = None
-                except Exception as error:
-                    self._not_begun = error
-                    self.drop()
-                finally:
-                    self._begun.set()
+                await self._open()
                 await self._decided.wait()
             if self._write is not None:
                 await self._write()
+        except asyncio.CancelledError:
+            if self._cut_short is not None:
+                await self._cut_short()
+            raise
         finally:
             if not self._handed_over:
                 await self.close()

@@ -14,7 +14,6 @@ from broker.defaults import (
     ENVELOPE_MARGIN_BYTES,
     STREAM_CHUNK_BYTES,
     STREAM_ERROR_AFTER_OPENING_S,
-    STREAM_OPENING_S,
     STREAM_SETTLED_S,
 )
 from broker.errors import (
@@ -22,7 +21,6 @@ from broker.errors import (
     MoleculerError,
     PayloadTooLargeError,
     RequestRejectedError,
-    RequestTimeoutError,
 )
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Packet, Request, Response
@@ -73,7 +71,7 @@ class CutOff(Exception):
 
 
 class StreamWriter(Flow):
-    """Sends one source to one node, until the source ends, its reader has gone, or this node stops."""
+    """Sends one source to one node, in the task that reads it, until it ends, its reader goes, or this node stops."""
 
     def __init__(self, outlet: Outlet, source: Source, route: Route, packet: MakePacket) -> None:
         super().__init__(route)
@@ -86,61 +84,21 @@ class StreamWriter(Flow):
         self._sequence = self._envelope = 0
         self._errors_from = 0.0
         self._begun = False
-        self.is_open = False
+        self.done = asyncio.Event()
+        """Set when all has been sent that will be."""
 
-    # The stream of an answer, in the task of its handler
-
-    async def open(self, deadline: float | None) -> None:
-        """Open the stream of an answer with its first item, or without it when that does not come soon.
-
-        Until it is open, what the source raises passes, RequestTimeoutError when the deadline does, and errors of the
-        transport. The deadline is asyncio's: scopes of anyio nest, and one that a handler opens before its first item
-        stays open.
-        """
-        self._begun = True
-        self._errors_from = asyncio.get_running_loop().time() + STREAM_ERROR_AFTER_OPENING_S
-        try:
-            async with self._source.breakable(), asyncio.timeout_at(deadline) as in_time:
-                late = asyncio.get_running_loop().call_later(STREAM_OPENING_S, self._announce, in_time)
-                try:
-                    await self._source.open()
-                finally:
-                    late.cancel()
-            await self._open()
-        except BaseException as error:
-            if self.is_open and isinstance(error, asyncio.CancelledError):
-                await self._cut_short()
-            await self._source.close()
-            self._outlet.close(self)
-            if isinstance(error, TimeoutError) and in_time.expired():
-                raise RequestTimeoutError({"action": self.route.action, "nodeID": self.route.node_id}) from None
-            raise
-
-    def _announce(self, in_time: asyncio.Timeout) -> None:
-        self._source.announce()
-        in_time.reschedule(None)
-        self._outlet.tasks.start_handler(self._open_quietly())
-
-    async def _open_quietly(self) -> None:
-        with suppress(MoleculerError):  # it is tried again with the first item, and told
-            await self._open()
-
-    async def _open(self) -> None:
-        if self.is_open:
-            return
-        self.is_open = True
+    async def open(self) -> None:
+        """Open the stream of an answer; that of a call is opened by its request. Errors of the transport pass."""
         try:
             await self._outlet.publish(self.route.subject, self._packet(0, True, NULL, None), None)
         except BaseException:
-            self.is_open = False
+            self._outlet.close(self)
             raise
-
-    # The stream that a call takes along, opened by its request
 
     def go_on(self, lost: Callable[[Exception], None] | None = None) -> None:
         """Send the chunks. `lost` gets the reason when some do not arrive."""
         self._begun, self._on_lost = True, lost
-        self._source.send(self.write)
+        self._source.send(self.write, self.cut_short)
         if self.fate is not Fate.OPEN:
             self._source.break_off()
 
@@ -190,8 +148,6 @@ class StreamWriter(Flow):
         if self.fate is Fate.LOST and self._on_lost is not None and self.error is not None:
             self._on_lost(self.error)
 
-    # Both
-
     async def write(self) -> None:
         """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
         self._errors_from = asyncio.get_running_loop().time() + STREAM_ERROR_AFTER_OPENING_S
@@ -201,16 +157,22 @@ class StreamWriter(Flow):
                 await self._end(error)
         except CutOff as cut:
             self.lose(BrokerDisconnectedError(str(cut)))
-        except asyncio.CancelledError:
-            await self._cut_short()
-            raise
         finally:
+            self.done.set()
             await self._source.close()
             # A reader on a node like this notices itself that it lacks chunks.
             if self.fate is not Fate.LOST and (self.route.acknowledges or self.fate is not Fate.OPEN):
                 self._outlet.close(self)
             else:
                 self._outlet.tasks.start_in_background(self._settle())
+
+    async def cut_short(self) -> None:
+        """This node stops: tell the reader."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._end(self._cut_off)
+            except CutOff as cut:
+                logger.warning("A stream was cut off: %s", cut)
 
     async def _written(self) -> Exception | None:
         """Send the chunks. What broke the stream; of one that was broken off, too, the end lets the reader's node
@@ -221,7 +183,7 @@ class StreamWriter(Flow):
         except CutOff:
             raise
         except Exception as failure:
-            return failure
+            return failure if self.fate is Fate.OPEN else self.error
         return self.error
 
     async def _write(self) -> None:
@@ -283,14 +245,6 @@ class StreamWriter(Flow):
         except MoleculerError:
             self._sequence -= 1
             raise
-
-    async def _cut_short(self) -> None:
-        """This node stops."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._end(self._cut_off)
-            except CutOff as cut:
-                logger.warning("A stream was cut off: %s", cut)
 
     async def _settle(self) -> None:
         """Wait until the reader's node has received all, and let the reader know later when it has not."""

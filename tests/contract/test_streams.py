@@ -379,7 +379,6 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams open without their first item after a moment."""
-    monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
     monkeypatch.setattr("broker.streams.source.STREAM_OPENING_S", 0.01)
 
 
@@ -491,6 +490,15 @@ async def test_c74_a_node_that_stops_breaks_what_it_was_sending(pair: Pair) -> N
     with pytest.raises(MoleculerError), anyio.fail_after(DEADLINE_S):
         async for _ in stream:
             pass
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_c74_a_node_that_stops_breaks_what_it_had_opened_and_has_nothing_to_send_for(pair: Pair) -> None:
+    feed = await pair.call("feed")
+    await pair.server.stop()
+    with pytest.raises(MoleculerError), anyio.fail_after(DEADLINE_S):
+        await anext(feed)
+    assert pair.service.closed.is_set()
 
 
 async def test_a_stream_within_one_node_needs_no_wire() -> None:

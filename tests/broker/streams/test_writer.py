@@ -1,5 +1,6 @@
 """The writing end of a stream (protocol §8.1-§8.3)."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
@@ -37,12 +38,17 @@ class Wire:
         self.late: list[Coroutine[Any, Any, None]] = []
         self.route = make_route(acknowledges=acknowledges)
         self.writer: StreamWriter
+        self.group: asyncio.TaskGroup
         self.max_payload = max_payload
 
     async def send(self, items: Any) -> list[dict[str, Any]]:
-        self.writer = StreamWriter(self, Source(items), self.route, self._packet)
-        await self.writer.open(None)
-        await self.writer.write()
+        source = Source(items)
+        async with asyncio.TaskGroup() as self.group:
+            await source.begin(self.start_handler)
+            self.writer = StreamWriter(self, source, self.route, self._packet)
+            await self.writer.open()
+            self.writer.go_on()
+        assert self.writer.done.is_set()
         for work in self.late:
             await work
         assert self.closed
@@ -66,7 +72,8 @@ class Wire:
         self.closed = True
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
-        raise NotImplementedError
+        self.group.create_task(work)
+        return True
 
     def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self.late.append(work)
