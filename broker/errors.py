@@ -28,32 +28,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
-__all__ = [
-    "BrokerDisconnectedError",
-    "BrokerOptionsError",
-    "GracefulStopTimeoutError",
-    "InvalidPacketDataError",
-    "MaxCallLevelError",
-    "MoleculerClientError",
-    "MoleculerError",
-    "MoleculerRetryableError",
-    "MoleculerServerError",
-    "PayloadTooLargeError",
-    "ProtocolVersionMismatchError",
-    "QueueIsFullError",
-    "RemoteError",
-    "RequestRejectedError",
-    "RequestSkippedError",
-    "RequestTimeoutError",
-    "ServiceNotAvailableError",
-    "ServiceNotFoundError",
-    "ServiceSchemaError",
-    "ValidationError",
-    "error_from_wire",
-    "error_to_wire",
-]
-
-
 BROKER_STATE = "BROKER_STATE"
 """The type of an error about what a broker cannot do before its start, during it, or after its stop."""
 

@@ -1,10 +1,10 @@
 """What a node knows of the cluster, in the shapes that JS tools read (moleculer protocol §10)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from broker.registry.endpoints import Endpoint, EndpointList, Listener
-from broker.registry.registry import KnownNode, Registry
+from broker.registry.registry import KnownNode, Registry, entries
 
 Row = dict[str, Any]
 
@@ -50,45 +50,42 @@ def list_services(
     return rows
 
 
-def list_actions(
-    registry: Registry,
-    *,
-    only_local: bool = False,
-    skip_internal: bool = False,
-    with_endpoints: bool = False,
-    only_available: bool = False,
-) -> list[Row]:
+def list_actions(registry: Registry, **wanted: bool) -> list[Row]:
     """Every action ever seen, also when no node offers it now."""
-    rows: list[Row] = []
-    for name, choices in registry.actions.items():
-        row = {"name": name, **_counts(choices)}
-        if _is_wanted(row, only_local=only_local, skip_internal=skip_internal, only_available=only_available):
-            if choices.members:
-                row["action"] = choices.members[0].info
-                if with_endpoints:
-                    row["endpoints"] = _endpoints(registry, choices.members)
-            rows.append(row)
-    return rows
+    return _rows(registry, registry.actions.values(), "action", lambda first: first.info, **wanted)
 
 
-def list_events(
+def list_events(registry: Registry, **wanted: bool) -> list[Row]:
+    """Every pattern and group listened to, also when no node does so now."""
+    return _rows(registry, registry.listeners.values(), "event", lambda first: _event_of(registry, first), **wanted)
+
+
+def _rows(
     registry: Registry,
+    lists: Iterable[EndpointList[Any]],
+    kind: str,
+    announced: Callable[[Any], Row],
     *,
     only_local: bool = False,
     skip_internal: bool = False,
     with_endpoints: bool = False,
     only_available: bool = False,
 ) -> list[Row]:
-    """Every pattern and group listened to, also when no node does so now."""
     rows: list[Row] = []
-    for (name, group), choices in registry.listeners.items():
-        row = {"name": name, "group": group, **_counts(choices)}
-        if _is_wanted(row, only_local=only_local, skip_internal=skip_internal, only_available=only_available):
-            if choices.members:
-                row["event"] = _event_of(registry, choices.members[0])
-                if with_endpoints:
-                    row["endpoints"] = _endpoints(registry, choices.members)
-            rows.append(row)
+    for one in lists:
+        members = one.members
+        row: Row = {"name": one.name, **({"group": one.group} if kind == "event" else {}), "count": len(members)}
+        row["hasLocal"] = any(member.local for member in members)
+        row["available"] = any(member.available for member in members)
+        if (skip_internal and one.internal) or (only_local and not row["hasLocal"]):
+            continue
+        if only_available and not row["available"]:
+            continue
+        if members:
+            row[kind] = announced(members[0])
+            if with_endpoints:
+                row["endpoints"] = _endpoints(registry, members)
+        rows.append(row)
     return rows
 
 
@@ -113,21 +110,6 @@ def _service_row(node: KnownNode, service: Row, *, grouping: bool) -> Row:
     return row | ({"nodes": [node.id]} if grouping else {"nodeID": node.id})
 
 
-def _counts(choices: EndpointList[Any]) -> Row:
-    members = choices.members
-    return {
-        "count": len(members),
-        "hasLocal": any(member.local for member in members),
-        "available": any(member.available for member in members),
-    }
-
-
-def _is_wanted(row: Row, *, only_local: bool, skip_internal: bool, only_available: bool) -> bool:
-    if skip_internal and row["name"].startswith("$"):
-        return False
-    return (row["hasLocal"] or not only_local) and (row["available"] or not only_available)
-
-
 def _endpoints(registry: Registry, members: Iterable[Endpoint | Listener]) -> list[Row]:
     """`state` is false while a circuit breaker keeps calls away; `available` is that of the node."""
     return [
@@ -144,8 +126,6 @@ def _event_of(registry: Registry, listener: Listener) -> Row:
     return {"name": listener.name}
 
 
-def _named(entries: object) -> dict[str, Row]:
-    """Actions or events by name; peers may send an empty list or leave them out (§3.2)."""
-    if not isinstance(entries, dict):
-        return {}
-    return {entry["name"]: entry for entry in entries.values() if isinstance(entry, dict) and "name" in entry}
+def _named(announced: object) -> dict[str, Row]:
+    """Actions or events by name."""
+    return {entry["name"]: entry for entry in entries(announced)}

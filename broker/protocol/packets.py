@@ -11,26 +11,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-__all__ = [
-    "COMMANDS",
-    "NULL",
-    "PROTOCOLS",
-    "Command",
-    "Disconnect",
-    "Discover",
-    "Event",
-    "Heartbeat",
-    "Id",
-    "Info",
-    "Packet",
-    "Peers",
-    "Ping",
-    "Pong",
-    "Protocol",
-    "Request",
-    "Response",
-]
-
 Protocol = Literal["4", "5"]
 """Protocol 4 is spoken by Moleculer 0.14, protocol 5 by 0.15."""
 

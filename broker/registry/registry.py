@@ -321,8 +321,8 @@ class Registry:
     def offered(self, node_id: str, action: str) -> bool:
         """Whether a node offers an action, or did when it was lost."""
         node = self.nodes.get(node_id)
-        entries = (_entries(service.get("actions")) for service in node.services) if node else ()
-        return any(entry["name"] == action for some in entries for entry in some)
+        services = node.services if node else ()
+        return any(entry["name"] == action for service in services for entry in entries(service.get("actions")))
 
     def has_service(self, full_name: str) -> bool:
         """Whether a live node offers the service."""
@@ -349,10 +349,10 @@ class Registry:
             if not isinstance(full_name, str) or not full_name:
                 full_name = full_service_name(name, service.get("version"))
             listed.append({**service, "fullName": full_name})
-            for action in _entries(service.get("actions")):
+            for action in entries(service.get("actions")):
                 if action.get("visibility") in CALLABLE_FROM_AFAR:
                     self._offer_action(node, Endpoint(node.id, action["name"], full_name, action), action)
-            for event in _entries(service.get("events")):
+            for event in entries(service.get("events")):
                 group = str(event.get("group") or name)
                 self._offer_listener(node, Listener(node.id, event["name"], group, full_name), event)
         self._list_services(node, listed)
@@ -459,10 +459,10 @@ class Registry:
             self.full = what
 
 
-def _entries(entries: object) -> Iterator[dict[str, Any]]:
+def entries(announced: object) -> Iterator[dict[str, Any]]:
     """The usable entries of an `actions` or `events` map; peers may send an empty list or leave it out (§3.2)."""
-    if isinstance(entries, dict):
-        for entry in entries.values():
+    if isinstance(announced, dict):
+        for entry in announced.values():
             if isinstance(entry, dict) and isinstance(entry.get("name"), str):
                 yield entry
 

@@ -63,24 +63,7 @@ def action(
 ) -> Callable[[F], F]: ...
 
 
-def action(
-    handler: Any = None,
-    /,
-    *,
-    name: str | None = None,
-    timeout: float | None = None,
-    visibility: Visibility | None = None,
-    rename: Mapping[str, str] | None = None,
-    convert: bool | None = None,
-    strategy: str | None = None,
-    strategy_options: Mapping[str, Any] | None = None,
-    retry_policy: Mapping[str, Any] | None = None,
-    circuit_breaker: Mapping[str, Any] | None = None,
-    bulkhead: Mapping[str, Any] | None = None,
-    fallback: Callable[..., Any] | str | None = None,
-    hooks: Mapping[str, Any] | None = None,
-    **extra: Any,
-) -> Any:
+def action(handler: Any = None, /, **given: Any) -> Any:
     """Make a method an action.
 
     `name` is its name on the wire, the method's own by default. `timeout` in seconds is the default for callers.
@@ -99,24 +82,16 @@ def action(
 
     if isinstance(handler, str):
         raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
-    about = f"action '{name}'" if name else "an action"
-    check_options(
-        ActionOptions, about, name=name, timeout=timeout, visibility=visibility, rename=rename, convert=convert
-    )
-    check_spelling(about, extra, _ACTION_OPTIONS)
+    about = f"action '{given['name']}'" if given.get("name") else "an action"
+    check_options(ActionOptions, about, **{name: given.get(name) for name in ActionOptions.__struct_fields__})
+    extra = {name: value for name, value in given.items() if name not in _ACTION_OPTIONS}
+    check_spelling(about, extra, (*_ACTION_OPTIONS, "cache"))
 
     def mark(method: Any) -> Any:
         check_coroutine_function(method, streams=True)
         check_marked_once(method, _MARK)
-        options = {"name": name, "timeout_s": timeout, "visibility": visibility, "rename": rename or {}, "extra": extra}
-        options |= {"strategy": strategy, "strategy_options": strategy_options or {}, "convert": convert}
-        options["settings"] = _given(
-            retry_policy=retry_policy,
-            circuit_breaker=circuit_breaker,
-            bulkhead=bulkhead,
-            fallback=fallback,
-            hooks=hooks,
-        )
+        options = {name: given.get(name) for name in _ACTION_OPTIONS}
+        options |= {"extra": extra, "settings": _given(**{name: given.get(name) for name in _ACTION_SETTINGS})}
         setattr(method, _MARK, ("action", options))
         return method
 
@@ -150,7 +125,7 @@ def event(
     def mark(method: Any) -> Any:
         check_coroutine_function(method)
         check_marked_once(method, _MARK)
-        options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options or {}}
+        options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options}
         options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
         setattr(method, _MARK, ("event", options))
         return method
@@ -158,7 +133,8 @@ def event(
     return mark
 
 
-_ACTION_OPTIONS = frozenset({*inspect.signature(action).parameters, "cache"}) - {"handler", "extra"}
+_ACTION_SETTINGS = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
+_ACTION_OPTIONS = (*ActionOptions.__struct_fields__, "strategy", "strategy_options", *_ACTION_SETTINGS)
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -323,7 +299,7 @@ def _define_action(
         if name in options["extra"]:
             raise ServiceSchemaError(f"'{name}' of action '{raw_name}' is spelt in Python's way: `retry_policy=…`.")
     own = options["convert"]
-    parameters = Parameters(method, options["rename"], convert=convert if own is None else own)
+    parameters = Parameters(method, options["rename"] or {}, convert=convert if own is None else own)
     if own and not parameters.names:
         raise ServiceSchemaError(f"Action '{raw_name}' has convert=True, but no typed parameters that it is for.")
     extra = dict(options["extra"])
@@ -336,7 +312,7 @@ def _define_action(
         handler=method,
         parameters=parameters if parameters.names else None,
         visibility=options["visibility"],
-        timeout_s=options["timeout_s"],
+        timeout_s=options["timeout"],
         settings=options["settings"],
         balancing=_balancing(options),
         extra=extra,
@@ -372,7 +348,7 @@ def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
 
 def _balancing(options: dict[str, Any]) -> dict[str, Any]:
     try:
-        return announcement(options["strategy"], options["strategy_options"])
+        return announcement(options["strategy"], options["strategy_options"] or {})
     except BrokerOptionsError as error:
         raise ServiceSchemaError(str(error)) from None
 
