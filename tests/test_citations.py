@@ -1,4 +1,4 @@
-"""Every section that a comment cites is a heading of docs/protocol.md."""
+"""What comments and pages point to is there: sections of docs/protocol.md, and files."""
 
 import re
 
@@ -20,3 +20,13 @@ def test_every_cited_section_of_the_protocol_is_a_heading_of_its_page() -> None:
         if section not in headings
     }
     assert not missing
+
+
+def test_every_file_that_the_page_of_the_architecture_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = {
+        str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("*/**/*.py") if "node_modules" not in path.parts
+    }
+    for name in set(re.findall(r"[\w/]+\.py\b", page)):
+        assert any(file == name or file.endswith(f"/{name}") for file in files), name
+    assert page.count("\n") <= 100
