@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import anyio
+from msgspec import structs
 
 from broker.calling.events import Emitting, EventOptions, event_options
 from broker.calling.farewell import Farewell
@@ -17,7 +18,7 @@ from broker.calling.mcall import Calls as MultipleCalls
 from broker.calling.mcall import call_all
 from broker.calling.outbound import Calls
 from broker.calling.service_host import Catalog
-from broker.context import ABSENT, CallOptions, Context, Next
+from broker.context import ABSENT, PLAIN, CallArguments, Context, Next, call_options
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
@@ -262,22 +263,7 @@ class ServiceBroker:
 
     # Talking
 
-    async def call(
-        self,
-        action: str,
-        params: Any = ABSENT,
-        *,
-        meta: dict[str, Any] | None = None,
-        headers: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        retries: int | None = None,
-        fallback: Any = ABSENT,
-        node_id: str | None = None,
-        stream: Any = None,
-        parent: Context | None = None,
-        request_id: str | None = None,
-        caller: str | None = None,
-    ) -> Any:
+    async def call(self, action: str, params: Any = ABSENT, **options: Unpack[CallArguments]) -> Any:
         """Call an action of any node and return its result as plain values.
 
         `params` absent reaches the callee as `{}`, None as null. `meta` travels along, and what the callee sets in it
@@ -293,21 +279,9 @@ class ServiceBroker:
         """
         if self._loop is None or asyncio.get_running_loop() is not self._loop or self._state == "stopped":
             self._require_running()
-        options = CallOptions(
-            meta=meta,
-            headers=headers,
-            timeout=timeout,
-            retries=retries,
-            fallback=fallback,
-            node_id=node_id,
-            stream=stream,
-            parent=parent,
-            request_id=request_id,
-            caller=caller,
-        )
         if self._around_calls:
-            return await compose(self._around_calls, self._calls.call)(action, params, options)
-        return await self._calls.call(action, params, options)
+            return await compose(self._around_calls, self._calls.call)(action, params, call_options(options))
+        return await self._calls.call(action, params, call_options(options) if options else PLAIN)
 
     async def mcall(
         self,
@@ -382,13 +356,15 @@ class ServiceBroker:
         """See `Context.reply_size`."""
         return self._serving.reply_size(ctx, text)
 
-    async def call_own(self, service: Service, name: str, params: Any = ABSENT, **options: Any) -> Any:
+    async def call_own(
+        self, service: Service, name: str, params: Any = ABSENT, **options: Unpack[CallArguments]
+    ) -> Any:
         """See `Service.actions`."""
         self._require_running()
         action = self._catalog.own_action(service, name)
         endpoint = Endpoint(self.node_id, action.name, action.service, {}, action)
         call = compose(self._around_calls, self._calls.call)
-        return await call(action.name, params, CallOptions(endpoint=endpoint, **options))
+        return await call(action.name, params, structs.replace(call_options(options), endpoint=endpoint))
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """See `Service.start_soon`."""

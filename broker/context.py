@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from typing import Protocol as Interface
 
 from msgspec import UNSET, Raw, Struct
@@ -39,6 +39,35 @@ class CallOptions(Struct, frozen=True, kw_only=True):
     caller: str | None = None
     endpoint: Any = None
     """The endpoint to use: a service's own action, which may be private."""
+
+
+PLAIN = CallOptions()
+"""Those of a call that asks for nothing."""
+
+
+class CallArguments(TypedDict, total=False):
+    """The options of a call, as users name them; see `ServiceBroker.call`."""
+
+    meta: dict[str, Any] | None
+    headers: Mapping[str, Any] | None
+    timeout: float | None
+    retries: int | None
+    fallback: Any
+    node_id: str | None
+    stream: Any
+    parent: "Context | None"
+    request_id: str | None
+    caller: str | None
+
+
+def call_options(given: CallArguments) -> CallOptions:
+    """Raises TypeError for an option that there is not."""
+    if not given:
+        return PLAIN
+    for name in given:
+        if name not in CallArguments.__annotations__:
+            raise TypeError(f"A call has no option '{name}'; there are {', '.join(CallArguments.__annotations__)}.")
+    return CallOptions(**given)
 
 
 class HostedService(Interface):
@@ -172,40 +201,32 @@ class Context(Struct, eq=False):
         cls,
         broker: Caller,
         node_id: str,
+        options: CallOptions = PLAIN,
         *,
-        parent: "Context | None" = None,
         action: str | None = None,
         event: str | None = None,
         params: Any = None,
-        meta: Objects | None = None,
-        headers: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        caller: str | None = None,
-        options: CallOptions | None = None,
-        stream: Any = None,
     ) -> "Context":
-        """The context of a call or an event that this node makes. With `parent` it is part of that call, whose chain,
-        meta and tracing it continues; without, `meta` stays the caller's dict, in which the callee's is set."""
+        """The context of a call or an event that this node makes. One with a parent is part of that call, whose chain,
+        meta and tracing it continues; without, the meta stays the caller's dict, in which that of the callee is set."""
         own_id = new_id()
-        ctx = cls(
-            broker,
-            node_id,
-            own_id,
-            request_id or own_id,
-            action,
-            event,
-            {} if meta is None else meta,
-            dict(headers) if headers else {},
-            caller=caller,
-            options=options,
-            stream=stream,
-            _params=params,
-        )
+        ctx = cls(broker, node_id, own_id, own_id, action, event, _params=params)
+        if action is not None:
+            ctx.options = options
+        if options is PLAIN:
+            return ctx
+        if options.meta is not None:
+            ctx.meta = options.meta
+        if options.headers:
+            ctx.headers = dict(options.headers)
+        parent: Context | None = options.parent
         if parent is not None:
             ctx.level, ctx.tracing, ctx.parent_id = parent.level + 1, parent.tracing, parent.id
             ctx.meta = {**parent.meta, **ctx.meta}
-            ctx.request_id = request_id or parent.request_id
-            ctx.caller = caller or parent.service_name
+            ctx.request_id, ctx.caller = parent.request_id, parent.service_name
+        ctx.request_id = options.request_id or ctx.request_id
+        ctx.caller = options.caller or ctx.caller
+        ctx.stream = options.stream
         return ctx
 
     @classmethod
@@ -343,13 +364,14 @@ class Context(Struct, eq=False):
         """The full name of the service this context runs in; the `caller` of nested calls."""
         return self.service.full_name if self.service is not None else None
 
-    async def call(self, action: str, params: Any = ABSENT, **options: Any) -> Any:
+    async def call(self, action: str, params: Any = ABSENT, **options: Unpack[CallArguments]) -> Any:
         """Call an action as part of this request: request id, level, caller, meta and the remaining time travel on.
 
         Meta that the callee sets comes back into this context's meta. Parameters and errors as `ServiceBroker.call`;
         RequestSkippedError when no time is left.
         """
-        return await self.broker.call(action, params, parent=self, **options)
+        options["parent"] = self
+        return await self.broker.call(action, params, **options)
 
     async def mcall(self, calls: Any, **options: Any) -> Any:
         """Several calls at once; see `ServiceBroker.mcall`."""

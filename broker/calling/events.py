@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from msgspec import UNSET, Raw
 
-from broker.context import Caller, Context
+from broker.context import Caller, CallOptions, Context
 from broker.conversation.effects import Publish
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
@@ -163,12 +163,7 @@ class Emitting:
         return root.to_event(self._transit.announcing.version_for(node_id), data, groups, broadcast=broadcast)
 
     def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
-        return Context.outgoing(
-            self._broker,
-            self._node.options.node_id,
-            parent=options.get("parent"),
-            event=event,
-            params=data,
-            meta=dict(options.get("meta") or {}),
-            headers=options.get("headers"),
+        given = CallOptions(
+            meta=dict(options.get("meta") or {}), headers=options.get("headers"), parent=options.get("parent")
         )
+        return Context.outgoing(self._broker, self._node.options.node_id, given, event=event, params=data)

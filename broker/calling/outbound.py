@@ -82,19 +82,8 @@ class Calls:
         limit = self._options.max_call_level
         if parent is not None and limit and parent.level >= limit:
             raise MaxCallLevelError({"nodeID": self._options.node_id, "level": parent.level})
-        ctx = Context.outgoing(
-            self._broker,
-            self._node_id,
-            parent=parent,
-            action=action,
-            params={} if params is ABSENT else params,
-            meta=options.meta,
-            headers=options.headers,
-            request_id=options.request_id,
-            caller=options.caller,
-            options=options,
-            stream=options.stream,
-        )
+        params = {} if params is ABSENT else params
+        ctx = Context.outgoing(self._broker, self._node_id, options, action=action, params=params)
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:
             self._node.tracker.begin()
@@ -193,23 +182,66 @@ class Calls:
 
     async def _send(self, endpoint: Endpoint, ctx: Context) -> Any:
         """Ask a node. A request that was not delivered is sent again, also to another node: nothing has happened."""
-        if self._is_balanced and self._goes_to_any_node(ctx):
-            return await self._send_balanced(endpoint, ctx)
-        ask = self._ask if ctx.stream is None else self._ask_with_stream
+        if ctx.stream is not None:
+            return await self._send_with_stream(endpoint, ctx)
+        balanced = self._is_balanced and self._goes_to_any_node(ctx)
+        loop, tries = asyncio.get_running_loop(), 0
+        while True:
+            if self._node.outage.is_on:
+                await self._require_connection()
+            request = self._request(endpoint, ctx)
+            waiter: asyncio.Future[Answer] = loop.create_future()
+            subject = self._transit.topics.balanced_request(endpoint.name) if balanced else endpoint.subject
+            self._waiting.expect(request, None if balanced else endpoint.node_id, waiter, loop.time())
+            try:
+                try:
+                    await self._transport.publish(subject, self._codec.encode_request(request), ctx.id)
+                except MoleculerError as error:
+                    self._not_sent(request, error)
+                    raise
+                response, reader = await waiter
+            except Undelivered as gone:
+                self._give_up(request, waiter)
+                rejected = gone.error
+            except BaseException:
+                self._give_up(request, waiter)
+                raise
+            else:
+                return self._result(response, reader, ctx)
+            tries += 1
+            if balanced:
+                await self._pause(endpoint, ctx, tries)
+            elif (endpoint := await self._elsewhere(endpoint, ctx, rejected)).local:
+                return await self._run_here(endpoint, ctx)
+
+    async def _pause(self, endpoint: Endpoint, ctx: Context, tries: int) -> None:
+        """While a JS node changes its services, there is no node for a moment that NATS could choose."""
+        if tries == BALANCED_RETRIES:
+            raise ServiceNotAvailableError({"action": endpoint.name})
+        await anyio.sleep(BALANCED_RETRY_S)
+        ctx.id = new_id()
+
+    async def _elsewhere(self, endpoint: Endpoint, ctx: Context, rejected: MoleculerError) -> Endpoint:
+        """Another endpoint for a call that was not delivered; raises `rejected` when there is none."""
+        await self._require_connection()
+        named = None if ctx.attempt or ctx.options is None else ctx.options.node_id
+        try:
+            other = await self._find(endpoint.name, named, ctx)
+        except MoleculerError:
+            raise rejected from None
+        ctx.id, ctx.node_id = new_id(), other.node_id
+        return other
+
+    async def _send_with_stream(self, endpoint: Endpoint, ctx: Context) -> Any:
+        """The same for a call that takes a stream along."""
         while True:
             try:
-                return await ask(endpoint, endpoint.node_id, ctx)
+                return await self._ask_with_stream(endpoint, endpoint.node_id, ctx)
             except Undelivered as gone:
                 rejected = gone.error
             if isinstance(ctx.stream, Source) and ctx.stream.sent:
                 raise rejected
-            await self._require_connection()
-            named = None if ctx.attempt or ctx.options is None else ctx.options.node_id
-            try:
-                endpoint = await self._find(endpoint.name, named, ctx)
-            except MoleculerError:
-                raise rejected from None
-            ctx.id, ctx.node_id = new_id(), endpoint.node_id
+            endpoint = await self._elsewhere(endpoint, ctx, rejected)
             if endpoint.local:
                 return await self._run_here(endpoint, ctx)
 
@@ -220,39 +252,7 @@ class Calls:
             return False
         return ctx.stream is None and not (ctx.action or "").startswith("$")
 
-    async def _send_balanced(self, endpoint: Endpoint, ctx: Context) -> Any:
-        """Ask whichever node NATS chooses. While a JS node changes its services there is none for a moment."""
-        for _ in range(BALANCED_RETRIES):
-            try:
-                return await self._ask(endpoint, None, ctx)
-            except Undelivered:
-                await anyio.sleep(BALANCED_RETRY_S)
-                ctx.id = new_id()
-        raise ServiceNotAvailableError({"action": endpoint.name})
-
-    async def _ask(self, endpoint: Endpoint, target: str | None, ctx: Context) -> Any:
-        """Send a request and wait for its answer. `target` is None where NATS chooses the node."""
-        if self._node.outage.is_on:
-            await self._require_connection()
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Answer] = loop.create_future()
-        request = self._request(endpoint, ctx)
-        subject = endpoint.subject if target else self._transit.topics.balanced_request(endpoint.name)
-        self._waiting.expect(request, target, waiter, loop.time())
-        try:
-            try:
-                await self._transport.publish(subject, self._codec.encode_request(request), ctx.id)
-            except MoleculerError as error:
-                self._not_sent(request, error)
-                raise
-            response, reader = await waiter
-        except BaseException:
-            self._give_up(request, waiter)
-            raise
-        return self._result(response, reader, ctx)
-
     async def _ask_with_stream(self, endpoint: Endpoint, target: str, ctx: Context) -> Any:
-        """The same for a call that takes a stream along."""
         await self._require_connection()
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from broker.context import ABSENT, Context
+from broker.context import ABSENT, CallOptions, Context
 from broker.errors import InvalidPacketDataError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Event, Request
@@ -15,8 +15,8 @@ from tests.support.example_services import Math
 BROKER: Any = None
 
 
-def made(**more: Any) -> Context:
-    return Context.outgoing(BROKER, "one", **more)
+def made(event: str | None = None, **more: Any) -> Context:
+    return Context.outgoing(BROKER, "one", CallOptions(**more), event=event)
 
 
 def received(params: Raw, decode: Callable[[Raw], Any] = JSONCodec().decode_value) -> Context:  # noqa: B008

@@ -20,6 +20,8 @@ from broker import (
     action,
     event,
 )
+from broker.conversation.effects import Publish
+from broker.protocol.packets import Response
 from broker.transports.nats import NATSTransport
 from broker.transports.nats_client import Connection
 from tests.contract.test_broker_outage import kick
@@ -114,10 +116,14 @@ async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fa
         tasks.start_soon(results, lambda: two.call("gate.wait"))
         await eventually(lambda: gate.inside == 1 and not two._node.transit.waiting._doubts)
 
-        async def lose(_effect: object) -> None:
-            """What is written to a dying server."""
+        publish = one._node.performing.publish
 
-        monkeypatch.setattr(one._node, "publish", lose)
+        async def lose(effect: Publish) -> None:
+            """The answer is written to a dying server."""
+            if not isinstance(effect.packet, Response):
+                await publish(effect)
+
+        monkeypatch.setattr(one._node.performing, "publish", lose)
         gate.opened.set()
         await eventually(lambda: not one._node.transit.in_work)
         assert results == []
