@@ -41,9 +41,9 @@ from broker.middlewares.cacher import make_cacher
 from broker.middlewares.chains import Chains
 from broker.middlewares.lifecycle import Lifecycle
 from broker.node.identity import make_identity
-from broker.node.interruptible import Interruptible
 from broker.node.node import Node
 from broker.node.pinging import Pinging
+from broker.node.work import Interruptible
 from broker.options import ignored_settings, make_options
 from broker.protocol.codecs import make_codec
 from broker.protocol.topics import Topics, check_token

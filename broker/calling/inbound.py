@@ -7,7 +7,7 @@ import math
 import anyio
 from msgspec import Raw
 
-from broker.calling.service_host import Catalog, EventHandler, HostedAction, services_within
+from broker.calling.service_host import Catalog, EventHandler, HostedAction
 from broker.cancellation import raise_unasked
 from broker.context import Caller, Context, Next
 from broker.conversation.effects import Publish, RunAction, RunEvent
@@ -21,6 +21,7 @@ from broker.errors import (
     ServiceNotFoundError,
 )
 from broker.node.node import Node
+from broker.node.work import belong_to_service
 from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
@@ -86,7 +87,7 @@ class Serving:
         return self._codec.size(self._codec.encode_value(Raw(text))) if ctx.remote else len(text)
 
     async def _enter(self, handler: EventHandler, ctx: Context) -> None:
-        handler.enter(services_within())
+        belong_to_service(handler.entry)
         await self._handle(handler, ctx)
 
     async def _handle(self, handler: EventHandler, event: Event | Context) -> None:

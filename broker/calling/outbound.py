@@ -28,6 +28,7 @@ from broker.ids import new_id
 from broker.middlewares.chains import Chains
 from broker.node.effects import Answer, Undelivered
 from broker.node.node import Node
+from broker.node.work import belong_to, belong_to_node
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Request, Response
@@ -88,12 +89,12 @@ class Calls:
         if tracked:
             self._node.tracker.begin()
         runs_users_code = self._chains.has_users_code or options.fallback is not ABSENT
-        before = self._node.begin_own_work() if runs_users_code else None
+        before = belong_to_node(self._node) if runs_users_code else None
         try:
             return await self._attempt(ctx, options)
         finally:
-            if runs_users_code:
-                self._node.end_own_work(before)
+            if before is not None:
+                belong_to(before)
             if ctx.stream is not None and isinstance(ctx.stream, Source):
                 ctx.stream.drop()
             if parent is not None:
@@ -158,11 +159,11 @@ class Calls:
         if _is_record(ctx.params):
             ctx.params = self._as_remote(ctx.params)
         stream = ctx.stream = self._handed_over(ctx.stream)
-        before, result = self._node.begin_own_work(), None
+        before, result = belong_to_node(self._node), None
         try:
             result = await self._catalog.run(endpoint.action, ctx)
         finally:
-            self._node.end_own_work(before)
+            belong_to(before)
             if stream is not None and not is_stream(result):  # else the handler has only begun
                 await stream.aclose()
         return self._result_here(result, stream)

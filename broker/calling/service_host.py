@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,9 +26,8 @@ from broker.errors import (
 )
 from broker.internals.service import NAME as NODE_SERVICE
 from broker.middlewares.chains import Chains
-from broker.node.interruptible import Interruptible
 from broker.node.node import Node
-from broker.node.tracking import Tracker
+from broker.node.work import Interruptible, Owners, Tracker, belong_to, belong_to_node, belong_to_service, owners
 from broker.protocol.codecs.json import Codec
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
@@ -44,16 +42,21 @@ class _Background:
     ended: anyio.Event
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     service: Service
     definition: ServiceDefinition
+    node: Node
     running: bool = False
     starting: Interruptible = field(default_factory=Interruptible)
     background: list[_Background] = field(default_factory=list)
     in_work: Tracker = field(default_factory=Tracker)
     context: contextvars.Context = field(default_factory=contextvars.Context)
     """What each request of another node begins in; set at the start."""
+
+    def owners(self) -> Owners:
+        """Whose work a handler is that no code of this process called."""
+        return Owners(self.node, frozenset({self}))
 
 
 @dataclass(slots=True, frozen=True)
@@ -84,18 +87,9 @@ class EventHandler:
     in_work: Tracker
     """Told when it will run soon, as its service does not stop before it has, and when it has run."""
 
-    def enter(self, outside: "tuple[_Entry, ...]" = ()) -> None:
-        """The current task runs it, called by handlers of these services."""
-        _WITHIN.set((*outside, self.entry))
-
-
-_WITHIN: ContextVar[tuple[_Entry, ...]] = ContextVar("within", default=())
-"""The services whose handlers the current task is in, the innermost last."""
-
-
-def services_within() -> tuple[_Entry, ...]:
-    """The services whose handlers the current task is in, the innermost last."""
-    return _WITHIN.get()
+    def enter(self) -> None:
+        """The current task runs it for another node."""
+        belong_to(self.entry.owners())
 
 
 class Catalog:
@@ -129,7 +123,7 @@ class Catalog:
             if action.name in self._actions:
                 raise ServiceSchemaError(f"This node has an action '{action.name}' already.")
         self._check_is_json(definition)
-        entry = _Entry(service, definition)
+        entry = _Entry(service, definition, self._node)
         try:
             actions = {
                 action.name: HostedAction(entry, self._chains.local_action(action, service))
@@ -175,7 +169,7 @@ class Catalog:
     async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         full_name = entry.definition.full_name
         entry.context = self._node.context.copy()
-        entry.context.run(_WITHIN.set, (entry,))
+        entry.context.run(belong_to, entry.owners())
         if entry.definition.dependencies:
             missing = [name for name in entry.definition.dependencies if not self._registry.has_service(name)]
             if missing:
@@ -216,7 +210,7 @@ class Catalog:
     async def withdraw(self, full_name: str) -> None:
         """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
         it has stopped; at once when a handler of it asks. Raises ServiceNotFoundError when somebody else was first."""
-        within, gone = self._is_within(full_name), anyio.Event()
+        within, gone = self._entries.get(full_name) in owners().services, anyio.Event()
         failure: Exception | None = None
 
         async def stop() -> None:
@@ -275,11 +269,11 @@ class Catalog:
         found = self.begin(action)
         if found is None:  # removed after it was chosen
             raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
-        outside = _WITHIN.set((*_WITHIN.get(), found.entry))
+        before = belong_to_service(found.entry)
         try:
             return await found.run(ctx)
         finally:
-            _WITHIN.reset(outside)
+            belong_to(before)
 
     def begin(self, action: ActionDefinition) -> HostedAction | None:
         """An action of this node, which will run soon: its service does not stop before it has. None when that was
@@ -322,7 +316,7 @@ class Catalog:
         entry.background.append(job)
 
         async def run() -> None:
-            self._node.begin_own_work()
+            belong_to_node(self._node)
             try:
                 with job.scope, ASKED_ONLY:
                     await function(*arguments)
@@ -342,11 +336,6 @@ class Catalog:
         with anyio.move_on_after(self._node.options.shutdown_timeout):
             for job in jobs:
                 await job.ended.wait()
-
-    def _is_within(self, full_name: str) -> bool:
-        """Whether a handler of this service is asking, or one that it called here: what it does would wait for its own
-        end, if it waited until the service is idle."""
-        return any(entry.definition.full_name == full_name for entry in _WITHIN.get())
 
     def _check_is_json(self, definition: ServiceDefinition) -> None:
         """INFO must be sendable, or the whole node would stay invisible."""

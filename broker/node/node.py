@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from broker.node.cpu import CPUMeter
 from broker.node.effects import Host, Performing
 from broker.node.joining import Joining
 from broker.node.outage import Outage
-from broker.node.tracking import HandlerTasks, Tracker
+from broker.node.work import HandlerTasks, Owners, Tracker, belong_to, belong_to_node, owners
 from broker.node.workers import Workers
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
@@ -42,10 +42,6 @@ from broker.streams.flow import FLOW_CONTROL
 from broker.transports.base import Later, Observer, Subscription, Transport
 
 logger = logging.getLogger("broker")
-
-
-_WORK_OF: ContextVar["Node | None"] = ContextVar("work_of", default=None)
-"""Whose end the current task would wait for, if it waited for the stop of that node."""
 
 
 class Node:
@@ -95,7 +91,7 @@ class Node:
         """Open the task groups that everything else runs in. `host` runs what peers ask for."""
         self.performing.open(host)
         self.context = copy_context()
-        self.context.run(self.begin_own_work)
+        self.context.run(belong_to, Owners(self))
         # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
         self._main = asyncio.get_running_loop().create_task(self._hold_group(), name="moleculer node")
         await self._running.wait()
@@ -210,17 +206,7 @@ class Node:
 
     def is_own_work(self) -> bool:
         """Whether a handler, a call made here, or background work of this node is asking."""
-        return _WORK_OF.get() is self
-
-    def begin_own_work(self) -> "Node | None":
-        """Mark the current task, and those it starts, as work of this node. Gives whose it was, for `end_own_work`."""
-        before = _WORK_OF.get()
-        _WORK_OF.set(self)
-        return before
-
-    def end_own_work(self, before: "Node | None") -> None:
-        """The current task goes on with what it did before."""
-        _WORK_OF.set(before)
+        return owners().node is self
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
@@ -229,7 +215,7 @@ class Node:
         False when the node has stopped.
         """
         context = copy_context()
-        context.run(self.begin_own_work)
+        context.run(belong_to_node, self)
         return self.handlers.start(work, context)
 
     def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,7 +1,7 @@
 import anyio
 import pytest
 
-from broker.node.interruptible import Interruptible
+from broker.node.work import Interruptible
 
 pytestmark = pytest.mark.anyio
 

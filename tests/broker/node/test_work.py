@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from broker.node.tracking import Tracker
+from broker.node.work import Tracker
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,132 @@
+"""Work that is under way: whose it is, who waits for it, and who may end it (moleculer protocol §12.8)."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, ContextVar
+from typing import Any, NamedTuple
+
+import anyio
+
+logger = logging.getLogger("broker")
+
+
+class Owners(NamedTuple):
+    """Whose end the current task would wait for in vain, as it is a part of their work."""
+
+    node: object = None
+    services: frozenset[object] = frozenset()
+    """Those whose handlers it is in."""
+
+
+_NONE = Owners()
+_OWNERS: ContextVar[Owners] = ContextVar("owners", default=_NONE)
+
+
+def owners() -> Owners:
+    """Those of the current task."""
+    return _OWNERS.get()
+
+
+def belong_to(new: Owners) -> None:
+    """Make the current task, and those that it starts, work of others."""
+    _OWNERS.set(new)
+
+
+def belong_to_node(node: object) -> Owners:
+    """Make it work of a node. Returns its owners before, for `belong_to`."""
+    before = _OWNERS.get()
+    if before.node is not node:
+        _OWNERS.set(Owners(node, before.services))
+    return before
+
+
+def belong_to_service(service: object) -> Owners:
+    """Make it work of one more service. Returns its owners before, for `belong_to`."""
+    before = _OWNERS.get()
+    if service not in before.services:
+        _OWNERS.set(Owners(before.node, before.services | {service}))
+    return before
+
+
+class Tracker:
+    """Counts. Whoever begins must end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._idle: anyio.Event | None = None
+
+    def begin(self) -> None:
+        self.count += 1
+
+    def end(self) -> None:
+        self.count -= 1
+        if not self.count and self._idle is not None:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is under way."""
+        while self.count:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+
+class HandlerTasks:
+    """The tasks of requests and events. What one raises is logged, and ends no other."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def start(self, work: Coroutine[Any, Any, None], context: Context) -> bool:
+        """Run the work in a task. False when none is started any more."""
+        if self._closed:
+            work.close()
+            return False
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return True
+
+    async def finish(self, timeout: float) -> bool:
+        """Wait for all, cancel those that take longer, and start none after them. Whether none was cancelled."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        self._closed, late = True, list(self._tasks)
+        for task in late:
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        return not late
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Some work of the node failed; it goes on", exc_info=error)
+
+
+class Interruptible:
+    """Holds one piece of work. `end` from within that work ends it too, without waiting for itself."""
+
+    def __init__(self) -> None:
+        self._scope: anyio.CancelScope | None = None
+        self._over: anyio.Event | None = None
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work. Returns as well when it was ended: look at what it was to change."""
+        self._over = anyio.Event()
+        try:
+            with anyio.CancelScope() as self._scope:
+                await work()
+        finally:
+            self._scope = None
+            self._over.set()
+
+    async def end(self) -> None:
+        """Cancel the work if it is under way, and return when it is over."""
+        if self._scope is not None:
+            self._scope.cancel()
+        if self._over is not None:
+            await self._over.wait()
