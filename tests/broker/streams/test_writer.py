@@ -192,6 +192,27 @@ async def test_a_reader_that_stops_ends_the_source_and_the_stream() -> None:
     assert wire.marks == ["r1:1"]
 
 
+@pytest.mark.parametrize("first", [[], [b"a"]], ids=["before the first chunk", "after it"])
+async def test_c74_a_node_that_stops_ends_a_stream_that_has_nothing_to_send(
+    first: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.streams.source.STREAM_OPENING_S", 0.01)
+    wire = Wire(acknowledges=True)
+
+    async def silent() -> AsyncIterator[bytes]:
+        for chunk in first:
+            yield chunk
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wire.send, silent())
+        with anyio.fail_after(30):
+            while len(wire.packets) < 1 + len(first):  # noqa: ASYNC110 - no event tells of it
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert (wire.packets[-1]["stream"], wire.packets[-1]["success"]) == (False, False)
+
+
 async def test_a_lost_connection_ends_the_writing_quietly() -> None:
     wire = Wire()
 
