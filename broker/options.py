@@ -49,7 +49,7 @@ class BrokerOptions(Struct, frozen=True, kw_only=True):
     strategy: str = "RoundRobin"
     """How one of several endpoints is chosen: RoundRobin, Random, CpuUsage, Latency or Shard."""
     strategy_options: dict[str, Any] = {}
-    """See `broker.services.balancing.StrategyOptions`."""
+    """See `broker.services.policies.StrategyOptions`."""
     retry_policy: dict[str, Any] = {}
     """Changes to `broker.services.policies.RetryPolicy`, such as `{"enabled": True, "retries": 3}`; so the next two."""
     circuit_breaker: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.services.balancing import NAMES
+from broker.services.policies import NAMES
 from tests.support.blocks import Block, read_blocks, run_python_block
 from tests.support.nats_server import NatsServer
 from tests.support.processes import REPOSITORY

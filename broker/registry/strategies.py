@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar
 from broker import defaults
 from broker.errors import BrokerOptionsError
 from broker.protocol.javascript import MISSING, dig, text
-from broker.services.balancing import NAMES, StrategyOptions, read_options, strategy_name
-from broker.services.policies import from_wire
+from broker.services.policies import NAMES, StrategyOptions, from_wire, read_options, strategy_name
 
 E = TypeVar("E")
 

@@ -1,4 +1,4 @@
-"""How calls are retried, cut off and bounded: settings of the broker, of an action, and of a peer's INFO, merged.
+"""How calls are retried, cut off, bounded and balanced: settings of the broker, of an action, and of a peer's INFO.
 
 In Python times are seconds and names are Python's. On the wire they are those of Moleculer JS (protocol §3.2, §12).
 """
@@ -16,6 +16,9 @@ from broker.protocol.javascript import camel
 
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
+
+NAMES = {name.lower(): name for name in ("RoundRobin", "Random", "CpuUsage", "Latency", "Shard")}
+"""The strategies. A JS node that reads another name in an INFO drops that INFO, so no other can be set (§3.2)."""
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +53,27 @@ class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     concurrency: Annotated[int, Meta(ge=1)] = defaults.BULKHEAD_CONCURRENCY
     max_queue_size: Count = defaults.BULKHEAD_QUEUE
     """0 for no bound."""
+
+
+class StrategyOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of all strategies; each reads its own."""
+
+    sample_count: int | None = None
+    """CpuUsage (3), Latency (5): how many endpoints to look at; 0 for all."""
+    low_cpu_usage: float = defaults.CPU_USAGE_LOW_PERCENT
+    """CpuUsage: an endpoint below this is taken at once. Percent."""
+    low_latency: Seconds = defaults.LATENCY_LOW_S
+    """Latency: an endpoint below this is taken at once. Seconds."""
+    collect_count: Annotated[int, Meta(ge=1)] = defaults.LATENCY_COLLECT
+    """Latency: the times of how many pings make the average."""
+    ping_interval: Annotated[float, Meta(gt=0)] = defaults.LATENCY_PING_INTERVAL_S
+    """Latency: seconds between pings."""
+    shard_key: Any = None
+    """Shard: a path into the params, `#path` into the meta, or a function of the context."""
+    vnodes: Annotated[int, Meta(ge=1)] = defaults.SHARD_VNODES
+    """Shard: parts of the ring for each node."""
+    ring_size: Annotated[int, Meta(ge=1)] | None = None
+    """Shard: hash values of the ring; 2^32 by default."""
 
 
 P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy)
@@ -118,3 +142,35 @@ def to_wire(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if name != _OF_PYTHON and value is not None
     }
+
+
+def strategy_name(name: str) -> str:
+    """The strategy's name as it is spelt. Raises BrokerOptionsError for an unknown one."""
+    try:
+        return NAMES[name.lower()]
+    except (KeyError, AttributeError):
+        raise BrokerOptionsError(
+            f"The strategy {name!r} is not known. Known are: {', '.join(NAMES.values())}."
+        ) from None
+
+
+def read_options(options: Mapping[str, Any]) -> StrategyOptions:
+    """Raises BrokerOptionsError for an option that no strategy has, or that does not fit."""
+    try:
+        return msgspec.convert(dict(options), StrategyOptions)
+    except msgspec.ValidationError as error:
+        raise BrokerOptionsError(f"The strategy options do not fit: {error}.") from None
+
+
+def announcement(strategy: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`strategy` and `strategyOptions` as an action or event announces them. Raises BrokerOptionsError."""
+    if strategy is None:
+        return {}
+    read_options(options)
+    return {"strategy": strategy_name(strategy), "strategyOptions": to_wire(options)}
+
+
+def for_info(announced: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an announcement that can travel: a function as the shard key cannot."""
+    options = {key: value for key, value in announced.get("strategyOptions", {}).items() if not callable(value)}
+    return {**announced, "strategyOptions": options} if announced else {}

@@ -6,10 +6,9 @@ from typing import Any
 from msgspec import Struct
 
 from broker.errors import ServiceSchemaError
-from broker.services.balancing import for_info
 from broker.services.declarations import Visibility
 from broker.services.parameters import Parameters
-from broker.services.policies import announce_policies
+from broker.services.policies import announce_policies, for_info
 
 Handler = Callable[..., Awaitable[Any]]
 

@@ -11,7 +11,6 @@ import msgspec
 
 from broker.context import Caller
 from broker.errors import BrokerOptionsError, ServiceSchemaError
-from broker.services.balancing import announcement
 from broker.services.declarations import (
     ActionOptions,
     EventOptions,
@@ -26,6 +25,7 @@ from broker.services.declarations import (
 )
 from broker.services.inheritance import merge_declared
 from broker.services.parameters import Parameters
+from broker.services.policies import announcement
 from broker.services.schema import (
     ActionDefinition,
     EventDefinition,

@@ -104,9 +104,9 @@ async def test_ping_measures_and_fails_for_who_does_not_answer(command: Commands
     assert isinstance(pongs, list)
     (pong,) = pongs
     assert (pong["node"], pong["alive"]) == ("py-1", True)
-    process = await command("ping", "nobody", "--timeout", "0.1")
+    process = await command("ping", "absent", "--timeout", "0.1")
     assert process.returncode == 1
-    assert "nobody" in process.stderr[0]
+    assert "absent" in process.stderr[0]
 
 
 async def test_without_a_server_a_command_says_so(namespace: str) -> None:

@@ -32,7 +32,7 @@ def test_an_option_of_such_a_name_is_not_shown(name: str) -> None:
     assert masked({name: None}) == {name: None}
 
 
-def test_what_is_no_data_is_left_out() -> None:
+def test_what_is_not_data_is_left_out() -> None:
     value: dict[str, Any] = {
         "function": print,
         "object": object(),

@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused_by_name(given: dict[str, Any], environment
         make_options(given, environment)
 
 
-def test_every_option_that_is_no_python_object_can_come_from_the_environment() -> None:
+def test_every_option_that_is_not_a_python_object_can_come_from_the_environment() -> None:
     objects = {"middlewares", "transforms", "error_handler"}
     assert _FROM_ENVIRONMENT.keys() | objects == {field.name for field in msgspec.structs.fields(BrokerOptions)}
 
@@ -99,13 +99,13 @@ def test_an_empty_variable_is_none() -> None:
         ("BROKER_MIDDLEWARES", "middlewares holds Python objects"),
     ],
 )
-def test_a_variable_that_is_no_option_is_named_with_the_one_that_may_be_meant(variable: str, wanted: str) -> None:
+def test_a_variable_that_is_not_an_option_is_named_with_the_one_that_may_be_meant(variable: str, wanted: str) -> None:
     [line] = ignored_settings({variable: "geheim", "PATH": "/bin", "BROKER_SERIALIZER": "JSON"})
     assert re.search(wanted, line)
     assert "geheim" not in line
 
 
-def test_what_kubernetes_says_of_a_service_called_broker_is_no_option() -> None:
+def test_what_kubernetes_says_of_a_service_called_broker_is_not_an_option() -> None:
     names = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_CLIENT", "PORT", "PORT_4222_TCP", "PORT_4222_TCP_ADDR")
     assert list(ignored_settings({f"BROKER_{name}": "x" for name in (*names, "A_SERVICE_HOST")})) == []
 

@@ -251,7 +251,7 @@ async def test_results_are_utf_8_in_any_locale(shell: Shell, tmp_path: Path) -> 
     assert output(await shell("call", "files.count", "--stream-in", tmp_path / "values.ndjson")) == ["é 🔄"]
 
 
-async def test_a_reader_that_goes_away_is_no_crash(shell: Shell) -> None:
+async def test_a_reader_that_goes_away_causes_no_crash(shell: Shell) -> None:
     async with shell.pipe("$BROKER call files.numbers -p upto=100000 | head -n 1") as process:
         assert await process.wait() == 0
     assert process.stdout == ['{"number":0}']
@@ -263,7 +263,7 @@ async def test_listening_ends_when_its_reader_has_gone_away(shell: Shell) -> Non
         await process.line("Listening")
         await eventually(lambda: len([*shell.broker.registry.find_listeners("user.a")]) == 2, "the listener")
         with anyio.fail_after(30):
-            while process.stderr[-1] != "0":  # until the end, as events that nobody reads tell it
+            while process.stderr[-1] != "0":  # until the end, as events without a reader show
                 await shell.broker.broadcast("user.a", {"id": 1})
                 await anyio.sleep(0.02)
         assert await process.wait() == 0
@@ -274,7 +274,7 @@ async def test_listening_ends_when_its_reader_has_gone_away(shell: Shell) -> Non
 async def test_watching_ends_when_its_reader_has_gone_away(shell: Shell) -> None:
     async with shell.pipe("{ $BROKER services --watch; echo $? >&2; } | head -n 1") as process:
         await process.line('"name":"files"')
-        await shell.broker.add_service(Other())  # a change that nobody reads
+        await shell.broker.add_service(Other())  # a change without a reader
         assert await process.wait() == 0
     assert process.stderr == ["0"]
 

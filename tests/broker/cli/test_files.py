@@ -41,7 +41,7 @@ async def test_values_are_read_line_by_line(tmp_path: Path) -> None:
     assert [value async for value in read_values(str(file), lambda _: None)] == [1, {"a": [2]}]
 
 
-async def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+async def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"1\nnothing\n")
     with pytest.raises(MoleculerClientError, match=r"Line 2 of .*file is not JSON"):
@@ -58,7 +58,7 @@ async def test_bytes_are_written_as_they_are_and_values_as_lines(tmp_path: Path)
     assert (tmp_path / "bytes").stat().st_mode & 0o777 == 0o600  # whoever else has an account reads nothing
 
 
-async def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MoleculerClientError, match="nowhere: No such file"):
         _ = [chunk async for chunk in read_bytes(str(tmp_path / "nowhere"), lambda _: None)]
     with pytest.raises(MoleculerClientError, match="Is a directory"):

@@ -40,7 +40,7 @@ class Forever(Service):
     name = "forever"
 
     async def started(self) -> None:
-        self.logger.info("starts for ever")
+        self.logger.info("starts without end")
         await anyio.sleep_forever()
 
 class Stubborn(Service):
@@ -129,7 +129,7 @@ async def test_refused_credentials_end_the_node_at_once(
 
 async def test_a_signal_during_the_start_stops_it(code: Path, nats_url: str, namespace: str) -> None:
     async with start_python(*command(f"{code}:Forever", nats_url, namespace)) as process:
-        await process.line("starts for ever")
+        await process.line("starts without end")
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
 

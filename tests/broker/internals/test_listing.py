@@ -116,7 +116,7 @@ def test_actions_are_as_captured(registry: Registry) -> None:
     assert list_actions(registry, skip_internal=True, with_endpoints=True) == data(131)
 
 
-def test_an_action_that_nobody_offers_any_more_stays_listed(registry: Registry) -> None:
+def test_an_action_that_no_node_offers_any_more_stays_listed(registry: Registry) -> None:
     registry.remove_service("v1.s")
     registry.lose_node("node-a", 103.0, unexpected=False)
     gone = {"name": "v1.s.x", "count": 0, "hasLocal": False, "available": False}

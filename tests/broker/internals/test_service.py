@@ -51,7 +51,7 @@ async def test_what_is_off_or_missing_is_off(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["yes", 2, [], {}])
-async def test_c58_what_is_no_boolean_is_refused(value: Any) -> None:
+async def test_c58_what_is_not_a_boolean_is_refused(value: Any) -> None:
     async with ServiceBroker("py") as broker:
         with pytest.raises(ValidationError) as caught:
             await broker.call("$node.list", {"onlyAvailable": value})
@@ -60,7 +60,7 @@ async def test_c58_what_is_no_boolean_is_refused(value: Any) -> None:
     assert (item["nodeID"], item["action"]) == ("py", "$node.list")
 
 
-async def test_params_that_are_no_object_are_refused() -> None:
+async def test_params_that_are_not_an_object_are_refused() -> None:
     async with ServiceBroker("py") as broker:
         with pytest.raises(ValidationError):
             await broker.call("$node.list", [1])

@@ -31,14 +31,14 @@ def test_each_entry_has_its_time() -> None:
     cacher, timers = timed(ttl=10)
     cacher.set("default", 1)
     cacher.set("own", 2, 5)
-    cacher.set("for ever", 3, 0)
+    cacher.set("without end", 3, 0)
     timers.advance(5)
-    assert [cacher.get(key) for key in ("default", "own", "for ever")] == [1, MISS, 3]
+    assert [cacher.get(key) for key in ("default", "own", "without end")] == [1, MISS, 3]
     timers.advance(5)
-    assert [cacher.get(key) for key in ("default", "for ever")] == [MISS, 3]
+    assert [cacher.get(key) for key in ("default", "without end")] == [MISS, 3]
 
 
-def test_what_nobody_asks_for_any_more_is_removed_in_time() -> None:
+def test_what_is_not_asked_for_any_more_is_removed_in_time() -> None:
     cacher, timers = timed(ttl=10)
     for number in range(1000):
         cacher.set(str(number), number)
@@ -63,10 +63,10 @@ def test_with_a_bound_what_was_not_used_for_longest_makes_room() -> None:
 def test_it_tells_how_long_something_is_still_kept() -> None:
     cacher, timers = timed(ttl=10)
     cacher.set("a", 1)
-    cacher.set("for ever", 1, 0)
+    cacher.set("without end", 1, 0)
     timers.advance(4)
     cacher.get("a")
-    assert [cacher.left(key) for key in ("a", "for ever", "never")] == [6, None, None]
+    assert [cacher.left(key) for key in ("a", "without end", "never")] == [6, None, None]
     timers.advance(7)
     assert cacher.left("a") == 0
 
@@ -89,7 +89,7 @@ def test_clean_removes_what_matches_as_event_names_do(patterns: tuple[str, ...],
     assert sorted(cacher.keys()) == sorted(left)
 
 
-def test_clones_are_nobody_elses() -> None:
+def test_clones_are_not_shared() -> None:
     value = {"a": [1]}
     cloning, sharing = MemoryCacher(clone=True), MemoryCacher()
     for cacher in (cloning, sharing):

@@ -221,7 +221,7 @@ async def test_a_stale_result_is_answered_and_made_anew_once_behind_the_callers_
     assert [stale.cacher.left(key) for (key,) in [stale.cacher.keys()]] == [10]
     stale.timers.advance(7)
     await stale.chain(made_context())
-    assert len(stale.started) == 1, "the next time it is made anew again"
+    assert len(stale.started) == 1, "the next time it is renewed again"
 
 
 async def test_a_result_that_cannot_be_made_anew_is_kept_no_longer() -> None:

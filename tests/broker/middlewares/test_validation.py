@@ -1,4 +1,4 @@
-"""Params that do not fit are refused before anybody else sees them."""
+"""Params that do not fit are refused before other code sees them."""
 
 import pytest
 

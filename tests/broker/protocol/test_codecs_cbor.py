@@ -74,7 +74,7 @@ def test_c84_the_captured_heartbeat_decodes_and_one_of_ours_has_the_same_content
     assert len(ours) == len(captured)
 
 
-def test_c84_the_time_of_a_ping_is_no_big_integer_for_a_js_node() -> None:
+def test_c84_the_time_of_a_ping_is_not_a_big_integer_for_a_js_node() -> None:
     sent = CODEC.encode(Ping(ver="5", sender="py-1", time=1_795_351_433_769, id="7"))
     assert type(cbor2.loads(sent)["time"]) is float
     assert bytes(CODEC.encode_value([2**32 - 1, -(2**32), 2**32, 2**53])).hex() == (
@@ -130,7 +130,7 @@ def test_c84_undefined_is_none_and_for_typed_parameters_absent() -> None:
 
 
 @pytest.mark.parametrize("data", ["", "01", "80", "a1", "ff", "9bffffffffffffffff", "b9ffff", "7a7fffffff61"])
-def test_what_is_no_map_is_no_packet(data: str) -> None:
+def test_what_is_not_a_map_is_not_a_packet(data: str) -> None:
     with pytest.raises(InvalidPacketDataError):
         CODEC.decode("REQ", bytes.fromhex(data))
 

@@ -132,7 +132,7 @@ def test_an_unusable_request_still_tells_whom_to_answer() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"sender":"a"}', b'{"sender":"a","id":null}', b"[" * 10_000, b"\xff"])
-def test_bytes_that_name_nobody_have_no_address(data: bytes) -> None:
+def test_bytes_without_a_sender_or_id_have_no_address(data: bytes) -> None:
     assert CODEC.decode_address(data) is None
 
 

@@ -46,7 +46,7 @@ def test_c84_vectors_decode_and_encode(vector: str, value: Any) -> None:
         ("81a176d40000", {"v": None}),  # undefined of msgpack5 where it cannot be dropped
         ("81a176d6ff00000001", {"v": datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)}),
         ("81a176c70cff00000000ffffffffffffffff", {"v": datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)}),
-        ("81a176d50701ff", {"v": b"\x01\xff"}),  # an extension nobody here knows
+        ("81a176d50701ff", {"v": b"\x01\xff"}),  # an extension that is not known here
         ("8101a161", {1: "a"}),
     ],
 )

@@ -82,7 +82,7 @@ def test_what_is_a_number_to_javascript(value: Any, expected: float) -> None:
     "value",
     ["ten", "1_000", "nan", "infinity", "-0x1f", "1 2", "1,5", ".", "1e", "\u0663", "\u200b1", [1, 2], {}, b"1"],
 )
-def test_what_is_no_number_to_javascript(value: Any) -> None:
+def test_what_is_not_a_number_to_javascript(value: Any) -> None:
     assert math.isnan(to_number(value))
 
 

@@ -49,7 +49,7 @@ def test_deep_nesting_is_split_without_recursion() -> None:
     "data",
     [b"", b"null", b"[1]", b"{", b'{"a"}', b'{"a":1', b'{"a":1}}', b'{"a":1} x', b"{a:1}", b'{"a"=1}', b"}", b'{"a":'],
 )
-def test_what_is_no_object_is_refused(data: bytes) -> None:
+def test_what_is_not_an_object_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         split_object(data)
 
@@ -76,7 +76,7 @@ def test_lone_surrogates_are_read() -> None:
 
 
 @pytest.mark.parametrize("data", [b"NaN", b"Infinity", b"-Infinity", b"[NaN]", b"undefined", b"", b"1 2"])
-def test_what_is_no_json_is_refused(data: bytes) -> None:
+def test_what_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         load(data)
 

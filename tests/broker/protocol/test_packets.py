@@ -8,7 +8,7 @@ from broker.protocol.packets import COMMANDS, Event, Heartbeat, Info, Packet, Pi
 from tests.support.transits import captured
 
 NOT_DECLARED = {
-    # Nobody here acts on these; they are skipped.
+    # No code acts on these; they are skipped.
     "EVENT": set(),
     "REQ": set(),
     "RES": set(),

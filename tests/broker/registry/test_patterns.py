@@ -47,7 +47,7 @@ def test_c63_does_not_match(pattern: str, name: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["a(b?", "[?", "a{?", "x\\?", "(?P<", "+?*", "$?(", "a.*(", "?[[", "a{9999999999999}?", "?" + "(" * 3000]
 )
-def test_a_pattern_that_is_no_regular_expression_matches_only_itself(pattern: str) -> None:
+def test_a_pattern_that_is_not_a_regular_expression_matches_only_itself(pattern: str) -> None:
     matches("anything", pattern)
     assert isinstance(matches(pattern, pattern), bool)
 

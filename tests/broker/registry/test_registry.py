@@ -208,7 +208,7 @@ def test_c29_a_node_that_leaves_takes_its_endpoints_along() -> None:
 def test_the_own_node_and_unknown_ones_cannot_be_lost() -> None:
     registry = Registry("py-1")
     assert registry.lose_node("py-1", 1.0, unexpected=True) == []
-    assert registry.lose_node("nobody", 1.0, unexpected=True) == []
+    assert registry.lose_node("absent", 1.0, unexpected=True) == []
     assert registry.local.available
 
 
@@ -260,7 +260,7 @@ def test_listeners_are_kept_by_pattern_and_group() -> None:
         ("user.created", "mail"),
     ]
     assert [choices.name for choices in registry.find_listeners("user.created", ["audit"])] == ["user.**"]
-    assert list(registry.find_listeners("user.created", ["nobody"])) == []
+    assert list(registry.find_listeners("user.created", ["absent"])) == []
 
 
 def test_listeners_that_come_later_hear_events_that_were_sent_before() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from broker.errors import BrokerOptionsError
 from broker.registry.strategies import Latencies, Lowest, RoundRobin, Shard, StrategyMaker, Uniform
-from broker.services.balancing import NAMES, announcement, for_info, read_options, strategy_name
+from broker.services.policies import NAMES, announcement, for_info, read_options, strategy_name
 
 
 class Nodes:
@@ -51,7 +51,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("info", [{}, {"strategy": None}, {"strategy": "Homemade"}, {"strategy": 5}, {"strategy": {}}])
-def test_what_a_peer_asks_for_and_nobody_knows_is_the_default(info: dict[str, Any]) -> None:
+def test_what_a_peer_asks_for_and_is_not_known_is_the_default(info: dict[str, Any]) -> None:
     assert isinstance(maker("Random").announced(info), Uniform)
 
 

@@ -74,7 +74,7 @@ async def test_an_override_takes_the_place_of_what_it_overrides() -> None:
     assert await definition.actions["v2.greeter.shared"].handler(context) == "base"
 
 
-def test_an_override_without_the_mark_is_no_action() -> None:
+def test_an_override_without_the_mark_is_not_an_action() -> None:
     class Quiet(Base):
         name = "quiet"
 
@@ -128,7 +128,7 @@ def test_a_service_without_a_name_is_refused() -> None:
         define(Nameless())
 
 
-def test_a_plain_function_is_no_handler() -> None:
+def test_a_plain_function_is_not_a_handler() -> None:
     def plain(self: Any, ctx: Context) -> None: ...
 
     for mark in (action, action(name="x"), event("x")):
@@ -143,6 +143,6 @@ def test_a_decorated_method_stays_a_method() -> None:
 @pytest.mark.parametrize(
     ("given", "wanted"), [(Greeter, r"write Greeter\(\), not Greeter"), ("greeter", "derived from Service"), (None, "")]
 )
-def test_what_is_no_service_says_so(given: Any, wanted: str) -> None:
+def test_what_is_not_a_service_says_so(given: Any, wanted: str) -> None:
     with pytest.raises(ServiceSchemaError, match=f"A service is an object of a class.*{wanted}"):
         define(given)
