@@ -265,8 +265,10 @@ class Transit:
             return self._on_event(packet)
         if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
             return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
-        if isinstance(packet, Request | Response) and (
-            is_part_of_stream(packet) or (self.streams.open and self.streams.has(packet))
+        if (
+            isinstance(packet, Request | Response)
+            and (packet.stream or packet.sequence or self.streams.open)
+            and (is_part_of_stream(packet) or self.streams.has(packet))
         ):
             return self._on_stream(packet, now, reply)
         if isinstance(packet, Request):
