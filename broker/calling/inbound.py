@@ -43,12 +43,12 @@ class Serving:
     def run_action(self, job: RunAction) -> None:
         hosted = self._catalog.begin(job.action)
         if hosted is None:  # its service was removed after the request was accepted
-            self._transit.done(job)
+            self._transit.in_work.discard(job)
             gone = ServiceNotFoundError({"action": job.request.action, "nodeID": self._node.options.node_id})
             answer = self._transit.respond_error(job.request, job.request.meta, gone)
             self._node.start_handler(self._send(job.request, answer))
         elif not self._node.handlers.start(self._serve(job, hosted), hosted.entry.context.copy()):
-            self._transit.done(job)
+            self._transit.in_work.discard(job)
 
     def run_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
@@ -141,7 +141,7 @@ class Serving:
                     await received.aclose()
             await self._send(request, answer, deadline)
         finally:
-            self._transit.done(job)
+            self._transit.in_work.discard(job)
 
     async def _send(self, request: Request, answer: Publish, deadline: float | None = None) -> None:
         """An answer that is ready in an outage, or just after one, has a caller that still waits for it."""

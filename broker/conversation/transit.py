@@ -102,7 +102,7 @@ class Transit:
         self.registry = registry
         self.limits = limits
         self.in_work: set[RunAction] = set()
-        """Requests of other nodes, from their admission until `done`."""
+        """Requests of other nodes. Added here when they are accepted; who answers one takes it out."""
         self.ready = False
         self.stopping = False
         self.streams = IncomingStreams(
@@ -180,10 +180,6 @@ class Transit:
         response.success, response.error = False, error_to_wire(error, self.identity.node_id)
         return Publish(self.topics.to_node("RES", request.sender), response)
 
-    def done(self, job: RunAction) -> None:
-        """A request was answered."""
-        self.in_work.discard(job)
-
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
         """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
         if not self.waiting.is_asked(address.id, address.sender):
@@ -230,7 +226,7 @@ class Transit:
         """The run of an action that a request asks for, as nearly every request does. None when it must be refused, or
         something about it is unusual: such a packet is for `receive`."""
         sender, registry = request.sender, self.registry
-        endpoint = registry.local_endpoint(request.action)
+        endpoint = registry.own.get(request.action)
         if (
             (endpoint is None or endpoint.action is None or not endpoint.available)
             or (request.stream or request.sequence or self.streams.open)
@@ -290,7 +286,7 @@ class Transit:
         data = {"action": request.action, "nodeID": self.identity.node_id}
         if self.stopping:
             return ServiceNotAvailableError(data)
-        endpoint = self.registry.local_endpoint(request.action)
+        endpoint = self.registry.own.get(request.action)
         if endpoint is None or endpoint.action is None:
             return ServiceNotFoundError(data)
         if not endpoint.available:

@@ -113,7 +113,7 @@ class Chains:
             local=True,
             settings=settings,
             instance=service,
-            endpoint=lambda: self._registry.local_endpoint(definition.name),
+            endpoint=lambda: self._registry.own.get(definition.name),
         )
         return wrapped(self._local_action, make_handler(definition, self._codec), target)
 

@@ -126,7 +126,7 @@ class CircuitBreaker:
         self._cancel_window = self._after(self._policy.window_time, self._new_window) if self._circuits else None
 
     def _changed(self, endpoint: Endpoint, circuit: Circuit, event: str | None) -> None:
-        endpoint.available = circuit.usable
+        endpoint.set_available(available=circuit.usable)
         if event is None:
             return
         payload: dict[str, Any] = {"nodeID": endpoint.node_id, "service": endpoint.service, "action": endpoint.name}

@@ -12,8 +12,8 @@ class Endpoint:
     """One action on one node. `action` is set for the own node, `info` is the entry of a peer's INFO."""
 
     __slots__ = (
-        "_available",
         "action",
+        "available",
         "chain",
         "info",
         "local",
@@ -42,16 +42,12 @@ class Endpoint:
         """The list that it is in."""
         self.timeout_s = _timeout_s(info, action)
         """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
-        self._available = True
-
-    @property
-    def available(self) -> bool:
+        self.available = True
         """False while its circuit breaker keeps calls away."""
-        return self._available
 
-    @available.setter
-    def available(self, available: bool) -> None:
-        self._available = available
+    def set_available(self, *, available: bool) -> None:
+        """Let calls come, or keep them away."""
+        self.available = available
         if self.offered is not None:
             self.offered.changed()
 

@@ -120,8 +120,8 @@ class Registry:
         """When this process started, on the clock of every `now`."""
         self.nodes: dict[str, KnownNode] = {node_id: self.local}
         self.actions: dict[str, EndpointList[Endpoint]] = {}
-        self._own: dict[str, Endpoint] = {}
-        """This node's endpoints, by the names of their actions."""
+        self.own: dict[str, Endpoint] = {}
+        """This node's endpoints, usable or not, by the names of their actions."""
         self.listeners: dict[tuple[str, str], EndpointList[Listener]] = {}
         self.unresponsive: set[str] = set()
         """Nodes that are connected and answer nothing: chosen only when no other node can be. See `avoid`."""
@@ -295,10 +295,6 @@ class Registry:
             _remember(self._heard_here, event, found)
         return found
 
-    def local_endpoint(self, name: str) -> Endpoint | None:
-        """This node's own endpoint of an action, usable or not."""
-        return self._own.get(name)
-
     def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
         """A node's endpoint of an action, usable or not."""
         choices = self.actions.get(name)
@@ -397,7 +393,7 @@ class Registry:
         member = choices.put(endpoint)
         node.offers.add(member)
         if node.local:
-            self._own[endpoint.name] = member
+            self.own[endpoint.name] = member
 
     def _offer_listener(self, node: KnownNode, listener: Listener, info: Mapping[str, Any]) -> None:
         key = listener.name, listener.group
@@ -416,8 +412,8 @@ class Registry:
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
         for member in members:
             node.offers.discard(member)
-            if self._own.get(member.name) is member:
-                del self._own[member.name]
+            if self.own.get(member.name) is member:
+                del self.own[member.name]
             choices: EndpointList[Any] | None = member.offered
             if choices is not None:
                 choices.drop(member)

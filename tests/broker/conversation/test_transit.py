@@ -310,7 +310,7 @@ def test_past_the_bound_a_call_is_refused_at_once_and_may_be_retried() -> None:
     _, error, _ = refusal(transit.receive("REQ", request("math.add"), 0.0))
     assert (error["name"], error["retryable"]) == ("QueueIsFullError", True)
     assert error["data"] == {"action": "math.add", "nodeID": "py-1", "size": 2, "limit": 2}
-    transit.done(first)
+    transit.in_work.discard(first)
     (run,) = transit.receive("REQ", request("math.add"), 0.0)
     assert isinstance(run, RunAction)
 

@@ -130,7 +130,7 @@ def test_actions_can_be_those_of_this_node_only(registry: Registry) -> None:
 
 
 def test_the_state_of_an_endpoint_is_that_of_its_circuit_breaker(registry: Registry) -> None:
-    registry.actions["v1.s.x"].on_node("node-a").available = False  # type: ignore[union-attr]  # it is there
+    registry.actions["v1.s.x"].on_node("node-a").set_available(available=False)  # type: ignore[union-attr]  # it is there
     row = next(row for row in list_actions(registry, with_endpoints=True) if row["name"] == "v1.s.x")
     assert row["endpoints"][1] == {"nodeID": "node-a", "state": False, "available": True}
     assert row["available"] is True

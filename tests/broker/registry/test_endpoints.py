@@ -47,7 +47,7 @@ def test_an_empty_list_chooses_nothing() -> None:
 def test_the_only_endpoint_is_chosen_if_it_is_available() -> None:
     only = remote("js-1")
     assert choices(only).choose() is only
-    only.available = False
+    only.set_available(available=False)
     assert choices(only).choose() is None
     assert choices(only).on_node("js-1") is None
 
@@ -61,7 +61,7 @@ def test_c76_local_endpoints_come_first_by_default() -> None:
 
 def test_c76_a_local_endpoint_that_is_not_available_is_passed_over() -> None:
     own = local()
-    own.available = False
+    own.set_available(available=False)
     assert chosen(choices(remote("js-1"), own, remote("js-2")), 3) == ["js-1", "js-2", "js-1"]
 
 
@@ -69,7 +69,7 @@ def test_c51_internal_actions_stay_on_the_own_node() -> None:
     own = local()
     made = choices(remote("js-1"), own, name="$node.list")
     assert chosen(made, 3, prefer_local=False) == ["py-1"] * 3
-    own.available = False
+    own.set_available(available=False)
     assert chosen(made, 1) == [None]
     assert chosen(choices(remote("js-1"), remote("js-2"), name="$node.list"), 2) == ["js-1", "js-2"]
 
@@ -78,7 +78,7 @@ def test_putting_the_same_service_again_keeps_its_place() -> None:
     made = choices(remote("js-1"), remote("js-2"))
     renewed = remote("js-1", timeout=1)
     before = made.members[0]
-    before.available = False
+    before.set_available(available=False)
     made.put(renewed)
     assert made.members[0] is before
     assert (before.timeout_s, before.available) == (0.001, False)
@@ -118,7 +118,7 @@ def test_a_strategy_sees_only_what_is_usable() -> None:
     made: EndpointList[Endpoint] = EndpointList("posts.find", Last())
     for number in (1, 2, 3):
         made.put(remote(f"js-{number}"))
-    made.members[1].available = False
+    made.members[1].set_available(available=False)
     ctx: Any = "context"
     assert chosen(made, 1, ctx=ctx) == ["js-3"]
     assert seen == [["context", "js-1", "js-3"]]
