@@ -4,11 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from broker.context import Context
 from broker.errors import MoleculerClientError, ValidationError
 from broker.internals.health import health
 from broker.internals.listing import list_actions, list_events, list_nodes, list_services
-from broker.internals.options import show_options
+from broker.masking import masked
+from broker.options import BrokerOptions
+from broker.protocol.javascript import camel
 from broker.services.conversion import converted
 from broker.services.service import Service, action
 
@@ -113,3 +117,31 @@ def _is_text_or_texts(value: Any) -> bool:
 def _item(ctx: Context, kind: str, field: str, actual: Any, message: str) -> dict[str, Any]:
     where = {"nodeID": ctx.node_id, "action": ctx.action}
     return {"type": kind, "message": message, "field": field, "actual": actual, **where}
+
+
+def show_options(options: BrokerOptions) -> dict[str, Any]:
+    """Options as tools read them: no functions, no objects, and never a password."""
+    given = {field.name: getattr(options, field.name) for field in msgspec.structs.fields(options)}
+    given["transporter"] = _address(given["transporter"])
+    shown: dict[str, Any] = {camel(name): value for name, value in masked(given).items()}
+    shown["nodeID"] = options.node_id
+    shown["requestTimeout"] = options.request_timeout * 1000
+    shown["tracking"] = {"enabled": True, "shutdownTimeout": options.shutdown_timeout * 1000}
+    registry = {name: shown.pop(name) for name in ("strategy", "strategyOptions", "preferLocal") if name in shown}
+    shown["registry"] = registry
+    for name in ("nodeId", "shutdownTimeout"):
+        shown.pop(name, None)
+    return shown
+
+
+def _address(transporter: Any) -> Any:
+    """As a URL with `://`, so that its password is found. A transport object of the user's own is shown by its kind."""
+    match transporter:
+        case None:
+            return None
+        case str():
+            return ",".join(part if "://" in part else f"nats://{part}" for part in transporter.split(","))
+        case list() | tuple():
+            return [_address(part) for part in transporter]
+        case _:
+            return type(transporter).__name__

@@ -1,18 +1,26 @@
-"""Answer from the cache instead of running an action (moleculer protocol §12.7)."""
+"""Answer from the cache instead of running an action (moleculer protocol §12.7).
 
+Keys are those of Moleculer 0.15. 0.14 does not quote strings, so its nodes find other keys in a cache that they share
+with these.
+"""
+
+import base64
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from broker.context import Context, Next
+from broker.defaults import CACHE_KEY_DIGEST_CHARACTERS
 from broker.errors import ServiceSchemaError
 from broker.middlewares.base import Target, Wrap, settle
-from broker.middlewares.cache_keys import cache_key
 from broker.middlewares.cacher import MISS, MemoryCacher
+from broker.protocol.javascript import MISSING, dig, epoch_ms, text
 
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -124,3 +132,56 @@ async def _key(cacher: MemoryCacher, action: str, settings: CacheSettings, ctx: 
         keys=settings.keys,
         max_params_length=cacher.max_params_length,
     )
+
+
+def cache_key(
+    action: str,
+    params: Any,
+    meta: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    *,
+    keys: Sequence[str] | None = None,
+    max_params_length: int | None = None,
+) -> str:
+    """`posts.find:…`: what `keys` name, else all params. No keys at all: the action's name alone."""
+    if keys is None:
+        return f"{action}:{shortened(flatten(params), max_params_length)}"
+    if not keys:
+        return action
+    values = [_keyed(key, params, meta, headers) for key in keys]
+    parts = [flatten(value) for value in values]
+    if len(keys) > 1:  # one long value must not hide the others
+        parts = [
+            shortened(part, max_params_length) if isinstance(value, Mapping | list | tuple) else part
+            for part, value in zip(parts, values, strict=True)
+        ]
+    return f"{action}:{shortened('|'.join(parts), max_params_length)}"
+
+
+def flatten(value: Any) -> str:
+    """A value as one line: `id|2|tags|["a"|"b"]`. Keys stay in their order."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, Mapping):
+        return "|".join(f"{key}|{flatten(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{'|'.join(map(flatten, value))}]"
+    if isinstance(value, datetime):
+        return epoch_ms(value)
+    return text(value)
+
+
+def shortened(body: str, limit: int | None) -> str:
+    """A body longer than `limit` characters keeps its beginning and gets a digest of the whole at its end."""
+    if not limit or limit < CACHE_KEY_DIGEST_CHARACTERS or len(body) <= limit:
+        return body
+    digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+    return body[: limit - CACHE_KEY_DIGEST_CHARACTERS] + digest
+
+
+def _keyed(key: str, params: Any, meta: Mapping[str, Any], headers: Mapping[str, Any]) -> Any:
+    if key.startswith("#"):
+        return dig(meta, key[1:])
+    if key.startswith("@"):
+        return dig(headers, key[1:])
+    return MISSING if params is None else dig(params, key)

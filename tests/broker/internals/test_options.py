@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.internals.options import show_options
+from broker.internals.service import show_options
 from broker.options import make_options
 
 
