@@ -30,7 +30,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     idle_in_transaction_timeout_s: float = 10.0
     """Ends the transaction of a node that stalls, because its locks and snapshot hold everybody's migrations up."""
     stream_idle_timeout_s: float = 60.0
-    """The same for an export, whose reader may pause between batches."""
+    """The same for an export, whose reader may pause between batches, and an import, which reads lines of 50 MB."""
     command_timeout_s: float = 20.0
     """In the client, for a network that swallows answers; longer than the server's, which then speaks first."""
     connection_check_interval_s: float = 0.5

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import sqlite3
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from uuid import UUID
 import anyio
 import pytest
 
-from services.environments_store.defaults import OperationLimits
+from services.environments_store.database.postgres import PostgresDatabase
+from services.environments_store.defaults import DatabaseSettings, OperationLimits
 from services.environments_store.errors import ImportRefusedError, SoftDeleteUnavailableError
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.importing import Import, OnConflict
@@ -368,6 +370,49 @@ async def test_others_write_the_file_while_an_import_reads_its_lines(
     assert seen == [("check", "written")] * 4 + [("store", "database is locked")] * 4
     async with bench.database.transaction() as connection:
         assert await connection.fetch("SELECT name FROM temp.sqlite_master") == [], "the staging table is dropped"
+
+
+class SlowToReadAgain(io.BytesIO):
+    """A file whose second reading, which is within the transaction, takes longer than transactions may be idle."""
+
+    readings = 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.readings += 1
+        return super().seek(offset, whence)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        time.sleep(0.5 if self.readings > 1 else 0)
+        return super().readline(size)
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_line_that_takes_long_to_read_does_not_end_the_transaction(bench: Bench, postgres_url: str) -> None:
+    database = PostgresDatabase(postgres_url, DatabaseSettings(idle_in_transaction_timeout_s=0.1))
+    try:
+        lines = SlowToReadAgain(ndjson({"environment": {"uuid": "U"}}, {"environment": {"uuid": "U", "a": 1}}).read())
+        assert await Import(database, shape_of(bench)).run(lines) == (1, 1, 0)
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("megabytes", [1, pytest.param(50, marks=pytest.mark.long)])
+@both
+async def test_a_large_document_is_imported_byte_for_byte(bench: Bench, megabytes: int) -> None:
+    route = '{"uuid": "r", "body": "lorem \\"ipsum\\" é 😀", "n": [1, 22, 3.5, {}]}'
+    body = ",".join([route] * (megabytes * 1_000_000 // len(route.encode())))
+    documents = [f'{{"uuid":"{uuid}","routes":[{body}]}}' for uuid in ("first", "second")]
+    lines = ndjson(*(b'{"environment":%s}\n' % document.encode() for document in documents))
+    assert await imported(bench, lines) == (2, 0, 0)
+    for document, uuid in zip(documents, ("first", "second"), strict=True):
+        assert await bench.stored_text(uuid) == document
+
+
+@pytest.mark.parametrize("document", [b'{"\\u0075uid":"U","a":"\\ud800"}', b'{"uuid":"a","\\u0075uid":"U"}'])
+@both
+async def test_the_second_reading_finds_the_uuid_that_the_first_has_checked(bench: Bench, document: bytes) -> None:
+    assert await imported(bench, ndjson(b'{"environment":%s}\n' % document)) == (1, 0, 0)
+    assert await bench.stored_text("U") == document.decode()
 
 
 @both

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import anyio
 import anyio.lowlevel
 import asyncpg
+import msgspec
 import pytest
 
 from services.environments_store.database.failures import service_errors
@@ -140,6 +141,26 @@ async def test_a_commit_that_was_not_answered_has_an_unknown_outcome(
             await write()
         assert proxy.cut == 1
         await through.close()
+
+
+@pytest.mark.parametrize("statement", ["fetch", "fetch_one", "execute"])
+async def test_a_statement_after_its_transaction_was_ended_for_idling_is_refused_as_unavailable(
+    statement: str, postgres_database: ServerDatabase
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, idle_in_transaction_timeout_s=0.05)
+    database = PostgresDatabase(postgres_database.url, settings)
+
+    async def wait_and_run() -> None:
+        async with database.transaction() as transaction:
+            connection = transaction._connection  # type: ignore[attr-defined]
+            await until(lambda: "[released]" in repr(connection))
+            await getattr(transaction, statement)("SELECT 1")
+
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            await wait_and_run()
+    finally:
+        await database.close()
 
 
 async def test_a_statement_lost_before_the_commit_stored_nothing(

@@ -177,17 +177,20 @@ class _Transaction:
         self._connection = connection
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
-        return await self._run(self._connection.fetch(query, *arguments))
+        rows: Sequence[Row] = await self._run(lambda connection: connection.fetch(query, *arguments))
+        return rows
 
     async def fetch_one(self, query: str, *arguments: object) -> Row | None:
-        return await self._run(self._connection.fetchrow(query, *arguments))
+        row: Row | None = await self._run(lambda connection: connection.fetchrow(query, *arguments))
+        return row
 
     async def execute(self, query: str, *arguments: object) -> int:
-        return touched_rows(await self._run(self._connection.execute(query, *arguments)))
+        return touched_rows(await self._run(lambda connection: connection.execute(query, *arguments)))
 
-    async def _run(self, operation: Awaitable[T]) -> T:
+    async def _run(self, operation: Callable[[Pooled], Awaitable[T]]) -> T:
+        # A connection that has ended refuses the call itself, before there is anything to await.
         with service_errors(write=False), driver_failures():
-            return await operation
+            return await operation(self._connection)
 
 
 async def _batches(cursor: Any, batch: int) -> AsyncGenerator[Sequence[Row]]:

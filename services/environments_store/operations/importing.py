@@ -96,6 +96,8 @@ class Import:
         try:
             with self._shape.watched():
                 async with self._database.transaction() as connection, aclosing(read(connection)) as batches:
+                    if statements.begin is not None:
+                        await connection.execute(statements.begin)
                     async for batch in batches:
                         await self._store(connection, statements, batch)
                         done += len(batch.rows)

@@ -11,6 +11,7 @@ document by itself, and the form of mockoon's samples, are taken too.
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -76,8 +77,13 @@ class _Line(msgspec.Struct, rename="camel"):
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Document(msgspec.Struct):
+    uuid: Any = ""
+
+
 _NOTHING = _Line()
 _DECODER = msgspec.json.Decoder(_Line)
+_DOCUMENT_DECODER = msgspec.json.Decoder(_Document)
 _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Line)}
 
 
@@ -151,7 +157,7 @@ def _row(members: _Line, made: Callable[[], str], limits: StoreLimits, checked: 
         raw = _laid_out(raw, members.environment_layout)
     uuid = members.id
     if not checked or uuid is None:
-        own = _document_uuid(raw, limits)
+        own = _document_uuid(raw, limits, checked)
         if uuid is None and own == "":
             uuid = made()
             raw = with_uuid(raw, uuid)
@@ -221,7 +227,10 @@ def _laid_out(raw: bytes, value: Any) -> bytes:
     return b"%s%s%s" % (layout.before.encode(), text, layout.after.encode())
 
 
-def _document_uuid(raw: bytes, limits: StoreLimits) -> Any:
+def _document_uuid(raw: bytes, limits: StoreLimits, checked: bool) -> Any:
+    if checked:  # in a transaction, which a second look at a large document would keep waiting
+        with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return _DOCUMENT_DECODER.decode(raw).uuid
     try:
         return check_document(raw, limits).uuid
     except MoleculerError as error:

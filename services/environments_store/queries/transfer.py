@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.queries.postgresql import DOCUMENT, LISTED_DOCUMENT, readable
 from services.environments_store.queries.sqlite import LITE_DOCUMENT, LITE_LISTED_DOCUMENT
 from services.environments_store.schema.status import SchemaStatus
@@ -60,6 +61,8 @@ class Transfer(NamedTuple):
     replace: str
     pack: Callable[[Sequence[Any]], tuple[object, ...]]
     pack_ids: Callable[[Sequence[str]], tuple[object, ...]]
+    begin: str | None = None
+    """The first statement of the transaction: reading a large line in it takes longer than transactions may be idle."""
     staging: Staging | None = None
     """Where there is one, `pack` takes staged rows."""
 
@@ -100,6 +103,7 @@ def _postgresql(deleted_cast: str | None, *, whole: bool) -> Transfer:
         replace=f"{insert} DO UPDATE SET {assignments} RETURNING {returned}",
         pack=lambda rows: tuple(list(column) for column in zip(*rows, strict=True)),
         pack_ids=lambda ids: (list(ids),),
+        begin=f"SET LOCAL idle_in_transaction_session_timeout = {int(DatabaseSettings().stream_idle_timeout_s * 1000)}",
     )
 
 
