@@ -7,7 +7,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.benchmarks import calls, dead_nodes, events, listing, outages, store_at_size, streams, transfer
+from tests.benchmarks import (
+    calls,
+    dead_nodes,
+    events,
+    listing,
+    outages,
+    profile_calls,
+    store_at_size,
+    streams,
+    transfer,
+)
 from tests.support.nats_server import NatsServer
 from tests.support.postgres import PostgresDatabase
 
@@ -111,3 +121,12 @@ async def test_outages_are_measured(js_modules: Path, capsys: pytest.CaptureFixt
 
 async def _nothing(_server: NatsServer) -> None:
     pass
+
+
+@pytest.mark.anyio
+async def test_a_plain_call_passes_few_functions_and_files() -> None:
+    """Counts, not times: they are the same on every machine."""
+    (caller, _), _ = await profile_calls.profile(calls=1280, callers=128)
+    assert caller.functions <= 80
+    assert len(caller.ours) <= 25, caller.ours
+    assert caller.files <= 15, caller.ours

@@ -14,14 +14,18 @@ import pstats
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
 
+import broker
 from broker import Context, Service, ServiceBroker, action
 from tests.benchmarks.measure import temporary_nats
 
-WARM_UP = 500
+CPU_CALLS = 10  # times as many calls as under the profiler
+BROKER = str(Path(broker.__file__).parent)
 PARAMS = {"a": 5, "b": 3}
 OFTEN = 0.5  # a function called less often for one call belongs to something else, such as a heartbeat
 
@@ -78,61 +82,94 @@ async def make_calls(call: Callable[..., Awaitable[Any]], calls: int, callers: i
 
 
 async def serve(url: str) -> None:
-    async with ServiceBroker("server", namespace="profile", transporter=url, services=[Math()]) as broker:
-        await broker.wait_stopped()
+    async with ServiceBroker("server", namespace="profile", transporter=url, services=[Math()]) as node:
+        await node.wait_stopped()
 
 
-async def measure(url: str, calls: int, callers: int) -> dict[str, dict[str, Any]]:
-    """The figures of both sides."""
-    found: dict[str, dict[str, Any]] = {"caller": {}, "server": {}}
+@dataclass
+class Side:
+    """What one call costs at one of its ends."""
+
+    name: str
+    cpu_us: float
+    functions: float
+    """All that cProfile counts, those of C included."""
+    python: float
+    ours: dict[str, float]
+    """The functions of the broker, by file, line and name, and how often each is entered."""
+
+    @property
+    def files(self) -> int:
+        return len({place.partition(":")[0] for place in self.ours})
+
+
+async def measure(url: str, calls: int, callers: int) -> list[dict[str, Any]]:
+    """The figures of the caller and of the server."""
+    caller: dict[str, Any] = {}
+    server: dict[str, Any] = {}
     meter = Meter()
-    async with ServiceBroker("caller", namespace="profile", transporter=url) as broker:
-        await broker.wait_for_services("math", timeout=20)
-        await make_calls(broker.call, WARM_UP * callers, callers)
+    async with ServiceBroker("caller", namespace="profile", transporter=url) as node:
+        await node.wait_for_services("math", timeout=20)
+        await make_calls(node.call, calls, callers)
         for profiled in (False, True):
-            await broker.call("math.begin", {"profiled": profiled})
+            await node.call("math.begin", {"profiled": profiled})
             meter.begin(profiled=profiled)
-            await make_calls(broker.call, calls * (1 if profiled else 10), callers)
-            found["caller"] |= meter.end()
-            found["server"] |= await broker.call("math.end")
-    return found
+            await make_calls(node.call, calls * (1 if profiled else CPU_CALLS), callers)
+            caller |= meter.end()
+            server |= await node.call("math.end")
+    return [caller, server]
 
 
-def print_table(found: dict[str, dict[str, Any]], calls: int, top: int) -> None:
-    print(f"{'side':<8} {'CPU':>9} {'functions':>10} {'Python':>8} {'ours':>6} {'our functions':>14} {'our files':>10}")
-    ours: dict[str, list[list[Any]]] = {}
-    for side, figures in found.items():
-        rows = figures["rows"]
-        python = [row for row in rows if row[0] != "~"]
-        ours[side] = [row for row in python if "/broker/" in row[0] and "site-packages" not in row[0]]
-        often = [row for row in ours[side] if row[3] / calls >= OFTEN]
-        counts = (sum(row[3] for row in some) / calls for some in (rows, python, ours[side]))
-        print(
-            f"{side:<8} {figures['cpu'] / calls / 10 * 1e6:>6.1f} µs {next(counts):>10.1f} {next(counts):>8.1f} "
-            f"{next(counts):>6.1f} {len(often):>14} {len({row[0] for row in often}):>10}"
-        )
-    for side, figures in found.items():
-        for file, line, name, number in sorted(figures["rows"], key=lambda row: -row[3])[:top]:
-            print(f"  {side:<8} {number / calls:>6.2f} {'/'.join(file.split('/')[-3:])}:{line} {name}")
-    for side, rows in ours.items():
-        for file, line, name, number in sorted(rows):
-            if number / calls >= OFTEN:
-                print(f"  {side:<8} {number / calls:>6.2f} broker/{file.rpartition('/broker/')[2]}:{line} {name}")
-
-
-async def main(options: argparse.Namespace, arguments: list[str]) -> None:
-    if options.serve:
-        await serve(options.serve)
-        return
+async def profile(calls: int, callers: int, loop: str = "asyncio") -> tuple[list[Side], list[dict[str, Any]]]:
+    """Both sides, with the rows of their profiles."""
+    calls = calls // callers * callers
     async with temporary_nats() as url:
-        command = [sys.executable, "-m", "tests.benchmarks.profile_calls", *arguments, "--serve", url]
+        command = [sys.executable, "-m", "tests.benchmarks.profile_calls", "--serve", url, "--loop", loop]
         server = await anyio.open_process(command, stdout=None, stderr=None)
         try:
-            found = await measure(url, options.calls // options.callers * options.callers, options.callers)
+            found = await measure(url, calls, callers)
         finally:
             server.terminate()
             await server.wait()
-    print_table(found, options.calls // options.callers * options.callers, options.top)
+    sides = []
+    for name, figures in zip(("caller", "server"), found, strict=True):
+        rows = figures["rows"]
+        own = [
+            row for row in rows if "/broker/" in row[0] and "site-packages" not in row[0] and "/tests/" not in row[0]
+        ]
+        sides.append(
+            Side(
+                name,
+                figures["cpu"] / calls / CPU_CALLS * 1e6,
+                sum(row[3] for row in rows) / calls,
+                sum(row[3] for row in rows if row[0] != "~") / calls,
+                {
+                    f"broker{file.removeprefix(BROKER)}:{line} {function}": number / calls
+                    for file, line, function, number in sorted(own)
+                    if number / calls >= OFTEN
+                },
+            )
+        )
+    return sides, found
+
+
+async def main(options: argparse.Namespace) -> None:
+    if options.serve:
+        await serve(options.serve)
+        return
+    sides, found = await profile(options.calls, options.callers, options.loop)
+    print(f"{'side':<8} {'CPU':>9} {'functions':>10} {'Python':>8} {'our functions':>14} {'our files':>10}")
+    for side in sides:
+        print(
+            f"{side.name:<8} {side.cpu_us:>6.1f} µs {side.functions:>10.1f} {side.python:>8.1f} "
+            f"{len(side.ours):>14} {side.files:>10}"
+        )
+    for side, figures in zip(sides, found, strict=True):
+        for file, line, name, number in sorted(figures["rows"], key=lambda row: -row[3])[: options.top]:
+            print(f"  {side.name:<8} {number / options.calls:>6.2f} {'/'.join(file.split('/')[-3:])}:{line} {name}")
+    for side in sides:
+        for place, number in side.ours.items():
+            print(f"  {side.name:<8} {number:>6.2f} {place}")
 
 
 if __name__ == "__main__":
@@ -143,4 +180,4 @@ if __name__ == "__main__":
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
-    anyio.run(main, parsed, sys.argv[1:], backend_options={"use_uvloop": parsed.loop == "uvloop"})
+    anyio.run(main, parsed, backend_options={"use_uvloop": parsed.loop == "uvloop"})

@@ -46,6 +46,13 @@ async def test_before_the_start_and_after_the_stop_nothing_is_sent() -> None:
     await broker.wait_stopped()
 
 
+async def test_an_option_that_calls_do_not_have_is_named() -> None:
+    async with ServiceBroker("one", services=[Echo()]) as broker:
+        wrong: Any = {"retrys": 2}
+        with pytest.raises(TypeError, match=r"A call has no option 'retrys'; there are meta, .*, caller\."):
+            await broker.call("echo.where", **wrong)
+
+
 async def test_who_waits_for_services_is_told_that_the_broker_stops() -> None:
     broker = ServiceBroker("one")
     await broker.start()

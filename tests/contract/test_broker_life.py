@@ -12,6 +12,7 @@ from broker import (
     BrokerDisconnectedError,
     BrokerOptionsError,
     Context,
+    Middleware,
     MoleculerError,
     MoleculerServerError,
     RequestRejectedError,
@@ -22,6 +23,7 @@ from broker import (
     action,
     event,
 )
+from broker.context import Next
 from tests.support.cluster import Cluster
 from tests.support.example_services import Echo, Gate, Hearing, Math
 from tests.support.waiting import eventually
@@ -535,6 +537,25 @@ async def test_a_handler_called_on_its_own_node_may_stop_it(cluster: Cluster) ->
         assert await one.call("leaving.stop_node") == "stopping"
         await one.stop()
     assert leaving.notes == ["stopped"]
+
+
+@pytest.mark.parametrize("place", ["remote_action", "error_handler", "fallback"])
+async def test_what_a_user_puts_around_a_call_to_another_node_may_stop_its_own(cluster: Cluster, place: str) -> None:
+    class Stopping(Middleware):
+        async def remote_action(self, call_next: Next, ctx: Context) -> Any:
+            return await stop(ctx)
+
+    async def stop(ctx: Any, *_: Any) -> str:
+        await one.stop()
+        return "stopped" if one._node.stopped.is_set() else "stopping"
+
+    around: dict[str, Any] = {"remote_action": {"middlewares": [Stopping()]}, "error_handler": {"error_handler": stop}}
+    options: Any = {"fallback": stop} if place == "fallback" else {}
+    one = await cluster.start_one("one", [], shutdown_timeout=2, **around.get(place, {}))
+    await cluster.start_one("two", [Echo()])
+    with anyio.fail_after(20):
+        assert await one.call("echo.meta", {"fail": True}, **options) == "stopping"
+        await one.stop()
 
 
 async def test_background_work_may_stop_its_node(cluster: Cluster) -> None:
