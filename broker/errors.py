@@ -278,15 +278,7 @@ def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
     """The `error` object of a RESPONSE (§6.1). `node_id` is the answering node's; an error that came from a third
     node keeps that node's id (§6.3)."""
     if not isinstance(error, MoleculerError):
-        name, message = type(error).__name__, text_of(error)
-        return {
-            "name": name,
-            "message": message,
-            "nodeID": node_id,
-            "code": 500,
-            "retryable": False,
-            "stack": _stack(name, message, error.__traceback__),
-        }
+        error = RemoteError(type(error).__name__, text_of(error), 500).with_traceback(error.__traceback__)
     wire: dict[str, Any] = {
         "name": error.name,
         "message": error.message,
