@@ -337,6 +337,31 @@ def test_what_has_no_form_is_a_typed_error(codec: Codec, value: object) -> None:
         assert caught.value.type == "UNSERIALIZABLE"
 
 
+@pytest.mark.parametrize("result", [{"a": [1, None]}, None, {"at": MOMENT, "b": b"\x00"}, Raw(b"[1]"), "\ud83d", {1}])
+@pytest.mark.parametrize("meta", [{}, {"at": MOMENT}, {"half": "\ud83d"}])
+@every_codec
+def test_an_answer_encoded_in_one_go_is_as_one_encoded_in_two_steps(
+    codec: Codec, result: object, meta: dict[str, Any]
+) -> None:
+    def answer() -> Response:
+        return Response(ver="5", sender="py-1", id="1", success=True, meta=dict(meta), headers={})
+
+    steps = answer()
+    steps.data = codec.encode_value(result)
+    one, two = (codec.decode("RES", data) for data in (codec.encode_answer(answer(), result), codec.encode(steps)))
+    assert values_of(one, codec) == values_of(two, codec)
+    if codec is CODECS[0]:
+        assert codec.encode_answer(answer(), result) == codec.encode(steps)
+
+
+@every_codec
+def test_a_result_or_meta_without_a_form_is_a_typed_error(codec: Codec) -> None:
+    for result, meta in ((object(), {}), (UNSET, {}), ({"a": 1}, {"b": object()})):
+        with pytest.raises(MoleculerError) as caught:
+            codec.encode_answer(Response(ver="5", sender="py-1", id="1", success=True, meta=meta), result)
+        assert caught.value.type == "UNSERIALIZABLE"
+
+
 @every_codec
 def test_halves_of_surrogate_pairs_do_not_end_a_call(codec: Codec) -> None:
     half, replacement = chr(0xD800), chr(0xFFFD)
