@@ -13,12 +13,14 @@ import nats
 import nats.errors
 import pytest
 
+from broker import ServiceBroker
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
 from tests.support.numbered import numbered_tests
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import REPOSITORY, ProcessFailedError, start_python
 from tests.support.servers import ServerFailedError, child_command
+from tests.support.store_node import store_process
 
 pytestmark = pytest.mark.anyio
 
@@ -151,6 +153,16 @@ async def test_no_process_outlives_its_block() -> None:
     assert process.returncode == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_the_pid_of_a_warm_command_is_that_of_the_program(nats_server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        store_process(f"sqlite:///{tmp_path / 'environments.sqlite'}", nats_server.url, "", "store") as process,
+        ServiceBroker("caller", transporter=nats_server.url) as caller,
+    ):
+        await caller.wait_for_services("environments-store", timeout=60)
+        health = await caller.call("$node.health", {}, node_id="store")
+        assert process.pid == health["process"]["pid"]
 
 
 def test_the_folder_of_a_killed_run_is_taken_away_by_the_next_one() -> None:

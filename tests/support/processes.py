@@ -22,7 +22,7 @@ import anyio.abc
 from anyio.streams.text import TextReceiveStream
 
 from tests.support.servers import child_command
-from tests.support.warm import PROGRAMS, warm_command
+from tests.support.warm import PROGRAMS, forked_pid, warm_command
 
 __all__ = ["DEADLINE_S", "REPOSITORY", "Line", "Process", "ProcessFailedError", "run_python", "start", "start_python"]
 
@@ -49,8 +49,9 @@ class Line:
 class Process:
     """A running process. Made by `start` and `start_python`."""
 
-    def __init__(self, name: str, process: anyio.abc.Process) -> None:
+    def __init__(self, name: str, process: anyio.abc.Process, *, warm: bool = False) -> None:
         self.name = name
+        self._warm = warm
         self.lines: list[Line] = []
         self._process = process
         self._open_outputs = 2
@@ -58,7 +59,8 @@ class Process:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Of the program itself; of a warm command that has not begun, of what passes signals on to it."""
+        return (self._warm and forked_pid(self._process.pid)) or self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -153,13 +155,17 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def start(
-    *command: str | Path, environment: Mapping[str, str] | None = None, folder: Path = REPOSITORY, name: str = ""
+    *command: str | Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = REPOSITORY,
+    name: str = "",
+    warm: bool = False,
 ) -> AsyncIterator[Process]:
     """Runs `command`; at the end of the block it is stopped, if it still runs."""
     opened = await anyio.open_process(
         child_command(command), stdin=subprocess.PIPE, env=_environment(environment), cwd=folder
     )
-    process = Process(name or " ".join(map(str, command)), opened)
+    process = Process(name or " ".join(map(str, command)), opened, warm=warm)
     assert opened.stdout is not None
     assert opened.stderr is not None
     async with opened, anyio.create_task_group() as readers:
@@ -183,11 +189,11 @@ def start_python(
 ) -> contextlib.AbstractAsyncContextManager[Process]:
     """Runs this Python with `arguments`: `"-m", "services.environments_store", "serve"`.
 
-    A known program is a warm command, unless its `pid` must be that of the program: to freeze it, or to measure it.
+    A known program is a warm command, unless signals that cannot be passed on must reach it: to freeze it.
     """
     known = warm and arguments[0] == "-m" and arguments[1] in PROGRAMS
     command = warm_command(*map(str, arguments[1:])) if known else [sys.executable, *arguments]
-    return start(*command, environment=environment, folder=folder, name=name)
+    return start(*command, environment=environment, folder=folder, name=name, warm=known)
 
 
 async def run_python(

@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.support.servers import child_command
 
-__all__ = ["PROGRAMS", "warm_command", "warm_programs"]
+__all__ = ["PROGRAMS", "forked_pid", "warm_command", "warm_programs"]
 
 _CLIENT = Path(__file__).with_name("warm_client.py")
 PROGRAMS = {
@@ -51,6 +51,14 @@ _IMPORTED_LATE = (
 def warm_command(program: str, *arguments: str) -> list[str]:
     """What `python -m program arguments` would be."""
     return [sys.executable, "-I", "-S", str(_CLIENT), _server(), program, *arguments]
+
+
+def forked_pid(client: int) -> int | None:
+    """The pid of the program that was forked for the command with this pid; None before it runs."""
+    try:
+        return int(Path(f"{_server()}.{client}").read_text(encoding="ascii") or 0) or None
+    except FileNotFoundError:
+        return None
 
 
 @functools.cache
@@ -88,6 +96,7 @@ class _Order:
     arguments: list[str]
     environment: dict[str, str]
     folder: str
+    pid_file: str
 
 
 def _serve(place: str) -> None:
@@ -165,6 +174,7 @@ def _run(order: _Order, streams: list[int]) -> int:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.closerange(3, 256)
+    Path(order.pid_file).write_text(str(os.getpid()), encoding="ascii")
     os.chdir(order.folder)
     os.environ.clear()
     os.environ.update(order.environment)

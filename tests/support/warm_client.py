@@ -13,7 +13,9 @@ def main() -> None:
     place, program, *arguments = sys.argv[1:]
     if any(name in os.environ for name in _OF_PYTHON):
         os.execv(sys.executable, [sys.executable, "-m", program, *arguments])
-    order = {"program": program, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    pid_file = f"{place}.{os.getpid()}"
+    beside = {"folder": os.getcwd(), "environment": dict(os.environ), "pid_file": pid_file}
+    order = {"program": program, "arguments": arguments, **beside}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(place)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
