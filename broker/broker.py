@@ -288,7 +288,7 @@ class ServiceBroker:
         calls: MultipleCalls,
         *,
         settled: bool = False,
-        **options: Any,
+        **options: Unpack[CallArguments],
     ) -> Any:
         """Several calls at once: a list of `{"action", "params", "options"}`, or a dict of such; the same shape back.
 

@@ -373,9 +373,10 @@ class Context(Struct, eq=False):
         options["parent"] = self
         return await self.broker.call(action, params, **options)
 
-    async def mcall(self, calls: Any, **options: Any) -> Any:
+    async def mcall(self, calls: Any, *, settled: bool = False, **options: Unpack[CallArguments]) -> Any:
         """Several calls at once; see `ServiceBroker.mcall`."""
-        return await self.broker.mcall(calls, parent=self, **options)
+        options["parent"] = self
+        return await self.broker.mcall(calls, settled=settled, **options)
 
     async def emit(self, event: str, data: Any = None, **options: Any) -> None:
         """Send an event to one node of each group; see `ServiceBroker.emit`."""

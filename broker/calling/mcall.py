@@ -11,7 +11,9 @@ from broker.errors import MoleculerServerError, first_error
 Calls = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 
-async def call_all(call: Callable[..., Awaitable[Any]], calls: Calls, *, settled: bool, options: dict[str, Any]) -> Any:
+async def call_all(
+    call: Callable[..., Awaitable[Any]], calls: Calls, *, settled: bool, options: Mapping[str, Any]
+) -> Any:
     """Make the calls, each with `options` and its own over them. See `ServiceBroker.mcall`."""
     named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
     for key, item in named.items():

@@ -176,7 +176,7 @@ class EndpointList(Generic[E]):
             return usable[0] if usable else None
         return self.strategy.choose(usable, ctx)
 
-    def choose(self, *, prefer_local: bool = True, ctx: Context | None = None) -> E | None:
+    def choose(self, prefer_local: bool = True, ctx: Context | None = None) -> E | None:
         """The next member by the strategy; the own node's first when there is one (§9.1). `ctx` is what the choice is
         for, as far as it is known."""
         usable = self._look() if self._usable is None else self._usable

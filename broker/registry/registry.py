@@ -270,7 +270,7 @@ class Registry:
             return endpoint
         if choices is None:
             raise ServiceNotFoundError({"action": name})
-        endpoint = choices.choose(prefer_local=self._prefer_local, ctx=ctx)
+        endpoint = choices.choose(self._prefer_local, ctx)
         if endpoint is None:
             raise ServiceNotAvailableError({"action": name})
         return endpoint
