@@ -224,6 +224,9 @@ class Performing:
             elif self._invisible_since != effect.packet.sequence:  # once for each change of the services (§14)
                 self._invisible_since = effect.packet.sequence
                 logger.error(INVISIBLE, error.data["size"], error.data["limit"])
+        except BrokerDisconnectedError as error:
+            if not self._transit.stopping:  # else it was to be expected
+                logger.warning("Could not send %s: %s", effect.subject, error)
         except MoleculerError as error:
             logger.warning("Could not send %s: %s", effect.subject, error)
 

@@ -328,13 +328,13 @@ async def test_the_table_is_not_read_for_each_environment_that_is_not_there(benc
 async def test_a_row_without_a_document_is_reported_and_listed_with_null(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await bench.create("whole")
+    await bench.create("before")
     await bench.create(UUID)
     await bench.run("UPDATE environments SET environment = NULL WHERE id = $1", UUID)
-    assert [(record["id"], record["environment"], record["hash"]) for record in await bench.list(after="whole")] == [
+    assert [(record["id"], record["environment"], record["hash"]) for record in await bench.list(after="before")] == [
         (UUID, None, None)
     ]
-    assert [record["id"] for record in await bench.list()] == ["whole", UUID]
+    assert [record["id"] for record in await bench.list()] == ["before", UUID]
     assert UUID in caplog.text
     with pytest.raises(DatabaseError, match="damaged") as caught:
         await bench.store.get(UUID)

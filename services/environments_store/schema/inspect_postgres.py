@@ -14,7 +14,8 @@ from services.environments_store.schema.sql import column_grants
 __all__ = ["inspect", "measure"]
 
 # to_regclass resolves the name by the search_path, as the store's queries do; information_schema would show only what
-# the role may touch, and take a missing right for a missing column.
+# the role may touch, and take a missing right for a missing column. A table that another session has just created may
+# be in pg_class already and not yet found by its name: it is not elsewhere.
 FACTS = """
 SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema, c.relkind::text AS kind,
        coalesce(row_security_active(c.oid), false) AS row_security,
@@ -40,6 +41,7 @@ SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema
        array(SELECT h.nspname::text FROM pg_class x JOIN pg_namespace h ON h.oid = x.relnamespace
              WHERE x.relname = $2 AND x.relkind IN ('r', 'p', 'v', 'm', 'f') AND x.oid IS DISTINCT FROM c.oid
              AND has_schema_privilege(h.oid, 'USAGE') AND NOT pg_is_other_temp_schema(h.oid)
+             AND (c.oid IS NOT NULL OR h.nspname <> ALL (current_schemas(true)))
              AND $3::text[] <@ array(SELECT attname::text FROM pg_attribute WHERE attrelid = x.oid AND NOT attisdropped)
              ORDER BY h.nspname) AS seen_in,
        (SELECT h.nspname FROM pg_class x JOIN pg_namespace h ON h.oid = x.relnamespace
