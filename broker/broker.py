@@ -10,14 +10,14 @@ from typing import Any, Self, Unpack
 import anyio
 from msgspec import structs
 
-from broker.calling.events import Emitting, EventOptions, event_options
+from broker.calling.events import EventOptions, EventSender, event_options
 from broker.calling.farewell import Farewell
-from broker.calling.inbound import Serving
+from broker.calling.inbound import InboundWork
 from broker.calling.internal_events import InternalEvents
 from broker.calling.mcall import Calls as MultipleCalls
 from broker.calling.mcall import call_all
-from broker.calling.outbound import Calls
-from broker.calling.service_host import Catalog
+from broker.calling.outbound import OutboundCalls
+from broker.calling.service_host import ServiceHost
 from broker.context import ABSENT, PLAIN, CallArguments, Context, Next, call_options
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
@@ -104,10 +104,12 @@ class ServiceBroker:
         """The memory cacher, to `clean` it when what it holds is old; None when there is none."""
         self._chains = Chains(self.options, self.registry, self._codec, self.cacher, node.after, self._tell_everybody)
         self._lifecycle = Lifecycle(self.options.middlewares)
-        self._catalog = Catalog(self.registry, node, self._codec, self._chains, self._lifecycle.tell)
-        self._serving = Serving(self, node, transit, self._codec, self._catalog)
-        self._calls = Calls(self, self.options, node, transit, self.registry, self._codec, self._catalog, self._chains)
-        emitting = Emitting(self, node, transit, self.registry, self._codec, self._serving.start_listener)
+        self._host = ServiceHost(self.registry, node, self._codec, self._chains, self._lifecycle.tell)
+        self._serving = InboundWork(self, node, transit, self._codec, self._host)
+        self._calls = OutboundCalls(
+            self, self.options, node, transit, self.registry, self._codec, self._host, self._chains
+        )
+        emitting = EventSender(self, node, transit, self.registry, self._codec, self._serving.start_listener)
         self._around_calls = hooks(self.options.middlewares, "call")
         self._emit = self._around("emit", emitting.emit)
         self._broadcast = self._around("broadcast", emitting.broadcast)
@@ -148,7 +150,7 @@ class ServiceBroker:
         await self._node.open(self._serving)
         await self._lifecycle.tell("starting", self)
         await self._node.join()
-        await self._catalog.start_all(self.wait_for_services)
+        await self._host.start_all(self.wait_for_services)
         if self._state != "starting":
             return
         self._state = "started"
@@ -182,7 +184,7 @@ class ServiceBroker:
         farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._lifecycle.tell("stopping", self)
         await self._node.leave()
-        await self._catalog.stop_all()
+        await self._host.stop_all()
         self._chains.breaker.stop()
         if self._node.transport is not None:
             await farewell.send("$transporter.disconnected", {"graceFul": True})
@@ -218,11 +220,11 @@ class ServiceBroker:
         name = self._adopt(service)
         if self._state == "started":
             try:
-                await self._catalog.start_some([name], self.wait_for_services)
+                await self._host.start_some([name], self.wait_for_services)
             except BaseException:
-                if self._catalog.service(name) is service:
+                if self._host.service(name) is service:
                     with anyio.CancelScope(shield=True):
-                        await self._catalog.stop(name)
+                        await self._host.stop(name)
                 raise
 
     async def remove_service(self, service: Service | str) -> None:
@@ -233,10 +235,10 @@ class ServiceBroker:
         """
         self._require_own_loop()
         name = service if isinstance(service, str) else service.full_name
-        if self._state == "new" or self._catalog.service(name) is None:
-            await self._catalog.stop(name)
+        if self._state == "new" or self._host.service(name) is None:
+            await self._host.stop(name)
             return
-        await self._catalog.withdraw(name)
+        await self._host.withdraw(name)
 
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.
@@ -361,14 +363,14 @@ class ServiceBroker:
     ) -> Any:
         """See `Service.actions`."""
         self._require_running()
-        action = self._catalog.own_action(service, name)
+        action = self._host.own_action(service, name)
         endpoint = Endpoint(self.node_id, action.name, action.service, {}, action)
         call = compose(self._around_calls, self._calls.call)
         return await call(action.name, params, structs.replace(call_options(options), endpoint=endpoint))
 
     def start_in_background(self, service: Service, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """See `Service.start_soon`."""
-        self._catalog.start_in_background(service, function, *arguments)
+        self._host.start_in_background(service, function, *arguments)
 
     # Inside
 
@@ -377,13 +379,13 @@ class ServiceBroker:
         if (
             isinstance(holder, ServiceBroker)
             and holder is not self
-            and holder._catalog.service(service.full_name) is service
+            and holder._host.service(service.full_name) is service
         ):
             raise ServiceSchemaError(
                 f"The service '{service.full_name}' belongs to the node '{holder.node_id}' already: make an object of "
                 "its class for each node, or remove it there first."
             )
-        definition = self._catalog.add(service)
+        definition = self._host.add(service)
         service.broker = self
         service.logger = self.logger.getChild(definition.full_name)
         return definition.full_name

@@ -13,7 +13,7 @@ from broker.errors import BrokerDisconnectedError
 from broker.node.node import Node
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Event
-from broker.registry.endpoints import Listener
+from broker.registry.endpoints import EventEndpoint
 from broker.registry.registry import Registry
 
 logger = logging.getLogger("broker")
@@ -40,7 +40,7 @@ def event_options(given: EventOptions) -> dict[str, Any]:
     return {**given, "groups": [groups]} if isinstance(groups, str) else dict(given)
 
 
-class Emitting:
+class EventSender:
     """Sends events to nodes, and to the listeners of this one."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Emitting:
         transit: Transit,
         registry: Registry,
         codec: Codec,
-        run_here: Callable[[Listener, Context], None],
+        run_here: Callable[[EventEndpoint, Context], None],
     ) -> None:
         self._broker = broker
         self._node = node
@@ -68,7 +68,7 @@ class Emitting:
         groups: Sequence[str] = options.get("groups") or ()
         root = self._context(event, data, options)
         chosen: dict[str, str] = {}
-        here: list[Listener] = []
+        here: list[EventEndpoint] = []
         for choices in self._registry.find_listeners(event, groups):
             group = choices.group
             if group in chosen:
@@ -90,7 +90,7 @@ class Emitting:
             await self._broadcast_balanced(event, data, options)
             return
         groups: Sequence[str] = options.get("groups") or ()
-        here: list[Listener] = []
+        here: list[EventEndpoint] = []
         by_node: dict[str, list[str]] = {}
         for choices in self._registry.find_listeners(event, groups):
             for listener in choices.members:
@@ -136,7 +136,7 @@ class Emitting:
         event: str,
         data: Any,
         options: Mapping[str, Any],
-        here: list[Listener],
+        here: list[EventEndpoint],
         by_node: Mapping[str, list[str]],
         *,
         broadcast: bool,
@@ -160,7 +160,7 @@ class Emitting:
             logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
 
     def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
-        return root.to_event(self._transit.announcing.version_for(node_id), data, groups, broadcast=broadcast)
+        return root.to_event(self._transit.presence.version_for(node_id), data, groups, broadcast=broadcast)
 
     def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
         given = CallOptions(

@@ -7,7 +7,7 @@ import math
 import anyio
 from msgspec import Raw
 
-from broker.calling.service_host import Catalog, EventHandler, HostedAction
+from broker.calling.service_host import EventHandler, HostedAction, ServiceHost
 from broker.cancellation import raise_unasked
 from broker.context import Caller, Context, Next
 from broker.conversation.effects import Publish, RunAction, RunEvent
@@ -25,23 +25,23 @@ from broker.node.work import belong_to_service
 from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
-from broker.registry.endpoints import Listener
+from broker.registry.endpoints import EventEndpoint
 
 logger = logging.getLogger("broker")
 
 
-class Serving:
+class InboundWork:
     """Runs what the transit hands over, each request and each event handler in a task of its own."""
 
-    def __init__(self, broker: Caller, node: Node, transit: Transit, codec: Codec, catalog: Catalog) -> None:
+    def __init__(self, broker: Caller, node: Node, transit: Transit, codec: Codec, host: ServiceHost) -> None:
         self._broker = broker
         self._node = node
         self._transit = transit
         self._codec = codec
-        self._catalog = catalog
+        self._host = host
 
     def run_action(self, job: RunAction) -> None:
-        hosted = self._catalog.begin(job.action)
+        hosted = self._host.begin(job.action)
         if hosted is None:  # its service was removed after the request was accepted
             self._transit.in_work.discard(job)
             gone = ServiceNotFoundError({"action": job.request.action, "nodeID": self._node.options.node_id})
@@ -52,21 +52,21 @@ class Serving:
 
     def run_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
-            handler = self._catalog.handler(listener.event) if listener.event is not None else None
+            handler = self._host.handler(listener.event) if listener.event is not None else None
             if handler is not None:
                 handler.in_work.begin()
                 self._node.workers.submit(self._handle, handler, effect.event)
 
-    def start_listener(self, listener: Listener, ctx: Context) -> None:
+    def start_listener(self, listener: EventEndpoint, ctx: Context) -> None:
         """Run one event handler of this node for an event of its own, in a task that has the context variables of who
         sends it. A stop waits for it."""
-        handler = self._catalog.handler(listener.event) if listener.event is not None else None
+        handler = self._host.handler(listener.event) if listener.event is not None else None
         if handler is not None:
             self._start(handler, ctx)
 
     def start_handler(self, chain: Next, ctx: Context) -> None:
         """Run the rest of a chain in a task of its own, unless its service has gone by then."""
-        handler = self._catalog.rest(chain, ctx)
+        handler = self._host.rest(chain, ctx)
         if handler is not None:
             self._start(handler, ctx)
 

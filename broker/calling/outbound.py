@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import anyio
 from msgspec import UNSET, Raw, Struct
 
-from broker.calling.service_host import Catalog
+from broker.calling.service_host import ServiceHost
 from broker.context import ABSENT, Caller, CallOptions, Context
 from broker.conversation.transit import Transit
 from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S
@@ -47,7 +47,7 @@ class Broker(Caller, Protocol):
     async def registry_changed(self) -> None: ...
 
 
-class Calls:
+class OutboundCalls:
     """Makes calls for the broker and for contexts."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Calls:
         transit: Transit,
         registry: Registry,
         codec: Codec,
-        catalog: Catalog,
+        host: ServiceHost,
         chains: Chains,
     ) -> None:
         self._broker = broker
@@ -67,10 +67,10 @@ class Calls:
         self._node = node
         self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, all endpoints are here
         self._transit = transit
-        self._waiting = transit.waiting
+        self._waiting = transit.requests
         self._registry = registry
         self._codec = codec
-        self._catalog = catalog
+        self._host = host
         self._chains = chains
         self._is_balanced = options.disable_balancer and node.transport is not None
         """Whether NATS chooses nodes."""
@@ -148,7 +148,7 @@ class Calls:
                 return self._registry.find_action(action, node_id, ctx=ctx)
             except (ServiceNotFoundError, ServiceNotAvailableError):
                 now, patient = anyio.current_time(), self._options.wait_for_connection
-                if not self._transit.waiting.may_return(action, node_id, now, patient=patient):
+                if not self._transit.requests.may_return(action, node_id, now, patient=patient):
                     raise
             with anyio.move_on_after(TICK_S):
                 await self._broker.registry_changed()
@@ -161,7 +161,7 @@ class Calls:
         stream = ctx.stream = self._handed_over(ctx.stream)
         before, result = belong_to_node(self._node), None
         try:
-            result = await self._catalog.run(endpoint.action, ctx)
+            result = await self._host.run(endpoint.action, ctx)
         finally:
             belong_to(before)
             if stream is not None and not is_stream(result):  # else the handler has only begun
@@ -322,7 +322,7 @@ class Calls:
         if not endpoint.subject:
             endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
         node = self._registry.nodes.get(endpoint.node_id)
-        version = self._transit.announcing.version_for(endpoint.node_id) if node is None or node.local else node.ver
+        version = self._transit.presence.version_for(endpoint.node_id) if node is None or node.local else node.ver
         left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
         return ctx.to_request(version, left_ms)
 

@@ -67,7 +67,7 @@ class HostedAction:
     chain: Next
 
     async def run(self, ctx: Context) -> Any:
-        """Run it, once after `Catalog.begin`."""
+        """Run it, once after `ServiceHost.begin`."""
         ctx.service = self.entry.service
         try:
             return await self.chain(ctx)
@@ -92,7 +92,7 @@ class EventHandler:
         belong_to(self.entry.owners())
 
 
-class Catalog:
+class ServiceHost:
     """What this node offers. A service is registered once its `started` is done (moleculer protocol §4.1)."""
 
     def __init__(

@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct
 
 from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
-from broker.registry.endpoints import Listener
+from broker.registry.endpoints import EventEndpoint
 from broker.services.schema import ActionDefinition
 from broker.streams.buffer import StreamBuffer
 
@@ -53,7 +53,7 @@ class RunEvent(Struct, gc=False):
     """Run event handlers of this node."""
 
     event: Event
-    listeners: list[Listener]
+    listeners: list[EventEndpoint]
 
 
 class Settle(Struct):

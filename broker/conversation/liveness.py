@@ -62,7 +62,7 @@ class _Watched:
         return owes_answer or now < self.sought_until
 
 
-class Watch:
+class Liveness:
     """No I/O and no clock: `now` is a monotonic time in seconds."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from broker.protocol.packets import PROTOCOLS, Protocol
 from broker.registry.registry import KnownNode, Registry
 
 
-class Announcing:
+class Presence:
     """Decides which packets go out. `pinned` is the one version to speak; None for both, to each peer in its own. A
     `visitor` says nothing of itself, unless it offers something, and then to each node alone."""
 

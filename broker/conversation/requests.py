@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
 from broker.conversation.incoming_streams import IncomingStreams
-from broker.conversation.liveness import Probe, Watch
+from broker.conversation.liveness import Liveness, Probe
 from broker.conversation.presence_packets import PresencePackets
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
 from broker.errors import (
@@ -27,7 +27,7 @@ PROBE = "probe:"
 """Begins the reply ids of liveness probes, and the ids of those that are pings."""
 
 
-class Waiting:
+class PendingRequests:
     """At most `limit` requests. `streams` are those on their way here, which end with their nodes as well;
     `version_for` gives the protocol version of a node, and `pinned` the one that this node speaks to all."""
 
@@ -52,7 +52,7 @@ class Waiting:
         self._version_for = version_for
         self._spoken = (pinned,) if pinned else PROTOCOLS
         self._limit = limit
-        self._watch = Watch()
+        self._liveness = Liveness()
         self._missed: set[str] = set()
         """Nodes that are gone since a request had no responders, but may yet answer what they were asked before."""
         self._doubts: dict[Id, float] = {}
@@ -124,7 +124,7 @@ class Waiting:
 
     def lose(self, node_id: str, now: float, *, unexpected: bool) -> list[Effect]:
         """A node is gone, and so are its answers."""
-        self._watch.forget(node_id)
+        self._liveness.forget(node_id)
         return self._gone(node_id, now, unexpected=unexpected, until=math.inf)
 
     def may_answer(self, node: KnownNode) -> bool:
@@ -135,7 +135,7 @@ class Waiting:
         """Whether an action that no node offers may be offered again soon: by a node, or the given one, that was lost a
         moment ago and may only be reconnecting. Some reconnect late after an outage, or are started again; that long
         only who is `patient` waits."""
-        sought = self._watch.sought(now) if patient else self._missed
+        sought = self._liveness.sought(now) if patient else self._missed
         return any(self._registry.offered(one, action) for one in (sought if node_id is None else sought & {node_id}))
 
     def look_after(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
@@ -149,8 +149,8 @@ class Waiting:
             if pending.node_id is not None:
                 waited_for.add(pending.node_id)
         known = [node_id for node_id in waited_for if node_id in self._registry.nodes]
-        effects: list[Effect] = [self._question(probe, now) for probe in self._watch.probes(known, now)]
-        for node_id in self._watch.unresponsive(now):
+        effects: list[Effect] = [self._question(probe, now) for probe in self._liveness.probes(known, now)]
+        for node_id in self._liveness.unresponsive(now):
             effects += self._avoid(node_id)
         return effects + self._without_answer(now)
 
@@ -161,7 +161,7 @@ class Waiting:
         version = self._version_for(node_id)
         reply_id = f"{PROBE}{probe.number}:{probe.sent!r}:{node_id}"
         node = self._registry.nodes.get(node_id)
-        if node is None or not node.available or self._watch.is_unreachable(node_id, now):
+        if node is None or not node.available or self._liveness.is_unreachable(node_id, now):
             return self._packets.discover(version, node_id, reply_id)
         return self._packets.ping(version, node_id, reply_id, requests=self._doubted_at(node), reply_id=reply_id)
 
@@ -175,7 +175,7 @@ class Waiting:
 
     def responds(self, node_id: str) -> list[Effect]:
         """A node that may have been avoided sends again."""
-        self._watch.answered(node_id)
+        self._liveness.answered(node_id)
         if node_id not in self._registry.unresponsive:
             return []
         self._registry.avoid(node_id, avoided=False)
@@ -183,11 +183,11 @@ class Waiting:
 
     def servers_changed(self, now: float) -> None:
         """NATS servers came or went, and nodes may have lost their connection with them."""
-        self._watch.moved(now)
+        self._liveness.moved(now)
 
     def resume(self, now: float) -> None:
         """Nothing could be received until now."""
-        self._watch.resume(now)
+        self._liveness.resume(now)
 
     def doubt(self, until: float, now: float, node_id: str | None = None) -> None:
         """This node, or the given one, was not connected, so that what was asked until then may have been lost, or its
@@ -229,17 +229,17 @@ class Waiting:
     def began(self, node_id: str, now: float) -> None:
         """A process asked who is there, maybe in the place of another of that id."""
         if node_id in self._registry.nodes:
-            self._watch.began(node_id, now)
+            self._liveness.began(node_id, now)
             self.doubt(now, now, node_id)
 
     def found(self, node_id: str) -> None:
         """A node has said that it is there."""
         self._missed.discard(node_id)
-        self._watch.found(node_id)
+        self._liveness.found(node_id)
 
     def replaced(self, node_id: str) -> list[Effect]:
         """Another process has the id of a node: what was asked before it began will not be answered."""
-        return self._not_answered(node_id, self._watch.begun(node_id))
+        return self._not_answered(node_id, self._liveness.begun(node_id))
 
     def _miss(self, node_id: str, since: float, now: float) -> list[Effect]:
         """What was sent to a node then had no responders, so nothing more is sent there. What was sent before was
@@ -247,12 +247,12 @@ class Waiting:
         changes = self._registry.lose_node(node_id, now, unexpected=True)
         if changes:
             self._missed.add(node_id)
-            self._watch.missed(node_id, since)
+            self._liveness.missed(node_id, since)
         return list(notices(changes))
 
     def _refused(self, probe: Probe, now: float) -> list[Effect]:
         node = self._registry.nodes.get(probe.node_id)
-        if not self._watch.refused(probe) or node is None or not self.may_answer(node):
+        if not self._liveness.refused(probe) or node is None or not self.may_answer(node):
             return []
         return self._gone(node.id, now, unexpected=True, until=probe.sent)
 

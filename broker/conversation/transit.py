@@ -23,9 +23,9 @@ from broker.conversation.effects import (
 )
 from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.peer_exchange import PeerExchange
-from broker.conversation.presence import Announcing
+from broker.conversation.presence import Presence
 from broker.conversation.presence_packets import Identity, PresencePackets
-from broker.conversation.requests import PROBE, Waiting, notices
+from broker.conversation.requests import PROBE, PendingRequests, notices
 from broker.defaults import (
     REQUESTS_ASKED,
     STREAM_BUFFER_BYTES,
@@ -62,7 +62,7 @@ from broker.protocol.packets import (
     Response,
 )
 from broker.protocol.topics import Topics, is_token
-from broker.registry.endpoints import Listener
+from broker.registry.endpoints import EventEndpoint
 from broker.registry.registry import KnownNode, Registry
 from broker.services.schema import ActionDefinition
 from broker.streams.buffer import StreamBuffer
@@ -117,15 +117,15 @@ class Transit:
         asker = f"{node_id}~{identity.instance_id[:8]}"
         self.peers = PeerExchange(node_id, asker, topics, self.packets, registry, protocol)
         """What nodes like this tell each other of the cluster."""
-        self.announcing = Announcing(identity, self.packets, registry, self.peers, protocol, visitor=visitor)
+        self.presence = Presence(identity, self.packets, registry, self.peers, protocol, visitor=visitor)
         """What this node says of itself."""
-        self.waiting = Waiting(
+        self.requests = PendingRequests(
             node_id,
             topics,
             self.packets,
             registry,
             self.streams,
-            self.announcing.version_for,
+            self.presence.version_for,
             protocol,
             limits.requests_pending,
         )
@@ -182,9 +182,9 @@ class Transit:
 
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
         """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
-        if not self.waiting.is_asked(address.id, address.sender):
+        if not self.requests.is_asked(address.id, address.sender):
             return []
-        pending = self.waiting.take(address.id)
+        pending = self.requests.take(address.id)
         if pending is not None:
             return [Reject(pending, error)]
         self.streams.refuse("RES", address, error)
@@ -204,21 +204,21 @@ class Transit:
         for node in list(self.registry.nodes.values()):
             if node.local:
                 continue
-            if self.waiting.may_answer(node) and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
-                effects += self.waiting.lose(node.id, now, unexpected=True)
+            if self.requests.may_answer(node) and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
+                effects += self.requests.lose(node.id, now, unexpected=True)
             elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
                 self.registry.forget(node.id)
         self.registry.forget_vacant(now - self.limits.forget_offline_s)
         self.streams.expire(now)
         if self.peers.searching:
-            effects += [*self.peers.look_around(now), *self.announcing.discover_others()]
-        return effects + self.waiting.look_after(now, readers)
+            effects += [*self.peers.look_around(now), *self.presence.discover_others()]
+        return effects + self.requests.look_after(now, readers)
 
     def resume(self, now: float) -> None:
         """No heartbeat could arrive until now, as the connection was lost or the event loop blocked."""
         for node in self.registry.nodes.values():
             node.last_heartbeat = max(node.last_heartbeat, now)
-        self.waiting.resume(now)
+        self.requests.resume(now)
 
     # What peers send
 
@@ -256,10 +256,10 @@ class Transit:
         elif sender not in self.registry.nodes and not is_token(sender):  # no subject could reach it
             return [Dropped(f"{command} from {short(sender)!r}, which cannot be the id of a node; dropped")]
         if sender in self.registry.unresponsive:
-            return [*self.waiting.responds(sender), *self.receive(command, packet, now, reply)]
+            return [*self.requests.responds(sender), *self.receive(command, packet, now, reply)]
         if isinstance(packet, Event):
             return self._on_event(packet)
-        if isinstance(packet, Response) and not self.waiting.is_asked(packet.id, packet.sender):
+        if isinstance(packet, Response) and not self.requests.is_asked(packet.id, packet.sender):
             return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
         if (
             isinstance(packet, Request | Response)
@@ -296,7 +296,7 @@ class Transit:
         return endpoint.action
 
     def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
-        if isinstance(packet, Response) and packet.id not in self.waiting.pending and not self.streams.has(packet):
+        if isinstance(packet, Response) and packet.id not in self.requests.pending and not self.streams.has(packet):
             return [AnswerMark(reply, STOP)] if reply else []  # its call has ended
         opening, stream, effects = self.streams.take(packet, reply, now)
         if isinstance(opening, Request):
@@ -310,7 +310,7 @@ class Transit:
 
     def _settle(self, opening: Response, stream: StreamBuffer | None) -> list[Effect]:
         """A call is answered with a stream."""
-        pending = self.waiting.take(opening.id)
+        pending = self.requests.take(opening.id)
         if pending is None:
             if stream is not None:
                 stream.drop()
@@ -321,14 +321,14 @@ class Transit:
         return [Settle(pending, opening, stream)]
 
     def _on_response(self, response: Response, now: float) -> list[Effect]:
-        pending = self.waiting.take(response.id)
+        pending = self.requests.take(response.id)
         return [Settle(pending, response)] if pending else []
 
     def _on_event(self, event: Event) -> list[Effect]:
         if self.stopping:
             return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
         groups = event.groups if isinstance(event.groups, list) else None
-        listeners: list[Listener] = []
+        listeners: list[EventEndpoint] = []
         for choices, members in self.registry.find_listeners_here(event.event):
             if groups and choices.group not in groups:
                 continue
@@ -339,11 +339,11 @@ class Transit:
         return [RunEvent(event, listeners)] if listeners else []
 
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
-        self.waiting.began(packet.sender, now)
+        self.requests.began(packet.sender, now)
         self.peers.starts(packet.sender, packet.ver, now)
-        if not self.ready or self.announcing.hidden:  # §4.1: not answered while starting
+        if not self.ready or self.presence.hidden:  # §4.1: not answered while starting
             return []
-        return [self.announcing.info(packet.ver, packet.sender)]
+        return [self.presence.info(packet.ver, packet.sender)]
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
         if not self.registry.has_room_for(info.sender):
@@ -352,9 +352,9 @@ class Transit:
         replaced = known is not None and known.instance_id != info.instance_id
         new = known is None or not known.available
         changes = self.registry.apply_info(info, now)
-        self.waiting.found(info.sender)
-        lost = self.waiting.replaced(info.sender) if replaced else []
-        greetings = self.announcing.met(info.sender, new=new, ready=self.ready)
+        self.requests.found(info.sender)
+        lost = self.requests.replaced(info.sender) if replaced else []
+        greetings = self.presence.met(info.sender, new=new, ready=self.ready)
         return [*notices(changes), *greetings, *lost, *self._note_full()]
 
     def _note_full(self) -> list[Effect]:
@@ -362,7 +362,7 @@ class Transit:
         return [Dropped(full)] if full else []
 
     def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
-        return self.waiting.lose(packet.sender, now, unexpected=False)
+        return self.requests.lose(packet.sender, now, unexpected=False)
 
     def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
         node = self.registry.nodes.get(beat.sender)
@@ -380,7 +380,7 @@ class Transit:
 
     def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
         if isinstance(pong.id, str) and pong.id.startswith(PROBE):
-            return [*self.waiting.responds(pong.sender), *self.waiting.still_in_work(pong.sender, pong.requests)]
+            return [*self.requests.responds(pong.sender), *self.requests.still_in_work(pong.sender, pong.requests)]
         return [PongArrived(pong)]
 
     def _on_peers(self, packet: Peers, now: float) -> list[Effect]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from broker.registry.endpoints import Endpoint, EndpointList, Listener
+from broker.registry.endpoints import Endpoint, EndpointList, EventEndpoint
 from broker.registry.registry import KnownNode, Registry, entries
 
 Row = dict[str, Any]
@@ -110,7 +110,7 @@ def _service_row(node: KnownNode, service: Row, *, grouping: bool) -> Row:
     return row | ({"nodes": [node.id]} if grouping else {"nodeID": node.id})
 
 
-def _endpoints(registry: Registry, members: Iterable[Endpoint | Listener]) -> list[Row]:
+def _endpoints(registry: Registry, members: Iterable[Endpoint | EventEndpoint]) -> list[Row]:
     """`state` is false while a circuit breaker keeps calls away; `available` is that of the node."""
     return [
         {"nodeID": member.node_id, "state": member.available, "available": registry.nodes[member.node_id].available}
@@ -118,7 +118,7 @@ def _endpoints(registry: Registry, members: Iterable[Endpoint | Listener]) -> li
     ]
 
 
-def _event_of(registry: Registry, listener: Listener) -> Row:
+def _event_of(registry: Registry, listener: EventEndpoint) -> Row:
     """How its node announced an event handler."""
     for service in registry.nodes[listener.node_id].services:
         if service["fullName"] == listener.service:

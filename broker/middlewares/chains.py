@@ -17,7 +17,8 @@
 
 What a target does not use is left out of its chain when the chain is made, once, so it costs nothing; what a call may
 ask for itself, retries, a fallback and a timeout, takes one look at the call when it does not. Who is in work
-is counted around all of this, so that a stop can wait for it (`Catalog.run`, `Calls.call`, `Serving.start_listener`).
+is counted around all of this, so that a stop can wait for it (`ServiceHost.run`, `OutboundCalls.call`,
+`InboundWork.start_listener`).
 """
 
 from collections.abc import Awaitable, Sequence

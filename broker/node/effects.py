@@ -204,8 +204,8 @@ class Performing:
 
     def reject_pending(self, error: MoleculerError) -> None:
         """Fail every request that waits for an answer."""
-        for pending in list(self._transit.waiting.pending.values()):
-            self._transit.waiting.take(pending.id)
+        for pending in list(self._transit.requests.pending.values()):
+            self._transit.requests.take(pending.id)
             reject(Reject(pending, error))
 
     def break_streams(self, error: MoleculerError) -> None:

@@ -86,7 +86,7 @@ class Joining:
         if await self._were_told():
             self._peers.named.clear()  # who has not answered by now is found by its heartbeat
             return
-        announcing = self._transit.announcing
+        announcing = self._transit.presence
         if not self._options.protocol:  # nodes of both versions start meanwhile, and say which is theirs
             await self._pause(begun + defaults.DISCOVERY_LISTEN_S - anyio.current_time())
         await self._perform(announcing.discover())
@@ -97,7 +97,7 @@ class Joining:
     async def visit(self, node_id: str | None) -> None:
         """Find the nodes that are there, or one of them, without making this one known."""
         if not await self._were_told(node_id) and node_id is None:
-            await self._perform(self._transit.announcing.discover_everywhere())
+            await self._perform(self._transit.presence.discover_everywhere())
             await self._pause(defaults.DISCOVERY_WAIT_S)
         elif node_id is not None and not self._is_known(node_id):
             await self._look_for(node_id)

@@ -133,9 +133,9 @@ class Node:
         """Stop being offered work, and finish what runs (§4.2)."""
         if self.joining is not None:
             await self.joining.leave()
-        if self._may_speak() and not self.transit.announcing.hidden:
+        if self._may_speak() and not self.transit.presence.hidden:
             await self._balance([])
-            await self.perform(self.transit.announcing.leave())
+            await self.perform(self.transit.presence.leave())
             await anyio.sleep(defaults.STOP_DELAY_S)
         self.transit.stopping = True
         deadline = anyio.current_time() + self.options.shutdown_timeout
@@ -148,7 +148,7 @@ class Node:
     async def close(self) -> None:
         """Say good-bye and go. Nothing of this node runs when it returns."""
         if self._may_speak():
-            await self.perform(self.transit.announcing.disconnect())
+            await self.perform(self.transit.presence.disconnect())
         if self.transport is not None:
             await self.transport.close()
         self.outage.stop()
@@ -241,7 +241,7 @@ class Node:
                         performing.host.run_action(job)
                         return None
                 elif type(packet) is Response:
-                    pending = transit.waiting.answered(packet)
+                    pending = transit.requests.answered(packet)
                     if pending is not None:
                         if not pending.waiter.done():
                             pending.waiter.set_result((packet, None))
@@ -309,7 +309,7 @@ class Node:
 
     def announce_soon(self) -> None:
         """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
-        self.transit.announcing.service_changed()
+        self.transit.presence.service_changed()
         self._changed.set()
 
     # The connection
@@ -320,16 +320,16 @@ class Node:
             return
         reader = self.performing.writers.reader_of(reply_id)
         if reader is None:
-            await self.perform(self.transit.waiting.nobody_listens(reply_id, anyio.current_time()))
+            await self.perform(self.transit.requests.nobody_listens(reply_id, anyio.current_time()))
         else:
-            await self.perform(self.transit.waiting.nobody_reads(reader, anyio.current_time()))
+            await self.perform(self.transit.requests.nobody_reads(reader, anyio.current_time()))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.writers.marked(reply_id, answer)
 
     async def _denied(self, subject: str) -> None:
         self.performing.writers.denied(subject)
-        await self.perform(self.transit.waiting.denied(subject))
+        await self.perform(self.transit.requests.denied(subject))
 
     def _connected(self) -> None:
         self.outage.end()
@@ -351,11 +351,11 @@ class Node:
             return
         now = anyio.current_time()
         self.transit.resume(now)
-        self.transit.waiting.doubt(self.outage.began, now)
-        await _safely(self.perform(self.transit.announcing.discover()))
+        self.transit.requests.doubt(self.outage.began, now)
+        await _safely(self.perform(self.transit.presence.discover()))
         if self.transit.ready and not self.transit.stopping:
             await _safely(self._announce())
-            await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+            await _safely(self.perform(self.transit.presence.heartbeat(self._cpu.percent())))
         self.notify("$transporter.connected", {"wasReconnect": True})
 
     def _give_up_waiting(self) -> None:
@@ -364,12 +364,12 @@ class Node:
 
     async def _servers_changed(self) -> None:
         self.outage.unsettle()
-        self.transit.waiting.servers_changed(anyio.current_time())
+        self.transit.requests.servers_changed(anyio.current_time())
 
     async def _announce(self) -> None:
         """Tell what is offered, after subscribing to it (§1.3)."""
         await self._balance(self.transit.registry.local.services)
-        await self.perform(self.transit.announcing.announce())
+        await self.perform(self.transit.presence.announce())
 
     async def _balance(self, services: list[dict[str, Any]]) -> None:
         """With `disable_balancer`, subscribe to what NATS shall share out, and to nothing else. What stays is not
@@ -415,7 +415,7 @@ class Node:
         while True:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
-                await _safely(self.perform(self.transit.announcing.heartbeat(self._cpu.percent())))
+                await _safely(self.perform(self.transit.presence.heartbeat(self._cpu.percent())))
 
     async def _look_for_silence(self) -> None:
         while True:

@@ -27,7 +27,7 @@ class Pinging:
         pongs = self._node.performing.pongs
         pongs[ping_id] = (node_id, waiter)
         try:
-            await self._node.perform([self._node.transit.announcing.ping(node_id, ping_id, epoch_ms())])
+            await self._node.perform([self._node.transit.presence.ping(node_id, ping_id, epoch_ms())])
             with anyio.move_on_after(timeout_s):
                 return await waiter
             return None
@@ -48,11 +48,11 @@ class Pinging:
             self._registry.latencies.on_use = run
 
     async def run(self) -> None:
-        await self._node.perform(self._node.transit.announcing.ping_all(new_id(), epoch_ms()))
+        await self._node.perform(self._node.transit.presence.ping_all(new_id(), epoch_ms()))
         while True:
             await anyio.sleep(self._registry.latencies.ping_interval_s)
             for node_id in one_of_each_host(self._registry.nodes.values()):
-                await self._node.perform([self._node.transit.announcing.ping(node_id, new_id(), epoch_ms())])
+                await self._node.perform([self._node.transit.presence.ping(node_id, new_id(), epoch_ms())])
 
     def on_pong(self, payload: dict[str, Any]) -> None:
         node = self._registry.nodes.get(payload["nodeID"])

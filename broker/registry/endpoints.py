@@ -65,7 +65,7 @@ def _timeout_s(info: Mapping[str, Any], action: ActionDefinition | None) -> floa
     return timeout / 1000 if isinstance(timeout, int | float) and not isinstance(timeout, bool) else None
 
 
-class Listener:
+class EventEndpoint:
     """One event handler on one node. `event` is set for the own node."""
 
     __slots__ = ("event", "group", "local", "name", "node_id", "offered", "service")
@@ -79,15 +79,15 @@ class Listener:
         self.service = service
         self.event = event
         self.local = event is not None
-        self.offered: EndpointList[Listener] | None = None
+        self.offered: EndpointList[EventEndpoint] | None = None
         """The list that it is in."""
 
-    def renew(self, other: "Listener") -> None:
+    def renew(self, other: "EventEndpoint") -> None:
         """The service was announced again: take over what may have changed."""
         self.event, self.local = other.event, other.local
 
 
-E = TypeVar("E", Endpoint, Listener)
+E = TypeVar("E", Endpoint, EventEndpoint)
 
 
 class EndpointList(Generic[E]):

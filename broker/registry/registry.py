@@ -13,7 +13,7 @@ from broker.context import Context
 from broker.defaults import NAMES_KNOWN, NODES_KNOWN
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.protocol.packets import PROTOCOLS, Info, Protocol
-from broker.registry.endpoints import Endpoint, EndpointList, Listener
+from broker.registry.endpoints import Endpoint, EndpointList, EventEndpoint
 from broker.registry.patterns import matches
 from broker.registry.strategies import Latencies, StrategyMaker
 from broker.services.schema import ServiceDefinition, full_service_name
@@ -60,7 +60,7 @@ class KnownNode:
         self.offline_since: float | None = None
         self.raw_info: dict[str, Any] | None = None
         """The last INFO, as it came."""
-        self.offers: set[Endpoint | Listener] = set()
+        self.offers: set[Endpoint | EventEndpoint] = set()
         """What can be chosen of it now."""
 
     def introduce(self, instance_id: str, hostname: str, ip_list: list[str], client: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Registry:
         self.actions: dict[str, EndpointList[Endpoint]] = {}
         self.own: dict[str, Endpoint] = {}
         """This node's endpoints, usable or not, by the names of their actions."""
-        self.listeners: dict[tuple[str, str], EndpointList[Listener]] = {}
+        self.listeners: dict[tuple[str, str], EndpointList[EventEndpoint]] = {}
         self.unresponsive: set[str] = set()
         """Nodes that are connected and answer nothing: chosen only when no other node can be. See `avoid`."""
         self.full: str | None = None
@@ -130,9 +130,9 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self, self.latencies, strategy, strategy_options or {})
         self._prefer_local = prefer_local
-        self._heard_by: dict[str, Sequence[EndpointList[Listener]]] = {}
-        self._heard_here: dict[str, Sequence[tuple[EndpointList[Listener], Sequence[Listener]]]] = {}
-        self._lists_here: Sequence[EndpointList[Listener]] | None = None
+        self._heard_by: dict[str, Sequence[EndpointList[EventEndpoint]]] = {}
+        self._heard_here: dict[str, Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]] = {}
+        self._lists_here: Sequence[EndpointList[EventEndpoint]] | None = None
         """The lists with listeners of this node. Peers cannot lengthen them."""
         self._providers: dict[str, set[str]] = {}
         self._speakers: Counter[Protocol] = Counter()
@@ -150,7 +150,7 @@ class Registry:
                 endpoint = Endpoint(self.local.id, action.name, definition.full_name, action.to_info(), action)
                 self._offer_action(self.local, endpoint, action.balancing)
         for event in definition.events:
-            listener = Listener(self.local.id, event.name, event.group, definition.full_name, event)
+            listener = EventEndpoint(self.local.id, event.name, event.group, definition.full_name, event)
             self._offer_listener(self.local, listener, event.balancing)
         others = [info for info in self.local.services if info["fullName"] != definition.full_name]
         self._list_services(self.local, [*others, definition.to_info()])
@@ -275,7 +275,9 @@ class Registry:
             raise ServiceNotAvailableError({"action": name})
         return endpoint
 
-    def find_listeners(self, event: str, groups: Collection[str] | None = None) -> Iterator[EndpointList[Listener]]:
+    def find_listeners(
+        self, event: str, groups: Collection[str] | None = None
+    ) -> Iterator[EndpointList[EventEndpoint]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
         found = self._heard_by.get(event)
         if found is None:
@@ -285,7 +287,7 @@ class Registry:
             if len(choices) and (not groups or choices.group in groups):
                 yield choices
 
-    def find_listeners_here(self, event: str) -> Sequence[tuple[EndpointList[Listener], Sequence[Listener]]]:
+    def find_listeners_here(self, event: str) -> Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]:
         """Those of them that this node has listeners in, of all groups, each with these listeners."""
         found = self._heard_here.get(event)
         if found is None:
@@ -300,7 +302,7 @@ class Registry:
         choices = self.actions.get(name)
         return next(iter(choices.of_node(node_id)), None) if choices is not None else None
 
-    def choose_listener(self, choices: EndpointList[Listener], ctx: Context | None = None) -> Listener | None:
+    def choose_listener(self, choices: EndpointList[EventEndpoint], ctx: Context | None = None) -> EventEndpoint | None:
         """One listener of a list, by the strategy, for the event of `ctx`."""
         return choices.choose(prefer_local=self._prefer_local, ctx=ctx)
 
@@ -350,7 +352,7 @@ class Registry:
                     self._offer_action(node, Endpoint(node.id, action["name"], full_name, action), action)
             for event in entries(service.get("events")):
                 group = str(event.get("group") or name)
-                self._offer_listener(node, Listener(node.id, event["name"], group, full_name), event)
+                self._offer_listener(node, EventEndpoint(node.id, event["name"], group, full_name), event)
         self._list_services(node, listed)
         self._withdraw(node, before - node.offers)
 
@@ -395,7 +397,7 @@ class Registry:
         if node.local:
             self.own[endpoint.name] = member
 
-    def _offer_listener(self, node: KnownNode, listener: Listener, info: Mapping[str, Any]) -> None:
+    def _offer_listener(self, node: KnownNode, listener: EventEndpoint, info: Mapping[str, Any]) -> None:
         key = listener.name, listener.group
         choices = self.listeners.get(key)
         if choices is None:
@@ -409,7 +411,7 @@ class Registry:
         if node.local:
             self._own_listeners_changed()
 
-    def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | Listener]) -> None:
+    def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | EventEndpoint]) -> None:
         for member in members:
             node.offers.discard(member)
             if self.own.get(member.name) is member:
@@ -463,7 +465,7 @@ def entries(announced: object) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _hearing(event: str, lists: Iterable[EndpointList[Listener]]) -> Sequence[EndpointList[Listener]]:
+def _hearing(event: str, lists: Iterable[EndpointList[EventEndpoint]]) -> Sequence[EndpointList[EventEndpoint]]:
     """Which of the lists receive an event. Internal ones come first: they decide where their groups get it."""
     return sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
 

@@ -263,7 +263,7 @@ async def test_mcall_ends_the_other_calls_when_one_fails(cluster: Cluster) -> No
     _, two = await cluster.start(("one", [Math(), gate]), ("two", []))
     with pytest.raises(RemoteError):
         await two.mcall([{"action": "gate.wait"}, {"action": "math.crash"}])
-    assert two._node.transit.waiting.pending == {}
+    assert two._node.transit.requests.pending == {}
     gate.opened.set()
 
 

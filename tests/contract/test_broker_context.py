@@ -109,7 +109,7 @@ async def test_a_call_that_is_not_answered_in_time_fails_and_is_forgotten(cluste
     with pytest.raises(RequestTimeoutError) as caught:
         await two.call("gate.wait", timeout=0.1)
     assert caught.value.data["action"] == "gate.wait"
-    assert two._node.transit.waiting.pending == {}
+    assert two._node.transit.requests.pending == {}
     gate.opened.set()
 
 
@@ -176,7 +176,7 @@ async def test_c47_a_nested_call_without_time_left_is_skipped_without_a_packet(c
     with pytest.raises(RequestSkippedError) as caught:
         await parent.call("echo.where")
     assert caught.value.data == {"action": "echo.where", "nodeID": "one"}
-    assert one._node.transit.waiting.pending == {}
+    assert one._node.transit.requests.pending == {}
 
 
 async def test_work_that_arrives_too_late_is_dropped(cluster: Cluster) -> None:

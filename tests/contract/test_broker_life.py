@@ -827,6 +827,6 @@ async def test_cancelling_a_call_anywhere_leaves_nothing_pending(cluster: Cluste
             for _ in range(steps):
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-        assert two._node.transit.waiting.pending == {}
+        assert two._node.transit.requests.pending == {}
     assert await two.call("echo.where") == "one"
     gate.opened.set()

@@ -119,7 +119,7 @@ async def test_c86_params_above_the_limit_fail_at_the_caller(small_cluster: Clus
         await two.call("echo.params", "x" * LIMIT)
     assert caught.value.data["limit"] == LIMIT
     assert caught.value.node_id is None
-    assert two._node.transit.waiting.pending == {}
+    assert two._node.transit.requests.pending == {}
     assert await two.call("echo.params", "x") == "x"
 
 
@@ -216,7 +216,7 @@ async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: C
         with pytest.raises(InvalidPacketDataError) as caught:
             await one.call("odd.run")  # no timeout: it must not be needed
     assert caught.value.data["command"] == "RES"
-    assert one._node.transit.waiting.pending == {}
+    assert one._node.transit.requests.pending == {}
 
 
 @pytest.mark.parametrize("time", [b"1e999", b"-1e999", b'"soon"', b"null", b"true", b"9007199254740993000"])

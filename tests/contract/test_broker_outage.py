@@ -136,7 +136,7 @@ async def test_without_a_connection_calls_fail_at_once_and_work_again_after_it(
     nats_server.start()
     await eventually(lambda: connected(outage))
     assert await two.call("echo.where") == "one"
-    assert two._node.transit.waiting.pending == {}
+    assert two._node.transit.requests.pending == {}
     lost = [record for record in caplog.records if "connection to NATS is lost" in record.getMessage()]
     assert [record.levelno for record in lost] == [logging.WARNING] * 2
 

@@ -85,7 +85,7 @@ async def test_a_call_in_flight_survives_an_outage_of_its_caller(outage: Cluster
         await eventually(lambda: gate.inside == 1)
         async with away(two):
             pass
-        await eventually(lambda: not two._node.outage.is_on and not two._node.transit.waiting._doubts)
+        await eventually(lambda: not two._node.outage.is_on and not two._node.transit.requests._doubts)
         assert results == []
         gate.opened.set()
     assert results == ["one"]
@@ -97,7 +97,7 @@ async def test_a_call_whose_answer_was_lost_fails_when_its_caller_is_back(outage
     one, two = await outage.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(results, lambda: two.call("gate.wait"))
-        await eventually(lambda: gate.inside == 1 and not two._node.transit.waiting._doubts)
+        await eventually(lambda: gate.inside == 1 and not two._node.transit.requests._doubts)
         async with away(two):
             gate.opened.set()
             await eventually(lambda: not one._node.transit.in_work)
@@ -114,7 +114,7 @@ async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fa
     one, two = await outage.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(results, lambda: two.call("gate.wait"))
-        await eventually(lambda: gate.inside == 1 and not two._node.transit.waiting._doubts)
+        await eventually(lambda: gate.inside == 1 and not two._node.transit.requests._doubts)
 
         publish = one._node.performing.publish
 
@@ -206,8 +206,8 @@ async def test_who_waits_for_connections_waits_for_services_that_come_back_later
     await outage.kill(one)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(results, lambda: two.call("echo.where", timeout=60))
-        await eventually(lambda: two._node.transit.waiting._watch.sought(anyio.current_time()))
-        await eventually(lambda: not two._node.transit.waiting._missed)
+        await eventually(lambda: two._node.transit.requests._liveness.sought(anyio.current_time()))
+        await eventually(lambda: not two._node.transit.requests._missed)
         tasks.start_soon(results, lambda: two.call("echo.where", timeout=60))
         with pytest.raises(ServiceNotFoundError):
             await two.call("echo.unknown", timeout=60)

@@ -290,7 +290,7 @@ async def test_a_source_is_closed_also_when_its_call_is_not_made(pair: Pair) -> 
         finally:
             closed.set()
 
-    pair.caller._node.transit.waiting._limit = 0
+    pair.caller._node.transit.requests._limit = 0
     with pytest.raises(QueueIsFullError):
         await pair.call("digest", stream=source())
     with anyio.fail_after(DEADLINE_S):

@@ -90,7 +90,7 @@ async def test_a_killed_node_gets_no_new_calls_although_a_wiretap_receives_them(
         tasks.start_soon(partial(victim.call, "wait", 0, node_id="victim"))
         await tap.sees("REQ.victim", sender="caller")
         await eventually(lambda: victim.chosen == {"other"})
-        assert victim.broker._node.transit.waiting.pending, "until heartbeats are missed"
+        assert victim.broker._node.transit.requests.pending, "until heartbeats are missed"
         tasks.cancel_scope.cancel()
 
 

@@ -196,5 +196,5 @@ async def open_cluster(transporter: str, namespace: str) -> AsyncIterator[Cluste
         with anyio.CancelScope(shield=True):
             await cluster.close()
         for broker in cluster.brokers:
-            assert broker._node.transit.waiting.pending == {}
+            assert broker._node.transit.requests.pending == {}
             assert not broker._node.transit.in_work

@@ -81,7 +81,7 @@ def offer(transit: Transit, *services: Service) -> None:
     """Let the node offer services, as the catalog does once they have started."""
     for service in services:
         transit.registry.add_service(define(service))
-        transit.announcing.service_changed()
+        transit.presence.service_changed()
 
 
 def service_info(

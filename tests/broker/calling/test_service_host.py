@@ -28,7 +28,7 @@ async def test_an_action_that_was_removed_between_choice_and_run_is_not_found() 
         await broker.remove_service("echo")
         assert endpoint.action is not None
         with pytest.raises(ServiceNotFoundError) as caught:
-            await broker._catalog.run(endpoint.action, Context.outgoing(broker, "one"))
+            await broker._host.run(endpoint.action, Context.outgoing(broker, "one"))
         assert caught.value.data == {"action": "echo.where", "nodeID": "one"}
 
 

@@ -102,7 +102,7 @@ def test_a_node_that_was_told_speaks_to_each_alone() -> None:
     for name, ver in (("js-4", "4"), ("js-5", "5")):
         assert said(transit.receive("INFO", info(name, ver=ver), 0.0)) == []
     assert transit.peers.named == {}
-    assert transit.announcing.discover_others() == []
+    assert transit.presence.discover_others() == []
 
 
 def test_the_first_node_of_a_version_is_told_of_this_one_alone_when_all_others_are_known() -> None:
@@ -123,8 +123,8 @@ def test_the_other_version_is_not_asked_while_a_node_that_starts_may_log_it(
     transit = make_transit()
     transit.peers.search(0.0, 11.0)
     transit.receive("DISCOVER", Discover(ver="5", sender="new"), 0.1)
-    assert subjects(transit.announcing.discover()) == [("MOL.DISCOVER", "5")]
-    assert transit.announcing.discover_others() == []
+    assert subjects(transit.presence.discover()) == [("MOL.DISCOVER", "5")]
+    assert transit.presence.discover_others() == []
     assert subjects(transit.tick(1.0)) == [("MOL.DISCOVER.new", "5")]
     if client:
         meet_client(transit, client)
@@ -138,7 +138,7 @@ def test_the_version_of_a_node_that_starts_is_asked_first() -> None:
     transit = make_transit()
     transit.peers.search(0.0, 11.0)
     transit.receive("DISCOVER", Discover(ver="4", sender="new"), 0.1)
-    assert subjects(transit.announcing.discover()) == [("MOL.DISCOVER", "4")]
+    assert subjects(transit.presence.discover()) == [("MOL.DISCOVER", "4")]
 
 
 def test_a_node_like_this_is_spoken_to_in_version_5_and_makes_no_version_used() -> None:
@@ -147,17 +147,17 @@ def test_a_node_like_this_is_spoken_to_in_version_5_and_makes_no_version_used() 
     for ver in ("5", "4"):
         assert said(meet_client(transit, BILINGUAL, ver=ver)) == []
         transit.receive("HEARTBEAT", Heartbeat(ver="4", sender="new"), 1.0)
-        assert transit.announcing.version_for("new") == "5"
-    assert subjects(transit.announcing.heartbeat(1)) == [("MOL.HEARTBEAT", "4")], "5 is an error in the log of js-4"
+        assert transit.presence.version_for("new") == "5"
+    assert subjects(transit.presence.heartbeat(1)) == [("MOL.HEARTBEAT", "4")], "5 is an error in the log of js-4"
     meet_client(transit, {"type": "python", "protocols": ["4"]}, ver="4")
-    assert transit.announcing.version_for("new") == "4"
+    assert transit.presence.version_for("new") == "4"
 
 
 def test_a_visitor_without_services_says_nothing_of_itself() -> None:
     transit = make_transit(visitor=True)
     tell(transit, node("js-4", "4"))
     assert said(transit.receive("INFO", info("js-4", ver="4"), 0.0)) == []
-    announcing = transit.announcing
+    announcing = transit.presence
     asked = transit.receive("DISCOVER", Discover(ver="4", sender="js-5"), 0.0)
     told = (announcing.announce(), announcing.heartbeat(1), announcing.leave(), announcing.disconnect(), asked)
     assert told == ([], [], [], [], [])
@@ -172,7 +172,7 @@ def test_a_visitor_with_services_makes_itself_known_to_each_node_alone() -> None
         assert said(transit.receive("INFO", info(name, ver=ver), 0.0)) == [(f"MOL.INFO.{name}", ver)]
     assert said(transit.receive("INFO", info("js-5", ver="5"), 0.0)) == [], "it knows it already"
     each = [("MOL.INFO.js-4", "4"), ("MOL.INFO.js-5", "5")]
-    assert subjects(transit.announcing.announce()) == subjects(transit.announcing.leave()) == each
-    assert subjects(transit.announcing.disconnect()) == [("MOL.DISCONNECT", "5"), ("MOL.DISCONNECT", "4")]
+    assert subjects(transit.presence.announce()) == subjects(transit.presence.leave()) == each
+    assert subjects(transit.presence.disconnect()) == [("MOL.DISCONNECT", "5"), ("MOL.DISCONNECT", "4")]
     (answer,) = publishes(transit.receive("DISCOVER", Discover(ver="4", sender="js-6"), 0.0))
     assert isinstance(answer.packet, Info)

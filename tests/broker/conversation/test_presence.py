@@ -8,24 +8,24 @@ from tests.support.transits import Math, info, make_transit, meet, offer, publis
 
 
 def test_c3_a_node_asks_who_is_there_in_its_default_version_first() -> None:
-    (publish,) = publishes(make_transit(namespace="ns").announcing.discover())
+    (publish,) = publishes(make_transit(namespace="ns").presence.discover())
     assert publish.subject == "MOL-ns.DISCOVER"
     assert publish.packet == Discover(ver="5", sender="py-1")
 
 
 def test_the_other_version_is_asked_only_when_nobody_answered() -> None:
     transit = make_transit()
-    transit.announcing.discover()
-    assert subjects(transit.announcing.discover_others()) == [("MOL.DISCOVER", "4")]
+    transit.presence.discover()
+    assert subjects(transit.presence.discover_others()) == [("MOL.DISCOVER", "4")]
     transit = make_transit()
     meet(transit, "js-1")
-    assert transit.announcing.discover_others() == []
-    assert make_transit(protocol="4").announcing.discover_others() == []
+    assert transit.presence.discover_others() == []
+    assert make_transit(protocol="4").presence.discover_others() == []
 
 
 def test_c15_info_tells_everything_the_reference_names() -> None:
     transit = make_transit(metadata={"zone": "z1"})
-    (publish,) = publishes(transit.announcing.announce())
+    (publish,) = publishes(transit.presence.announce())
     assert publish.packet == Info(
         ver="5",
         sender="py-1",
@@ -44,30 +44,30 @@ def test_c20_the_sequence_grows_with_each_announced_change_and_at_the_stop() -> 
     transit = make_transit()
 
     def announced() -> Any:
-        (publish,) = publishes(transit.announcing.announce())
+        (publish,) = publishes(transit.presence.announce())
         assert isinstance(publish.packet, Info)
         return publish.packet.sequence
 
     offer(transit, Math())
-    transit.announcing.service_changed()
+    transit.presence.service_changed()
     assert (announced(), announced()) == (2, 2)  # several changes are one step
-    transit.announcing.service_changed()
+    transit.presence.service_changed()
     assert announced() == 3
-    (publish,) = publishes(transit.announcing.leave())
+    (publish,) = publishes(transit.presence.leave())
     assert isinstance(publish.packet, Info)
     assert (publish.packet.sequence, publish.packet.services) == (4, [])
 
 
 def test_c14_broadcasts_go_out_once_for_each_version_in_use() -> None:
     transit = make_transit()
-    assert subjects(transit.announcing.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
+    assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
     meet(transit, "js-5", ver="5")
     meet(transit, "js-4", ver="4")
     for effects in (
-        transit.announcing.heartbeat(5),
-        transit.announcing.announce(),
-        transit.announcing.discover(),
-        transit.announcing.disconnect(),
+        transit.presence.heartbeat(5),
+        transit.presence.announce(),
+        transit.presence.discover(),
+        transit.presence.disconnect(),
     ):
         assert [ver for _, ver in subjects(effects)] == ["5", "4"]
 
@@ -77,9 +77,9 @@ def test_c14_a_version_that_nobody_speaks_any_more_is_not_used() -> None:
     meet(transit, "js-5", ver="5")
     meet(transit, "js-4", ver="4")
     transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-5"), 1.0)
-    assert subjects(transit.announcing.heartbeat(5)) == [("MOL.HEARTBEAT", "4")]
+    assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "4")]
     transit.receive("DISCONNECT", Disconnect(ver="4", sender="js-4"), 1.0)
-    spoken = [ver for _, ver in subjects(transit.announcing.heartbeat(5))]
+    spoken = [ver for _, ver in subjects(transit.presence.heartbeat(5))]
     assert spoken == ["4"], "the last one spoken, for who comes next"
 
 
@@ -97,24 +97,24 @@ def test_c14_a_peer_is_spoken_to_in_its_own_version() -> None:
     meet(transit, "js-5", ver="5")
     meet(transit, "js-4", ver="4")
     assert (
-        transit.announcing.version_for("js-5"),
-        transit.announcing.version_for("js-4"),
-        transit.announcing.version_for("nobody"),
+        transit.presence.version_for("js-5"),
+        transit.presence.version_for("js-4"),
+        transit.presence.version_for("nobody"),
     ) == ("5", "4", "5")
     transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-4"), 1.0)  # it was updated in the meantime
-    assert transit.announcing.version_for("js-4") == "5"
-    assert [publish.packet.ver for publish in publishes([transit.announcing.ping("js-4", "p", 1)])] == ["5"]
+    assert transit.presence.version_for("js-4") == "5"
+    assert [publish.packet.ver for publish in publishes([transit.presence.ping("js-4", "p", 1)])] == ["5"]
 
 
 def test_c26_a_heartbeat_carries_the_load() -> None:
-    (publish,) = publishes(make_transit().announcing.heartbeat(17))
+    (publish,) = publishes(make_transit().presence.heartbeat(17))
     assert publish.packet == Heartbeat(ver="5", sender="py-1", cpu=17)
 
 
 def test_c34_a_stopping_node_says_that_it_offers_nothing() -> None:
     transit = make_transit()
     offer(transit, Math())
-    transit.announcing.leave()
+    transit.presence.leave()
     transit.stopping = True
     (publish,) = publishes(transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 0.0))
     assert isinstance(publish.packet, Info)

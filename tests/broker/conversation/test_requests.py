@@ -46,7 +46,7 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
     transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-1"), 10.0)
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 39.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 39.0)
     transit.tick(40.0)
     assert transit.registry.nodes["js-1"].available
     lost, changed, rejected, unread = transit.tick(40.1)
@@ -60,14 +60,14 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     assert rejected.undelivered is False
     assert isinstance(unread, NobodyReads)
     assert unread.node_id == "js-1"
-    assert transit.waiting.pending == {}
+    assert transit.requests.pending == {}
     assert transit.tick(50.0) == []
 
 
 def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
     transit = make_transit()
     meet(transit, "js-1")
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
     lost, _, rejected, unread = transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-1"), 1.0)
     assert isinstance(lost, Notify)
     assert lost.payload["unexpected"] is False
@@ -80,7 +80,7 @@ def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
 
 def test_an_answer_settles_its_call_once() -> None:
     transit = make_transit()
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
     answer = Response(ver="5", sender="js-1", id="1", success=True, data=Raw(b"1"))
     (settled,) = transit.receive("RES", answer, 0.0)
     assert isinstance(settled, Settle)
@@ -91,24 +91,24 @@ def test_an_answer_settles_its_call_once() -> None:
 def test_a_plain_answer_is_known_as_one_and_all_else_is_left_to_be_looked_at() -> None:
     transit = make_transit(protocol="5")
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
     plain: dict[str, Any] = {"ver": "5", "sender": "js-1", "id": "1", "success": True}
     odd = ({"ver": "4"}, {"ver": 5}, {"sender": "js-2"}, {"id": "2"}, {"stream": True}, {"sequence": 1})
     for difference in odd:
-        assert transit.waiting.answered(Response(**{**plain, **difference})) is None, difference
+        assert transit.requests.answered(Response(**{**plain, **difference})) is None, difference
     transit.registry.unresponsive.add("js-1")
-    assert transit.waiting.answered(Response(**plain)) is None, "that it answers again is to be logged"
+    assert transit.requests.answered(Response(**plain)) is None, "that it answers again is to be logged"
     transit.registry.unresponsive.clear()
-    pending = transit.waiting.answered(Response(**plain))
+    pending = transit.requests.answered(Response(**plain))
     assert pending is not None
-    assert (pending.waiter, transit.waiting.pending) == ("waiter", {})
+    assert (pending.waiter, transit.requests.pending) == ("waiter", {})
 
 
 def test_c43_unknown_and_late_answers_are_ignored() -> None:
     transit = make_transit()
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
-    transit.waiting.take("1")
-    transit.waiting.take("1")
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", "waiter", 0.0)
+    transit.requests.take("1")
+    transit.requests.take("1")
     assert transit.receive("RES", Response(ver="5", sender="js-1", id="1", success=True), 0.0) == []
     assert transit.receive("RES", Response(ver="5", sender="js-1", id="never", success=True), 0.0) == []
 
@@ -116,7 +116,7 @@ def test_c43_unknown_and_late_answers_are_ignored() -> None:
 def test_only_the_node_that_was_asked_answers() -> None:
     transit = make_transit()
     for number, asked in (("1", "js-1"), ("2", None)):
-        transit.waiting.expect(request("posts.find", "py-1", id=number), asked, number, 0.0)
+        transit.requests.expect(request("posts.find", "py-1", id=number), asked, number, 0.0)
     parts: tuple[dict[str, Any], ...] = ({}, {"stream": True, "sequence": 0})
     for more in parts:
         forged = Response(ver="5", sender="evil", id="1", success=True, data=Raw(b"1"), **more)
@@ -134,20 +134,20 @@ def test_only_the_node_that_was_asked_answers() -> None:
 def test_too_many_waiting_calls_are_refused_at_once() -> None:
     transit = make_transit(requests_pending=2)
     for number in ("1", "2"):
-        transit.waiting.expect(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
+        transit.requests.expect(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
     with pytest.raises(QueueIsFullError) as caught:
-        transit.waiting.expect(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
+        transit.requests.expect(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
     assert caught.value.data == {"action": "posts.find", "nodeID": "py-1", "size": 2, "limit": 2}
-    transit.waiting.take("1")
-    transit.waiting.expect(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
+    transit.requests.take("1")
+    transit.requests.expect(request("posts.find", "py-1", id="3"), "js-1", None, 0.0)
 
 
 def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> None:
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.waiting.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, 0.0)
-    transit.waiting.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, 0.0)
-    effects = transit.waiting.nobody_listens("unheard", 1.0)
+    transit.requests.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, 0.0)
+    effects = transit.requests.nobody_listens("unheard", 1.0)
     rejects = {effect.pending.id: effect for effect in effects if isinstance(effect, Reject)}
     assert rejects["unheard"].undelivered is True
     assert set(rejects) == {"unheard"}, "the earlier one was heard, and may be answered yet"
@@ -156,13 +156,13 @@ def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> Non
         "$services.changed",
     ]
     assert not transit.registry.nodes["js-1"].available
-    assert transit.waiting.nobody_listens("unheard", 1.0) == []
+    assert transit.requests.nobody_listens("unheard", 1.0) == []
 
 
 def refuse(transit: Transit, effects: Sequence[Effect], now: float) -> list[Effect]:
     """What follows when the server finds no responders for the probes."""
     probes = [effect.reply_id for effect in effects if isinstance(effect, Publish)]
-    return [effect for probe in probes if probe for effect in transit.waiting.nobody_listens(probe, now)]
+    return [effect for probe in probes if probe for effect in transit.requests.nobody_listens(probe, now)]
 
 
 def rejected(effects: Sequence[Effect]) -> list[Id]:
@@ -176,7 +176,7 @@ def ticks(until: float) -> Iterator[float]:
 def test_a_node_that_may_not_receive_pings_is_not_gone_while_it_receives_other_probes() -> None:
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
     asked = []
     for now in ticks(20.0):
         for probe in publishes(transit.tick(now)):
@@ -193,9 +193,9 @@ def missed(now: float) -> Transit:
     """A node that was asked `earlier`, and did not hear what came then."""
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"), ver="4")
-    transit.waiting.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, now)
-    transit.waiting.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, now)
-    transit.waiting.nobody_listens("unheard", now)
+    transit.requests.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, now)
+    transit.requests.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, now)
+    transit.requests.nobody_listens("unheard", now)
     return transit
 
 
@@ -239,8 +239,8 @@ def test_what_a_missed_node_was_asked_before_is_rejected_when_another_process_ta
 def test_the_reader_of_a_stream_that_is_not_heard_may_still_answer_what_it_was_asked() -> None:
     transit = make_transit()
     meet(transit, "py-2", service_info("posts", "find"))
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "py-2", None, 0.0)
-    effects = transit.waiting.nobody_reads("py-2", 1.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "py-2", None, 0.0)
+    effects = transit.requests.nobody_reads("py-2", 1.0)
     assert [effect for effect in effects if isinstance(effect, Reject)] == []
     assert [effect.until for effect in effects if isinstance(effect, NobodyReads)] == [1.0]
     assert not transit.registry.nodes["py-2"].available
@@ -250,10 +250,10 @@ def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server()
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
     for number in ("1", "2"):
-        transit.waiting.expect(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
-    first = [effect for effect in transit.waiting.nobody_listens("1", 1.0) if isinstance(effect, Reject)]
+        transit.requests.expect(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
+    first = [effect for effect in transit.requests.nobody_listens("1", 1.0) if isinstance(effect, Reject)]
     assert [reject.pending.id for reject in first] == ["1"]
-    (second,) = transit.waiting.nobody_listens("2", 1.0)
+    (second,) = transit.requests.nobody_listens("2", 1.0)
     assert isinstance(second, Reject)
     assert second.undelivered is True
 
@@ -261,7 +261,7 @@ def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server()
 def test_a_node_that_keeps_a_call_waiting_is_probed_in_its_version_and_lost_when_it_is_unreachable() -> None:
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"), ver="4")
-    transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
     assert transit.tick(NODE_PROBE_AFTER_S / 2) == []
     now = NODE_PROBE_AFTER_S
     (probe,) = publishes(transit.tick(now))
@@ -271,7 +271,7 @@ def test_a_node_that_keeps_a_call_waiting_is_probed_in_its_version_and_lost_when
         now += TICK_S
         (probe,) = publishes(transit.tick(now))
         assert (probe.subject, probe.packet) == ("MOL.DISCOVER.js-1", Discover(ver="4", sender="py-1"))
-    transit.waiting.expect(request("posts.find", "py-1", id="2"), "js-1", None, now + 0.1)
+    transit.requests.expect(request("posts.find", "py-1", id="2"), "js-1", None, now + 0.1)
     assert rejected(refuse(transit, [probe], now + 0.2)) == ["1"], "2 has its own answer of the server"
     assert not transit.registry.nodes["js-1"].available
 
@@ -282,7 +282,7 @@ def test_a_call_sent_just_before_its_node_was_killed_fails_within_two_seconds() 
             transit = make_transit()
             meet(transit, "js-1", service_info("posts", "find"))
             start = 10.0 + phase
-            transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", None, start)
+            transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, start)
             killed = start + waited + 0.001
             for now in (10.0 + tick for tick in ticks(10.0)):
                 effects = transit.tick(now)
@@ -295,8 +295,8 @@ def test_a_call_may_wait_longer_when_the_servers_have_changed() -> None:
     for news in ("servers_changed", "resume"):
         transit = make_transit()
         meet(transit, "js-1", service_info("posts", "find"))
-        transit.waiting.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
-        getattr(transit.waiting, news)(0.0)
+        transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
+        getattr(transit.requests, news)(0.0)
         ends = [now for now in ticks(10.0) if rejected(refuse(transit, transit.tick(now), now))]
         assert ends == [NODE_RECONNECT_S]
 
@@ -306,7 +306,7 @@ def frozen() -> tuple[Transit, float]:
     transit = make_transit()
     for node_id in ("js-1", "js-2"):
         meet(transit, node_id, service_info("posts", "find", events=("post.*",)))
-        transit.waiting.expect(request("posts.find", "py-1", id=node_id), node_id, None, 0.0)
+        transit.requests.expect(request("posts.find", "py-1", id=node_id), node_id, None, 0.0)
     for now in ticks(20.0):
         effects = transit.tick(now)
         for effect in effects:
@@ -333,7 +333,7 @@ def test_a_frozen_node_gets_no_new_calls_while_another_offers_the_action() -> No
     transit, now = frozen()
     assert now == NODE_PROBE_AFTER_S + NODE_UNRESPONSIVE_S
     assert choices(transit) == {"js-2"}
-    assert set(transit.waiting.pending) == {"js-1", "js-2"}, "calls that it has may be answered yet"
+    assert set(transit.requests.pending) == {"js-1", "js-2"}, "calls that it has may be answered yet"
     assert transit.registry.find_action("posts.find", "js-1").node_id == "js-1"
     transit.receive("DISCONNECT", Disconnect(ver="5", sender="js-2"), now)
     assert choices(transit) == {"js-1"}, "a last resort"
@@ -373,14 +373,14 @@ def test_a_tick_does_not_look_at_calls_that_have_just_been_made() -> None:
 
     transit = make_transit(requests_pending=1000)
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.waiting.pending = Counted()
+    transit.requests.pending = Counted()
     for number in range(1000):
         since = 0.0 if number < 2 else 10.0
-        transit.waiting.expect(request("posts.find", "py-1", id=str(number)), "js-1", None, since)
+        transit.requests.expect(request("posts.find", "py-1", id=str(number)), "js-1", None, since)
     assert len(publishes(transit.tick(10.0))) == 1
     assert Counted.reads == 3
     for number in range(1000):
-        transit.waiting.take(str(number))
+        transit.requests.take(str(number))
     transit.receive("PONG", Pong(ver="5", sender="js-1", time=0, id="probe:1:10.0:js-1", arrived=0), 10.1)
     assert transit.tick(11.0) == []
 
@@ -388,9 +388,9 @@ def test_a_tick_does_not_look_at_calls_that_have_just_been_made() -> None:
 def test_what_a_replaced_process_was_asked_is_rejected_and_nothing_later() -> None:
     transit = make_transit()
     meet(transit, "js-1", service_info("posts", "find"))
-    transit.waiting.expect(request("posts.find", "py-1", id="before"), "js-1", None, 1.0)
+    transit.requests.expect(request("posts.find", "py-1", id="before"), "js-1", None, 1.0)
     transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 2.0)
-    transit.waiting.expect(request("posts.find", "py-1", id="after"), "js-1", None, 3.0)
+    transit.requests.expect(request("posts.find", "py-1", id="after"), "js-1", None, 3.0)
     same = transit.receive("INFO", info("js-1", service_info("posts", "find"), sequence=3), 4.0)
     assert not [effect for effect in same if isinstance(effect, Reject)], "the same process: it only connected anew"
     other = transit.receive("INFO", info("js-1", service_info("posts", "find"), instance="another"), 5.0)

@@ -133,8 +133,8 @@ def test_a_node_pinned_to_one_version_drops_the_other() -> None:
     (dropped,) = transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 0.0)
     assert isinstance(dropped, Dropped)
     assert "not 4" in dropped.reason
-    assert subjects(transit.announcing.discover()) == [("MOL.DISCOVER", "4")]
-    assert transit.announcing.version_for("nobody") == "4"
+    assert subjects(transit.presence.discover()) == [("MOL.DISCOVER", "4")]
+    assert transit.presence.version_for("nobody") == "4"
 
 
 # Both versions at once
@@ -211,7 +211,7 @@ def test_a_pong_arrives() -> None:
 
 
 def test_a_ping_goes_to_one_node() -> None:
-    publish = make_transit().announcing.ping("js-1", "p", 5)
+    publish = make_transit().presence.ping("js-1", "p", 5)
     assert publish.subject == "MOL.PING.js-1"
     assert publish.packet == Ping(ver="5", sender="py-1", time=5, id="p")
 
@@ -293,7 +293,7 @@ def test_a_stream_to_an_unknown_action_is_refused_once_and_its_rest_is_swallowed
 def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> None:
     transit = make_transit()
     offer(transit, Math())
-    transit.announcing.leave()
+    transit.presence.leave()
     (run,) = transit.receive("REQ", request("math.add"), 0.0)
     assert isinstance(run, RunAction)
     transit.stopping = True
@@ -418,10 +418,10 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
             for node_id in target or nodes:
                 deliver(nodes[node_id].receive(command, effect.packet, 0.0), node_id)  # type: ignore[arg-type]  # a command
 
-    deliver(first.announcing.discover(), "py-1")
+    deliver(first.presence.discover(), "py-1")
     assert first.registry.find_action("math.add").node_id == "py-2"
     call = request("math.add", "py-1", id="1")
-    first.waiting.expect(call, "py-2", "waiter", 0.0)
+    first.requests.expect(call, "py-2", "waiter", 0.0)
     deliver([Publish("MOL.REQ.py-2", call)], "py-1")
     run = next(effect for _, effect in done if isinstance(effect, RunAction))
     answer = second.response(run.request, {}, {})
@@ -429,8 +429,8 @@ def test_two_nodes_find_each_other_call_and_part() -> None:
     deliver([Publish("MOL.RES.py-1", answer)], "py-2")
     settled = next(effect for _, effect in done if isinstance(effect, Settle))
     assert settled.response.data == Raw(b"3")
-    deliver(second.announcing.leave(), "py-2")
-    deliver(second.announcing.disconnect(), "py-2")
+    deliver(second.presence.leave(), "py-2")
+    deliver(second.presence.disconnect(), "py-2")
     assert not first.registry.nodes["py-2"].available
 
 
@@ -441,7 +441,7 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
     for number, command, packet, note in captured(protocol):
         decoded = codec.decode(command, json.dumps(packet).encode())
         if command == "RES":
-            transit.waiting.expect(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
+            transit.requests.expect(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
         effects = transit.receive(command, decoded, float(number))
         assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
         if command == "RES":
