@@ -53,6 +53,7 @@ STREAM_MARK_CHUNKS = 256
 STREAM_MARKS_AHEAD = 4  # …and how many such steps the writer may be ahead: 4 MiB
 STREAM_FLIGHT_BYTES = 4_194_304  # on their way to one node: far below a server's `max_pending` of 64 MiB
 STREAM_PING_AGAIN_S = 2.0  # how soon a loss is noticed: above what a busy node needs for some MiB
+STREAM_OVERTAKEN_S = 1.0  # by how much an answer may come after a later one: a JS node packs them in threads
 STREAM_SETTLED_S = 30.0  # the heartbeat timeout: a node that loses a part later is noticed otherwise, or is gone
 STREAM_BUFFER_BYTES = 67_108_864  # what a writer that cannot be slowed down (JS) may be ahead before we give up
 STREAMS_BUFFER_BYTES = 134_217_728  # the same of all streams of a node together: two such writers

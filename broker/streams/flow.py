@@ -17,6 +17,7 @@ from broker.defaults import (
     STREAM_MARK_BYTES,
     STREAM_MARK_CHUNKS,
     STREAM_MARKS_AHEAD,
+    STREAM_OVERTAKEN_S,
     STREAM_PING_AGAIN_S,
 )
 from broker.errors import MoleculerRetryableError
@@ -31,7 +32,8 @@ class Pace:
     """How much is on its way to one node, in all streams together.
 
     Every node answers a ping when it has received what was sent to it before. So a ping goes out behind each MiB, only
-    some MiB are sent ahead of the answers, and an answer that is missing before another shows that something was lost.
+    some MiB are sent ahead of the answers, and an answer that stays away after a later one shows that something was
+    lost. It may come a little late: a JS node with compression unpacks and packs its packets in threads.
     JS nodes send as fast as they can instead, until the NATS server drops a reader that is too slow.
     """
 
@@ -45,6 +47,8 @@ class Pace:
         self._lost = lost
         self._open: dict[str, tuple[float, int]] = {}
         """When each ping was sent that is not answered yet, and how many bytes before it, the oldest first."""
+        self._overtaken: dict[str, tuple[float, float]] = {}
+        """Pings that a later one overtook: when that one was sent, and when it was answered."""
         self._bytes = 0
         """Behind the last ping."""
         self._in_flight = 0
@@ -67,21 +71,22 @@ class Pace:
     async def settled(self) -> None:
         """Return when the node has received what was sent until now."""
         ping_id = await self._ask()
-        while ping_id in self._open:
+        while ping_id in self._open or self._overtaken:
             await self._changed.wait()
 
     def answered(self, ping_id: str) -> None:
         """A ping was answered."""
+        if self._overtaken.pop(ping_id, None) is not None:
+            self._notify()
         if ping_id not in self._open:
             return
-        sent, oldest = self._open[ping_id][0], next(iter(self._open))
+        now, sent = asyncio.get_running_loop().time(), self._open[ping_id][0]
         for older in list(self._open):
             self._in_flight -= self._open.pop(older)[1]
             if older == ping_id:
                 break
+            self._overtaken[older] = (sent, now)
         self._notify()
-        if oldest != ping_id:
-            self._fail("STREAM_LOST", "that node lost its connection to NATS for a moment. Send it again.", sent)
 
     def stop_asking(self) -> None:
         """Pings cannot be sent to the node, so nothing waits for their answers."""
@@ -95,6 +100,11 @@ class Pace:
     async def tick(self, now: float) -> None:
         """Ask also after less than a MiB; and ask again, as only a later answer shows that one is lost. Call it about
         once a second."""
+        lost = [sent for sent, since in self._overtaken.values() if now - since >= STREAM_OVERTAKEN_S]
+        if lost:
+            self._overtaken.clear()
+            self._notify()
+            self._fail("STREAM_LOST", "that node lost its connection to NATS for a moment. Send it again.", max(lost))
         if now - self._waits_since(now) >= STREAM_IDLE_TIMEOUT_S:
             if self._in_flight >= STREAM_FLIGHT_BYTES:  # a node that may not answer can still be sent a little
                 why = "that node has answered no ping for long. Does it run, may it receive PING and send PONG?"
@@ -122,6 +132,7 @@ class Pace:
 
     def _forget(self) -> None:
         self._open.clear()
+        self._overtaken.clear()
         self._in_flight = self._bytes = 0
         self._notify()
 

@@ -9,6 +9,7 @@ from broker.defaults import (
     STREAM_MARK_BYTES,
     STREAM_MARK_CHUNKS,
     STREAM_MARKS_AHEAD,
+    STREAM_OVERTAKEN_S,
     STREAM_PING_AGAIN_S,
 )
 from broker.errors import MoleculerError
@@ -119,7 +120,7 @@ async def test_some_mb_are_on_their_way_to_a_node_and_no_more() -> None:
     assert node.losses == []
 
 
-async def test_a_ping_that_is_not_answered_before_the_next_shows_a_loss() -> None:
+async def test_a_ping_that_stays_unanswered_after_a_later_one_shows_a_loss() -> None:
     node = Node()
     await node.send()
     before = anyio.current_time()
@@ -127,10 +128,33 @@ async def test_a_ping_that_is_not_answered_before_the_next_shows_a_loss() -> Non
     assert len(node.pings) == 2
     assert node.pace.is_late(before + STREAM_PING_AGAIN_S)
     node.pace.answered(node.pings[1])
+    await node.pace.tick(anyio.current_time())
+    assert node.losses == []
+    await node.pace.tick(anyio.current_time() + STREAM_OVERTAKEN_S)
     ((kind, until),) = node.losses
     assert kind == "STREAM_LOST"
     assert until >= before
     assert not node.pace.is_late(before + 100)
+
+
+async def test_answers_in_another_order_show_no_loss_and_a_stream_settles_with_the_last_of_them() -> None:
+    node = Node()
+    settled: list[bool] = []
+
+    async def settle() -> None:
+        await node.pace.settled()
+        settled.append(True)
+
+    await node.send()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(settle)
+        await anyio.wait_all_tasks_blocked()
+        node.pace.answered(node.pings[1])
+        await anyio.wait_all_tasks_blocked()
+        assert settled == []
+        node.pace.answered(node.pings[0])
+    await node.pace.tick(anyio.current_time() + STREAM_OVERTAKEN_S)
+    assert node.losses == []
 
 
 async def test_a_little_is_asked_for_after_a_while_and_nothing_is_not() -> None:
