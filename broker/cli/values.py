@@ -1,5 +1,7 @@
 """What a person types on a command line, as values. `@FILE` stands for what a file holds, `@-` for standard input."""
 
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ def read_params(text: str | None, pairs: list[str] | None) -> Any:
     """JSON and `key=value` pairs as one value; ABSENT for neither. Raises typer.BadParameter."""
     if text is None and not pairs:
         return ABSENT
-    params = read_json(text, "The parameters") if text is not None else {}
+    params = read_json(text, "The parameters", _as_pair(text)) if text is not None else {}
     if pairs and not isinstance(params, dict):
         raise typer.BadParameter("-p adds to an object, and the parameters given are not an object.")
     for pair in pairs or ():
@@ -37,14 +39,14 @@ def read_object(text: str | None, what: str) -> dict[str, Any] | None:
     return value
 
 
-def read_json(text: str, what: str) -> Any:
-    """Any JSON value, `-` for that of standard input. Raises typer.BadParameter."""
+def read_json(text: str, what: str, hint: str = "") -> Any:
+    """Any JSON value, `-` for that of standard input. Raises typer.BadParameter, with the hint."""
     from_file = text.startswith("@") or text == "-"
     try:
         return msgspec.json.decode(_contents(text.removeprefix("@")) if from_file else text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         place = f" ({_named(text)})" if from_file else ""
-        raise typer.BadParameter(f"{what}{place} must be JSON: {error}") from None
+        raise typer.BadParameter(f"{what}{place} must be JSON: {error}.{hint}") from None
 
 
 def check_input_is_read_once(pairs: list[str] | None, *texts: str | None) -> None:
@@ -52,6 +54,11 @@ def check_input_is_read_once(pairs: list[str] | None, *texts: str | None) -> Non
     named = [*texts, *(pair.partition("=")[2] for pair in pairs or () if pair.endswith("=@-"))]
     if sum(text in _STANDARD_INPUT for text in named) > 1:
         raise typer.BadParameter("Standard input can be read once: name a file for the others.")
+
+
+def _as_pair(text: str) -> str:
+    """The suggestion for a `key=value` without its `-p`."""
+    return f" Did you mean -p {shlex.quote(text)}?" if re.match(r"[\w.$-]+=", text) else ""
 
 
 def _read_value(text: str, key: str) -> Any:

@@ -33,6 +33,13 @@ def test_what_cannot_be_meant_is_refused(text: str | None, pairs: list[str] | No
         read_params(text, pairs)
 
 
+def test_a_pair_in_the_place_of_the_document_is_suggested_with_its_option() -> None:
+    with pytest.raises(typer.BadParameter, match=r"must be JSON: .*\. Did you mean -p 'name=two words'\?"):
+        read_params("name=two words", None)
+    with pytest.raises(typer.BadParameter, match=r"must be JSON: [^?]*\.$"):
+        read_params('{"a=1', None)
+
+
 def test_an_object_is_asked_for_by_its_name() -> None:
     assert read_object(None, "--meta") is None
     assert read_object('{"a": 1}', "--meta") == {"a": 1}
