@@ -12,7 +12,7 @@ import anyio.lowlevel
 import msgspec
 
 from broker import Context, MoleculerError, Service, action, event
-from broker.errors import RequestTimeoutError
+from broker.errors import RequestTimeoutError, ValidationError
 from services.environments_store.config import load_config
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
@@ -277,7 +277,9 @@ class EnvironmentsStore(Service):
 
     def _publish(self, ctx: Context, error: Exception) -> NoReturn:
         """The error hook of every action: what the database said, with its roles, hosts and SQL, goes into the log, and
-        the public text to the caller."""
+        the public text to the caller. Violations found here name caller and action, as those of the broker do."""
+        if isinstance(error, ValidationError) and isinstance(error.data, list):
+            error.data = [{**violation, "nodeID": ctx.node_id, "action": ctx.action} for violation in error.data]
         if isinstance(error, MoleculerError) and (public := getattr(error, "public", None)) is not None:
             if public != error.message and self._is_news(str(error)):
                 self.logger.warning("Action '%s' failed: %s", ctx.action, error)

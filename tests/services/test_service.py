@@ -165,7 +165,9 @@ async def test_params_that_do_not_fit_are_refused_by_name(caller: ServiceBroker)
         with pytest.raises(ValidationError) as caught:
             await ask(caller, action, **params)
         assert (caught.value.code, caught.value.type) == (422, "VALIDATION_ERROR")
-        assert [violation["field"] for violation in caught.value.data] == [field]
+        assert [(violation["field"], violation["nodeID"], violation["action"]) for violation in caught.value.data] == [
+            (field, "caller", f"environments-store.{action}")
+        ]
 
 
 async def test_errors_reach_a_caller_on_another_node_with_their_type_and_data(caller: ServiceBroker) -> None:
