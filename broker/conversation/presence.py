@@ -37,6 +37,7 @@ class Presence:
         registry.local.metadata, registry.local.sequence = identity.metadata, 1
         self._pinned = pinned
         self._active: set[Protocol] = {pinned or PROTOCOLS[0]}
+        self._default: Protocol = PROTOCOLS[0]
         self._sequence = 1
         self._services_changed = False
 
@@ -124,10 +125,15 @@ class Presence:
             self._registry.local.sequence = self._sequence
         return self._packets.info(ver, node_id, self._registry.local.services, self._sequence)
 
+    def asked_in(self, ver: Protocol) -> None:
+        """A node that starts asks in its version. Where no peer needs another one, broadcasts go out in that."""
+        self._default = ver
+
     def met(self, node_id: str, *, new: bool, ready: bool) -> list[Effect]:
         """A node said what it is. The first one of its version: let it know this node, and where others of that version
         may be unknown, find them, and let them know it, too."""
         self._peers.met(node_id)
+        self._default = PROTOCOLS[0]
         versions = set() if self._pinned else self._registry.versions() - self._active
         self._active |= versions
         effects: list[Effect] = []
@@ -150,5 +156,5 @@ class Presence:
     def _broadcast(self, packet: Callable[[Protocol], Publish]) -> list[Effect]:
         """Once per version in use (§2.4)."""
         if not self._pinned:
-            self._active = self._registry.versions() or self._active
+            self._active = self._registry.versions() or {self._default}
         return [packet(ver) for ver in sorted(self._active, reverse=True)]

@@ -55,8 +55,8 @@ class PendingRequests:
         self._liveness = Liveness()
         self._missed: set[str] = set()
         """Nodes that are gone since a request had no responders, but may yet answer what they were asked before."""
-        self._doubts: dict[Id, float] = {}
-        """Requests of which the answer may be lost, and since when."""
+        self._doubts: dict[Id, tuple[float, str]] = {}
+        """Requests of which the answer may be lost, since when, and by what."""
 
     def expect(self, packet: Request, node_id: str | None, waiter: Any, now: float) -> None:
         """A call is about to be sent to a node, or with None to whichever NATS chooses (§5.7).
@@ -193,8 +193,9 @@ class PendingRequests:
         """This node, or the given one, was not connected, so that what was asked until then may have been lost, or its
         answer. Nodes of this kind tell by their answers to the next probes. Others cannot, so their answers are waited
         for as long as the caller wants."""
+        cause = f"Node '{node_id}' reconnected or was started again" if node_id else "The connection to NATS was lost"
         for pending in self._asked_until(until, node_id):
-            self._doubts[pending.id] = now
+            self._doubts[pending.id] = now, cause
 
     def _doubted_at(self, node: KnownNode) -> list[Id] | UnsetType:
         if not self._doubts or SPOKEN not in node.client:
@@ -208,23 +209,22 @@ class PendingRequests:
         for request_id, in_work in requests.items() if isinstance(requests, dict) else ():
             pending = self.pending.get(request_id)
             if pending is not None and pending.node_id == node_id and request_id in self._doubts:
-                self._doubts.pop(request_id)
+                _, cause = self._doubts.pop(request_id)
                 if not in_work:
-                    effects += self._lost(pending)
+                    effects.append(self._lost(pending, cause))
         return effects
 
     def _without_answer(self, now: float) -> list[Effect]:
         """A call without a timeout must not wait for ever for an answer that may be lost."""
-        overdue = [one for one, since in self._doubts.items() if now - since > ANSWER_LOST_S]
-        lost = [self.pending[one] for one in overdue if not self.pending[one].timed]
-        return [effect for pending in lost for effect in self._lost(pending)]
+        overdue = [
+            (self.pending[one], cause) for one, (since, cause) in self._doubts.items() if now - since > ANSWER_LOST_S
+        ]
+        return [self._lost(pending, cause) for pending, cause in overdue if not pending.timed]
 
-    def _lost(self, pending: Pending) -> list[Effect]:
+    def _lost(self, pending: Pending, cause: str) -> Reject:
         self.take(pending.id)
-        error = BrokerDisconnectedError(
-            f"A connection to NATS was lost during the call of '{pending.action}', with the call or its answer."
-        )
-        return [Reject(pending, error)]
+        told = f"{cause} during the call of '{pending.action}', and the call or its answer was lost."
+        return Reject(pending, BrokerDisconnectedError(told))
 
     def began(self, node_id: str, now: float) -> None:
         """A process asked who is there, maybe in the place of another of that id."""

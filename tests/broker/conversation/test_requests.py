@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Raw
 
@@ -395,3 +396,23 @@ def test_what_a_replaced_process_was_asked_is_rejected_and_nothing_later() -> No
     assert not [effect for effect in same if isinstance(effect, Reject)], "the same process: it only connected anew"
     other = transit.receive("INFO", info("js-1", service_info("posts", "find"), instance="another"), 5.0)
     assert [effect.pending.id for effect in other if isinstance(effect, Reject)] == ["before"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "cause"),
+    [(None, "The connection to NATS was lost"), ("py-2", "Node 'py-2' reconnected or was started again")],
+)
+def test_a_call_whose_answer_was_lost_is_rejected_with_what_happened(peer: str | None, cause: str) -> None:
+    transit = make_transit()
+    transit.receive("INFO", msgspec.structs.replace(info("py-2"), client={"protocols": ["5", "4"]}), 0.0)
+    transit.requests.expect(request("posts.find", "py-1", id="1"), "py-2", None, 0.0)
+    if peer is None:
+        transit.requests.doubt(1.0, 1.0)
+    else:
+        transit.receive("DISCOVER", Discover(ver="5", sender=peer), 1.0)
+    (probe,) = publishes(transit.tick(2.0))
+    assert isinstance(probe.packet, Ping)
+    pong = Pong(ver="5", sender="py-2", id=probe.packet.id, requests=dict.fromkeys(probe.packet.requests, False))
+    (lost,) = transit.receive("PONG", pong, 2.1)
+    assert isinstance(lost, Reject)
+    assert str(lost.error) == f"{cause} during the call of 'posts.find', and the call or its answer was lost."
