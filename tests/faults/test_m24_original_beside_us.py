@@ -17,7 +17,6 @@ from tests.support.migrations import (
     BUDGETS,
     INDEX_STATE,
     VALID_INDEX,
-    alters,
     child,
     migrator,
     old_transaction,
@@ -31,6 +30,8 @@ from tests.support.shapes import Lines, make_sqlite, postgres_sql, rows_of_postg
 pytestmark = pytest.mark.anyio
 
 ROUNDS = 6
+PATIENT = msgspec.structs.replace(BUDGETS, lock_timeouts_ms=(120_000,), statement_timeout_s=120)
+"""Our ALTER waits in the server until it gets the table, and does not pause in between."""
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     " AND application_name {} 'environments-store%'"
@@ -95,9 +96,9 @@ async def test_m24_an_original_that_is_first_spares_us_the_column(
     async with old_transaction(postgres_database.url) as transaction, anyio.create_task_group() as group:
         group.start_soon(start)
         await until(lambda: postgres_database.run_sql(ORIGINAL_WAITS) == "1")
-        one = migrator(postgres_database.url, lines)
+        one = migrator(postgres_database.url, lines, PATIENT)
         group.start_soon(one.prepare)
-        await until(lambda: alters(postgres_database) > 0)
+        await until(lambda: postgres_database.run_sql(OURS_WAIT) == "1")
         await transaction.rollback()
     assert outcomes == [{"added": True, "indexed": True}]
     await one.complete()
