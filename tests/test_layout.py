@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     *("__main__", "cli", "__init__", "broker", "calling", "node", "transports", "internals", "middlewares"),
     *("conversation", "streams", "registry", "services", "context", "options", "protocol"),
-    "defaults cancellation masking ids errors",
+    "defaults cancellation logs masking ids errors",
 )
 """From the top down; a room is a folder, or a module of its own."""
 
@@ -31,7 +31,7 @@ LIBRARIES = {
 }
 """The modules that may import a library, by the beginnings of their names."""
 
-PUBLIC = ("broker", "broker.errors", "broker.protocol.members")
+PUBLIC = ("broker", "broker.errors", "broker.logs", "broker.protocol.members")
 """What services may use of the broker besides `broker.cli`, of which their command lines are made."""
 
 

@@ -10,11 +10,11 @@ import anyio
 import typer
 
 from broker.broker import ServiceBroker
-from broker.cli.logs import LogFormat, configure_logs
-from broker.cli.output import encode, print_error, print_note, reader_is_gone
+from broker.cli.output import print_error, print_note, reader_is_gone
 from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S
 from broker.errors import BrokerOptionsError, MoleculerError
+from broker.logs import LogFormat, configure_logs, encode
 from broker.options import default_node_id
 from broker.services.service import Service
 

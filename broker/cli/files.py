@@ -1,6 +1,8 @@
 """Streams from and to files, standard input and standard output; `-` stands for the latter two."""
 
+import codecs
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +12,15 @@ from typing import Any, BinaryIO
 import msgspec
 from anyio import to_thread
 
-from broker.cli.output import encode, is_person, readable
+from broker.cli.output import is_person
 from broker.defaults import STREAM_CHUNK_BYTES
 from broker.errors import MoleculerClientError
+from broker.logs import UNPRINTABLE, encode
 
 STANDARD = "-"
+
+_UNPRINTABLE_IN_TEXT = re.compile(rf"(?![\t\n]|\r\n){UNPRINTABLE.pattern}")
+"""Text of several lines has line breaks and tabs."""
 
 Moved = Callable[[int], None]
 """Called with how many bytes more went by."""
@@ -58,7 +64,7 @@ async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:
     """Bytes as they come, on a terminal as text that is safe to show; other values as JSON, one a line. A new file is
     for its owner alone. Raises MoleculerClientError when that is not possible."""
     with _opened(name, "wb") as file:
-        as_bytes = readable() if name == STANDARD and is_person() else bytes
+        as_bytes = _readable() if name == STANDARD and is_person() else bytes
         async for chunk in stream:
             data = as_bytes(chunk) if isinstance(chunk, bytes | bytearray) else encode(chunk) + b"\n"
             with _explained(name):
@@ -66,6 +72,14 @@ async def write(stream: AsyncIterator[Any], name: str, moved: Moved) -> None:
                 if name == STANDARD:
                     file.flush()
             moved(len(data))
+
+
+def _readable() -> Callable[[bytes | bytearray], bytes]:
+    """A function that makes the bytes of a stream text that is safe to show."""
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    return lambda chunk: _UNPRINTABLE_IN_TEXT.sub(
+        lambda found: ascii(found[0])[1:-1], decoder.decode(bytes(chunk))
+    ).encode()
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.logs import LogFormat
+from broker.logs import LogFormat
 
 DEFAULT_NATS = "nats://127.0.0.1:4222"
 

@@ -1,45 +1,22 @@
-"""Results on standard output: a table for a person, JSON when piped or asked for.
+"""Results on standard output: a table for a person, JSON when piped or asked for. All text is escaped here."""
 
-Peers and databases choose much of the text. Whatever could move a terminal's cursor, begin a line of its own or turn
-the order of characters round is written as an escape, here and in the logs, and nowhere else.
-"""
-
-import codecs
 import io
 import json as standard_json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from broker.logs import encode, escaped, escaped_json
+
 _DASH = "–"
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls (C0, DEL, C1), separators of lines and paragraphs, marks and overrides of direction, lone surrogates."""
-
-_UNPRINTABLE_IN_TEXT = re.compile(rf"(?![\t\n]|\r\n){_UNPRINTABLE.pattern}")
-"""The same, but for what a text of several lines has."""
-
-
-def escaped(text: str) -> str:
-    """Text as one line that is safe to show."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def readable() -> Callable[[bytes | bytearray], bytes]:
-    """A function that makes the bytes of a stream text that is safe to show, line breaks and tabs included."""
-    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-    return lambda chunk: _UNPRINTABLE_IN_TEXT.sub(
-        lambda found: ascii(found[0])[1:-1], decoder.decode(bytes(chunk))
-    ).encode()
 
 
 def use_utf8() -> None:
@@ -78,7 +55,7 @@ def print_value(value: Any, *, json: bool = False) -> None:
         print_json(value)
     else:
         lines = standard_json.dumps(standard_json.loads(encode(value)), indent=2, ensure_ascii=False).split("\n")
-        text = "\n".join(_escaped_in_json(line) for line in lines)
+        text = "\n".join(escaped_json(line) for line in lines)
         Console().print(JSONHighlighter()(Text(text, no_wrap=True)), soft_wrap=True)
 
 
@@ -95,20 +72,6 @@ def print_text(text: str) -> None:
 def print_note(text: str) -> None:
     """One line that is not a result, on standard error."""
     print(escaped(text), file=sys.stderr, flush=True)
-
-
-def encode(value: Any) -> bytes:
-    """A value as JSON that is safe to show; what JSON has no form for is written as text."""
-    try:
-        text = msgspec.json.encode(value, enc_hook=str).decode()
-    except UnicodeEncodeError:  # a lone surrogate
-        text = standard_json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-    return _escaped_in_json(text).encode()
-
-
-def _escaped_in_json(text: str) -> str:
-    """These characters are in strings alone, where the escape means the same."""
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def reader_is_gone() -> None:

@@ -12,9 +12,9 @@ from typing import NoReturn
 import anyio
 
 from broker.broker import ServiceBroker
-from broker.cli.logs import name_node
 from broker.cli.output import print_error, reader_is_gone
 from broker.errors import MoleculerError
+from broker.logs import name_node
 
 logger = logging.getLogger("broker")
 

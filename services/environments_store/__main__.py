@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from broker import ServiceBroker
-from broker.cli.logs import configure_logs
-from broker.cli.output import encode, print_error, use_utf8
+from broker.cli.output import print_error, use_utf8
 from broker.cli.running import serve as serve_until_signal
+from broker.logs import configure_logs, encode
 from services.environments_store.commands.data import add_commands
 from services.environments_store.commands.migrate import app as migration
 from services.environments_store.commands.options import (

@@ -10,11 +10,12 @@ import typer
 from broker.broker import ServiceBroker
 from broker.cli import options
 from broker.cli.client import known_nodes, ping_all, with_broker
-from broker.cli.output import encode, is_person, print_json, print_note, print_rows, print_text, reader_is_gone
+from broker.cli.output import is_person, print_json, print_note, print_rows, print_text, reader_is_gone
 from broker.cli.values import check_input_is_read_once, read_object, read_params
 from broker.context import ABSENT, Context
 from broker.defaults import CLI_KNOWN_WAIT_S
 from broker.ids import new_id
+from broker.logs import encode
 from broker.services.service import Service, event
 
 Name = Annotated[str, typer.Argument(metavar="EVENT", help="The event's name, as in user.created.")]

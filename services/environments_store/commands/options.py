@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from broker import BrokerOptionsError
-from broker.cli.logs import configure_logs
 from broker.cli.output import is_person, print_error
 from broker.cli.running import run
+from broker.logs import configure_logs
 from services.environments_store.config import Config, load_config
 from services.environments_store.errors import ConfigError, OperationError
 

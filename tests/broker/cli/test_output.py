@@ -1,7 +1,6 @@
 """Results are tables for a person and JSON for a program."""
 
 import json
-from datetime import UTC, datetime
 
 import pytest
 
@@ -59,13 +58,6 @@ def test_a_person_is_who_reads_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     for terminal in (True, False):
         monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
         assert output.is_person() is terminal
-
-
-def test_what_has_no_json_form_is_written_as_text() -> None:
-    assert json.loads(output.encode({"at": datetime(2024, 1, 2, tzinfo=UTC), "odd": ValueError("x")})) == {
-        "at": "2024-01-02T00:00:00Z",
-        "odd": "x",
-    }
 
 
 def test_an_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,11 @@
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
-from broker.cli.logs import LogFormat, configure_logs, name_node
+from broker.logs import LogFormat, configure_logs, encode, name_node
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +84,10 @@ def test_what_a_peer_is_called_or_sends_forges_no_line_and_moves_no_cursor(
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="LOUD"):
         configure_logs("loud")
+
+
+def test_what_has_no_json_form_is_written_as_text() -> None:
+    assert json.loads(encode({"at": datetime(2024, 1, 2, tzinfo=UTC), "odd": ValueError("x")})) == {
+        "at": "2024-01-02T00:00:00Z",
+        "odd": "x",
+    }
