@@ -35,7 +35,7 @@ from broker.middlewares.circuit import After
 from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
 from broker.middlewares.event_rate import debounce, throttle
 from broker.middlewares.fallback import fallback
-from broker.middlewares.handler import make_check, make_handler, make_listener
+from broker.middlewares.handler import make_handler, make_listener, make_reader
 from broker.middlewares.hooks import action_hooks, handling_errors
 from broker.middlewares.retry import retrying
 from broker.middlewares.timeout import timeout
@@ -102,11 +102,12 @@ class Chains:
         """The chain of an action of this node. Raises ServiceSchemaError or BrokerOptionsError for a setting that does
         not fit."""
         in_between = self._users_around_actions or bool(definition.settings.get("hooks") or service.hooks)
+        parameters = definition.parameters if in_between else None
         settings = {
             **definition.settings,
             "cache": definition.extra.get("cache"),
             "raw_name": definition.raw_name,
-            "check": make_check(definition, self._codec) if in_between else None,
+            "check": make_reader(parameters, definition.name, self._codec) if parameters else None,
         }
         target = Target(
             name=definition.name,

@@ -11,7 +11,8 @@ import msgspec
 from broker.cancellation import ASKED_ONLY, raise_unasked
 from broker.context import Context, Next
 from broker.errors import first_error
-from broker.protocol.codecs.json import Codec, ValueDecoder, json_text
+from broker.protocol.codecs.json import Codec, json_text
+from broker.services.parameters import Parameters
 from broker.services.schema import ActionDefinition, EventDefinition
 
 
@@ -36,13 +37,14 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
     else:
         decoder = codec.value_decoder(parameters.kind)
         arguments = parameters.arguments
+        read = make_reader(parameters, definition.name, codec)
 
         async def invoke(ctx: Context) -> Any:
             raw = ctx.raw_params
             try:
-                values = arguments(decoder(raw)) if raw is not None else _typed(definition, ctx, decoder)
+                values = arguments(decoder(raw)) if raw is not None else read(ctx)
             except msgspec.ValidationError:
-                values = _typed(definition, ctx, decoder)  # converts what it can, or says all that is wrong
+                values = read(ctx)  # converts what it can, or says all that is wrong
             try:
                 return handler(ctx, **values) if streams else await handler(ctx, **values)
             except asyncio.CancelledError as error:
@@ -81,29 +83,24 @@ def make_listener(definition: EventDefinition) -> Next:
     return handle
 
 
-def make_check(definition: ActionDefinition, codec: Codec) -> Callable[[Context], Any] | None:
-    """A function that raises ValidationError for params that the handler does not take; None when it takes any."""
-    if definition.parameters is None:
-        return None
-    decoder = codec.value_decoder(definition.parameters.kind)
-    return lambda ctx: _typed(definition, ctx, decoder)
+def make_reader(parameters: Parameters, action: str, codec: Codec) -> Callable[[Context], Any]:
+    """A function that gives the arguments of the handler. It raises ValidationError with every violation, the caller
+    and the action in each."""
+    decoder, raw_decoder = codec.value_decoder(parameters.kind), codec.value_decoder(parameters.raw_kind)
 
-
-def _typed(definition: ActionDefinition, ctx: Context, decoder: ValueDecoder) -> dict[str, Any]:
-    """The arguments of the handler. Raises ValidationError with every violation, the caller and the action in each."""
-    parameters = definition.parameters
-    assert parameters is not None
-    raw = ctx.raw_params
-    try:
+    def read(ctx: Context) -> dict[str, Any]:
+        raw = ctx.raw_params
         try:
-            values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
-        except msgspec.ValidationError:
-            if not parameters.converts:
-                raise
-            values = parameters.convert(parameters.converted(ctx.params), json_text)
-    except msgspec.ValidationError as error:
-        failure = parameters.violations(ctx.params, error)
-        for item in failure.data:
-            item |= {"nodeID": ctx.node_id, "action": definition.name}
-        raise failure from None
-    return parameters.arguments(values)
+            try:
+                values = parameters.convert(ctx.params, json_text) if raw is None else decoder(raw)
+            except msgspec.ValidationError:
+                texts = None if raw is None else raw_decoder(raw)
+                values = parameters.convert(parameters.converted(ctx.params, texts), json_text)
+        except msgspec.ValidationError as error:
+            failure = parameters.violations(ctx.params, error)
+            for item in failure.data:
+                item |= {"nodeID": ctx.node_id, "action": action}
+            raise failure from None
+        return parameters.arguments(values)
+
+    return read

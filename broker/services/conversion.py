@@ -1,5 +1,5 @@
-"""Text that stands for a value, as in a request that came over HTTP: read by the published rules of an action, as
-`convert` of fastest-validator, the validator of JS nodes, reads it."""
+"""Values as fastest-validator, the validator of JS nodes, hands them on by the published rules of an action: null takes
+the default, and with `convert` text, as in a request that came over HTTP, stands for a value."""
 
 import math
 from collections.abc import Callable
@@ -35,8 +35,13 @@ def converting(rule: Rule) -> Rule:
 
 def converted(value: Any, rule: Rule) -> Any:
     """The value that the validator hands on; itself where there is nothing to convert, or it cannot be."""
-    convert = _CONVERSIONS.get(rule["type"])
+    convert = (_CONVERSIONS if rule.get("convert") else _CONTAINERS).get(rule["type"])
     return value if value is None or convert is None else convert(value, rule)
+
+
+def _takes_default(value: Any, rule: Rule) -> bool:
+    """Null stands for an absent value, unless the type allows None: JS too keeps null where a rule is `nullable`."""
+    return value is None and bool(rule.get("optional")) and not rule.get("nullable") and rule["type"] != "any"
 
 
 def _number(value: Any, rule: Rule) -> Any:
@@ -67,8 +72,11 @@ def _date(value: Any, _rule: Rule) -> Any:
 
 
 def _array(value: Any, rule: Rule) -> Any:
-    items = value if isinstance(value, list | tuple) else [value]
-    return [converted(item, rule["items"]) for item in items]
+    if not isinstance(value, list | tuple):
+        if not rule.get("convert"):
+            return value
+        value = [value]
+    return [converted(item, rule["items"]) for item in value]
 
 
 def _tuple(value: Any, rule: Rule) -> Any:
@@ -78,10 +86,11 @@ def _tuple(value: Any, rule: Rule) -> Any:
 
 
 def _object(value: Any, rule: Rule) -> Any:
-    properties = rule.get("props", {})
     if not isinstance(value, dict):
         return value
-    return {name: converted(item, properties[name]) if name in properties else item for name, item in value.items()}
+    rules = rule.get("props", {})
+    pairs = ((name, item, rules.get(name, _ANY)) for name, item in value.items())
+    return {name: converted(item, one) for name, item, one in pairs if not _takes_default(item, one)}
 
 
 def _record(value: Any, rule: Rule) -> Any:
@@ -106,13 +115,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "boolean": (bool,),
 }
-_CONVERSIONS: dict[str, Callable[[Any, Rule], Any]] = {
-    "number": _number,
-    "boolean": _boolean,
-    "date": _date,
+_ANY: Rule = {"type": "any"}
+_CONTAINERS: dict[str, Callable[[Any, Rule], Any]] = {
     "array": _array,
     "tuple": _tuple,
     "object": _object,
     "record": _record,
     "multi": _multi,
 }
+_CONVERSIONS = {**_CONTAINERS, "number": _number, "boolean": _boolean, "date": _date}

@@ -54,11 +54,14 @@ class Parameters:
             f"{handler.__qualname__} parameters", fields, kw_only=True, rename=dict(rename) or None
         )
         self.fields = msgspec.structs.fields(self.kind)
-        self._raw = [item.encode_name for item in self.fields if item.type is Raw]
+        raw = [item for item in self.fields if item.type is Raw]
+        self._raw = [item.encode_name for item in raw]
+        self.raw_kind: type[Struct] = msgspec.defstruct(
+            "RawParameters", [(item.name, Raw, Raw()) for item in raw], rename={i.name: i.encode_name for i in raw}
+        )
         self._binary = [item.encode_name for item in self.fields if holds_bytes(item.type)]
-        rules = {item.encode_name: rule_of(types.type_info(item.type)) for item in self.fields}
+        rules = {item.encode_name: _rule(item) for item in self.fields}
         self._rules = {name: converting(rule) if convert else rule for name, rule in rules.items()}
-        self.converts = convert
         self.arguments: Callable[[Struct], dict[str, Any]] = (
             self._with_none if self._nullable else msgspec.structs.asdict
         )
@@ -79,9 +82,14 @@ class Parameters:
         values: Struct = typed(params, self.kind)
         return values
 
-    def converted(self, params: Any) -> Any:
-        """Params that do not fit as they are, with the values that text stands for."""
-        return {name: self._value(name, item) for name, item in params.items()} if isinstance(params, dict) else params
+    def converted(self, params: Any, texts: Struct | None = None) -> Any:
+        """Params that do not fit as they are, as the validator of JS nodes hands them on. `texts`, of `raw_kind`, has
+        the values of Raw parameters as they came."""
+        made = converted(params, {"type": "object", "props": self._rules})
+        for item in msgspec.structs.fields(self.raw_kind) if texts is not None else ():
+            if text := getattr(texts, item.name):
+                made[item.encode_name] = text
+        return made
 
     def violations(self, params: Any, error: Exception) -> ValidationError:
         """Everything wrong with `params`, one item a field (moleculer protocol §6.4)."""
@@ -89,8 +97,9 @@ class Parameters:
         if not isinstance(params, dict | None):
             items.append({"type": "object", "field": "", "message": "The params must be an object."})
         else:
+            read = self.converted(params or {})
             for item in self.fields:
-                items.extend(self._violation(item, params or {}))
+                items.extend(self._violation(item, params or {}, read))
         if not items:
             path, reason = _taken_apart(str(error))
             items.append({"type": "invalid", "field": path.lstrip("."), "message": reason})
@@ -98,40 +107,33 @@ class Parameters:
 
     def describe(self) -> dict[str, Any]:
         """The parameters as a fastest-validator schema, which JS tools show (moleculer protocol §3.2)."""
-        described: dict[str, Any] = {}
-        for item in self.fields:
-            rule = dict(self._rules[item.encode_name])
-            if not item.required:
-                rule["optional"] = True
-                if isinstance(item.default, str | int | float | bool):
-                    rule["default"] = item.default
-            described[item.encode_name] = rule
-        return described
+        return dict(self._rules)
 
-    def _value(self, name: str, value: Any) -> Any:
-        return converted(value, self._rules[name]) if self.converts and name in self._rules else value
-
-    def _violation(self, item: Any, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _violation(self, item: Any, params: Mapping[str, Any], read: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is wrong with the value of one field, which `read` has as the validator of JS nodes hands it on."""
         name = item.encode_name
-        if name not in params:
-            if not item.required:
-                return []
-            return [{"type": "required", "field": name, "message": f"The '{name}' field is required."}]
+        if name not in read:
+            return [_required(name)] if item.required else []
         if item.type is Raw:
             return []
-        given = params[name]
-        value = self._value(name, given)
+        given, value = params[name], read[name]
         try:
             typed(with_bytes(value) if name in self._binary else value, item.type)
         except msgspec.ValidationError as error:
+            if given is None:
+                return [_required(name) | {"actual": None}]
             below, reason = _taken_apart(str(error))
             path = name + below
             message = f"The '{path}' field does not fit: {_lower(reason)}."
             violation = {"type": self._rules[name]["type"], "field": path, "message": message}
-            if isinstance(given, str | int | float | bool | None):
+            if isinstance(given, str | int | float | bool):
                 violation["actual"] = given
             return [violation]
         return []
+
+
+def _required(name: str) -> dict[str, Any]:
+    return {"type": "required", "field": name, "message": f"The '{name}' field is required."}
 
 
 def _parameter_names(handler: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -155,11 +157,20 @@ def _types(handler: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:
         ) from None
 
 
+def _rule(item: Any) -> dict[str, Any]:
+    rule = rule_of(types.type_info(item.type))
+    if not item.required:
+        rule["optional"] = True
+        if isinstance(item.default, str | int | float | bool):
+            rule["default"] = item.default
+    return rule
+
+
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:
     default = parameter.default
     if default is inspect.Parameter.empty:
         return ()
-    if isinstance(default, list | dict | set):
+    if isinstance(default, list | dict | set | Struct):
         return (msgspec.field(default_factory=lambda: copy.deepcopy(default)),)
     return (default,)
 

@@ -35,7 +35,8 @@ def _rule(info: types.Type, outer: tuple[type, ...]) -> Rule:
         case types.TupleType():
             return {"type": "tuple", "items": [_rule(item, outer) for item in info.item_types]}
         case types.LiteralType():
-            return {"type": "enum", "values": list(info.values)}
+            nullable = {"nullable": True} if None in info.values else {}
+            return {"type": "enum", "values": [value for value in info.values if value is not None], **nullable}
         case types.EnumType():
             return {"type": "enum", "values": [member.value for member in info.cls]}
         case types.DictType():

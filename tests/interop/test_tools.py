@@ -98,6 +98,7 @@ ALIKE: list[tuple[dict[str, Any], bool]] = [
     ({"count": 1.5}, False),
     ({"count": "1"}, False),
     ({"count": True}, False),
+    ({"count": None, "gift": None, "color": None, "tags": None, "stock": None, "box": None}, True),
     ({"price": 0.01}, True),
     ({"price": 3}, True),
     ({"price": 0}, False),

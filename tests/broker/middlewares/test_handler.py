@@ -4,12 +4,13 @@ from typing import Any
 
 import anyio
 import pytest
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from broker.context import Context, Next
 from broker.errors import MoleculerClientError, ValidationError
-from broker.middlewares.handler import make_check, make_handler
-from broker.protocol.codecs.json import JSONCodec
+from broker.middlewares.handler import make_handler, make_reader
+from broker.protocol.codecs import make_codec
+from broker.protocol.codecs.json import Codec, JSONCodec
 from broker.protocol.packets import Request
 from broker.services.service import Service, action, define
 
@@ -18,12 +19,27 @@ BROKER: Any = None
 CODEC = JSONCodec()
 
 
+class Place(Struct):
+    number: int = 1
+
+
 class Typed(Service):
     name = "typed"
 
     @action(rename={"first_name": "firstName"})
     async def hello(self, ctx: Context, first_name: str, document: Raw = Raw(b"null")) -> list[Any]:  # noqa: B008 - never changed
         return [first_name, bytes(document)]
+
+    @action
+    async def page(
+        self,
+        ctx: Context,
+        limit: int = 10,
+        after: int | None = 5,
+        place: Place = Place(),  # noqa: B008 - never changed
+        document: Raw = Raw(b"null"),  # noqa: B008 - never changed
+    ) -> list[Any]:
+        return [limit, after, place.number, bytes(document)]
 
     @action
     async def free(self, ctx: Context) -> Any:
@@ -46,13 +62,13 @@ class Typed(Service):
         raise MoleculerClientError("There is no such user.", 404, "NO_SUCH_USER")
 
 
-def bound(name: str) -> Next:
-    return make_handler(define(Typed()).actions[name], CODEC)
+def bound(name: str, serializer: str = "JSON") -> Next:
+    return make_handler(define(Typed()).actions[name], make_codec(serializer, ()))
 
 
-def remote(raw: bytes) -> Context:
+def remote(raw: bytes, codec: Codec = CODEC) -> Context:
     request = Request(sender="js-1", id="1", action="typed.any", params=Raw(raw))
-    return Context.from_request(BROKER, request, CODEC.decode_value, None)
+    return Context.from_request(BROKER, request, codec.decode_value, None)
 
 
 def local(params: Any) -> Context:
@@ -96,13 +112,27 @@ async def test_params_that_were_changed_on_the_way_are_read_as_changed() -> None
     assert await hello(looked_at) == ["Ada", b'{ "a":1}']
 
 
-def test_a_check_reads_the_parameters_without_the_handler() -> None:
-    check = make_check(define(Typed()).actions["typed.hello"], CODEC)
-    assert check is not None
-    check(remote(b'{"firstName":"Ada"}'))
+def test_a_reader_checks_the_parameters_without_the_handler() -> None:
+    parameters = define(Typed()).actions["typed.hello"].parameters
+    assert parameters is not None
+    read = make_reader(parameters, "typed.hello", CODEC)
+    assert read(remote(b'{"firstName":"Ada"}'))["first_name"] == "Ada"
     with pytest.raises(ValidationError):
-        check(remote(b"{}"))
-    assert make_check(define(Typed()).actions["typed.free"], CODEC) is None
+        read(remote(b"{}"))
+
+
+@pytest.mark.parametrize("serializer", ["JSON", "MsgPack", "CBOR"])
+async def test_null_takes_the_default_and_leaves_documents_as_they_came(serializer: str) -> None:
+    handler, codec = bound("typed.page", serializer), make_codec(serializer, ())
+    params = {"limit": None, "after": None, "place": {"number": None}, "document": {"a": [1.5, None]}}
+    expected = [10, None, 1, b'{"a":[1.5,null]}']
+    assert await handler(local(params)) == expected
+    assert await handler(remote(codec.encode_value(params), codec)) == expected
+
+
+async def test_a_document_beside_a_null_keeps_its_bytes() -> None:
+    (*_, document) = await bound("typed.page")(remote(b'{"limit":null,"document":{ "a" : 1.50 }}'))
+    assert document == b'{ "a" : 1.50 }'
 
 
 @pytest.mark.parametrize(("name", "params"), [("together", {}), ("together_typed", {"first_name": "Ada"})])

@@ -49,8 +49,23 @@ NONE = Raw(b"null")
     ],
 )
 def test_values_are_converted_by_their_rule(value: Any, rule: dict[str, Any], expected: Any) -> None:
-    found = converted(value, rule)
+    found = converted(value, converting(rule))
     assert (found, type(found)) == (expected, type(expected))
+
+
+OPTIONAL: dict[str, Any] = {"type": "number", "optional": True}
+
+
+@pytest.mark.parametrize("rule", [OPTIONAL, {**OPTIONAL, "default": 5}, converting(OPTIONAL)])
+def test_null_stands_for_an_absent_value_where_a_type_does_not_allow_it(rule: dict[str, Any]) -> None:
+    props = {"plain": rule, "nullable": {**rule, "nullable": True}, "required": TEXT, "any": {**rule, "type": "any"}}
+    assert converted(dict.fromkeys(props), {"type": "object", "props": props}) == dict.fromkeys(list(props)[1:])
+
+
+def test_without_convert_text_stays_text() -> None:
+    values = {"number": "5", "numbers": ["5"], "one": "5"}
+    props = {"number": NUMBER, "numbers": {"type": "array", "items": NUMBER}, "one": {"type": "array", "items": NUMBER}}
+    assert converted(values, {"type": "object", "props": props}) == values
 
 
 class Place(Struct):
@@ -89,7 +104,6 @@ def parameters(name: str, *, convert: bool = False) -> Parameters:
 )
 def test_an_action_says_itself_whether_it_converts_or_its_broker_does(name: str, convert: bool, converts: bool) -> None:
     made = parameters(name, convert=convert)
-    assert made.converts is converts
     assert made.describe()["count"].get("convert", False) is converts
 
 

@@ -109,6 +109,11 @@ def test_c58_a_value_out_of_its_limits_tells_the_limit_and_the_value() -> None:
     assert "150" in item["message"]
 
 
+def test_a_null_for_a_required_parameter_is_named_as_js_names_it() -> None:
+    (item,) = violations({"name": None, "age": 1, "ifHash": None}).data
+    assert item == {"type": "required", "field": "name", "message": "The 'name' field is required.", "actual": None}
+
+
 def test_violations_use_wire_names() -> None:
     (item,) = violations({"name": "Ada", "age": 1, "ifHash": 5}).data
     assert item["field"] == "ifHash"

@@ -55,6 +55,7 @@ class Pair(Struct, array_like=True):
         (frozenset[int], {"type": "array", "items": {"type": "number", "integer": True}}),
         (tuple[int, str], {"type": "tuple", "items": [{"type": "number", "integer": True}, {"type": "string"}]}),
         (Literal["a", 1], {"type": "enum", "values": [1, "a"]}),
+        (Literal["a", None], {"type": "enum", "values": ["a"], "nullable": True}),
         (Color, {"type": "enum", "values": ["red"]}),
         (dict[str, Any], {"type": "object"}),
         (dict[str, bool], {"type": "record", "value": {"type": "boolean"}}),
