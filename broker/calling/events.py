@@ -74,7 +74,7 @@ class EventSender:
             if group in chosen:
                 listener = choices.choose_on(chosen[group], root)
             else:
-                listener = self._registry.choose_listener(choices, root)
+                listener = choices.choose(root)
                 if listener is not None:
                     chosen[group] = listener.node_id
             if listener is not None and listener.local:

@@ -10,7 +10,8 @@ from broker.conversation.effects import Effect, Publish
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.presence_packets import Identity, PresencePackets
 from broker.protocol.packets import PROTOCOLS, Protocol
-from broker.registry.registry import KnownNode, Registry
+from broker.registry.nodes import KnownNode
+from broker.registry.registry import Registry
 
 
 class Presence:

@@ -21,7 +21,8 @@ from broker.errors import (
 )
 from broker.protocol.packets import PROTOCOLS, Id, Protocol, Request, Response
 from broker.protocol.topics import Topics
-from broker.registry.registry import SPOKEN, Change, KnownNode, Registry
+from broker.registry.nodes import SPOKEN, KnownNode
+from broker.registry.registry import Change, Registry
 
 PROBE = "probe:"
 """Begins the reply ids of liveness probes, and the ids of those that are pings."""

@@ -63,7 +63,8 @@ from broker.protocol.packets import (
 )
 from broker.protocol.topics import Topics, is_token
 from broker.registry.endpoints import EventEndpoint
-from broker.registry.registry import KnownNode, Registry
+from broker.registry.nodes import KnownNode
+from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition
 from broker.streams.buffer import StreamBuffer
 from broker.streams.ordering import STOP, is_part_of_stream

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from broker.registry.endpoints import Endpoint, EndpointList, EventEndpoint
-from broker.registry.registry import KnownNode, Registry, entries
+from broker.registry.nodes import KnownNode
+from broker.registry.registry import Registry, entries
 
 Row = dict[str, Any]
 

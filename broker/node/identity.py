@@ -11,7 +11,7 @@ from broker.errors import BrokerOptionsError, MoleculerError
 from broker.node.network import ip_addresses
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import PROTOCOLS, Protocol
-from broker.registry.registry import SPOKEN
+from broker.registry.nodes import SPOKEN
 from broker.streams.flow import FLOW_CONTROL
 
 

@@ -10,7 +10,8 @@ import anyio
 from broker.ids import new_id
 from broker.node.effects import epoch_ms
 from broker.node.node import Node
-from broker.registry.registry import KnownNode, Registry
+from broker.registry.nodes import KnownNode
+from broker.registry.registry import Registry
 
 
 class Pinging:

@@ -1,49 +1,44 @@
-"""Who offers an action or listens to an event: endpoints and the lists that choose among them (protocol §9)."""
+"""Which nodes offer an action or listen to an event: endpoints, and the lists that choose among them (protocol §9)."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Optional, TypeVar
 
 from broker.context import Context, Next
 from broker.registry.strategies import Strategy
 from broker.services.schema import ActionDefinition, EventDefinition
 
 
+@dataclass(slots=True, eq=False)
 class Endpoint:
     """One action on one node. `action` is set for the own node, `info` is the entry of a peer's INFO."""
 
-    __slots__ = (
-        "action",
-        "available",
-        "chain",
-        "info",
-        "local",
-        "name",
-        "node_id",
-        "offered",
-        "service",
-        "subject",
-        "timeout_s",
-    )
+    group: ClassVar[str] = ""
 
-    def __init__(
-        self, node_id: str, name: str, service: str, info: dict[str, Any], action: ActionDefinition | None = None
-    ) -> None:
-        self.node_id = node_id
-        self.name = name
-        self.service = service
-        self.info = info
-        self.action = action
-        self.local = action is not None
-        self.chain: Next | None = None
-        """What a call to it goes through, made by the first one."""
-        self.subject = ""
-        """Where requests to it are published, filled in by the first one."""
-        self.offered: EndpointList[Endpoint] | None = None
-        """The list that it is in."""
-        self.timeout_s = _timeout_s(info, action)
-        """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
-        self.available = True
-        """False while its circuit breaker keeps calls away."""
+    node_id: str
+    name: str
+    service: str
+    info: dict[str, Any]
+    action: ActionDefinition | None = None
+    chain: Next | None = None
+    """What a call to it goes through, made by the first one."""
+    subject: str = ""
+    """Where requests to it are published, set by the first one."""
+    offered: Optional["EndpointList[Endpoint]"] = None
+    """The list that it is in."""
+    available: bool = True
+    """False while its circuit breaker keeps calls away."""
+    local: bool = field(init=False)
+    timeout_s: float | None = field(init=False)
+    """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
+
+    def __post_init__(self) -> None:
+        self.renew(self)
+
+    @property
+    def key(self) -> str:
+        """What its list is known by."""
+        return self.name
 
     def set_available(self, *, available: bool) -> None:
         """Let calls come, or keep them away."""
@@ -52,143 +47,131 @@ class Endpoint:
             self.offered.changed()
 
     def renew(self, other: "Endpoint") -> None:
-        """The service was announced again: take over what may have changed."""
-        self.info, self.action, self.local = other.info, other.action, other.local
-        self.chain = None
-        self.timeout_s = _timeout_s(other.info, other.action)
+        """Take over what may have changed when the service was announced again."""
+        self.info, self.action, self.local, self.chain = other.info, other.action, other.action is not None, None
+        if other.action is not None:
+            self.timeout_s = other.action.timeout_s
+        else:
+            ms = other.info.get("timeout")
+            self.timeout_s = ms / 1000 if isinstance(ms, int | float) and not isinstance(ms, bool) else None
 
 
-def _timeout_s(info: Mapping[str, Any], action: ActionDefinition | None) -> float | None:
-    if action is not None:
-        return action.timeout_s
-    timeout = info.get("timeout")
-    return timeout / 1000 if isinstance(timeout, int | float) and not isinstance(timeout, bool) else None
-
-
+@dataclass(slots=True, eq=False)
 class EventEndpoint:
     """One event handler on one node. `event` is set for the own node."""
 
-    __slots__ = ("event", "group", "local", "name", "node_id", "offered", "service")
+    available: ClassVar[bool] = True
 
-    available = True
+    node_id: str
+    name: str
+    group: str
+    service: str
+    event: EventDefinition | None = None
+    offered: Optional["EndpointList[EventEndpoint]"] = None
+    """The list that it is in."""
 
-    def __init__(self, node_id: str, name: str, group: str, service: str, event: EventDefinition | None = None) -> None:
-        self.node_id = node_id
-        self.name = name
-        self.group = group
-        self.service = service
-        self.event = event
-        self.local = event is not None
-        self.offered: EndpointList[EventEndpoint] | None = None
-        """The list that it is in."""
+    @property
+    def local(self) -> bool:
+        return self.event is not None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What its list is known by."""
+        return self.name, self.group
 
     def renew(self, other: "EventEndpoint") -> None:
-        """The service was announced again: take over what may have changed."""
-        self.event, self.local = other.event, other.local
+        """Take over what may have changed when the service was announced again."""
+        self.event = other.event
 
 
 E = TypeVar("E", Endpoint, EventEndpoint)
 
 
 class EndpointList(Generic[E]):
-    """The endpoints of one action, or the listeners of one pattern and group, in order of registration.
+    """The endpoints of one action, or the listeners of one pattern and `group`, by node in order of registration.
 
-    Members on the nodes in `last_resort` are chosen when there is no other. Which members can be chosen is worked out
-    after each change, not for each call.
+    Members on the nodes in `last_resort` are chosen when there is no other, and with `prefer_local` those of the own
+    node first (§9.1). Which can be chosen is worked out after each change, not for each call.
     """
 
-    __slots__ = (
-        "_by_node",
-        "_by_service",
-        "_members",
-        "_usable",
-        "_usable_here",
-        "group",
-        "internal",
-        "last_resort",
-        "name",
-        "strategy",
-    )
+    __slots__ = ("_by_node", "_eligible", "group", "internal", "last_resort", "name", "prefer_local", "strategy")
 
-    def __init__(self, name: str, strategy: Strategy, last_resort: Collection[str] = (), group: str = "") -> None:
-        self.name = name
-        self.group = group
-        """Of listeners; actions have none."""
+    def __init__(
+        self,
+        name: str,
+        strategy: Strategy,
+        last_resort: Collection[str] = (),
+        group: str = "",
+        *,
+        prefer_local: bool = True,
+    ) -> None:
+        self.name, self.group, self.strategy = name, group, strategy
+        self.last_resort, self.prefer_local = last_resort, prefer_local
         self.internal = name.startswith("$")
         """Whether only the own node's members are chosen while it has some (§9.1)."""
-        self.strategy = strategy
-        self.last_resort = last_resort
-        self._by_service: dict[tuple[str, str], E] = {}
-        self._by_node: dict[str, list[E]] = {}
-        self._members: list[E] | None = None
-        self._usable: list[E] | None = None
-        self._usable_here: list[E] = []
+        self._by_node: dict[str, dict[str, E]] = {}
+        """The members by node and service."""
+        self._eligible: Sequence[E] | None = None
+        """What the strategy chooses among; None after a change."""
 
-    def __len__(self) -> int:
-        return len(self._by_service)
+    def __bool__(self) -> bool:
+        return bool(self._by_node)
 
     @property
     def members(self) -> Sequence[E]:
         """All of them, usable or not."""
-        if self._members is None:
-            self._members = list(self._by_service.values())
-        return self._members
+        return [member for members in self._by_node.values() for member in members.values()]
 
     def put(self, member: E) -> E:
         """Add, or renew: the same service of the same node keeps its turn, and the state of its breaker (§9.3). Returns
         the member that is in the list."""
-        key = member.node_id, member.service
-        known = self._by_service.get(key)
-        if known is not None:
+        known = self._by_node.setdefault(member.node_id, {}).setdefault(member.service, member)
+        if known is member:
+            member.offered = self
+            self.changed()
+        else:
             known.renew(member)
-            return known
-        self._by_service[key] = member
-        self._by_node.setdefault(member.node_id, []).append(member)
-        member.offered = self
-        self.changed()
-        return member
+        return known
 
     def drop(self, member: E) -> None:
-        """Take out what was put in."""
-        del self._by_service[member.node_id, member.service]
-        others = self._by_node[member.node_id]
-        others.remove(member)
-        if not others:
+        """Take out a member."""
+        members = self._by_node[member.node_id]
+        del members[member.service]
+        if not members:
             del self._by_node[member.node_id]
         self.changed()
 
     def changed(self) -> None:
         """Look at the members again before the next choice."""
-        self._members = self._usable = None
+        self._eligible = None
 
     def of_node(self, node_id: str) -> Sequence[E]:
         """The members of one node, usable or not."""
-        return self._by_node.get(node_id, ())
+        return list(self._by_node.get(node_id, {}).values())
 
     def on_node(self, node_id: str) -> E | None:
         """The usable member of exactly that node."""
-        return next((m for m in self.of_node(node_id) if m.available), None)
+        return next((member for member in self.of_node(node_id) if member.available), None)
 
     def choose_on(self, node_id: str, ctx: Context | None = None) -> E | None:
         """The next usable member of one node by the strategy: several services of a node may share a group (§7.1)."""
-        usable = [m for m in self.of_node(node_id) if m.available]
-        if len(usable) < 2:
-            return usable[0] if usable else None
-        return self.strategy.choose(usable, ctx)
+        usable = [member for member in self.of_node(node_id) if member.available]
+        return self.strategy.choose(usable, ctx) if len(usable) > 1 else next(iter(usable), None)
 
-    def choose(self, prefer_local: bool = True, ctx: Context | None = None) -> E | None:
-        """The next member by the strategy; the own node's first when there is one (§9.1). `ctx` is what the choice is
-        for, as far as it is known."""
-        usable = self._look() if self._usable is None else self._usable
-        if len(usable) < 2:
-            return usable[0] if usable else None
-        if prefer_local and self._usable_here:
-            return self.strategy.choose(self._usable_here, ctx)
-        return self.strategy.choose(usable, ctx)
+    def choose(self, ctx: Context | None = None) -> E | None:
+        """The next usable member by the strategy, for the call or event of `ctx`."""
+        eligible = self._find_eligible() if self._eligible is None else self._eligible
+        if len(eligible) < 2:
+            return eligible[0] if eligible else None
+        return self.strategy.choose(eligible, ctx)
 
-    def _look(self) -> list[E]:
-        members = ([m for m in self.members if m.local] if self.internal else None) or self.members
-        usable = [m for m in members if m.available]
-        usable = [m for m in usable if m.node_id not in self.last_resort] or usable
-        self._usable, self._usable_here = usable, [m for m in usable if m.local]
-        return usable
+    def _find_eligible(self) -> Sequence[E]:
+        members = self.members
+        if self.internal:
+            members = [member for member in members if member.local] or members
+        members = [member for member in members if member.available]
+        members = [member for member in members if member.node_id not in self.last_resort] or members
+        if self.prefer_local:
+            members = [member for member in members if member.local] or members
+        self._eligible = members
+        return members

@@ -108,7 +108,7 @@ async def test_c75_cpu_usage_takes_the_node_whose_heartbeat_tells_the_least(clus
     for node_id, cpu in (("node-a", 90), ("node-b", 50), ("node-c", 70)):
         heartbeat = {"ver": "5", "sender": node_id, "cpu": cpu}
         await stranger.say(cluster.topics.broadcast("HEARTBEAT"), heartbeat)
-    await eventually(lambda: [caller.registry.cpu_of(node_id) for node_id in NODES] == [90, 50, 70])
+    await eventually(lambda: [caller.registry.nodes[node_id].cpu for node_id in NODES] == [90, 50, 70])
     assert {await caller.call("places.idle") for _ in range(5)} == {"node-b"}
 
 
@@ -129,7 +129,10 @@ async def test_c75_latency_pings_all_nodes_once_and_then_one_of_each_host(cluste
     await eventually(lambda: asked() > 3, "pings in turn")
     pong = {"ver": "5", "sender": "far", "time": first["time"] - 5000, "id": first["id"], "arrived": first["time"]}
     await stranger.say(cluster.topics.to_node("PONG", "caller"), pong)
-    latency_of = caller.registry.latency_of
+
+    def latency_of(node_id: str) -> float | None:
+        return caller.registry.latencies.average(caller.registry.nodes[node_id].hostname)
+
     await eventually(lambda: (latency_of("far") or 0) >= 5 and latency_of("near") is not None)
     assert (latency_of("near") or 0) < 1
     assert isinstance(caller.registry.actions["places.here"].strategy, Lowest)

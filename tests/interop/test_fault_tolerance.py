@@ -174,20 +174,24 @@ async def test_c75_a_hash_on_the_border_of_two_slices_belongs_to_the_lower_one(f
 
 
 async def test_c75_cpu_usage_reads_the_heartbeats_of_the_other_language(fleet: Fleet) -> None:
-    await eventually(lambda: None not in map(fleet.py.registry.cpu_of, ("js-b", "py-b")), "heartbeats")
+    nodes = fleet.py.registry.nodes
+    await eventually(lambda: None not in (nodes["js-b"].cpu, nodes["py-b"].cpu), "heartbeats")
     seen_by_js = await fleet.js.run(
         "const cpu = id => broker.registry.nodes.get(id).cpu;"
         "while (cpu('py-b') == null) await new Promise(r => setTimeout(r, 20)); return cpu('py-b');"
     )
     assert isinstance(seen_by_js, int)
-    cpu = {node_id: fleet.py.registry.cpu_of(node_id) for node_id in ("js-b", "py-b")}
-    fleet.py.registry.nodes["js-b"].cpu, fleet.py.registry.nodes["py-b"].cpu = 50, 40
+    cpu = {node_id: nodes[node_id].cpu for node_id in ("js-b", "py-b")}
+    nodes["js-b"].cpu, nodes["py-b"].cpu = 50, 40
     assert await fleet.py.call("where.idle") == "py-b"
     assert all(0 <= (value or 0) <= 100 for value in cpu.values())
 
 
 async def test_c75_latency_is_measured_across_languages(fleet: Fleet) -> None:
-    await eventually(lambda: fleet.py.registry.latency_of("js-b") is not None, "pongs of JS nodes")
+    registry = fleet.py.registry
+    await eventually(
+        lambda: registry.latencies.average(registry.nodes["js-b"].hostname) is not None, "pongs of JS nodes"
+    )
     measured = await fleet.js.run(
         "const strategy = broker.registry.actions.get('where.near').strategy;"
         "while (!strategy.hostAvgLatency.size) {"

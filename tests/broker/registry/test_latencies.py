@@ -1,6 +1,6 @@
 """Averages of the last pings of each host (protocol §9.2)."""
 
-from broker.registry.strategies import Latencies
+from broker.registry.nodes import Latencies
 
 
 def used(collect: int = 3) -> Latencies:

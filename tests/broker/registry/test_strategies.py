@@ -5,20 +5,13 @@ from typing import Any
 import pytest
 
 from broker.errors import BrokerOptionsError
-from broker.registry.strategies import Latencies, Lowest, RoundRobin, Shard, StrategyMaker, Uniform
+from broker.registry.nodes import Latencies
+from broker.registry.strategies import Lowest, RoundRobin, Shard, StrategyMaker, Uniform
 from broker.services.policies import NAMES, announcement, for_info, read_options, strategy_name
 
 
-class Nodes:
-    def cpu_of(self, node_id: str) -> float | None:
-        return 1.0
-
-    def latency_of(self, node_id: str) -> float | None:
-        return 1.0
-
-
 def maker(name: str = "RoundRobin", **options: Any) -> StrategyMaker:
-    return StrategyMaker(Nodes(), Latencies(), name, options)
+    return StrategyMaker({}, Latencies(), name, options)
 
 
 @pytest.mark.parametrize(
@@ -32,13 +25,13 @@ def maker(name: str = "RoundRobin", **options: Any) -> StrategyMaker:
     ],
 )
 def test_c75_names_are_known_in_any_case(name: str, kind: type) -> None:
-    assert isinstance(maker(name).default(), kind)
+    assert isinstance(maker(name).announced({}), kind)
     assert isinstance(maker().announced({"strategy": name}), kind)
 
 
 def test_c75_every_list_has_a_strategy_of_its_own() -> None:
     made = maker()
-    assert made.default() is not made.default()
+    assert made.announced({}) is not made.announced({})
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
@@ -62,7 +55,7 @@ def test_options_of_a_peer_that_make_no_sense_are_left_out(options: Any) -> None
 
 def test_options_of_a_peer_are_in_the_words_and_units_of_js() -> None:
     latencies = Latencies()
-    made = StrategyMaker(Nodes(), latencies, "RoundRobin", {})
+    made = StrategyMaker({}, latencies, "RoundRobin", {})
     made.announced({"strategy": "Latency", "strategyOptions": {"pingInterval": 3, "lowLatency": 20, "sampleCount": 0}})
     assert (latencies.used, latencies.ping_interval_s) == (True, 3)
 
