@@ -183,7 +183,7 @@ class ServiceBroker:
         broadcast_local = hooks(self.options.middlewares, "broadcast_local")
         farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._lifecycle.tell("stopping", self)
-        await self._node.leave()
+        await self._node.leave(self._pinging.reach_all)
         await self._host.stop_all()
         self._chains.breaker.stop()
         if self._node.transport is not None:

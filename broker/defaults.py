@@ -17,7 +17,8 @@ PEERS_STARTING = 100  # nodes that start in the same seconds as this one
 PEERS_STARTING_S = 3.0  # such a node is up long before, or it has failed
 PEERS_GREET_AGAIN_S = 0.5
 ANNOUNCE_DELAY_S = 1.0
-STOP_DELAY_S = 0.1
+STOP_DELAY_S = 0.1  # JS `registry.stopDelay`
+STOP_READ_S = 2.0  # how long a stop waits for busy peers to read of it: live ones need milliseconds
 SHUTDOWN_TIMEOUT_S = 5.0  # JS `tracking.shutdownTimeout`; here always on
 # A killed node is noticed within 2 s: by the next probe (0.5 s), then this run of probes without responders (1.25 s).
 NODE_PROBE_AFTER_S = 0.25  # longer than most calls take: they cost no probe

@@ -129,14 +129,17 @@ class Node:
         for loop in (self._beat, self._look_for_silence, self._announce_changes):
             self.background.start_soon(loop)
 
-    async def leave(self) -> None:
-        """Stop being offered work, and finish what runs (§4.2)."""
+    async def leave(self, reach_all: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+        """Stop being offered work, and finish what runs (§4.2). A peer that has read the announcement sends no request
+        any more, so `reach_all` waits until all have."""
         if self.joining is not None:
             await self.joining.leave()
         if self._may_speak() and not self.transit.presence.hidden:
             await self._balance([])
             await self.perform(self.transit.presence.leave())
-            await anyio.sleep(defaults.STOP_DELAY_S)
+            async with anyio.create_task_group() as waits:
+                waits.start_soon(anyio.sleep, defaults.STOP_DELAY_S)
+                waits.start_soon(reach_all, defaults.STOP_READ_S)
         self.transit.stopping = True
         deadline = anyio.current_time() + self.options.shutdown_timeout
         with anyio.CancelScope(deadline=deadline) as scope:

@@ -20,6 +20,9 @@ class Pinging:
     def __init__(self, node: Node, registry: Registry) -> None:
         self._node = node
         self._registry = registry
+        self._unread: dict[str, set[str]] = {}
+        """By the id of a ping to all: the peers that have not answered it."""
+        self._answered = anyio.Event()
 
     async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
         """See `ServiceBroker.ping`."""
@@ -34,6 +37,20 @@ class Pinging:
             return None
         finally:
             pongs.pop(ping_id, None)
+
+    async def reach_all(self, timeout_s: float) -> None:
+        """Return when every live peer has read what was sent to it until now, as its answer to a ping shows, or after
+        `timeout_s` seconds."""
+        peers = {node.id for node in live_peers(self._registry.nodes.values())} - self._registry.unresponsive
+        if not peers:
+            return
+        ping_id = new_id()
+        self._unread[ping_id] = peers
+        await self._node.perform(self._node.transit.presence.ping_all(ping_id, epoch_ms()))
+        with anyio.move_on_after(timeout_s):
+            while self._unread[ping_id]:
+                await self._answered.wait()
+        del self._unread[ping_id]
 
     def start(self) -> None:
         """Ping all nodes as soon as some strategy asks for latencies, then one of each host, for ever."""
@@ -56,16 +73,25 @@ class Pinging:
                 await self._node.perform([self._node.transit.presence.ping(node_id, new_id(), epoch_ms())])
 
     def on_pong(self, payload: dict[str, Any]) -> None:
+        self._has_read(payload["nodeID"], payload["id"])
         node = self._registry.nodes.get(payload["nodeID"])
         if node is not None and node.hostname is not None:
             self._registry.latencies.record(node.hostname, payload["elapsedTime"] / 1000)
 
     def on_disconnected(self, payload: dict[str, Any]) -> None:
         """When it was the last node of its host, what is known of the host is of no use any more."""
+        for ping_id in self._unread:
+            self._has_read(payload["node"]["id"], ping_id)
         host = payload["node"]["hostname"]
         known = self._registry.latencies.average(host) is not None
         if known and all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
             self._registry.latencies.forget(host)
+
+    def _has_read(self, node_id: str, ping_id: str | None) -> None:
+        if ping_id in self._unread:
+            self._unread[ping_id].discard(node_id)
+            self._answered.set()
+            self._answered = anyio.Event()
 
 
 def live_peers(nodes: Iterable[KnownNode]) -> Iterable[KnownNode]:

@@ -26,7 +26,7 @@ from broker import (
 from broker.context import Next
 from tests.support.cluster import Cluster
 from tests.support.example_services import Echo, Gate, Hearing, Math
-from tests.support.waiting import eventually
+from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -675,7 +675,26 @@ async def test_a_service_that_does_not_stop_cleanly_is_logged(
     assert recorder.notes[-1] == "stopped"
 
 
-async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster) -> None:
+async def test_a_node_that_leaves_serves_until_every_peer_has_read_of_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.defaults.STOP_READ_S", DEADLINE_S)
+    one = await cluster.start_one("one", [Echo()])
+    slow = await cluster.stranger("slow", "INFO", "PING", "RES")
+    await slow.introduce()
+    await eventually(lambda: "slow" in one.registry.nodes)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.stop)
+        ping = await slow.hears("PING")
+        await slow.hears("INFO", lambda info: info["sender"] == "one" and info["services"] == [])
+        for _ in range(3):
+            assert (await slow.ask("one", "echo.where"))["data"] == "one"
+        pong = {"ver": "5", "sender": "slow", "id": ping["id"], "time": ping["time"], "arrived": ping["time"]}
+        await slow.say(cluster.topics.to_node("PONG", "one"), pong)
+
+
+async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.defaults.STOP_READ_S", DEADLINE_S)
     caller = await cluster.start_one("caller")
     nodes = [await cluster.start_one(f"node-{number}", [Echo()]) for number in range(2)]
     answers: dict[str, int] = {}

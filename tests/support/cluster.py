@@ -32,6 +32,7 @@ def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.defaults.DISCOVERY_WAIT_S", 0.04)
     monkeypatch.setattr("broker.defaults.ANNOUNCE_DELAY_S", 0.01)
     monkeypatch.setattr("broker.defaults.STOP_DELAY_S", 0.05)
+    monkeypatch.setattr("broker.defaults.STOP_READ_S", 0.1)
     monkeypatch.setattr("broker.defaults.TICK_S", 0.02)
     monkeypatch.setattr("broker.defaults.ID_PROBE_S", 0.3)
 
