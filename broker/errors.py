@@ -1,25 +1,4 @@
-"""Every error of the broker, as it travels between nodes (moleculer protocol §6).
-
-    MoleculerError                        500  given              what a service raises on purpose
-    ├── MoleculerRetryableError           500  given              …and trying again may help
-    │   ├── MoleculerServerError          500  given
-    │   ├── BrokerDisconnectedError       502  BAD_GATEWAY
-    │   ├── ServiceNotFoundError          404  SERVICE_NOT_FOUND
-    │   ├── ServiceNotAvailableError      404  SERVICE_NOT_AVAILABLE
-    │   ├── RequestTimeoutError           504  REQUEST_TIMEOUT
-    │   ├── RequestRejectedError          503  REQUEST_REJECTED
-    │   └── QueueIsFullError              429  QUEUE_FULL
-    ├── MoleculerClientError              400  given              the caller's mistake
-    │   ├── ValidationError               422  VALIDATION_ERROR
-    │   └── PayloadTooLargeError          413  PAYLOAD_TOO_LARGE
-    ├── RequestSkippedError               514  REQUEST_SKIPPED
-    ├── MaxCallLevelError                 500  MAX_CALL_LEVEL
-    ├── ServiceSchemaError                500  SERVICE_SCHEMA_ERROR
-    ├── BrokerOptionsError                500  BROKER_OPTIONS_ERROR
-    ├── GracefulStopTimeoutError          500  GRACEFUL_STOP_TIMEOUT
-    ├── ProtocolVersionMismatchError      500  PROTOCOL_VERSION_MISMATCH
-    ├── InvalidPacketDataError            500  INVALID_PACKET_DATA
-    └── RemoteError                       as sent: an error class that only the other node knows
+"""Every error of the broker, as it travels between nodes (moleculer protocol §6; the tree of classes is in §6.2).
 
 Class names, codes, types and the `retryable` flags are those of Moleculer JS, so that both sides log the same words.
 """
@@ -42,6 +21,7 @@ class MoleculerError(Exception):
     default_code: ClassVar[int] = 500
     default_type: ClassVar[str | None] = None
     default_retryable: ClassVar[bool] = False
+    _name: str | None = None
 
     def __init__(self, message: Any, code: Any = None, type: str | None = None, data: Any = None) -> None:
         super().__init__(message)
@@ -56,7 +36,7 @@ class MoleculerError(Exception):
     @property
     def name(self) -> str:
         """The class name on the wire."""
-        return type(self).__name__
+        return self._name or type(self).__name__
 
     def __str__(self) -> str:
         return str(self.message)
@@ -81,8 +61,7 @@ class MoleculerClientError(MoleculerError):
 class ValidationError(MoleculerClientError):
     """Parameters do not fit. `data` is a list of `{type, field, message, …}`, one item a violation (§6.4)."""
 
-    default_code = 422
-    default_type = "VALIDATION_ERROR"
+    default_code, default_type = 422, "VALIDATION_ERROR"
 
     def __init__(self, message: Any, type: str | None = None, data: Any = None) -> None:
         super().__init__(message, None, type, data)
@@ -96,8 +75,7 @@ class _MessageError(MoleculerError):
 class PayloadTooLargeError(_MessageError, MoleculerClientError):
     """A packet would be larger than the NATS server takes (`max_payload`). `data`: `{size, limit}` in bytes."""
 
-    default_code = 413
-    default_type = "PAYLOAD_TOO_LARGE"
+    default_code, default_type = 413, "PAYLOAD_TOO_LARGE"
 
 
 class _DataError(MoleculerError):
@@ -111,69 +89,56 @@ class _DataError(MoleculerError):
 
     @classmethod
     def describe(cls, data: dict[str, Any]) -> str:
-        return cls.template.format_map({name: str(data.get(name)) for name in ("action", "nodeID", "level")})
+        fields: dict[str, Any] = {name: data.get(name) for name in ("action", "nodeID", "level")}
+        return cls.template.format(**fields, on_node=f" on '{data['nodeID']}' node" if data.get("nodeID") else "")
 
 
-class _RetryableDataError(_DataError, MoleculerRetryableError):
-    pass
-
-
-class ServiceNotFoundError(_RetryableDataError):
+class ServiceNotFoundError(_DataError, MoleculerRetryableError):
     """No node has ever offered the action. `data`: `{action, nodeID?}` or `{service, version?}`."""
 
-    default_code = 404
-    default_type = "SERVICE_NOT_FOUND"
+    default_code, default_type = 404, "SERVICE_NOT_FOUND"
+    template = "Service '{action}' is not found{on_node}."
 
     @classmethod
     def describe(cls, data: dict[str, Any]) -> str:
-        if data.get("action"):
-            where = f" on '{data['nodeID']}' node" if data.get("nodeID") else ""
-            return f"Service '{data['action']}' is not found{where}."
-        version = f"{data['version']}." if data.get("service") and data.get("version") else ""
-        return f"Service '{version}{data.get('service')}' not found."
+        if not data.get("service"):
+            return super().describe(data)
+        version = f"{data['version']}." if data.get("version") else ""
+        return f"Service '{version}{data['service']}' not found."
 
 
-class ServiceNotAvailableError(_RetryableDataError):
+class ServiceNotAvailableError(_DataError, MoleculerRetryableError):
     """The action is known, but no node offers it now. `data`: `{action, nodeID?}`."""
 
-    default_code = 404
-    default_type = "SERVICE_NOT_AVAILABLE"
-
-    @classmethod
-    def describe(cls, data: dict[str, Any]) -> str:
-        where = f" on '{data['nodeID']}' node" if data.get("nodeID") else ""
-        return f"Service '{data.get('action')}' is not available{where}."
+    default_code, default_type = 404, "SERVICE_NOT_AVAILABLE"
+    template = "Service '{action}' is not available{on_node}."
 
 
-class RequestTimeoutError(_RetryableDataError):
+class RequestTimeoutError(_DataError, MoleculerRetryableError):
     """No answer within the timeout. `data`: `{action, nodeID}`."""
 
-    default_code = 504
-    default_type = "REQUEST_TIMEOUT"
+    default_code, default_type = 504, "REQUEST_TIMEOUT"
     template = "Request is timed out when call '{action}' action on '{nodeID}' node."
 
 
-class RequestRejectedError(_RetryableDataError):
+class RequestRejectedError(_DataError, MoleculerRetryableError):
     """The node that should answer is gone. `data`: `{action, nodeID}`."""
 
-    default_code = 503
-    default_type = "REQUEST_REJECTED"
+    default_code, default_type = 503, "REQUEST_REJECTED"
     template = "Request is rejected when call '{action}' action on '{nodeID}' node."
 
 
-class QueueIsFullError(_RetryableDataError):
+class QueueIsFullError(_DataError, MoleculerRetryableError):
     """A bounded queue has no room. `data`: `{action, nodeID, size, limit}`."""
 
-    default_code = 429
-    default_type = "QUEUE_FULL"
+    default_code, default_type = 429, "QUEUE_FULL"
     template = "Queue is full. Request '{action}' action on '{nodeID}' node is rejected."
 
 
 class RequestSkippedError(_DataError):
     """The time for the whole chain of calls is over, so this call was not made. `data`: `{action, nodeID}`."""
 
-    default_code = 514
-    default_type = "REQUEST_SKIPPED"
+    default_code, default_type = 514, "REQUEST_SKIPPED"
     template = "Calling '{action}' is skipped because timeout reached on '{nodeID}' node."
 
 
@@ -209,16 +174,13 @@ class InvalidPacketDataError(_DataError):
     template = "Invalid packet data."
 
 
-class BrokerDisconnectedError(MoleculerRetryableError):
+class BrokerDisconnectedError(_MessageError, MoleculerRetryableError):
     """The connection to NATS is down."""
 
-    default_code = 502
-    default_type = "BAD_GATEWAY"
+    default_code, default_type = 502, "BAD_GATEWAY"
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(
-            message or "The broker's transporter has disconnected. Please try again when a connection is reestablished."
-        )
+    def __init__(self, message: Any = None, data: Any = None) -> None:
+        super().__init__(message or _DISCONNECTED, data)
 
 
 class ServiceSchemaError(_MessageError):
@@ -241,21 +203,8 @@ class RemoteError(MoleculerError):
         self._name = name
         self.code = code  # kept as sent, also when missing or not a number (§6.1)
 
-    @property
-    def name(self) -> str:
-        return self._name
 
-
-_GIVEN = {
-    kind.__name__: kind
-    for kind in (MoleculerError, MoleculerRetryableError, MoleculerServerError, MoleculerClientError)
-}
-_FROM_DATA = {
-    kind.__name__: kind
-    for kind in (*_DataError.__subclasses__(), *_RetryableDataError.__subclasses__())
-    if kind is not _RetryableDataError
-}
-_MESSAGE_AND_DATA = {kind.__name__: kind for kind in _MessageError.__subclasses__()}
+_DISCONNECTED = "The broker's transporter has disconnected. Please try again when a connection is reestablished."
 
 
 def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -286,15 +235,8 @@ def error_to_wire(error: BaseException, node_id: str) -> dict[str, Any]:
         "retryable": bool(error.retryable),
         "stack": error.stack or _stack(error.name, error.message, error.__traceback__),
     }
-    if error.code is not None:
-        wire["code"] = error.code
-    if error.type is not None:
-        wire["type"] = error.type
-    if error.data is not None:
-        wire["data"] = error.data
-    elif isinstance(error, _DataError):
-        wire["data"] = {}  # JS callers read fields of it without asking (§0.2 fact 4)
-    return wire
+    optional = {"code": error.code, "type": error.type, "data": error.data}
+    return wire | {name: value for name, value in optional.items() if value is not None}
 
 
 def error_from_wire(wire: object, sender: str) -> MoleculerError:
@@ -303,9 +245,7 @@ def error_from_wire(wire: object, sender: str) -> MoleculerError:
     Never raises: a peer that sends `success: false` without a usable error gives a RemoteError that says so.
     """
     if not isinstance(wire, dict):
-        error: MoleculerError = RemoteError("Error", f"The node '{sender}' reported a failure without an error.")
-        error.node_id = sender
-        return error
+        wire = {"message": f"The node '{sender}' reported a failure without an error."}
     error = _recreate(str(wire.get("name") or "Error"), wire)
     error.retryable = bool(wire.get("retryable"))
     error.node_id = str(wire.get("nodeID") or sender)
@@ -315,18 +255,23 @@ def error_from_wire(wire: object, sender: str) -> MoleculerError:
 
 
 def _recreate(name: str, wire: dict[str, Any]) -> MoleculerError:
-    message, code, type_, data = wire.get("message"), wire.get("code"), wire.get("type"), wire.get("data")
-    if name in _GIVEN:
-        return _GIVEN[name](message, code, type_, data)
-    if name == "ValidationError":
-        return ValidationError(message, type_, data)
-    if name in _FROM_DATA and isinstance(data, dict | None):
-        return _FROM_DATA[name](data)
-    if name in _MESSAGE_AND_DATA:
-        return _MESSAGE_AND_DATA[name](message, data)
-    if name == "BrokerDisconnectedError":
-        return BrokerDisconnectedError(str(message))
-    return RemoteError(name, message, code, type_, data)
+    message, code, type_, data = (wire.get(member) for member in ("message", "code", "type", "data"))
+    kind = _KINDS.get(name)
+    if kind is None or (issubclass(kind, _DataError) and not isinstance(data, dict | None)):
+        return RemoteError(name, message, code, type_, data)
+    if issubclass(kind, _DataError):
+        return kind(data)
+    if issubclass(kind, _MessageError):
+        return kind(message, data)
+    return ValidationError(message, type_, data) if kind is ValidationError else kind(message, code, type_, data)
+
+
+_KINDS = {
+    name: kind
+    for name, kind in globals().items()
+    if isinstance(kind, type) and issubclass(kind, MoleculerError) and kind is not RemoteError and name[0] != "_"
+}
+"""The classes that keep their names on the wire."""
 
 
 def _stack(name: str, message: object, traceback: TracebackType | None) -> str:

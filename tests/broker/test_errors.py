@@ -127,6 +127,7 @@ def test_a_service_that_is_not_found_is_named_as_in_js() -> None:
     assert str(ServiceNotFoundError({"action": "a.b"})) == "Service 'a.b' is not found."
     assert str(ServiceNotFoundError({"service": "posts", "version": "v2"})) == "Service 'v2.posts' not found."
     assert str(ServiceNotFoundError({"service": "posts"})) == "Service 'posts' not found."
+    assert str(ServiceNotFoundError({"action": "", "nodeID": "n"})) == "Service '' is not found on 'n' node."
 
 
 def test_the_tree_is_that_of_the_reference() -> None:
