@@ -188,7 +188,7 @@ class ServiceHost:
         self._node.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
         await self._tell("service_started", entry.service)
-        logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' started", full_name)
+        _log(full_name, "started")
 
     async def start_all(self, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         """`$node`, which is listed first (§3.2), then the others, those that a service adds while it starts too."""
@@ -263,6 +263,8 @@ class ServiceHost:
         for event in entry.definition.events:
             del self._handlers[event]
         await self._tell("service_stopped", entry.service)
+        if entry.running:
+            _log(full_name, "stopped")
 
     async def run(self, action: ActionDefinition, ctx: Context) -> Any:
         """Run an action of this node, its middlewares around it."""
@@ -346,3 +348,7 @@ class ServiceHost:
                 f"Settings, metadata or action options of service '{definition.full_name}' have no JSON form: "
                 f"{error.message}"
             ) from error
+
+
+def _log(full_name: str, what: str) -> None:
+    logger.log(logging.DEBUG if full_name.startswith("$") else logging.INFO, "Service '%s' %s", full_name, what)

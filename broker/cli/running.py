@@ -1,6 +1,5 @@
 """A node as a process: started within a time, stopped cleanly by SIGTERM and SIGINT."""
 
-import contextlib
 import importlib.util
 import logging
 import os
@@ -10,11 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import anyio
+from anyio.abc import TaskGroup, TaskStatus
 
 from broker.broker import ServiceBroker
 from broker.cli.output import print_error, reader_is_gone
 from broker.errors import MoleculerError
 from broker.logs import name_node
+from broker.masking import masked_text
+from broker.protocol.packets import PROTOCOLS
 
 logger = logging.getLogger("broker")
 
@@ -39,90 +41,86 @@ def run(main: Callable[[], Awaitable[int]]) -> int:
     return 1
 
 
-async def serve(broker: ServiceBroker, start_timeout: float) -> int:
-    """Start a node, wait for a signal to stop it, stop it. Gives the exit code: 0 after a signal.
+async def serve(broker: ServiceBroker, start_timeout: float, **uses: str) -> int:
+    """Start a node and run it until a signal stops it. Returns the exit code: 0 after a signal; 1 when the node could
+    not start within `start_timeout` seconds or had to stop by itself. A second signal ends the process at once, with 1.
 
-    1 when it could not start within `start_timeout` seconds, when it had to stop by itself, and at once at a second
-    signal; a line says why.
+    The log names what the node is connected to: `uses` adds to that.
     """
     name_node(broker.node_id)
     async with anyio.create_task_group() as tasks:
-        stop = anyio.Event()
-        await tasks.start(_wait_for_signal, stop)
-        code = await _serve_until(broker, stop, start_timeout)
+        stopping = anyio.Event()
+        await tasks.start(_stop_at_a_signal, broker, tasks, stopping)
+        code = 0
+        if await _start(broker, start_timeout, stopping):
+            _log_start(broker, uses)
+            try:
+                await broker.wait_stopped()
+            except MoleculerError as error:
+                print_error(str(error))
+                code = 1
+            finally:
+                await broker.stop()
+        else:
+            code = int(not stopping.is_set())
+        if stopping.is_set():
+            logger.info("The node has stopped")
         tasks.cancel_scope.cancel()
     return code
 
 
-async def _serve_until(broker: ServiceBroker, stop: anyio.Event, start_timeout: float) -> int:
-    if not await _start_unless(broker, stop, start_timeout):
-        return 0 if stop.is_set() else 1
+async def _start(broker: ServiceBroker, timeout: float, stopping: anyio.Event) -> bool:
+    """Whether the node started. A line says why it did not, unless a signal stopped it."""
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_set_when_stopped, broker, stop)
-            await stop.wait()
-            tasks.cancel_scope.cancel()
-    finally:
-        await broker.stop()
-    try:
-        await broker.wait_stopped()
+        with anyio.move_on_after(timeout):
+            await broker.start()
+            return True
     except MoleculerError as error:
-        print_error(str(error))
-        return 1
-    return 0
+        if not stopping.is_set():
+            print_error(str(error))
+    except Exception as error:  # of a service: its traceback is for the author
+        logger.error("The node could not start", exc_info=error)
+    else:
+        print_error(f"The node could not start within {timeout:g} s; the lines above say what it waits for.")
+    return False
 
 
-async def _start_unless(broker: ServiceBroker, stop: anyio.Event, start_timeout: float) -> bool:
-    """Whether the node started before the time was over and before a signal came."""
-    started = False
-
-    async def start() -> None:
-        nonlocal started
-        try:
-            with anyio.fail_after(start_timeout):
-                await broker.start()
-            started = True
-        except TimeoutError:
-            print_error(f"The node could not start within {start_timeout:g} s; the lines above say what it waits for.")
-        finally:
-            tasks.cancel_scope.cancel()
-
-    async def give_up() -> None:
-        await stop.wait()
-        tasks.cancel_scope.cancel()
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(start)
-            tasks.start_soon(give_up)
-    except* MoleculerError as group:
-        print_error(str(group.exceptions[0]))
-    except* Exception as group:  # a service's own; where it comes from is for whoever writes that service
-        logger.error("The node could not start", exc_info=group.exceptions[0])
-    return started
+def _log_start(broker: ServiceBroker, uses: dict[str, str]) -> None:
+    options, services = broker.options, [service["fullName"] for service in broker.registry.local.services]
+    facts = {
+        "namespace": repr(options.namespace),
+        "protocol": options.protocol or " and ".join(sorted(PROTOCOLS)),
+        "NATS": masked_text(str(options.transporter)),
+        "services": ", ".join(name for name in services if not name.startswith("$")),
+        **uses,
+    }
+    logger.info("Node '%s' started; %s", broker.node_id, "; ".join(f"{name}: {fact}" for name, fact in facts.items()))
 
 
-async def _wait_for_signal(stop: anyio.Event, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+async def _stop_at_a_signal(
+    broker: ServiceBroker, tasks: TaskGroup, stopping: anyio.Event, *, task_status: TaskStatus[None]
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
-        async for _ in signals:
-            if stop.is_set():
+        async for number in signals:
+            if stopping.is_set():
                 _exit_at_once()
-            stop.set()
+            stopping.set()
+            logger.info(
+                "%s received; running calls have %g s to end, then the services stop. A second signal ends the process "
+                "at once",
+                number.name,
+                broker.options.shutdown_timeout,
+            )
+            tasks.start_soon(broker.stop)
 
 
 def _exit_at_once() -> NoReturn:
-    """A second signal: wait for nothing any more, neither for services nor for the threads that they have."""
+    """Wait neither for services nor for their threads."""
     print_error("Stopped at once, by a second signal: calls that were running are lost.")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-async def _set_when_stopped(broker: ServiceBroker, stop: anyio.Event) -> None:
-    with contextlib.suppress(MoleculerError):  # asked again, and printed, when everything is closed
-        await broker.wait_stopped()
-    stop.set()
 
 
 def _has_uvloop() -> bool:

@@ -141,6 +141,8 @@ class Node:
                 waits.start_soon(anyio.sleep, defaults.STOP_DELAY_S)
                 waits.start_soon(reach_all, defaults.STOP_READ_S)
         self.transit.stopping = True
+        if self.tracker.count or self.handlers.count:
+            logger.info("Waiting for work in flight: handlers %d, calls %d", self.handlers.count, self.tracker.count)
         deadline = anyio.current_time() + self.options.shutdown_timeout
         with anyio.CancelScope(deadline=deadline) as scope:
             await self.tracker.wait_idle()

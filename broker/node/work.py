@@ -78,6 +78,11 @@ class HandlerTasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    @property
+    def count(self) -> int:
+        """How many are running."""
+        return len(self._tasks)
+
     def start(self, work: Coroutine[Any, Any, None], context: Context) -> bool:
         """Run the work in a task. False when none is started any more."""
         if self._closed:

@@ -24,6 +24,7 @@ from services.environments_store.commands.options import (
 )
 from services.environments_store.config import Config, masked_servers
 from services.environments_store.database.large import return_large_buffers
+from services.environments_store.database.location import masked
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets, StoreLimits
 from services.environments_store.demo import Step, as_json, run_demo
 from services.environments_store.embedded import embedded_server, is_answering, loopback_port
@@ -85,7 +86,8 @@ def serve(
                 server = await stack.enter_async_context(embedded_server(loopback_port(url)))
                 logger.info("Nothing answers at %s: started a NATS server at %s", masked_servers(url), server.url)
                 url = server.url
-            return await serve_until_signal(_node(config, url, start_timeout, create_table), start_timeout)
+            node = _node(config, url, start_timeout, create_table)
+            return await serve_until_signal(node, start_timeout, database=masked(config.database_url))
 
     return_large_buffers()
     run_command(main)

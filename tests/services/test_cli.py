@@ -16,6 +16,7 @@ import anyio.to_thread
 import pytest
 
 from broker import ServiceBroker
+from services.environments_store.database.location import masked
 from services.environments_store.embedded import is_answering
 from tests.conftest import NatsServerFactory
 from tests.support.ports import free_port
@@ -155,7 +156,10 @@ async def test_serve_answers_calls_until_a_signal_stops_it_cleanly(
             assert created.pop("type") == "ADD_CLOUD_ENVIRONMENT"
             assert await caller.call("environments-store.list") == [created]
             assert await stop(process, how) == (0, b"")
-    assert "✅ deletedAt column already exists" in log.read_text()
+    lines = log.read_text()
+    assert "✅ deletedAt column already exists" in lines
+    assert f"NATS: {nats_url}; services: environments-store; database: {masked(database_url)}\n" in lines
+    assert f"{how.name} received" in lines
 
 
 @pytest.mark.anyio

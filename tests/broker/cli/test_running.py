@@ -1,8 +1,10 @@
 """A node as a process: started within a time, stopped cleanly by a signal, its exit code the truth."""
 
 import signal
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
 from broker import ServiceBroker
@@ -24,6 +26,7 @@ class Slow(Service):
 
     @action
     async def hello(self, ctx, seconds: float = 0) -> str:
+        self.logger.info("slow.hello is running")
         await anyio.sleep(seconds)
         return "hello"
 
@@ -82,6 +85,36 @@ async def test_a_signal_stops_the_node_without_loss(
         assert await process.wait() == 0
         assert any("was stopped" in line for line in process.stderr)
         assert process.stdout == []
+
+
+async def test_the_log_names_what_the_node_is_connected_to_and_what_its_stop_waits_for(
+    code: Path, namespace: str, make_nats_server: NatsServerFactory
+) -> None:
+    server = make_nats_server(authorization="{ user: node, password: secret }")
+    url = server.url.replace("://", "://node:secret@")
+    async with (
+        start_python(*command(f"{code}:Slow", url, namespace)) as process,
+        ServiceBroker("caller", namespace=namespace, transporter=url) as caller,
+        anyio.create_task_group() as tasks,
+    ):
+        shown = url.replace("node:secret", "***")
+        await process.line(f"runner/broker: Connected to the NATS server {shown}")
+        await process.line(
+            f"Node 'runner' started; namespace: '{namespace}'; protocol: 4 and 5; NATS: {shown}; services: slow"
+        )
+        await caller.wait_for_services("slow", timeout=60)
+        tasks.start_soon(partial(caller.call, "slow.hello", {"seconds": 2}))
+        await process.line("slow.hello is running")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    last = [line.split(": ", 1)[1] for line in process.stderr if "slow" not in line.split()[2]][-4:]
+    assert last[0].startswith("SIGTERM received; running calls have 5 s to end")
+    assert last[1:] == [
+        "Waiting for work in flight: handlers 1, calls 0",
+        "Service 'slow' stopped",
+        "The node has stopped",
+    ]
+    assert "secret" not in "".join(process.stderr)
 
 
 async def test_a_service_that_cannot_start_is_named_and_gives_exit_code_1(
