@@ -2,9 +2,11 @@
 
 import os
 import platform
+import re
 import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ _ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "i686": "
 
 def health(client: dict[str, Any], ip_list: list[str]) -> dict[str, Any]:
     """The answer of `$node.health`. What the system does not show is None."""
+    now = datetime.now(UTC)
     return {
         "cpu": _cpu(),
         "mem": _memory(),
@@ -28,42 +31,31 @@ def health(client: dict[str, Any], ip_list: list[str]) -> dict[str, Any]:
         "process": _process(),
         "client": client,
         "net": {"ip": ip_list},
-        "time": _time(datetime.now(UTC)),
+        "time": {
+            "now": int(now.timestamp() * 1000),
+            "iso": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "utc": format_datetime(now, usegmt=True),
+        },
     }
 
 
 def _cpu() -> dict[str, Any]:
     load1, load5, load15 = os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
     cores = os.cpu_count() or 1
-    return {
-        "load1": load1,
-        "load5": load5,
-        "load15": load15,
-        "cores": cores,
-        "utilization": min(int(load1 * 100 / cores), 100),
-    }
+    utilization = min(int(load1 * 100 / cores), 100)
+    return {"load1": load1, "load5": load5, "load15": load15, "cores": cores, "utilization": utilization}
 
 
 def _memory() -> dict[str, Any]:
-    free, total = _pages("SC_AVPHYS_PAGES"), _pages("SC_PHYS_PAGES")
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):  # what Node.js calls free
-            free = int(line.split()[1]) * 1024
-    percent = free * 100 / total if free is not None and total else None
-    return {"free": free, "total": total, "percent": percent}
-
-
-def _pages(name: str) -> int | None:
-    try:
-        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+    """Free is what processes can get, as Node.js counts it."""
+    free, total = (_bytes("/proc/meminfo", name) for name in ("MemAvailable", "MemTotal"))
+    return {"free": free, "total": total, "percent": free * 100 / total if free is not None and total else None}
 
 
 def _system() -> dict[str, Any]:
     machine = platform.machine()
     return {
-        "uptime": next((float(line.split()[0]) for line in _lines("/proc/uptime")), time.monotonic()),
+        "uptime": _figure("/proc/uptime", r"([\d.]+)") or time.monotonic(),
         "type": platform.system(),
         "release": platform.release(),
         "hostname": socket.gethostname(),
@@ -78,39 +70,31 @@ def _user() -> dict[str, Any]:
     try:
         import pwd  # not on every system
 
-        entry = pwd.getpwuid(os.getuid())
+        name, _, uid, gid, _, home, shell = pwd.getpwuid(os.getuid())
     except (ImportError, KeyError):
         return {}
-    return {
-        "uid": entry.pw_uid,
-        "gid": entry.pw_gid,
-        "username": entry.pw_name,
-        "homedir": entry.pw_dir,
-        "shell": entry.pw_shell,
-    }
+    return {"uid": uid, "gid": gid, "username": name, "homedir": home, "shell": shell}
 
 
 def _process() -> dict[str, Any]:
     """The heap of JavaScript has no counterpart here. Command lines hold addresses, and those passwords."""
-    resident = next((int(line.split()[1]) * os.sysconf("SC_PAGE_SIZE") for line in _lines("/proc/self/statm")), None)
+    resident = _bytes("/proc/self/status", "VmRSS")
     return {
         "pid": os.getpid(),
-        "memory": {"rss": resident, "heapTotal": None, "heapUsed": None, "external": None, "arrayBuffers": None},
+        "memory": {"rss": resident, **dict.fromkeys(("heapTotal", "heapUsed", "external", "arrayBuffers"))},
         "uptime": time.monotonic() - STARTED,
         "argv": [masked_text(argument) for argument in sys.orig_argv],
     }
 
 
-def _time(now: datetime) -> dict[str, Any]:
-    return {
-        "now": int(now.timestamp() * 1000),
-        "iso": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "utc": format_datetime(now, usegmt=True),
-    }
+def _figure(path: str, pattern: str) -> float | None:
+    """A number in a file that Linux has, and no other system."""
+    with suppress(OSError):
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"))
+        return float(found[1]) if found else None
+    return None
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):
-        return []
+def _bytes(path: str, name: str) -> int | None:
+    kilobytes = _figure(path, rf"{name}:\s+(\d+) kB")
+    return None if kilobytes is None else int(kilobytes) * 1024

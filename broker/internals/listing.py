@@ -1,9 +1,9 @@
 """What a node knows of the cluster, in the shapes that JS tools read (moleculer protocol §10)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from broker.registry.endpoints import Endpoint, EndpointList, EventEndpoint
+from broker.registry.endpoints import EndpointList, EventEndpoint
 from broker.registry.nodes import KnownNode
 from broker.registry.registry import Registry, entries
 
@@ -31,40 +31,51 @@ def list_services(
     grouping: bool = True,
 ) -> list[Row]:
     """Services, those of equal full name as one row when grouped; then actions and events are those of all nodes."""
-    rows: list[Row] = []
-    by_name: dict[str, Row] = {}
-    for node, service in _services(registry, only_local=only_local):
+    rows: dict[Any, Row] = {}
+    nodes = [one for one in registry.nodes.values() if one.available and (one.local or not only_local)]
+    for node, service in [(one, service) for one in nodes for service in one.services]:
         if skip_internal and service["name"].startswith("$"):
             continue
-        row = by_name.get(service["fullName"]) if grouping else None
-        if row is None:
-            row = _service_row(node, service, grouping=grouping)
-            rows.append(row)
-            by_name[service["fullName"]] = row
-        elif node.id not in row["nodes"]:
+        name = service["fullName"]
+        row = rows.setdefault(name if grouping else (node.id, name), _service_row(node, service))
+        if not grouping:
+            row["nodeID"] = node.id
+        elif node.id not in row.setdefault("nodes", []):
             row["nodes"].append(node.id)
         if with_actions:
             row["actions"] = {**_named(service.get("actions")), **row.get("actions", {})}
         if with_events:
-            heard = {name: event for name, event in _named(service.get("events")).items() if not name.startswith("$")}
-            row["events"] = {**heard, **row.get("events", {})}
-    return rows
+            events = {name: event for name, event in _named(service.get("events")).items() if not name.startswith("$")}
+            row["events"] = {**events, **row.get("events", {})}
+    return list(rows.values())
+
+
+def _service_row(node: KnownNode, service: Row) -> Row:
+    version = service.get("version")
+    return {
+        "name": service["name"],
+        **({} if version is None else {"version": version}),
+        "fullName": service["fullName"],
+        "settings": service.get("settings") or {},
+        "metadata": service.get("metadata") or {},
+        "local": node.local,
+        "available": node.available,
+    }
 
 
 def list_actions(registry: Registry, **wanted: bool) -> list[Row]:
     """Every action ever seen, also when no node offers it now."""
-    return _rows(registry, registry.actions.values(), "action", lambda first: first.info, **wanted)
+    return _rows(registry, registry.actions.values(), lambda first: {"action": first.info}, **wanted)
 
 
 def list_events(registry: Registry, **wanted: bool) -> list[Row]:
     """Every pattern and group listened to, also when no node does so now."""
-    return _rows(registry, registry.listeners.values(), "event", lambda first: _event_of(registry, first), **wanted)
+    return _rows(registry, registry.listeners.values(), lambda first: {"event": _event_of(registry, first)}, **wanted)
 
 
 def _rows(
     registry: Registry,
     lists: Iterable[EndpointList[Any]],
-    kind: str,
     announced: Callable[[Any], Row],
     *,
     only_local: bool = False,
@@ -72,51 +83,24 @@ def _rows(
     with_endpoints: bool = False,
     only_available: bool = False,
 ) -> list[Row]:
+    """`state` of an endpoint is false while a circuit breaker keeps calls away; `available` is that of the node."""
     rows: list[Row] = []
     for one in lists:
         members = one.members
-        row: Row = {"name": one.name, **({"group": one.group} if kind == "event" else {}), "count": len(members)}
+        row: Row = {"name": one.name, **({"group": one.group} if one.group else {}), "count": len(members)}
         row["hasLocal"] = any(member.local for member in members)
         row["available"] = any(member.available for member in members)
-        if (skip_internal and one.internal) or (only_local and not row["hasLocal"]):
+        left_out = (skip_internal and one.internal) or (only_local and not row["hasLocal"])
+        if left_out or (only_available and not row["available"]):
             continue
-        if only_available and not row["available"]:
-            continue
-        if members:
-            row[kind] = announced(members[0])
-            if with_endpoints:
-                row["endpoints"] = _endpoints(registry, members)
+        row |= announced(members[0]) if members else {}
+        if with_endpoints and members:
+            row["endpoints"] = [
+                {"nodeID": node_id, "state": state, "available": registry.nodes[node_id].available}
+                for node_id, state in ((member.node_id, member.available) for member in members)
+            ]
         rows.append(row)
     return rows
-
-
-def _services(registry: Registry, *, only_local: bool) -> Iterator[tuple[KnownNode, Row]]:
-    for node in registry.nodes.values():
-        if node.available and (node.local or not only_local):
-            for service in node.services:
-                yield node, service
-
-
-def _service_row(node: KnownNode, service: Row, *, grouping: bool) -> Row:
-    row: Row = {"name": service["name"]}
-    if service.get("version") is not None:
-        row["version"] = service["version"]
-    row |= {
-        "fullName": service["fullName"],
-        "settings": service.get("settings") or {},
-        "metadata": service.get("metadata") or {},
-        "local": node.local,
-        "available": node.available,
-    }
-    return row | ({"nodes": [node.id]} if grouping else {"nodeID": node.id})
-
-
-def _endpoints(registry: Registry, members: Iterable[Endpoint | EventEndpoint]) -> list[Row]:
-    """`state` is false while a circuit breaker keeps calls away; `available` is that of the node."""
-    return [
-        {"nodeID": member.node_id, "state": member.available, "available": registry.nodes[member.node_id].available}
-        for member in members
-    ]
 
 
 def _event_of(registry: Registry, listener: EventEndpoint) -> Row:

@@ -18,20 +18,23 @@ from broker.services.service import Service, action
 
 NAME = "$node"
 
+Rules = Mapping[str, dict[str, Any]]
+"""Parameters in the words of the JS validator, by name."""
 
-def _flag(*, default: bool = False) -> dict[str, Any]:
-    return {"type": "boolean", "optional": True, "convert": True, "default": default}
+
+def _flags(*names: str, default: bool = False) -> Rules:
+    rule = {"type": "boolean", "optional": True, "convert": True, "default": default}
+    return dict.fromkeys(names, rule)
 
 
-_TEXTS = {"type": "multi", "optional": True, "rules": [{"type": "string"}, {"type": "array", "items": "string"}]}
-
-LIST = {"withServices": _flag(), "onlyAvailable": _flag()}
+LIST = _flags("withServices", "onlyAvailable")
 SERVICES = {
-    **{name: _flag() for name in ("onlyLocal", "skipInternal", "withActions", "withEvents", "onlyAvailable")},
-    "grouping": _flag(default=True),
+    **_flags("onlyLocal", "skipInternal", "withActions", "withEvents", "onlyAvailable"),
+    **_flags("grouping", default=True),
 }
-ENDPOINTS = {name: _flag() for name in ("onlyLocal", "skipInternal", "withEndpoints", "onlyAvailable")}
-METRICS = {"types": _TEXTS, "includes": _TEXTS, "excludes": _TEXTS}
+ENDPOINTS = _flags("onlyLocal", "skipInternal", "withEndpoints", "onlyAvailable")
+_TEXTS = {"type": "multi", "optional": True, "rules": [{"type": "string"}, {"type": "array", "items": "string"}]}
+METRICS = dict.fromkeys(("types", "includes", "excludes"), _TEXTS)
 
 # Neither cached nor traced, and published exactly as JS nodes publish theirs.
 _PLAIN: dict[str, Any] = {"cache": False, "tracing": False}
@@ -44,19 +47,19 @@ class NodeService(Service):
 
     @action(name="list", params=LIST, **_PLAIN)
     async def list_nodes(self, ctx: Context) -> list[dict[str, Any]]:
-        return list_nodes(self.broker.registry, **_flags(ctx, LIST))
+        return list_nodes(self.broker.registry, **_checked(ctx, LIST))
 
     @action(name="services", params=SERVICES, **_PLAIN)
     async def list_services(self, ctx: Context) -> list[dict[str, Any]]:
-        return list_services(self.broker.registry, **_flags(ctx, SERVICES))
+        return list_services(self.broker.registry, **_checked(ctx, SERVICES))
 
     @action(name="actions", params=ENDPOINTS, **_PLAIN)
     async def list_actions(self, ctx: Context) -> list[dict[str, Any]]:
-        return list_actions(self.broker.registry, **_flags(ctx, ENDPOINTS))
+        return list_actions(self.broker.registry, **_checked(ctx, ENDPOINTS))
 
     @action(name="events", params=ENDPOINTS, **_PLAIN)
     async def list_events(self, ctx: Context) -> list[dict[str, Any]]:
-        return list_events(self.broker.registry, **_flags(ctx, ENDPOINTS))
+        return list_events(self.broker.registry, **_checked(ctx, ENDPOINTS))
 
     @action(name="health", **_PLAIN)
     async def health(self, ctx: Context) -> dict[str, Any]:
@@ -69,54 +72,33 @@ class NodeService(Service):
 
     @action(name="metrics", params=METRICS, **_PLAIN)
     async def metrics(self, ctx: Context) -> list[dict[str, Any]]:
-        _check_texts(ctx)
+        _checked(ctx, METRICS)
         raise MoleculerClientError("Metrics feature is disabled", 400, "METRICS_DISABLED")
 
 
-def _flags(ctx: Context, params: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
-    """The booleans of a call as keyword arguments. Raises ValidationError for other values."""
-    given = _given(ctx)
-    flags: dict[str, bool] = {}
-    wrong: list[dict[str, Any]] = []
-    for name, rule in params.items():
-        value = given.get(name)
-        flag = rule["default"] if value is None else converted(value, dict(rule))
-        if isinstance(flag, bool):
-            flags[re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", name)] = flag
-        else:
-            wrong.append(_item(ctx, "boolean", name, value, f"The '{name}' field must be a boolean."))
-    if wrong:
-        raise ValidationError("Parameters validation error!", None, wrong)
-    return flags
-
-
-def _check_texts(ctx: Context) -> None:
-    """Raises ValidationError for a filter that is neither a string nor a list of strings."""
-    wrong = [
-        _item(ctx, "string", name, value, f"The '{name}' field must be a string.")
-        for name, value in _given(ctx).items()
-        if name in METRICS and value is not None and not _is_text_or_texts(value)
-    ]
-    if wrong:
-        raise ValidationError("Parameters validation error!", None, wrong)
-
-
-def _given(ctx: Context) -> dict[str, Any]:
-    """The parameters. Raises ValidationError when they are not an object."""
+def _checked(ctx: Context, rules: Rules) -> dict[str, Any]:
+    """The parameters of a call as keyword arguments. Raises ValidationError, with what a JS node says of each."""
     params = {} if ctx.params is None else ctx.params
-    if not isinstance(params, dict):
-        item = _item(ctx, "object", "", params, "The params must be an object.")
-        raise ValidationError("Parameters validation error!", None, [item])
-    return params
+    values: dict[str, Any] = {}
+    wrong = [] if isinstance(params, dict) else [("object", "", params, "The params must be an object.")]
+    for name, rule in rules.items() if not wrong else ():
+        given = params.get(name)
+        if rule is _TEXTS:
+            kind, fits = "string", _is_text_or_texts(given)
+        else:
+            values[name] = rule["default"] if given is None else converted(given, rule)
+            kind, fits = "boolean", isinstance(values[name], bool)
+        if not fits:
+            wrong.append((kind, name, given, f"The '{name}' field must be a {kind}."))
+    if wrong:
+        where = {"nodeID": ctx.node_id, "action": ctx.action}
+        items = [{"type": kind, "message": text, "field": name, "actual": value} for kind, name, value, text in wrong]
+        raise ValidationError("Parameters validation error!", None, [item | where for item in items])
+    return {re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", name): value for name, value in values.items()}
 
 
 def _is_text_or_texts(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-
-
-def _item(ctx: Context, kind: str, field: str, actual: Any, message: str) -> dict[str, Any]:
-    where = {"nodeID": ctx.node_id, "action": ctx.action}
-    return {"type": kind, "message": message, "field": field, "actual": actual, **where}
+    return isinstance(value, str | None) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def show_options(options: BrokerOptions) -> dict[str, Any]:
@@ -124,24 +106,19 @@ def show_options(options: BrokerOptions) -> dict[str, Any]:
     given = {field.name: getattr(options, field.name) for field in msgspec.structs.fields(options)}
     given["transporter"] = _address(given["transporter"])
     shown: dict[str, Any] = {camel(name): value for name, value in masked(given).items()}
-    shown["nodeID"] = options.node_id
-    shown["requestTimeout"] = options.request_timeout * 1000
-    shown["tracking"] = {"enabled": True, "shutdownTimeout": options.shutdown_timeout * 1000}
-    registry = {name: shown.pop(name) for name in ("strategy", "strategyOptions", "preferLocal") if name in shown}
-    shown["registry"] = registry
-    for name in ("nodeId", "shutdownTimeout"):
-        shown.pop(name, None)
-    return shown
+    del shown["nodeId"], shown["shutdownTimeout"]
+    return shown | {
+        "nodeID": options.node_id,
+        "requestTimeout": options.request_timeout * 1000,
+        "tracking": {"enabled": True, "shutdownTimeout": options.shutdown_timeout * 1000},
+        "registry": {name: shown.pop(name) for name in ("strategy", "strategyOptions", "preferLocal")},
+    }
 
 
 def _address(transporter: Any) -> Any:
-    """As a URL with `://`, so that its password is found. A transport object of the user's own is shown by its kind."""
-    match transporter:
-        case None:
-            return None
-        case str():
-            return ",".join(part if "://" in part else f"nats://{part}" for part in transporter.split(","))
-        case list() | tuple():
-            return [_address(part) for part in transporter]
-        case _:
-            return type(transporter).__name__
+    """With `://`, so that the password in it is found. A transport object of the user's own is shown by its kind."""
+    if isinstance(transporter, str):
+        return ",".join(part if "://" in part else f"nats://{part}" for part in transporter.split(","))
+    if isinstance(transporter, list | tuple):
+        return [_address(part) for part in transporter]
+    return None if transporter is None else type(transporter).__name__
