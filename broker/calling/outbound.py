@@ -34,8 +34,7 @@ from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Request, Response
 from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
-from broker.streams.local import LocalStream
-from broker.streams.reader import Readable, StreamReader
+from broker.streams.reader import LocalStream, Readable, StreamReader
 from broker.streams.source import Source, async_iterator, is_stream
 from broker.streams.writer import StreamWriter
 from broker.transports.base import Transport

@@ -9,7 +9,7 @@ from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
 from broker.registry.endpoints import EventEndpoint
 from broker.services.schema import ActionDefinition
-from broker.streams.buffer import StreamBuffer
+from broker.streams.incoming import AnswerMark, StreamBuffer
 
 
 class Pending(Struct, eq=False):
@@ -62,14 +62,6 @@ class Settle(Struct):
     pending: Pending
     response: Response
     stream: StreamBuffer | None = None
-
-
-@dataclass(slots=True)
-class AnswerMark:
-    """Answer the writer of a stream at the subject `reply` of a chunk: CONTINUE, or STOP when it is not read."""
-
-    reply: str
-    answer: bytes
 
 
 @dataclass(slots=True)

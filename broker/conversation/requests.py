@@ -9,7 +9,6 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import Effect, NobodyReads, Notify, Pending, Publish, Reject, Responsive
-from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.liveness import Liveness, Probe
 from broker.conversation.presence_packets import PresencePackets
 from broker.defaults import ANSWER_LOST_S, NODE_PROBE_AFTER_S, REQUESTS_ASKED
@@ -23,6 +22,7 @@ from broker.protocol.packets import PROTOCOLS, Id, Protocol, Request, Response
 from broker.protocol.topics import Topics
 from broker.registry.nodes import SPOKEN, KnownNode
 from broker.registry.registry import Change, Registry
+from broker.streams.incoming import IncomingStreams
 
 PROBE = "probe:"
 """Begins the reply ids of liveness probes, and the ids of those that are pings."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import (
-    AnswerMark,
     AnswerPing,
     Conflict,
     Dropped,
@@ -21,7 +20,6 @@ from broker.conversation.effects import (
     RunEvent,
     Settle,
 )
-from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.presence import Presence
 from broker.conversation.presence_packets import Identity, PresencePackets
@@ -66,8 +64,8 @@ from broker.registry.endpoints import EventEndpoint
 from broker.registry.nodes import KnownNode
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition
-from broker.streams.buffer import StreamBuffer
-from broker.streams.ordering import STOP, is_part_of_stream
+from broker.streams.incoming import AnswerMark, IncomingStreams, StreamBuffer
+from broker.streams.packets import STOP, is_part_of_stream
 
 
 class Limits(NamedTuple):
@@ -299,15 +297,15 @@ class Transit:
     def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
         if isinstance(packet, Response) and packet.id not in self.requests.pending and not self.streams.has(packet):
             return [AnswerMark(reply, STOP)] if reply else []  # its call has ended
-        opening, stream, effects = self.streams.take(packet, reply, now)
+        opening, stream, answers = self.streams.take(packet, reply, now)
         if isinstance(opening, Request):
             if stream is None:
                 return [self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))]
             stream.action = opening.action
-            return self._begin(opening, now, stream, reply) + effects
+            return self._begin(opening, now, stream, reply) + answers
         if opening is not None:
-            return self._settle(opening, stream) + effects
-        return effects
+            return self._settle(opening, stream) + answers
+        return [*answers]
 
     def _settle(self, opening: Response, stream: StreamBuffer | None) -> list[Effect]:
         """A call is answered with a stream."""

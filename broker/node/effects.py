@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeGuard, assert_never
 import msgspec
 
 from broker.conversation.effects import (
-    AnswerMark,
     AnswerPing,
     Conflict,
     Dropped,
@@ -35,7 +34,7 @@ from broker.errors import (
 )
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Info, Packet, Pong, Response
-from broker.streams.buffer import StreamBuffer
+from broker.streams.incoming import AnswerMark, StreamBuffer
 from broker.streams.outgoing import OutgoingStreams
 from broker.streams.reader import StreamReader
 from broker.streams.writer import Tasks

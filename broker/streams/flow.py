@@ -22,7 +22,7 @@ from broker.defaults import (
 )
 from broker.errors import MoleculerRetryableError
 from broker.ids import new_id
-from broker.streams.ordering import CONTINUE, STOP
+from broker.streams.packets import CONTINUE, STOP
 
 FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO by which a node says that it answers marks."""

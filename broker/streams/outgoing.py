@@ -28,7 +28,7 @@ from broker.protocol.packets import NULL, PROTOCOLS, Command, Packet, Ping, Pong
 from broker.protocol.topics import Topics
 from broker.registry.registry import Registry
 from broker.streams.flow import FLOW_CONTROL, Flow, Pace, Route
-from broker.streams.ordering import OBJECT_MODE, STREAM_ERROR, has_inbox
+from broker.streams.packets import OBJECT_MODE, STREAM_ERROR, has_inbox
 from broker.streams.source import Source
 from broker.streams.writer import MakePacket, StreamWriter, Tasks
 

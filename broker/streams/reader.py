@@ -1,14 +1,15 @@
-"""The reading end of a stream: what a handler or a caller holds, and what a peer cannot overfill."""
+"""The reading end of a stream: what a handler or a caller holds."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Self
 
+from broker.cancellation import ASKED_ONLY
 from broker.errors import RequestTimeoutError
-from broker.streams.buffer import StreamBuffer
-from broker.streams.ordering import CONTINUE, STOP
+from broker.streams.incoming import StreamBuffer
+from broker.streams.packets import CONTINUE, STOP
+from broker.streams.source import close_quietly
 
 
 class Readable:
@@ -21,7 +22,7 @@ class Readable:
         raise NotImplementedError
 
     async def aclose(self) -> None:
-        """Read no further. Twice is quiet."""
+        """Read no further. Calling it again has no effect."""
         raise NotImplementedError
 
     async def read(self) -> bytes:
@@ -52,6 +53,8 @@ class StreamReader(Readable):
         self._answer = answer
         self._loop = asyncio.get_running_loop()
         self._unanswered = 0
+        self._arrived = asyncio.Event()
+        buffer.wake = self._arrived.set
 
     async def __anext__(self) -> Any:
         buffer = self._buffer
@@ -85,24 +88,39 @@ class StreamReader(Readable):
         buffer = self._buffer
         self._unanswered += 1
         answers = self._unanswered
-        if buffer.memory.is_high:
+        if buffer.streams.is_high:
             answers = 0 if buffer.marks else 1
         self._unanswered -= answers
         for _ in range(answers):
             self._answer(buffer.reply, CONTINUE)
 
     async def _wait(self) -> None:
-        waiter = self._loop.create_future()
-        self._buffer.wake = partial(_wake, waiter)
+        self._arrived.clear()
         try:
             async with asyncio.timeout(self._idle_timeout_s or None):
-                await waiter
+                await self._arrived.wait()
         except TimeoutError:
             self._buffer.finish(RequestTimeoutError(self._buffer.about))
+
+
+class LocalStream(Readable):
+    """A stream within one node: items of an iterator, each made what another node would get. Closing it closes the
+    iterator, and `along`, the stream that was sent along with the request that this one answers."""
+
+    def __init__(
+        self, items: AsyncIterator[Any], as_remote: Callable[[Any], Any], along: Readable | None = None
+    ) -> None:
+        self._items = items
+        self._as_remote = as_remote
+        self._along = along
+
+    async def __anext__(self) -> Any:
+        with ASKED_ONLY:
+            return self._as_remote(await anext(self._items))
+
+    async def aclose(self) -> None:
+        try:
+            await close_quietly(self._items)
         finally:
-            self._buffer.wake = None
-
-
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+            if self._along is not None:
+                await self._along.aclose()

@@ -17,7 +17,6 @@ from broker.conversation.effects import (
     RunEvent,
     Settle,
 )
-from broker.conversation.incoming_streams import IncomingStreams
 from broker.conversation.transit import Transit
 from broker.errors import MoleculerError
 from broker.protocol.codecs.json import JSONCodec
@@ -33,6 +32,7 @@ from broker.protocol.packets import (
     Request,
     Response,
 )
+from broker.streams.incoming import IncomingStreams
 from tests.support.transits import (
     Math,
     captured,

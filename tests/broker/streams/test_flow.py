@@ -14,7 +14,7 @@ from broker.defaults import (
 )
 from broker.errors import MoleculerError
 from broker.streams.flow import Fate, Flow, Pace
-from broker.streams.ordering import CONTINUE, STOP
+from broker.streams.packets import CONTINUE, STOP
 from tests.support.routes import make_route
 
 pytestmark = pytest.mark.anyio

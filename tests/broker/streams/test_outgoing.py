@@ -12,8 +12,8 @@ from broker.errors import MoleculerError, RequestRejectedError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Ping, Pong, Request, Response
 from broker.streams.flow import Fate
-from broker.streams.ordering import CONTINUE
 from broker.streams.outgoing import OutgoingStreams
+from broker.streams.packets import CONTINUE
 from broker.streams.source import Source
 from broker.streams.writer import StreamWriter
 from tests.support.transits import info, make_transit, meet

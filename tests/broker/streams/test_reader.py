@@ -9,8 +9,9 @@ import pytest
 
 from broker import MoleculerError, RequestTimeoutError
 from broker.defaults import STREAM_PART_BYTES
-from broker.streams.buffer import StreamBuffer, StreamMemory
-from broker.streams.ordering import CONTINUE, STOP
+from broker.protocol.codecs.json import JSONCodec
+from broker.streams.incoming import IncomingStreams, StreamBuffer
+from broker.streams.packets import CONTINUE, STOP
 from broker.streams.reader import StreamReader
 
 pytestmark = pytest.mark.anyio
@@ -20,8 +21,8 @@ class Side:
     """A stream from the wire, its reader, and what its writer was answered."""
 
     def __init__(self, limit_bytes: int = 1000, idle_timeout_s: float = 30) -> None:
-        self.memory = StreamMemory(limit_bytes)
-        self.buffer = StreamBuffer("a", self.memory, limit_bytes, 0.0, objects=True)
+        self.streams = IncomingStreams("py", 10, limit_bytes, limit_bytes, 60.0, JSONCodec().decode_chunk)
+        self.buffer = StreamBuffer(self.streams, "a", objects=True, touched=0.0)
         self.answers: list[tuple[str, bytes]] = []
         self.reader = StreamReader(
             self.buffer, idle_timeout_s, lambda reply, answer: self.answers.append((reply, answer))
@@ -143,7 +144,7 @@ async def test_the_rest_of_a_stream_of_bytes_can_be_read_at_once() -> None:
 
 async def test_while_much_waits_at_the_node_a_writer_is_answered_when_its_reader_has_caught_up() -> None:
     side = Side()
-    side.memory.is_high = True
+    side.streams.is_high = True
     answers = []
     for marked in (True, False, True, True, False):
         side.feed(b"x", marked=marked)
@@ -151,7 +152,7 @@ async def test_while_much_waits_at_the_node_a_writer_is_answered_when_its_reader
         await anext(side.reader)
         answers.append(len(side.answers))
     assert answers == [0, 0, 0, 1, 1]
-    side.memory.is_high = False
+    side.streams.is_high = False
     side.feed(b"x", marked=True)
     await anext(side.reader)
     assert side.answers == [("writer", CONTINUE)] * 4

@@ -14,7 +14,7 @@ from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Packet, Response
 from broker.streams.flow import Flow
-from broker.streams.ordering import STOP
+from broker.streams.packets import STOP
 from broker.streams.source import Source
 from broker.streams.writer import StreamWriter
 from broker.transports.memory import too_large

@@ -1,19 +1,18 @@
 """Streams that come in: what each packet makes the node do (protocol §8.4)."""
 
+import random
 import tracemalloc
 from typing import Any
 
 import pytest
 from msgspec import UNSET, Raw
 
-from broker.conversation.effects import AnswerMark, Effect
-from broker.conversation.incoming_streams import IncomingStreams
 from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES
 from broker.errors import InvalidPacketDataError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Address, Request, Response
-from broker.streams.buffer import StreamBuffer, StreamOverflowError
-from broker.streams.ordering import CONTINUE, OBJECT_MODE, STOP
+from broker.streams.incoming import AnswerMark, IncomingStreams, StreamBuffer, StreamOverflowError
+from broker.streams.packets import CONTINUE, OBJECT_MODE, STOP
 
 
 def request(sequence: int, *, more: bool = True, params: bytes = b"null", **fields: Any) -> Request:
@@ -38,15 +37,15 @@ class Side:
         self.opened: list[tuple[Request | Response, StreamBuffer]] = []
         self.refused: list[Any] = []
 
-    def take(self, packet: Request | Response, *, reply: str = "", now: float = 0.0) -> list[Effect]:
-        opening, buffer, effects = self.incoming.take(packet, reply, now)
+    def take(self, packet: Request | Response, *, reply: str = "", now: float = 0.0) -> list[AnswerMark]:
+        opening, buffer, answers = self.incoming.take(packet, reply, now)
         if opening is not None and buffer is None:
             self.refused.append(opening.id)
         elif opening is not None and buffer is not None:
             self.opened.append((opening, buffer))
             if not self.accept:
                 buffer.drop()
-        return effects
+        return answers
 
     def chunks(self, number: int = 0) -> list[Any]:
         """What can be read of a stream."""
@@ -59,7 +58,7 @@ class Side:
 
     def waiting(self) -> list[int]:
         """How many packets of each open stream wait for one that is missing."""
-        return [len(buffer._ordered) for buffer in self.incoming.open.values()]
+        return [len(buffer._early) for buffer in self.incoming.open.values()]
 
 
 def overflowed(side: Side) -> bool:
@@ -84,6 +83,24 @@ def test_c67_chunks_are_fed_and_the_end_ends() -> None:
     assert side.chunks() == [b"\1", b"\2"]
     assert isinstance(side.end(), StopAsyncIteration)
     assert not side.incoming.has(request(4))
+
+
+def test_c70_packets_in_any_order_come_out_in_theirs() -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    sequences = list(range(200))
+    random.Random(seed).shuffle(sequences)
+    side = Side(buffer_bytes=100_000)
+    for sequence in sequences:
+        side.take(request(sequence, params=b"%d" % sequence, meta={OBJECT_MODE: True}))
+    assert side.chunks() == list(range(1, 200)), f"seed {seed}"
+
+
+def test_c70_duplicates_are_dropped_whether_read_or_waiting() -> None:
+    side = Side(buffer_bytes=100_000)
+    for sequence in (0, 0, 2, 2, 1, 1, 2, 3):
+        side.take(request(sequence, params=b'"%d"' % sequence))
+    assert (len(side.opened), side.chunks()) == (1, [b"1", b"2", b"3"])
+    assert side.opened[0][1].waiting == 0
 
 
 def test_c70_chunks_that_come_before_the_opening_wait_for_it() -> None:

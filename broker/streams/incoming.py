@@ -1,0 +1,328 @@
+"""Streams on their way in: to which one a packet belongs, in which order packets are due, and what waits to be read
+(protocol §8.4)."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
+
+from msgspec import UNSET, Raw
+
+from broker.defaults import STREAM_MARK_BYTES, STREAM_PART_BYTES, STREAM_SLOWED_BYTES
+from broker.errors import (
+    InvalidPacketDataError,
+    MoleculerError,
+    QueueIsFullError,
+    RequestRejectedError,
+    error_from_wire,
+)
+from broker.protocol.encoding import UNDECODABLE, reason
+from broker.protocol.packets import Address, Id, Request, Response
+from broker.streams.packets import CONTINUE, OBJECT_MODE, STOP, STREAM_ERROR, control, sequence_of, without_control
+
+Direction = Literal["REQ", "RES"]
+
+Key = tuple[Direction, str, Id]
+"""The direction, the sender and the id: only the sender itself may add to its stream."""
+
+
+class StreamOverflowError(MoleculerError):
+    """More of a stream is waiting to be read than this node holds; its writer cannot be slowed down."""
+
+    default_code = 429
+    default_type = "STREAM_OVERFLOW"
+
+    @property
+    def name(self) -> str:
+        return "MoleculerError"
+
+
+class Part(NamedTuple):
+    """What is kept of a packet of a stream: of a chunk nothing else."""
+
+    packet: Request | Response | None
+    """The opening or the end; None for a chunk."""
+    chunk: Raw
+    reply: str
+
+    @property
+    def size(self) -> int:
+        """What it takes to keep it, in bytes."""
+        return STREAM_PART_BYTES + (len(self.chunk) if self.packet is None else 0)
+
+
+@dataclass(eq=False)
+class StreamBuffer:
+    """One stream: its packets in the order of their sequence, and its chunks until they are read, each in at most
+    `limit_bytes`. Once it has ended for its reader, it holds nothing of what still comes."""
+
+    streams: "IncomingStreams"
+    node_id: str
+    objects: bool
+    touched: float
+    action: str = ""
+    opened: bool = False
+    """Whether its opening packet has come: from then on it has a reader, unless it has ended."""
+    end: Exception | None = None
+    """What its reader gets behind the last chunk: StopAsyncIteration, or why the stream is broken."""
+    reply: str = ""
+    """Where its writer learns how far it is read; empty when it does not ask."""
+    marks: int = 0
+    """How many chunks that wait to be read ask for that."""
+    wake: Callable[[], None] | None = None
+    """Called when something has come for the reader."""
+    _next: int = 0
+    _early: dict[int, Part] = field(default_factory=dict)
+    """Packets that wait for an earlier one, by their sequence."""
+    _early_bytes: int = 0
+    _end_is_early: bool = False
+    _chunks: deque[tuple[Any, int, bool]] = field(default_factory=deque)
+    _chunk_bytes: int = 0
+
+    def __len__(self) -> int:
+        """How many chunks can be read."""
+        return len(self._chunks)
+
+    @property
+    def waiting(self) -> int:
+        """What waits to be read, or for a packet that is missing, in bytes."""
+        return self._early_bytes + self._chunk_bytes
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether its writer waits for its reader: it asks how far that is, and is no further ahead than it may be."""
+        return bool(self.reply) and self.waiting <= STREAM_SLOWED_BYTES
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The data of the errors of its reader."""
+        return {"action": self.action, "nodeID": self.node_id}
+
+    def due(self, packet: Request | Response, value: Raw, reply: str) -> Iterator[Part]:
+        """What can be done now that a packet is here: duplicates are dropped, and one that is early waits for those
+        before it. An end that is not early ends the stream also when a packet before it was lost."""
+        sequence = sequence_of(packet)
+        early = sequence > self._next
+        if sequence and packet.stream is True:
+            part = Part(None, value.copy() if early else value, reply)  # without the copy it keeps its whole message
+        else:
+            part = Part(packet, value, reply)
+            if early and self._end_is_early:
+                return  # a stream has one end
+            self._end_is_early = early
+            if sequence and not early:
+                yield part
+                return
+        if sequence < self._next or sequence in self._early:
+            return
+        self._early[sequence] = part
+        self._early_bytes += part.size
+        while (part_due := self._early.pop(self._next, None)) is not None:
+            self._next += 1
+            self._early_bytes -= part_due.size
+            yield part_due
+        if self._early_bytes > self.streams.buffer_bytes:
+            self._overflow("A packet of a stream is missing, and more than {limit} bytes behind it have come.")
+
+    def feed(self, chunk: Any, size: int, reply: str) -> None:
+        """Let the reader have a chunk. With `reply` the writer wants to know when it is read."""
+        if self.end is not None:
+            return
+        self.reply = reply or self.reply
+        size += STREAM_PART_BYTES
+        if self._chunk_bytes + size > self.streams.buffer_bytes:
+            self._overflow(
+                "More than {limit} bytes of a stream wait to be read, so it was given up. Read faster, or let the "
+                "writer send less at a time."
+            )
+            return
+        self._chunk_bytes += size
+        self.marks += bool(reply)
+        self._chunks.append((chunk, size, bool(reply)))
+        self._notify()
+
+    def pop(self) -> tuple[Any, bool]:
+        """The next chunk, and whether the writer wants to know that it is read."""
+        chunk, size, marked = self._chunks.popleft()
+        self._chunk_bytes -= size
+        self.marks -= marked
+        return chunk, marked
+
+    def finish(self, error: Exception | None = None) -> None:
+        """The stream has ended, or with `error`, broken. What came before can still be read."""
+        self._early.clear()
+        self._early_bytes = 0
+        if self.end is None:
+            self.end = error or StopAsyncIteration()
+            self._notify()
+
+    def drop(self, error: Exception | None = None) -> None:
+        """Forget what is not read yet; with `error`, fail, also when the writer is done."""
+        self._chunks.clear()
+        self._chunk_bytes = self.marks = 0
+        if error is not None:
+            self.end = None
+        self.finish(error)
+
+    def _overflow(self, text: str) -> None:
+        limit = self.streams.buffer_bytes
+        self.finish(StreamOverflowError(text.format(limit=limit), data={"limit": limit}))
+
+    def _notify(self) -> None:
+        if self.wake is not None:
+            self.wake()
+
+
+class AnswerMark(NamedTuple):
+    """Answer the writer of a stream at the reply subject of a chunk: CONTINUE, or STOP when it is not read."""
+
+    reply: str
+    answer: bytes
+
+
+class Arrived(NamedTuple):
+    """What follows from a packet of a stream."""
+
+    opening: Request | Response | None
+    """The packet that opens the stream, when that is due now: its action is to run, or its call is answered."""
+    buffer: StreamBuffer | None
+    """The stream that is opened; None when it is one too many."""
+    answers: list[AnswerMark]
+
+
+@dataclass(eq=False)
+class IncomingStreams:
+    """Every stream on its way to this node."""
+
+    node_id: str
+    limit: int
+    """How many may be open at once."""
+    buffer_bytes: int
+    """What may wait of one stream to be read, and as much for a packet that is missing."""
+    total_bytes: int
+    """About what may wait to be read of all of them together, also of those that have ended."""
+    idle_s: float
+    """A stream without a reader is forgotten so long after its last packet."""
+    decode_chunk: Callable[..., Any]
+    open: dict[Key, StreamBuffer] = field(default_factory=dict)
+    is_high: bool = False
+    """Whether so much waits that writers shall stay closer to their readers."""
+    _buffers: WeakSet[StreamBuffer] = field(default_factory=WeakSet)
+    _arrived_bytes: int = 0
+
+    def has(self, packet: Request | Response) -> bool:
+        """Whether a packet belongs to a stream that is open."""
+        return _key(packet) in self.open
+
+    def take(self, packet: Request | Response, reply: str, now: float) -> Arrived:
+        """A packet of a stream has come; `reply` is where its writer wants to know how far it is read."""
+        key = _key(packet)
+        buffer = self.open.get(key)
+        if buffer is None:
+            if len(self.open) >= self.limit:
+                return Arrived(None if sequence_of(packet) else packet, None, [])
+            buffer = StreamBuffer(self, packet.sender, bool(control(packet, OBJECT_MODE)), now)
+            self.open[key] = buffer
+            self._buffers.add(buffer)
+        buffer.touched = now
+        if buffer.end is not None:
+            return Arrived(None, None, self._swallow(key, packet, reply))
+        opening, answers = None, list[AnswerMark]()
+        value = packet.params if isinstance(packet, Request) else packet.data
+        for part in buffer.due(packet, value, reply):
+            if part.packet is None:
+                answers += self._feed(buffer, part)
+            elif sequence_of(part.packet):
+                self._finish(key, _error(part.packet))
+            else:
+                opening, buffer.opened = packet, True
+                packet.meta, packet.headers = without_control(packet.meta), without_control(packet.headers)
+        self._arrived_bytes += len(value)
+        if self._arrived_bytes >= STREAM_MARK_BYTES:
+            self._arrived_bytes = 0
+            self._keep_bound()
+        return Arrived(opening, buffer, answers)
+
+    def overfull(self, action: str) -> QueueIsFullError:
+        """The error for a stream that is one too many."""
+        data = {"action": action, "nodeID": self.node_id, "size": len(self.open), "limit": self.limit}
+        return QueueIsFullError(data)
+
+    def waits_for(self, until: float) -> set[str]:
+        """The nodes from which nothing came since then for a stream that has a reader."""
+        buffers = (one for one in self.open.values() if one.touched <= until)
+        return {one.node_id for one in buffers if one.opened and one.end is None}
+
+    def lose(self, node_id: str | None, error: MoleculerError | None = None, until: float = math.inf) -> None:
+        """A node is gone (None: all are out of reach): what it was sending, until then, breaks off (§4.3)."""
+        for key, buffer in list(self.open.items()):
+            if node_id in (None, buffer.node_id) and buffer.touched <= until:
+                self._finish(key, error or RequestRejectedError(buffer.about))
+
+    def refuse(self, direction: Direction, address: Address, error: MoleculerError) -> None:
+        """A packet that cannot be read: the stream that it belongs to is broken. It stays known, so that what its
+        writer still sends is not kept for its sake."""
+        buffer = self.open.get((direction, address.sender, address.id))
+        if buffer is not None:
+            buffer.finish(error)
+
+    def expire(self, now: float) -> None:
+        """Forget streams without a reader to which nothing was added for long, such as the rest of a refused one."""
+        for key, buffer in list(self.open.items()):
+            if (buffer.end is not None or not buffer.opened) and now - buffer.touched > self.idle_s:
+                del self.open[key]
+
+    def _feed(self, buffer: StreamBuffer, part: Part) -> list[AnswerMark]:
+        try:
+            chunk = self.decode_chunk(part.chunk, objects=buffer.objects) if part.chunk else None
+        except InvalidPacketDataError as error:
+            buffer.finish(error)
+        except UNDECODABLE as error:
+            buffer.finish(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
+        else:
+            if chunk is not None:
+                buffer.feed(chunk, len(chunk) if isinstance(chunk, bytes) else len(part.chunk), part.reply)
+            elif part.reply:  # no value, which a stream cannot hold (§8.3)
+                return [AnswerMark(part.reply, CONTINUE)]
+        return [AnswerMark(part.reply, STOP)] if part.reply and buffer.end is not None else []
+
+    def _keep_bound(self) -> None:
+        """When too much waits at this node, give up the streams that are furthest ahead: first those whose writers
+        cannot be slowed down, and the others when there is twice as much."""
+        limit, waiting = self.total_bytes, sum(buffer.waiting for buffer in self._buffers)
+        self.is_high = waiting > limit / 2
+        for buffer in sorted(self._buffers, key=lambda buffer: (buffer.is_slowed, -buffer.waiting)):
+            if waiting <= limit * (2 if buffer.is_slowed else 1):
+                return
+            waiting -= buffer.waiting
+            text = (
+                f"More than {limit} bytes of streams wait to be read at this node, and most of this one, so it was "
+                "given up. Read faster, or let the writers send less at a time."
+            )
+            buffer.drop(StreamOverflowError(text, data={"limit": limit}))
+
+    def _finish(self, key: Key, error: MoleculerError | None) -> None:
+        buffer = self.open.pop(key, None)  # a peer may send more than one end
+        if buffer is not None:
+            buffer.finish(error)
+
+    def _swallow(self, key: Key, packet: Request | Response, reply: str) -> list[AnswerMark]:
+        """What comes for a stream that is read no further; a writer that can be told learns it."""
+        if packet.stream is True:
+            return [AnswerMark(reply, STOP)] if reply else []
+        del self.open[key]
+        return []
+
+
+def _key(packet: Request | Response) -> Key:
+    return ("REQ" if isinstance(packet, Request) else "RES", packet.sender, packet.id)
+
+
+def _error(end: Request | Response) -> MoleculerError | None:
+    """What broke a stream, told by its last packet."""
+    if isinstance(end, Response):
+        return None if end.success else error_from_wire(None if end.error is UNSET else end.error, end.sender)
+    broken = control(end, STREAM_ERROR)
+    return error_from_wire(broken, end.sender) if broken else None
