@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -36,10 +37,9 @@ from broker.errors import (
 )
 from broker.internals.health import STARTED
 from broker.internals.service import NodeService
-from broker.middlewares.base import check_middlewares, compose, hooks
+from broker.middlewares.base import check_middlewares, compose, hooks, run_hooks
 from broker.middlewares.cacher import make_cacher
 from broker.middlewares.chains import Chains
-from broker.middlewares.lifecycle import Lifecycle
 from broker.node.identity import make_identity
 from broker.node.node import Node
 from broker.node.pinging import Pinging
@@ -103,8 +103,8 @@ class ServiceBroker:
         self.cacher = make_cacher(self.options.cacher)
         """The memory cacher, to `clean` it when what it holds is old; None when there is none."""
         self._chains = Chains(self.options, self.registry, self._codec, self.cacher, node.after, self._tell_everybody)
-        self._lifecycle = Lifecycle(self.options.middlewares)
-        self._host = ServiceHost(self.registry, node, self._codec, self._chains, self._lifecycle.tell)
+        self._run_hooks = partial(run_hooks, self.options.middlewares)
+        self._host = ServiceHost(self.registry, node, self._codec, self._chains, self._run_hooks)
         self._serving = InboundWork(self, node, transit, self._codec, self._host)
         self._calls = OutboundCalls(
             self, self.options, node, transit, self.registry, self._codec, self._host, self._chains
@@ -122,7 +122,8 @@ class ServiceBroker:
         self._starting = Interruptible()
         for service in [NodeService(), *services] if self.options.internal_services else services:
             self._adopt(service)
-        self._lifecycle.created(self)
+        for hook in hooks(self.options.middlewares, "created"):
+            hook(self)
 
     # Life
 
@@ -148,7 +149,7 @@ class ServiceBroker:
 
     async def _start(self) -> None:
         await self._node.open(self._serving)
-        await self._lifecycle.tell("starting", self)
+        await self._run_hooks("starting", self)
         await self._node.join()
         await self._host.start_all(self.wait_for_services)
         if self._state != "starting":
@@ -156,7 +157,7 @@ class ServiceBroker:
         self._state = "started"
         self._pinging.start()
         self._events.fire("$broker.started", {})
-        await self._lifecycle.tell("started", self)
+        await self._run_hooks("started", self)
 
     async def stop(self) -> None:
         """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet.
@@ -182,7 +183,7 @@ class ServiceBroker:
             await self._starting.end()
         broadcast_local = hooks(self.options.middlewares, "broadcast_local")
         farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
-        await self._lifecycle.tell("stopping", self)
+        await self._run_hooks("stopping", self)
         await self._node.leave(self._pinging.reach_all)
         await self._host.stop_all()
         self._chains.breaker.stop()
@@ -190,7 +191,7 @@ class ServiceBroker:
             await farewell.send("$transporter.disconnected", {"graceFul": True})
         await self._node.close()
         await farewell.send("$broker.stopped", {})
-        await self._lifecycle.tell("stopped", self)
+        await self._run_hooks("stopped", self)
         self._state = "stopped"
         self._events.end()
 

@@ -1,30 +1,27 @@
-"""Cancellations that nobody asked for. Users' code that waits for a task which somebody has cancelled ends by
-CancelledError, as if it was cancelled itself. Passed on, that would end without a word what the code runs in: a task
-group with all else in it, the stop of a node, the task of a caller."""
+"""Users' code that waits for a task which something else cancelled ends by CancelledError, as if it was cancelled
+itself. Passed on, that would silently end what the code runs in: a task group, the stop of a node, a caller's task."""
 
 import asyncio
-from types import TracebackType
+from collections.abc import Callable
+from typing import Any
 
 
-class _AskedOnly:
-    """Lets a cancellation out when somebody cancels the current task, and makes a RuntimeError of any other. Holds
-    nothing, so one is enough."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            raise_unasked(error)
+async def invoke_user(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a user's function, async or not. Raises RuntimeError for a cancellation that nothing asked for."""
+    try:
+        return await settle(function(*arguments))
+    except asyncio.CancelledError as error:
+        raise failure_of(error)  # noqa: B904 - it may be the error itself
 
 
-ASKED_ONLY = _AskedOnly()
+async def settle(value: Any) -> Any:
+    """The value, awaited if it must be."""
+    return await value if hasattr(value, "__await__") else value
 
 
-def raise_unasked(error: asyncio.CancelledError) -> None:
-    """Raise RuntimeError unless the current task is being cancelled."""
+def failure_of(error: asyncio.CancelledError) -> BaseException:
+    """The cancellation when the current task is being cancelled, else what it means for the code that waited."""
     task = asyncio.current_task()
-    if task is None or not task.cancelling():
-        raise RuntimeError("A task that was waited for has been cancelled.") from error
+    if task is not None and task.cancelling():
+        return error
+    return RuntimeError("A task that was waited for has been cancelled.")

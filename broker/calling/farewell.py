@@ -1,12 +1,12 @@
 """The last internal events of a node, for services that have stopped by then (moleculer protocol §4.2, §7.4)."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
 
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import invoke_user
 from broker.context import Caller, Context
 from broker.middlewares.base import compose
 from broker.middlewares.handler import make_listener
@@ -39,18 +39,17 @@ class Farewell:
 
     async def send(self, event: str, payload: dict[str, Any]) -> None:
         """Run the handlers of an event one after the other. Failures are logged."""
-        await _logged(event, self._broadcast_local(event, payload, {}))
+        await _logged(event, self._broadcast_local, event, payload, {})
 
     async def _run(self, event: str, payload: dict[str, Any], _options: Any) -> None:
         for definition in self._listeners.get(event, ()):
             ctx = Context.outgoing(self._broker, self._broker.node_id, event=event, params=payload)
             with anyio.move_on_after(self._timeout_s):
-                await _logged(event, make_listener(definition)(ctx))
+                await _logged(event, make_listener(definition), ctx)
 
 
-async def _logged(event: str, work: Awaitable[None]) -> None:
+async def _logged(event: str, function: Callable[..., Any], *arguments: Any) -> None:
     try:
-        with ASKED_ONLY:
-            await work
+        await invoke_user(function, *arguments)
     except Exception:
         logger.exception("A handler of '%s' failed", event)

@@ -8,7 +8,7 @@ import anyio
 from msgspec import Raw
 
 from broker.calling.service_host import EventHandler, HostedAction, ServiceHost
-from broker.cancellation import raise_unasked
+from broker.cancellation import invoke_user
 from broker.context import Caller, Context, Next
 from broker.conversation.effects import Publish, RunAction, RunEvent
 from broker.conversation.transit import Transit
@@ -95,11 +95,7 @@ class InboundWork:
         ctx = event if isinstance(event, Context) else Context.from_event(self._broker, event, self._codec.decode_value)
         ctx.service = handler.entry.service
         try:
-            try:
-                await handler.chain(ctx)
-            except asyncio.CancelledError as error:
-                raise_unasked(error)
-                raise
+            await invoke_user(handler.chain, ctx)
         except Exception as error:
             if is_unreadable(error):
                 logger.warning(

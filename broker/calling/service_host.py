@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from broker.cancellation import ASKED_ONLY, raise_unasked
+from broker.cancellation import failure_of, invoke_user
 from broker.context import Context, Next
 from broker.conversation.notices import service_not_stopped
 from broker.errors import (
@@ -72,8 +72,7 @@ class HostedAction:
         try:
             return await self.chain(ctx)
         except asyncio.CancelledError as error:  # hooks and middlewares wait for tasks, too
-            raise_unasked(error)
-            raise
+            raise failure_of(error)  # noqa: B904 - it may be the error itself
         finally:
             self.entry.in_work.end()
 
@@ -177,8 +176,7 @@ class ServiceHost:
             await wait_for_services(*entry.definition.dependencies)
         await self._tell("service_starting", entry.service)
         try:
-            with ASKED_ONLY:
-                await entry.service.started()
+            await invoke_user(entry.service.started)
         except Exception as error:
             logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, text_of(error))
             raise
@@ -253,8 +251,7 @@ class ServiceHost:
         await self._tell("service_stopping", entry.service)
         await self._end_background(entry)
         try:
-            with ASKED_ONLY:
-                await entry.service.stopped()
+            await invoke_user(entry.service.stopped)
         except Exception as error:
             logger.exception("Service '%s' did not stop cleanly", full_name)
             self._node.notify(*service_not_stopped(error))
@@ -320,8 +317,8 @@ class ServiceHost:
         async def run() -> None:
             belong_to_node(self._node)
             try:
-                with job.scope, ASKED_ONLY:
-                    await function(*arguments)
+                with job.scope:
+                    await invoke_user(function, *arguments)
             except Exception:
                 logger.exception("Background work of service '%s' failed", service.full_name)
             finally:

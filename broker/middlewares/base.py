@@ -1,22 +1,26 @@
 """Middlewares: what goes on around handlers, calls and events, put together once when something is registered."""
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from broker.cancellation import invoke_user
 from broker.context import Context, Next
 from broker.errors import BrokerOptionsError
 
-Around = Callable[[Next, Context], Awaitable[Any]]
-"""`async def around(call_next, ctx)`: do something, `return await call_next(ctx)`, do something."""
+logger = logging.getLogger("broker")
+
+After = Callable[[float, Callable[[], None]], Callable[[], None]]
+"""`after(seconds, function)` runs the function later, once; what it returns cancels that."""
 
 
 class Middleware:
     """What a user can put around the work of a broker. Override what you need; what is not overridden costs nothing.
 
-    Any object with some of these methods will do, and a plain function stands for one with `local_action` alone.
-    Of several middlewares the first is outermost; hooks that end something run from the last to the first.
+    Any object with some of these methods will do, and a plain function is one with `local_action` alone. The first of
+    several middlewares is outermost; hooks that end something run from the last to the first.
     """
 
     async def local_action(self, call_next: Next, ctx: Context) -> Any:
@@ -24,7 +28,7 @@ class Middleware:
         return await call_next(ctx)
 
     async def remote_action(self, call_next: Next, ctx: Context) -> Any:
-        """Around every call to another node, each attempt of its own."""
+        """Around every attempt of a call to another node."""
         return await call_next(ctx)
 
     async def local_event(self, call_next: Next, ctx: Context) -> Any:
@@ -86,19 +90,24 @@ def hooks(middlewares: Iterable[Any], name: str) -> list[Callable[..., Any]]:
     """The hooks of one name that the middlewares have."""
     found = []
     for middleware in middlewares:
-        if is_function(middleware):
-            if name == "local_action":
-                found.append(middleware)
+        if name == "local_action" and not _has_hooks(middleware):  # a function
+            found.append(middleware)
         elif getattr(type(middleware), name, None) is not getattr(Middleware, name):
-            hook = getattr(middleware, name, None)
-            if hook is not None:
-                found.append(hook)
-    return found
+            found.append(getattr(middleware, name, None))
+    return [hook for hook in found if hook is not None]
 
 
-def is_function(middleware: Any) -> bool:
-    """Whether a middleware is a function around local actions, not an object with hooks."""
-    return callable(middleware) and not any(hasattr(middleware, name) for name in HOOKS)
+async def run_hooks(middlewares: Iterable[Any], name: str, subject: Any) -> None:
+    """Run the hooks in the life of a broker or service, one after the other. The failure of an ending is logged."""
+    ending = name.endswith(("stopping", "stopped"))
+    found = hooks(middlewares, name)
+    for hook in reversed(found) if ending else found:
+        try:
+            await invoke_user(hook, subject)
+        except Exception:
+            if not ending:
+                raise
+            logger.exception("The hook '%s' of a middleware failed", name)
 
 
 def check_middlewares(middlewares: Iterable[Any]) -> None:
@@ -107,10 +116,14 @@ def check_middlewares(middlewares: Iterable[Any]) -> None:
         if isinstance(middleware, type):
             name = middleware.__name__
             raise BrokerOptionsError(f"middlewares must be objects, not classes: write {name}(), not {name}.")
-        if not callable(middleware) and not any(hasattr(middleware, name) for name in HOOKS):
+        if not callable(middleware) and not _has_hooks(middleware):
             raise BrokerOptionsError(
                 f"middlewares must be functions or objects with hooks such as local_action, not {middleware!r}."
             )
+
+
+def _has_hooks(middleware: Any) -> bool:
+    return any(hasattr(middleware, name) for name in HOOKS)
 
 
 def compose(around: Sequence[Callable[..., Any]], inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +149,7 @@ class Target:
 
 
 Wrap = Callable[[Next, Target], Next]
-"""Puts one feature around the rest of a chain; gives the rest back as it is when the target does not use it."""
+"""Puts one feature around the rest of a chain, or returns the rest as it is when the target does not use it."""
 
 
 def wrapped(wraps: Sequence[Wrap], handler: Next, target: Target) -> Next:
@@ -146,27 +159,12 @@ def wrapped(wraps: Sequence[Wrap], handler: Next, target: Target) -> Next:
     return handler
 
 
-def around_with(found: Sequence[Around]) -> Wrap:
-    """The hooks of users' middlewares as one feature."""
-
-    def wrap(call_next: Next, target: Target) -> Next:
-        return compose(found, call_next)
-
-    return wrap
-
-
-async def settle(value: Any) -> Any:
-    """The value, waited for if it must be: users' functions may be async or not."""
-    return await value if hasattr(value, "__await__") else value
-
-
 def bound(function: Any, instance: Any) -> Callable[..., Any] | None:
     """What a service names for a hook or a fallback: a function, one of its methods, or the name of one."""
-    if isinstance(function, str):
-        method = getattr(instance, function, None)
-        return method if callable(method) else None
-    name = getattr(function, "__name__", None)
-    if instance is not None and name and any(vars(cls).get(name) is function for cls in type(instance).__mro__):
-        method = getattr(instance, name)
-        return method if callable(method) else None
-    return function if callable(function) else None
+    if not isinstance(function, str):
+        name = getattr(function, "__name__", "")
+        if not any(vars(cls).get(name) is function for cls in type(instance).__mro__):
+            return function if callable(function) else None
+        function = name
+    method = getattr(instance, function, None)
+    return method if callable(method) else None

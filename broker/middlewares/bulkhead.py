@@ -20,19 +20,13 @@ def bulkhead(policy: BulkheadPolicy) -> Wrap:
         places = anyio.Semaphore(own.concurrency, fast_acquire=True)
 
         async def bounded(ctx: Context) -> Any:
-            if places.value == 0:
-                waiting = places.statistics().tasks_waiting
-                if 0 < own.max_queue_size <= waiting:
-                    raise QueueIsFullError(_describe(ctx, target) | {"size": waiting, "limit": own.max_queue_size})
+            if places.value == 0 and 0 < own.max_queue_size <= (waiting := places.statistics().tasks_waiting):
+                what = {"action": ctx.action} if ctx.action else {"event": ctx.event, "service": target.service}
+                size = {"size": waiting, "limit": own.max_queue_size}
+                raise QueueIsFullError({**what, "nodeID": ctx.node_id, **size})
             async with places:
                 return await call_next(ctx)
 
         return bounded
 
     return wrap
-
-
-def _describe(ctx: Context, target: Target) -> dict[str, Any]:
-    if ctx.action is not None:
-        return {"action": ctx.action, "nodeID": ctx.node_id}
-    return {"event": ctx.event, "service": target.service, "nodeID": ctx.node_id}

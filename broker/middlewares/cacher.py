@@ -1,11 +1,13 @@
 """Results kept in memory, each until its time is over (moleculer protocol §12.7)."""
 
 import copy
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -19,15 +21,13 @@ MISS: Any = type("Miss", (), {"__repr__": lambda self: "<miss>"})()
 
 class MemoryCacher:
     """`ttl` in seconds for what has none of its own; None or 0 keeps it until it is removed. Reading does not make it
-    last longer. With `max`, at most that many entries are kept: the least recently used one makes room for a new
-    one. Without, as in the memory cacher of JS, nothing but `ttl` bounds the memory: who caches by parameters that
-    callers choose freely sets one of the two.
+    last longer. With `max`, at most that many entries are kept: the least recently used one makes room. Without, as in
+    JS, only `ttl` bounds the memory: set one of the two where callers choose parameters freely.
 
     `keygen`, a function of the context, makes the keys of all actions. A key with more than `max_params_length`
     characters is shortened. With `clone`, each caller gets a copy; without, callers on this node must not change what
-    they get. `clock` gives a monotonic time in seconds.
-
-    Raises BrokerOptionsError for a `max` or a `ttl` that cannot be."""
+    they get. `clock` gives a monotonic time in seconds. Raises BrokerOptionsError.
+    """
 
     def __init__(
         self,
@@ -49,18 +49,15 @@ class MemoryCacher:
         self._max = max
         self._clone = clone
         self._clock = clock
-        self._entries: OrderedDict[str, tuple[Any, float | None]] = OrderedDict()  # the last used one last
-        self._locks: dict[str, tuple[anyio.Lock, list[None]]] = {}
+        self._entries: OrderedDict[str, tuple[Any, float]] = OrderedDict()  # the last used one last
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()  # each as long as it is used
         self._swept = clock()
 
     def get(self, key: str) -> Any:
         """What is kept, or MISS."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return MISS
-        value, expires = entry
-        if expires is not None and expires <= self._clock():
-            del self._entries[key]
+        value, expires = self._entries.get(key, (MISS, math.inf))
+        if value is MISS or expires <= self._clock():
+            self._entries.pop(key, None)
             return MISS
         self._entries.move_to_end(key)
         return copy.deepcopy(value) if self._clone else value
@@ -70,49 +67,41 @@ class MemoryCacher:
         now = self._clock()
         self._sweep(now)
         seconds = self._ttl if ttl is None else ttl
-        self._entries[key] = (copy.deepcopy(value) if self._clone else value, now + seconds if seconds else None)
+        self._entries[key] = (copy.deepcopy(value) if self._clone else value, now + seconds if seconds else math.inf)
         self._entries.move_to_end(key)
         if self._max is not None and len(self._entries) > self._max:
             self._entries.popitem(last=False)
 
     def left(self, key: str) -> float | None:
         """For how many seconds this is still kept; None for what has no end, or is not there."""
-        _, expires = self._entries.get(key, (None, None))
-        return None if expires is None else max(0.0, expires - self._clock())
+        _, expires = self._entries.get(key, (None, math.inf))
+        return None if expires == math.inf else max(0.0, expires - self._clock())
 
     def delete(self, *keys: str) -> None:
-        """Keep these no more."""
+        """Forget these."""
         for key in keys:
             self._entries.pop(key, None)
 
     def clean(self, *patterns: str) -> None:
-        """Keep nothing whose key matches one of the patterns, as event names match (§7.3); by default nothing."""
-        wanted = patterns or ("**",)
-        for key in [key for key in self._entries if any(matches(key, pattern) for pattern in wanted)]:
-            del self._entries[key]
+        """Forget what matches one of the patterns, as event names match (§7.3); by default everything."""
+        self.delete(*[key for key in self._entries if any(matches(key, one) for one in patterns or ("**",))])
 
     def keys(self) -> list[str]:
-        """Under which something is kept."""
+        """Those of the entries, the least recently used first."""
         return list(self._entries)
 
     @asynccontextmanager
     async def lock(self, key: str) -> AsyncIterator[None]:
         """One at a time for each key, in the order in which they came."""
-        lock, users = self._locks.setdefault(key, (anyio.Lock(), []))
-        users.append(None)
-        try:
-            async with lock:
-                yield
-        finally:
-            users.pop()
-            if not users:
-                del self._locks[key]
+        lock = self._locks.setdefault(key, anyio.Lock())
+        async with lock:
+            yield
 
     def _sweep(self, now: float) -> None:
         if now - self._swept < CACHE_SWEEP_S:
             return
         self._swept = now
-        for key in [key for key, (_, expires) in self._entries.items() if expires is not None and expires <= now]:
+        for key in [key for key, (_, expires) in self._entries.items() if expires <= now]:
             del self._entries[key]
 
 

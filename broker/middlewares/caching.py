@@ -15,24 +15,25 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from broker.cancellation import settle
 from broker.context import Context, Next
 from broker.defaults import CACHE_KEY_DIGEST_CHARACTERS
 from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Target, Wrap, settle
+from broker.middlewares.base import Target, Wrap
 from broker.middlewares.cacher import MISS, MemoryCacher
+from broker.middlewares.retry_and_fallback import timeout
 from broker.protocol.javascript import MISSING, dig, epoch_ms, text
 
 Seconds = Annotated[float, Meta(ge=0)]
 
 
 class LockSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How calls of one key wait for the first of them. There is no `ttl` of a lock, which JS takes for Redis alone: a
-    lock in memory is free when the call that has it ends, however it does."""
+    """How calls of one key wait for the first of them. A lock has no `ttl`, which JS takes for Redis alone."""
 
     enabled: bool = True
     stale_time: Seconds = 0
-    """A result that is kept for less than this many seconds more is renewed in the background, while the caller gets
-    the old one. So no caller waits for an action that is called often."""
+    """A result that is kept for less than this many seconds more is renewed in the background, and the caller gets the
+    old one."""
 
 
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,16 +51,16 @@ class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether calls of one key wait for the first of them, instead of running the action too."""
 
 
-def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None], timeout: Wrap) -> Wrap:
+def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None]) -> Wrap:
     """A hit bypasses the bulkhead, the validation and the hooks. `ctx.meta["$cache"] = False` bypasses the cache.
-    `start` runs what no caller waits for in a task of its own, and `timeout` ends it when the call's time is over."""
+    `start` runs what no caller waits for in a task of its own."""
 
     def wrap(call_next: Next, target: Target) -> Next:
         settings = cache_settings(target.settings.get("cache"), target.name)
         if cacher is None or settings is None:
             return call_next
         lock = LockSettings(enabled=settings.lock) if isinstance(settings.lock, bool) else settings.lock
-        in_time = timeout(call_next, target)
+        in_time = timeout(call_next)
         refreshing: set[str] = set()
 
         async def cached(ctx: Context) -> Any:
@@ -70,7 +71,8 @@ def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None],
             key = await _key(cacher, target.name, settings, ctx)
             found = cacher.get(key)
             if found is not MISS:
-                if lock.enabled and key not in refreshing and _is_stale(cacher.left(key), lock):
+                left = cacher.left(key) if lock.enabled else None
+                if left is not None and left < lock.stale_time and key not in refreshing:
                     refreshing.add(key)
                     start(lambda again: refresh(key, again), _apart(ctx))
                 return found
@@ -98,10 +100,6 @@ def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None],
     return wrap
 
 
-def _is_stale(left: float | None, lock: LockSettings) -> bool:
-    return left is not None and left < lock.stale_time
-
-
 def _apart(ctx: Context) -> Context:
     """The same call, with meta that is not sent."""
     ctx = copy.copy(ctx)
@@ -121,41 +119,22 @@ def cache_settings(cache: Any, action: str) -> CacheSettings | None:
 
 
 async def _key(cacher: MemoryCacher, action: str, settings: CacheSettings, ctx: Context) -> str:
-    keygen = settings.keygen or cacher.keygen
-    if keygen is not None:
+    if keygen := settings.keygen or cacher.keygen:
         return str(await settle(keygen(ctx)))
-    return cache_key(
-        action,
-        ctx.params,
-        ctx.meta,
-        ctx.headers,
-        keys=settings.keys,
-        max_params_length=cacher.max_params_length,
-    )
+    return cache_key(action, ctx, settings.keys, cacher.max_params_length)
 
 
-def cache_key(
-    action: str,
-    params: Any,
-    meta: Mapping[str, Any],
-    headers: Mapping[str, Any],
-    *,
-    keys: Sequence[str] | None = None,
-    max_params_length: int | None = None,
-) -> str:
+def cache_key(action: str, ctx: Context, keys: Sequence[str] | None = None, limit: int | None = None) -> str:
     """`posts.find:…`: what `keys` name, else all params. No keys at all: the action's name alone."""
     if keys is None:
-        return f"{action}:{shortened(flatten(params), max_params_length)}"
+        return f"{action}:{shortened(flatten(ctx.params), limit)}"
     if not keys:
         return action
-    values = [_keyed(key, params, meta, headers) for key in keys]
-    parts = [flatten(value) for value in values]
-    if len(keys) > 1:  # one long value must not hide the others
-        parts = [
-            shortened(part, max_params_length) if isinstance(value, Mapping | list | tuple) else part
-            for part, value in zip(parts, values, strict=True)
-        ]
-    return f"{action}:{shortened('|'.join(parts), max_params_length)}"
+    values = [_named(key, ctx) for key in keys]
+    # One long value among several must not hide the others.
+    limits = [limit if len(keys) > 1 and isinstance(value, Mapping | list | tuple) else None for value in values]
+    parts = [shortened(flatten(value), own) for value, own in zip(values, limits, strict=True)]
+    return f"{action}:{shortened('|'.join(parts), limit)}"
 
 
 def flatten(value: Any) -> str:
@@ -179,9 +158,7 @@ def shortened(body: str, limit: int | None) -> str:
     return body[: limit - CACHE_KEY_DIGEST_CHARACTERS] + digest
 
 
-def _keyed(key: str, params: Any, meta: Mapping[str, Any], headers: Mapping[str, Any]) -> Any:
-    if key.startswith("#"):
-        return dig(meta, key[1:])
-    if key.startswith("@"):
-        return dig(headers, key[1:])
-    return MISSING if params is None else dig(params, key)
+def _named(key: str, ctx: Context) -> Any:
+    if key.startswith(("#", "@")):
+        return dig(ctx.meta if key[0] == "#" else ctx.headers, key[1:])
+    return MISSING if ctx.params is None else dig(ctx.params, key)

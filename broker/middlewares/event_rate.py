@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.context import Context, Next
-from broker.middlewares.base import Target, Wrap
-from broker.middlewares.circuit import After
+from broker.middlewares.base import After, Target, Wrap
 
 
 def throttle(clock: Callable[[], float]) -> Wrap:
@@ -13,19 +12,15 @@ def throttle(clock: Callable[[], float]) -> Wrap:
 
     def wrap(call_next: Next, target: Target) -> Next:
         wait_s: float = target.settings.get("throttle") or 0
-        if wait_s <= 0:
-            return call_next
         last = float("-inf")
 
         async def throttled(ctx: Context) -> Any:
             nonlocal last
-            now = clock()
-            if now - last < wait_s:
-                return None
-            last = now
-            return await call_next(ctx)
+            if (now := clock()) - last >= wait_s:
+                last = now
+                await call_next(ctx)
 
-        return throttled
+        return throttled if wait_s > 0 else call_next
 
     return wrap
 
@@ -35,19 +30,13 @@ def debounce(after: After, start: Callable[[Next, Context], None]) -> Wrap:
 
     def wrap(call_next: Next, target: Target) -> Next:
         wait_s: float = target.settings.get("debounce") or 0
-        if wait_s <= 0:
-            return call_next
-        pending: list[Callable[[], None]] = []
+        cancel: Callable[[], None] = lambda: None  # noqa: E731
 
-        def run(ctx: Context) -> None:
-            pending.clear()
-            start(call_next, ctx)
+        async def debounced(ctx: Context) -> None:
+            nonlocal cancel
+            cancel()
+            cancel = after(wait_s, lambda: start(call_next, ctx))
 
-        async def debounced(ctx: Context) -> Any:
-            for cancel in pending:
-                cancel()
-            pending[:] = [after(wait_s, lambda: run(ctx))]
-
-        return debounced
+        return debounced if wait_s > 0 else call_next
 
     return wrap

@@ -1,6 +1,5 @@
-"""The innermost part of an action's chain: its handler, with typed parameters where it takes them."""
+"""The innermost part of a chain: the handler, with typed parameters where it takes them."""
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from broker.cancellation import ASKED_ONLY, raise_unasked
+from broker.cancellation import invoke_user
 from broker.context import Context, Next
 from broker.errors import first_error
 from broker.protocol.codecs.json import Codec, json_text
@@ -28,15 +27,11 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
         async def invoke(ctx: Context) -> Any:
             try:
                 return handler(ctx) if streams else await handler(ctx)
-            except asyncio.CancelledError as error:
-                raise_unasked(error)
-                raise
             except ExceptionGroup as group:
                 raise first_error(group) from group
 
     else:
-        decoder = codec.value_decoder(parameters.kind)
-        arguments = parameters.arguments
+        decoder, arguments = codec.value_decoder(parameters.kind), parameters.arguments
         read = make_reader(parameters, definition.name, codec)
 
         async def invoke(ctx: Context) -> Any:
@@ -47,9 +42,6 @@ def make_handler(definition: ActionDefinition, codec: Codec) -> Next:
                 values = read(ctx)  # converts what it can, or says all that is wrong
             try:
                 return handler(ctx, **values) if streams else await handler(ctx, **values)
-            except asyncio.CancelledError as error:
-                raise_unasked(error)
-                raise
             except ExceptionGroup as group:
                 raise first_error(group) from group
 
@@ -67,8 +59,7 @@ def make_listener(definition: EventDefinition) -> Next:
 
         async def run(handler: Next) -> None:
             try:
-                with ASKED_ONLY:
-                    await handler(ctx)
+                await invoke_user(handler, ctx)
             except Exception as error:
                 failures.append(error)
 

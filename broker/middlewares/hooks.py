@@ -19,9 +19,10 @@ is the `error_handler` of the broker.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from broker.cancellation import settle
 from broker.context import Context, Next
 from broker.errors import ServiceSchemaError
-from broker.middlewares.base import Target, Wrap, bound, settle
+from broker.middlewares.base import Target, Wrap, bound
 from broker.registry.patterns import matches
 
 Hook = Callable[..., Any]
@@ -31,72 +32,59 @@ KINDS = ("before", "after", "error")
 
 def action_hooks(call_next: Next, target: Target) -> Next:
     """Raises ServiceSchemaError for a hook that is not a function."""
-    before = [hook for group in reversed(_groups("before", target)) for hook in group]
-    after = [hook for group in _groups("after", target) for hook in group]
-    error = [hook for group in _groups("error", target) for hook in group]
-    if not before and not after and not error:
+    before, after, error = (_groups(kind, target) for kind in KINDS)
+    first = [hook for group in reversed(before) for hook in group]
+    then, failed = [hook for group in after for hook in group], [hook for group in error for hook in group]
+    if not first and not then and not failed:
         return call_next
 
     async def run(ctx: Context) -> Any:
-        for hook in before:
+        for hook in first:
             await settle(hook(ctx))
         result = await call_next(ctx)
-        for hook in after:
+        for hook in then:
             result = await settle(hook(ctx, result))
         return result
 
-    async def hooked(ctx: Context) -> Any:
-        try:
-            return await run(ctx)
-        except Exception as failure:
-            caught = failure
-        for hook in error:
-            try:
-                return await settle(hook(ctx, caught))
-            except Exception as failure:
-                caught = failure
-        raise caught
-
-    return hooked if error else run
+    chain: Next = run
+    for hook in failed:
+        chain = _rescued(chain, hook)
+    return chain
 
 
 def handling_errors(handler: Callable[[BaseException, Context], Any] | None) -> Wrap:
     """Every error goes to `handler`: what it returns is the result, what it raises is the error."""
+    if handler is None:
+        return lambda call_next, _target: call_next
+    return lambda call_next, _target: _rescued(call_next, lambda ctx, error: handler(error, ctx))
 
-    def wrap(call_next: Next, target: Target) -> Next:
-        if handler is None:
-            return call_next
 
-        async def handled(ctx: Context) -> Any:
-            try:
-                return await call_next(ctx)
-            except Exception as error:
-                return await settle(handler(error, ctx))
+def _rescued(call_next: Next, answer: Callable[[Context, Exception], Any]) -> Next:
+    async def rescued(ctx: Context) -> Any:
+        try:
+            return await call_next(ctx)
+        except Exception as error:
+            return await settle(answer(ctx, error))
 
-        return handled
-
-    return wrap
+    return rescued
 
 
 def _groups(kind: str, target: Target) -> list[list[Hook]]:
     """The hooks of one kind for an action: its own, those of patterns that fit, those of `*`."""
     own = _of_kind(target.settings.get("hooks"), kind)
     declared = _of_kind(getattr(target.instance, "hooks", None), kind)
-    if declared and not isinstance(declared, Mapping):
+    if not isinstance(declared, Mapping):
         raise ServiceSchemaError(f"The hooks '{kind}' of service '{target.service}' must name actions: {{'*': …}}.")
     name = str(target.settings.get("raw_name", target.name))
     fitting = [key for key in declared if key != "*" and any(matches(name, one) for one in key.split("|"))]
     by_pattern = [hook for key in fitting for hook in _hooks(declared[key], target)]
-    return [_hooks(own, target), by_pattern, _hooks(declared.get("*") if declared else None, target)]
+    return [_hooks(own, target), by_pattern, _hooks(declared.get("*"), target)]
 
 
 def _of_kind(hooks: Any, kind: str) -> Any:
-    if not hooks:
-        return {}
-    unknown = sorted(set(hooks) - set(KINDS))
-    if unknown:
+    if unknown := sorted(set(hooks or ()) - set(KINDS)):
         raise ServiceSchemaError(f"Hooks are 'before', 'after' and 'error', not {unknown[0]!r}.")
-    return hooks.get(kind) or {}
+    return (hooks or {}).get(kind) or {}
 
 
 def _hooks(group: Any, target: Target) -> list[Hook]:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import invoke_user
 from broker.errors import RequestTimeoutError
 from broker.streams.incoming import StreamBuffer
 from broker.streams.packets import CONTINUE, STOP
@@ -115,8 +115,7 @@ class LocalStream(Readable):
         self._along = along
 
     async def __anext__(self) -> Any:
-        with ASKED_ONLY:
-            return self._as_remote(await anext(self._items))
+        return self._as_remote(await invoke_user(anext, self._items))
 
     async def aclose(self) -> None:
         try:

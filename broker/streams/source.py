@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from broker.cancellation import ASKED_ONLY
+from broker.cancellation import failure_of
 from broker.defaults import STREAM_OPENING_S
 from broker.errors import BrokerDisconnectedError
 
@@ -155,9 +155,10 @@ async def async_iterator(items: Any) -> AsyncIterator[Any]:
         yield bytes(items)
     elif hasattr(items, "__aiter__"):
         try:
-            with ASKED_ONLY:
-                async for item in items:
-                    yield item
+            async for item in items:
+                yield item
+        except asyncio.CancelledError as error:
+            raise failure_of(error)  # noqa: B904 - it may be the error itself
         finally:
             await close(items)
     else:

@@ -1,5 +1,6 @@
 """Middlewares are wrapped once, the first one outermost."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -7,14 +8,13 @@ import pytest
 from broker.context import Context, Next
 from broker.errors import BrokerOptionsError
 from broker.middlewares.base import (
-    Around,
     Middleware,
     Target,
-    around_with,
     bound,
     check_middlewares,
     compose,
     hooks,
+    run_hooks,
     wrapped,
 )
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 CONTEXT: Any = None
 
 
-def noting(name: str, notes: list[str]) -> Around:
+def noting(name: str, notes: list[str]) -> Callable[[Next, Context], Awaitable[Any]]:
     async def around(call_next: Next, ctx: Context) -> Any:
         notes.append(f"{name} in")
         try:
@@ -101,7 +101,7 @@ def test_a_feature_that_a_target_does_not_use_leaves_the_chain_as_it_is() -> Non
     async def handler(ctx: Context) -> None: ...
 
     target = Target(name="a", service="b", local=True)
-    assert wrapped([lambda call_next, target: call_next, around_with([])], handler, target) is handler
+    assert wrapped([lambda call_next, target: call_next], handler, target) is handler
 
 
 def test_what_a_service_may_name() -> None:
@@ -109,3 +109,40 @@ def test_what_a_service_may_name() -> None:
     assert bound("call", both) == bound(Both.call, both) == both.call
     assert bound(function, both) is function
     assert bound("missing", both) is bound(5, both) is bound("name", None) is None
+
+
+class Noting:
+    def __init__(self, name: str, notes: list[str], *, fails: bool = False) -> None:
+        self.name = name
+        self.notes = notes
+        self.fails = fails
+
+    async def started(self, broker: Any) -> None:
+        self.notes.append(f"{self.name} started")
+        if self.fails:
+            raise ValueError(self.name)
+
+    def stopped(self, broker: Any) -> None:
+        self.notes.append(f"{self.name} stopped")
+        if self.fails:
+            raise ValueError(self.name)
+
+
+async def test_beginnings_go_from_the_first_and_endings_from_the_last() -> None:
+    notes: list[str] = []
+    middlewares = [Noting("one", notes), Noting("two", notes)]
+    for name in ("starting", "started", "stopping", "stopped"):
+        await run_hooks(middlewares, name, None)
+    assert notes == ["one started", "two started", "two stopped", "one stopped"]
+
+
+async def test_a_beginning_that_fails_passes_and_an_ending_that_fails_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    notes: list[str] = []
+    middlewares = [Noting("one", notes, fails=True), Noting("two", notes, fails=True)]
+    with pytest.raises(ValueError, match="one"):
+        await run_hooks(middlewares, "started", None)
+    await run_hooks(middlewares, "stopped", None)
+    assert notes == ["one started", "two stopped", "one stopped"]
+    assert caplog.text.count("The hook 'stopped' of a middleware failed") == 2

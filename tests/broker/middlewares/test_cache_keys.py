@@ -7,6 +7,7 @@ import pytest
 
 from broker.middlewares.caching import cache_key, flatten
 from broker.protocol.javascript import MISSING
+from tests.support.targets import made_context
 
 PARAMS = {
     "id": 2,
@@ -20,9 +21,12 @@ PARAMS = {
 }
 
 
-def key(params: Any, keys: list[str] | None = None, meta: Any = None, headers: Any = None, **options: Any) -> str:
+def key(
+    params: Any, keys: list[str] | None = None, meta: Any = None, headers: Any = None, limit: int | None = None
+) -> str:
     action = "posts.find" if keys is None else "posts.get"
-    return cache_key(action, params, meta or {}, headers or {}, keys=keys, **options)
+    ctx = made_context(params, meta=meta or {}, headers=headers or {})
+    return cache_key(action, ctx, keys, limit)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +66,13 @@ def test_named_keys_make_the_key(params: Any, keys: list[str], meta: Any, header
 
 
 def test_long_keys_end_in_a_digest() -> None:
-    made = key({"a": "x" * 100}, max_params_length=60)
+    made = key({"a": "x" * 100}, limit=60)
     assert made.startswith('posts.find:a|"xxxxxxxxxxxxx')
     assert len(made) == len("posts.find:") + 60
-    assert made != key({"a": "x" * 101}, max_params_length=60)
-    assert key({"a": "x"}, max_params_length=60) == 'posts.find:a|"x"'
-    assert key({"a": "x" * 100}, max_params_length=43) == key({"a": "x" * 100})
-    assert len(key({"a": "x" * 100}, max_params_length=44)) == len("posts.find:") + 44
+    assert made != key({"a": "x" * 101}, limit=60)
+    assert key({"a": "x"}, limit=60) == 'posts.find:a|"x"'
+    assert key({"a": "x" * 100}, limit=43) == key({"a": "x" * 100})
+    assert len(key({"a": "x" * 100}, limit=44)) == len("posts.find:") + 44
 
 
 def test_the_digest_of_the_reference() -> None:
@@ -78,7 +82,7 @@ def test_the_digest_of_the_reference() -> None:
 
 
 def test_a_long_object_among_keys_is_shortened_by_itself() -> None:
-    made = key({"id": 1, "o": {"a": "x" * 100}}, ["o", "id"], max_params_length=60)
+    made = key({"id": 1, "o": {"a": "x" * 100}}, ["o", "id"], limit=60)
     assert made.startswith('posts.get:a|"xxxxxxx')
     assert len(made) == len("posts.get:") + 60
 

@@ -11,7 +11,6 @@ from broker.errors import ServiceSchemaError
 from broker.middlewares.base import Wrap
 from broker.middlewares.cacher import MemoryCacher
 from broker.middlewares.caching import caching
-from broker.middlewares.timeout import timeout
 from tests.support.targets import Timers, made_context, run, target
 from tests.support.waiting import eventually
 
@@ -40,7 +39,7 @@ def around(cacher: MemoryCacher | None) -> Wrap:
     def start(chain: Next, ctx: Context) -> None:
         raise AssertionError("nothing is stale here")
 
-    return caching(cacher, start, timeout)
+    return caching(cacher, start)
 
 
 async def test_the_same_params_run_the_action_once() -> None:
@@ -189,7 +188,7 @@ class Stale:
         self.door.set()
         self.started: list[tuple[Next, Context]] = []
         self.cacher = MemoryCacher(ttl=10, clock=lambda: self.timers.now)
-        wrap = caching(self.cacher, lambda chain, ctx: self.started.append((chain, ctx)), timeout)
+        wrap = caching(self.cacher, lambda chain, ctx: self.started.append((chain, ctx)))
         self.chain = wrap(self.handle, target(cache={"lock": {"stale_time": 4}}))
 
     async def handle(self, ctx: Context) -> int:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from broker.middlewares.circuit import Circuit
+from broker.middlewares.circuit_breaker import Circuit
+from broker.registry.endpoints import Endpoint
 from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers
 
@@ -13,8 +14,9 @@ class Watched:
     def __init__(self, *, minimum: int = 4, threshold: float = 0.5) -> None:
         self.timers = Timers()
         self.told: list[str | None] = []
+        endpoint = Endpoint("js-1", "posts.find", "posts", {})
         policy = CircuitBreakerPolicy(min_request_count=minimum, threshold=threshold, half_open_time=10)
-        self.circuit = Circuit(policy, self.timers.after, lambda circuit, event: self.told.append(event))
+        self.circuit = Circuit(endpoint, policy, self.timers.after, lambda circuit, event: self.told.append(event))
 
     @property
     def state(self) -> str:
@@ -24,10 +26,7 @@ class Watched:
         """One call after the other: `+` went well, `-` failed."""
         for outcome in outcomes:
             self.circuit.begin()
-            if outcome == "+":
-                self.circuit.succeed()
-            else:
-                self.circuit.fail()
+            self.circuit.end(failed=outcome == "-")
 
 
 def test_c78_it_stays_closed_while_too_few_calls_were_made() -> None:
@@ -52,8 +51,8 @@ def test_c78_below_the_threshold_it_stays_closed() -> None:
 def test_c78_results_of_calls_under_way_do_not_open_it_twice() -> None:
     watched = Watched()
     watched.results("----")
-    watched.circuit.fail()
-    watched.circuit.succeed()
+    watched.circuit.end(failed=True)
+    watched.circuit.end(failed=False)
     assert (watched.told, watched.circuit.count) == (["opened"], 6)
     assert watched.timers.pending == 1
 

@@ -8,7 +8,7 @@ import pytest
 from broker.context import Context, Next
 from broker.errors import MoleculerClientError, MoleculerError, MoleculerServerError, RequestTimeoutError
 from broker.middlewares.circuit_breaker import CircuitBreaker
-from broker.middlewares.timeout import timeout
+from broker.middlewares.retry_and_fallback import timeout
 from broker.registry.endpoints import Endpoint
 from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers, made_context, run, target
@@ -113,7 +113,7 @@ async def test_no_answer_in_time_counts_though_the_timeout_is_around_the_breaker
     async def never(ctx: Context) -> None:
         await anyio.sleep_forever()
 
-    chain = timeout(setting.chain(never), target())
+    chain = timeout(setting.chain(never))
     with pytest.raises(RequestTimeoutError):
         await chain(made_context(deadline=anyio.current_time() + 0.01))
     assert not setting.endpoint.available

@@ -4,12 +4,21 @@ from typing import Any
 
 import pytest
 
-from broker.context import Context
+from broker.context import Context, Next
 from broker.errors import MoleculerError, ServiceSchemaError
-from broker.middlewares.fallback import fallback
+from broker.middlewares.base import Target
+from broker.middlewares.retry_and_fallback import as_asked
+from broker.services.policies import RetryPolicy
 from tests.support.targets import made_context, target
 
 pytestmark = pytest.mark.anyio
+
+
+def fallback(call_next: Next, target: Target) -> Next:
+    async def again(ctx: Context) -> Any:
+        raise AssertionError("not retried")
+
+    return as_asked(RetryPolicy(), again)(call_next, target)
 
 
 class Owner:

@@ -14,7 +14,7 @@ from broker.errors import (
     ServiceNotAvailableError,
     ValidationError,
 )
-from broker.middlewares.retry import retry_delay, retrying
+from broker.middlewares.retry_and_fallback import as_asked, retry_delay
 from broker.services.policies import RetryPolicy
 from tests.support.targets import made_context, target
 
@@ -39,7 +39,7 @@ class Attempts:
     def __init__(self, *errors: Exception, policy: RetryPolicy | None = None, **settings: Any) -> None:
         self.errors = list(errors)
         self.contexts: list[Context] = []
-        self.chain = retrying(policy or RetryPolicy(), self.again)(self.attempt, target(**settings))
+        self.chain = as_asked(policy or RetryPolicy(), self.again)(self.attempt, target(**settings))
 
     async def attempt(self, ctx: Context) -> str:
         self.contexts.append(ctx)

@@ -7,14 +7,13 @@ import pytest
 
 from broker.context import Context, Next
 from broker.errors import RequestTimeoutError
-from broker.middlewares.timeout import timeout
-from tests.support.targets import target
+from broker.middlewares.retry_and_fallback import timeout
 
 pytestmark = pytest.mark.anyio
 
 
 async def in_time(handler: Next, ctx: Context) -> Any:
-    return await timeout(handler, target())(ctx)
+    return await timeout(handler)(ctx)
 
 
 def context(deadline: float | None) -> Context:
