@@ -12,6 +12,7 @@ DISCOVERY_WAIT_S = 0.5
 DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within milliseconds
 PEERS_WAIT_S = 0.2  # the same; then another node may be asked…
 PEERS_TRIES = 2  # …once, as NATS may have chosen one that is frozen
+PEERS_LOOK_S = 0.01  # far below that wait
 PEERS_PACKET_BYTES = 4_000  # below any `max_payload` in use
 PEERS_STARTING = 100  # nodes that start in the same seconds as this one
 PEERS_STARTING_S = 3.0  # such a node is up long before, or it has failed

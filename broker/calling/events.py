@@ -109,7 +109,7 @@ class EventSender:
         for group, node_id in nodes.items():
             packet = self._packet(node_id, root, encoded, [group], broadcast=False)
             packet.id = root.request_id
-            await self._publish(self._transit.balanced_event(group, packet), event, group)
+            await self._publish(Publish(self._transit.topics.balanced_event(group, event), packet), event, group)
 
     async def _broadcast_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """One packet for each node that listens, this one too, with the groups that are meant (§7.1)."""
@@ -119,7 +119,7 @@ class EventSender:
         encoded = self._codec.encode_value(data)
         for node_id in dict.fromkeys(listener.node_id for choices in lists for listener in choices.members):
             packet = self._packet(node_id, root, encoded, groups, broadcast=True)
-            await self._publish(self._transit.event(node_id, packet), event, node_id)
+            await self._publish(Publish(self._transit.topics.to_node("EVENT", node_id), packet), event, node_id)
 
     async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of this node."""
@@ -151,7 +151,7 @@ class EventSender:
         for node_id, groups in others.items():
             wanted = (options.get("groups") or UNSET) if broadcast else groups
             packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
-            await self._publish(self._transit.event(node_id, packet), event, node_id)
+            await self._publish(Publish(self._transit.topics.to_node("EVENT", node_id), packet), event, node_id)
 
     async def _publish(self, packet: Publish, event: str, receiver: str) -> None:
         try:

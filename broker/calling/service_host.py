@@ -12,7 +12,7 @@ import anyio
 
 from broker.cancellation import failure_of, invoke_user
 from broker.context import Context, Next
-from broker.conversation.notices import service_not_stopped
+from broker.conversation.effects import trouble
 from broker.errors import (
     BROKER_STATE,
     BrokerOptionsError,
@@ -254,7 +254,7 @@ class ServiceHost:
             await invoke_user(entry.service.stopped)
         except Exception as error:
             logger.exception("Service '%s' did not stop cleanly", full_name)
-            self._node.notify(*service_not_stopped(error))
+            self._node.notify(*trouble("broker", "failedServiceDestruction", error))
         for action in entry.definition.actions.values():
             del self._actions[action.name]
         for event in entry.definition.events:

@@ -1,19 +1,19 @@
 """What the transit wants done: it decides, the node acts."""
 
-from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from broker.errors import MoleculerError
-from broker.protocol.packets import Event, Id, Packet, Ping, Pong, Request, Response
+from broker.protocol.packets import Event, Id, Packet, Pong, Request, Response
 from broker.registry.endpoints import EventEndpoint
 from broker.services.schema import ActionDefinition
 from broker.streams.incoming import AnswerMark, StreamBuffer
 
 
 class Pending(Struct, eq=False):
-    """A request that waits for its answer, since a monotonic time. `waiter` belongs to whoever made the request.
+    """A request that waits for its answer, since a monotonic time. `waiter` belongs to the caller.
 
     `node_id` is None when NATS chose the node.
     """
@@ -25,10 +25,12 @@ class Pending(Struct, eq=False):
     since: float
     timed: bool = False
     """Whether the call has a timeout."""
+    doubt: tuple[float, str] | None = None
+    """Since when its answer may be lost, and by what."""
 
 
 class Publish(Struct, gc=False):
-    """Send a packet. With `reply_id`, ask the server to tell when nobody listens on the subject."""
+    """Send a packet. With `reply_id`, the server is to say when the subject has no subscription."""
 
     subject: str
     packet: Packet
@@ -64,82 +66,51 @@ class Settle(Struct):
     stream: StreamBuffer | None = None
 
 
-@dataclass(slots=True)
-class NobodyReads:
-    """A node is gone: the streams that this node sends to it, and opened until a monotonic time, end."""
-
-    node_id: str
-    until: float
-
-
-@dataclass(slots=True)
-class Reject:
-    """A request will not be answered. `undelivered`: no node has seen it, so another may be asked."""
+class Reject(Struct):
+    """A request will not be answered. `undelivered`: no node has received it, so another may be asked."""
 
     pending: Pending
     error: MoleculerError
     undelivered: bool = False
 
 
-@dataclass(slots=True)
-class Notify:
-    """A local event (§7.4)."""
+class ReaderGone(Struct):
+    """A node is gone: the streams that this node sends to it, and opened until a monotonic time, end."""
+
+    node_id: str
+    until: float
+
+
+class Notify(Struct):
+    """An internal event (§7.4)."""
 
     event: str
     payload: dict[str, Any]
 
 
-@dataclass(slots=True)
-class Responsive:
-    """A node that keeps calls waiting has answered nothing for long, or answers again; a person should read it."""
-
-    node_id: str
-    answers: bool
-
-
-@dataclass(slots=True)
-class AnswerPing:
-    """Send a ping back, with the wall clock's time in it, and whether the requests it asks for are in work."""
-
-    ping: Ping
-    subject: str
-    requests: Any = UNSET
-
-
-@dataclass(slots=True)
-class PongArrived:
+class PongArrived(Struct):
     """A ping was answered."""
 
     pong: Pong
 
 
-@dataclass(slots=True)
-class Dropped:
-    """A packet was not acted on; a person should read why. `error` is for services that watch (§7.4)."""
+class Log(Struct):
+    """A line for people. `error` is for services that watch (§7.4)."""
 
-    reason: str
+    text: str
+    level: int = WARNING
     error: MoleculerError | None = None
 
 
-@dataclass(slots=True)
-class Conflict:
+class Conflict(Struct):
     """Another process runs under this node's id (§3.5)."""
-
-    instance_id: str | None
 
 
 Effect = (
-    Publish
-    | RunAction
-    | RunEvent
-    | Settle
-    | AnswerMark
-    | NobodyReads
-    | Reject
-    | Notify
-    | Responsive
-    | AnswerPing
-    | PongArrived
-    | Dropped
-    | Conflict
+    Publish | RunAction | RunEvent | Settle | Reject | AnswerMark | ReaderGone | Notify | PongArrived | Log | Conflict
 )
+
+
+def trouble(module: str, kind: str, error: Exception) -> tuple[str, dict[str, Any]]:
+    """The internal event about a failure, in the words of Moleculer JS (§7.4)."""
+    return f"${module}.error", {"error": error, "module": module, "type": kind}

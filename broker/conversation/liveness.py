@@ -19,6 +19,8 @@ import math
 from collections.abc import Collection
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from broker.defaults import (
     NODE_PROBE_INTERVAL_S,
     NODE_RECONNECT_S,
@@ -26,6 +28,9 @@ from broker.defaults import (
     NODE_UNREACHABLE_S,
     NODE_UNRESPONSIVE_S,
 )
+
+PROBE = "probe:"
+"""Begins the reply ids of probes, and the ids of those that are pings."""
 
 
 class Probe(NamedTuple):
@@ -35,18 +40,25 @@ class Probe(NamedTuple):
     number: int
     sent: float
 
+    @property
+    def reply_id(self) -> str:
+        return f"{PROBE}{self.number}:{self.sent!r}:{self.node_id}"
 
-class _Watched:
-    __slots__ = ("probes", "refused", "refused_at", "refused_since", "sent", "sought_until", "unanswered_since")
+    @staticmethod
+    def of(reply_id: str) -> "Probe":
+        number, sent, node_id = reply_id.removeprefix(PROBE).split(":", 2)
+        return Probe(node_id, int(number), float(sent))
 
-    def __init__(self) -> None:
-        self.probes = 0
-        self.sent = -math.inf
-        self.refused = -1
-        """The number of the last probe without responders, and when it and the first of its unbroken run were sent."""
-        self.refused_at = self.refused_since = -math.inf
-        self.unanswered_since: float | None = None
-        self.sought_until = -math.inf
+
+class _Watched(Struct):
+    probes: int = 0
+    sent: float = -math.inf
+    unanswered_since: float = math.inf
+    refused: int = -1
+    """The number of the last probe without responders, and when it and the first of its unbroken run were sent."""
+    refused_at: float = -math.inf
+    refused_since: float = -math.inf
+    sought_until: float = -math.inf
 
     def is_unreachable(self, now: float) -> bool:
         """By the last answers of the server, which may be about other probes than the last."""
@@ -58,16 +70,16 @@ class _Watched:
 
     def is_wanted(self, now: float) -> bool:
         """Whether probes go on although nothing waits for the node."""
-        owes_answer = self.unanswered_since is not None and now - self.unanswered_since < NODE_UNRESPONSIVE_S
-        return owes_answer or now < self.sought_until
+        return 0 <= now - self.unanswered_since < NODE_UNRESPONSIVE_S or now < self.sought_until
 
 
 class Liveness:
     """No I/O and no clock: `now` is a monotonic time in seconds."""
 
     def __init__(self) -> None:
+        self.begun: dict[str, float] = {}
+        """When the present process of a node that was known before sent DISCOVER to all."""
         self._watched: dict[str, _Watched] = {}
-        self._begun: dict[str, float] = {}
         self._moved = -math.inf
 
     def probes(self, node_ids: Collection[str], now: float) -> list[Probe]:
@@ -78,9 +90,7 @@ class Liveness:
         for node_id, watched in self._watched.items():
             if now - watched.sent >= watched.interval_s(now):
                 watched.probes += 1
-                watched.sent = now
-                if watched.unanswered_since is None:
-                    watched.unanswered_since = now
+                watched.sent, watched.unanswered_since = now, min(now, watched.unanswered_since)
                 due.append(Probe(node_id, watched.probes, now))
         return due
 
@@ -98,14 +108,13 @@ class Liveness:
         watched.refused, watched.refused_at = probe.number, probe.sent
         if probe.sent - watched.refused_since < NODE_UNREACHABLE_S or probe.sent - self._moved < NODE_RECONNECT_S:
             return False
-        self._begun.pop(probe.node_id, None)
+        self.begun.pop(probe.node_id, None)
         watched.sought_until = max(watched.sought_until, watched.refused_since + NODE_SOUGHT_S)
         return True
 
     def is_unreachable(self, node_id: str, now: float) -> bool:
         """Whether the server has just refused a probe to a node."""
-        watched = self._watched.get(node_id)
-        return watched is not None and watched.is_unreachable(now)
+        return node_id in self._watched and self._watched[node_id].is_unreachable(now)
 
     def missed(self, node_id: str, since: float) -> None:
         """What was sent to a node then had no responders: it is probed from now on, whether or not it is waited for."""
@@ -118,26 +127,17 @@ class Liveness:
         """The nodes that were missed, and may return."""
         return {node_id for node_id, watched in self._watched.items() if now < watched.sought_until}
 
-    def found(self, node_id: str) -> None:
-        """The node has introduced itself."""
+    def answered(self, node_id: str, *, introduced: bool = False) -> None:
+        """The node has sent something, or has introduced itself."""
         watched = self._watched.get(node_id)
         if watched is not None:
-            watched.sought_until = watched.refused_at = -math.inf
-            watched.unanswered_since = None
-
-    def answered(self, node_id: str) -> None:
-        """The node has sent something."""
-        watched = self._watched.get(node_id)
-        if watched is not None:
-            watched.unanswered_since = None
+            watched.unanswered_since = math.inf
+            if introduced:
+                watched.sought_until = watched.refused_at = -math.inf
 
     def unresponsive(self, now: float) -> list[str]:
         """The watched nodes that have answered nothing for long."""
-        return [
-            node_id
-            for node_id, watched in self._watched.items()
-            if watched.unanswered_since is not None and now - watched.unanswered_since >= NODE_UNRESPONSIVE_S
-        ]
+        return [one for one, watched in self._watched.items() if now - watched.unanswered_since >= NODE_UNRESPONSIVE_S]
 
     def moved(self, now: float) -> None:
         """NATS servers came or went, so that live nodes may reconnect at this moment."""
@@ -145,20 +145,12 @@ class Liveness:
 
     def resume(self, now: float) -> None:
         """This node could not receive until now: it missed answers, and its peers may be in the same trouble."""
-        self.moved(now)
+        self._moved = now
         for watched in self._watched.values():
-            if watched.unanswered_since is not None:
+            if watched.unanswered_since < now:
                 watched.unanswered_since = now
-
-    def began(self, node_id: str, now: float) -> None:
-        """A process with this id, which is known already, sent DISCOVER to all."""
-        self._begun[node_id] = now
-
-    def begun(self, node_id: str) -> float:
-        """When the present process of a node sent DISCOVER to all."""
-        return self._begun.get(node_id, -math.inf)
 
     def forget(self, node_id: str) -> None:
         """The node is gone."""
         self._watched.pop(node_id, None)
-        self._begun.pop(node_id, None)
+        self.begun.pop(node_id, None)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET
 
 from broker.conversation.effects import Publish
-from broker.protocol.packets import Disconnect, Discover, Heartbeat, Info, Ping, Protocol
+from broker.protocol.packets import Command, Disconnect, Discover, Heartbeat, Info, Packet, Ping, Protocol
 from broker.protocol.topics import Topics
 
 
@@ -24,39 +24,37 @@ class PresencePackets:
     """Those of one node: to one other, or to all where no node is named."""
 
     def __init__(self, identity: Identity, topics: Topics) -> None:
-        self._identity = identity
-        self._topics = topics
+        self.identity = identity
+        self.topics = topics
 
     def discover(self, ver: Protocol, node_id: str | None = None, reply_id: str | None = None) -> Publish:
         """Ask who is there, or who a node is."""
-        subject = self._topics.broadcast("DISCOVER") if node_id is None else self._topics.to_node("DISCOVER", node_id)
-        return Publish(subject, Discover(ver=ver, sender=self._identity.node_id), reply_id)
+        return self._publish("DISCOVER", Discover(ver=ver, sender=self.identity.node_id), node_id, reply_id)
 
     def info(self, ver: Protocol, node_id: str | None, services: list[dict[str, Any]], sequence: int) -> Publish:
         """What this node is and offers."""
-        subject = self._topics.broadcast("INFO") if node_id is None else self._topics.to_node("INFO", node_id)
+        me = self.identity
         info = Info(
             ver=ver,
-            sender=self._identity.node_id,
+            sender=me.node_id,
             services=services,
-            ip_list=list(self._identity.ip_list),
-            hostname=self._identity.hostname,
-            client=dict(self._identity.client),
+            ip_list=me.ip_list,
+            hostname=me.hostname,
+            client=dict(me.client),
             config={},
-            instance_id=self._identity.instance_id,
-            metadata=self._identity.metadata,
+            instance_id=me.instance_id,
+            metadata=me.metadata,
             sequence=sequence,
         )
-        return Publish(subject, info)
+        return self._publish("INFO", info, node_id)
 
     def heartbeat(self, ver: Protocol, cpu: float | None) -> Publish:
         """This node lives."""
-        beat = Heartbeat(ver=ver, sender=self._identity.node_id, cpu=cpu)
-        return Publish(self._topics.broadcast("HEARTBEAT"), beat)
+        return self._publish("HEARTBEAT", Heartbeat(ver=ver, sender=self.identity.node_id, cpu=cpu))
 
     def disconnect(self, ver: Protocol) -> Publish:
         """This node leaves."""
-        return Publish(self._topics.broadcast("DISCONNECT"), Disconnect(ver=ver, sender=self._identity.node_id))
+        return self._publish("DISCONNECT", Disconnect(ver=ver, sender=self.identity.node_id))
 
     def ping(
         self,
@@ -70,6 +68,11 @@ class PresencePackets:
         sender: str | None = None,
     ) -> Publish:
         """Ask for a sign of life; with `sender`, under another name."""
-        subject = self._topics.broadcast("PING") if node_id is None else self._topics.to_node("PING", node_id)
-        ping = Ping(ver=ver, sender=sender or self._identity.node_id, time=time, id=ping_id, requests=requests)
-        return Publish(subject, ping, reply_id)
+        ping = Ping(ver=ver, sender=sender or self.identity.node_id, time=time, id=ping_id, requests=requests)
+        return self._publish("PING", ping, node_id, reply_id)
+
+    def _publish(
+        self, command: Command, packet: Packet, node_id: str | None = None, reply_id: str | None = None
+    ) -> Publish:
+        subject = self.topics.broadcast(command) if node_id is None else self.topics.to_node(command, node_id)
+        return Publish(subject, packet, reply_id)

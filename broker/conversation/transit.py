@@ -3,16 +3,15 @@
 It speaks both protocol versions at once, to each peer in the peer's own (§2.4).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import (
-    AnswerPing,
     Conflict,
-    Dropped,
     Effect,
+    Log,
     PongArrived,
     Publish,
     Reject,
@@ -20,10 +19,11 @@ from broker.conversation.effects import (
     RunEvent,
     Settle,
 )
+from broker.conversation.liveness import PROBE
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.presence import Presence
 from broker.conversation.presence_packets import Identity, PresencePackets
-from broker.conversation.requests import PROBE, PendingRequests, notices
+from broker.conversation.requests import PendingRequests, notices
 from broker.defaults import (
     REQUESTS_ASKED,
     STREAM_BUFFER_BYTES,
@@ -95,17 +95,16 @@ class Transit:
         *,
         visitor: bool = False,
     ) -> None:
-        node_id = identity.node_id
         self.identity = identity
         self.topics = topics
         self.registry = registry
         self.limits = limits
         self.in_work: set[RunAction] = set()
-        """Requests of other nodes. Added here when they are accepted; who answers one takes it out."""
+        """Requests of other nodes. Added here when they are accepted; whoever answers one takes it out."""
         self.ready = False
         self.stopping = False
         self.streams = IncomingStreams(
-            node_id,
+            identity.node_id,
             limits.streams_open,
             limits.stream_buffer_bytes,
             limits.streams_buffer_bytes,
@@ -113,44 +112,14 @@ class Transit:
             codec.decode_chunk,
         )
         self.packets = PresencePackets(identity, topics)
-        asker = f"{node_id}~{identity.instance_id[:8]}"
-        self.peers = PeerExchange(node_id, asker, topics, self.packets, registry, protocol)
-        """What nodes like this tell each other of the cluster."""
-        self.presence = Presence(identity, self.packets, registry, self.peers, protocol, visitor=visitor)
-        """What this node says of itself."""
-        self.requests = PendingRequests(
-            node_id,
-            topics,
-            self.packets,
-            registry,
-            self.streams,
-            self.presence.version_for,
-            protocol,
-            limits.requests_pending,
-        )
+        self.peers = PeerExchange(self.packets, registry, protocol)
+        self.presence = Presence(self.packets, registry, self.peers, protocol, visitor=visitor)
+        version_for, pending = self.presence.version_for, limits.requests_pending
+        self.requests = PendingRequests(self.packets, registry, self.streams, version_for, protocol, pending)
         """What this node has asked."""
-        self._pinned = protocol
         self._spoken: tuple[Protocol, ...] = (protocol,) if protocol else PROTOCOLS
-        self._handlers: dict[Command, Callable[[Any, float], list[Effect]]] = {
-            "RES": self._on_response,
-            "DISCOVER": self._on_discover,
-            "INFO": self._on_info,
-            "DISCONNECT": self._on_disconnect,
-            "HEARTBEAT": self._on_heartbeat,
-            "PING": self._on_ping,
-            "PONG": self._on_pong,
-            "PEERS": self._on_peers,
-        }
 
     # What the node asks for
-
-    def event(self, node_id: str, packet: Event) -> Publish:
-        """Send an event to a node."""
-        return Publish(self.topics.to_node("EVENT", node_id), packet)
-
-    def balanced_event(self, group: str, packet: Event) -> Publish:
-        """Send an event to whichever node of a group NATS chooses (§7.1)."""
-        return Publish(self.topics.balanced_event(group, packet.event), packet)
 
     def response(
         self, request: Request | Address, meta: dict[str, Any] | None, headers: dict[str, Any] | None
@@ -180,7 +149,7 @@ class Transit:
         return Publish(self.topics.to_node("RES", request.sender), response)
 
     def refuse_answer(self, address: Address, error: MoleculerError) -> list[Effect]:
-        """An answer that cannot be read: who waits for it is told so, and not left to a timeout."""
+        """An answer that cannot be read: its call is rejected at once, or its stream ended."""
         if not self.requests.is_asked(address.id, address.sender):
             return []
         pending = self.requests.take(address.id)
@@ -190,7 +159,7 @@ class Transit:
         return []
 
     def refuse_request(self, address: Address, error: MoleculerError) -> list[Effect]:
-        """A request that cannot be read, or a chunk of its stream: its caller is told so, and who reads the stream."""
+        """A request that cannot be read, or a chunk of its stream: caller and reader get the error."""
         if not is_token(address.sender):  # no subject could reach it
             return []
         self.streams.refuse("REQ", address, error)
@@ -217,7 +186,7 @@ class Transit:
         """No heartbeat could arrive until now, as the connection was lost or the event loop blocked."""
         for node in self.registry.nodes.values():
             node.last_heartbeat = max(node.last_heartbeat, now)
-        self.requests.resume(now)
+        self.requests.liveness.resume(now)
 
     # What peers send
 
@@ -238,37 +207,45 @@ class Transit:
         return job
 
     def receive(self, command: Command, packet: Packet, now: float, reply: str = "") -> list[Effect]:
-        """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to hear how
+        """A packet arrived (§2.2). `now` is a monotonic time in seconds; `reply` is where its sender wants to know how
         far its stream is read."""
         sender = packet.sender
         if sender == self.identity.node_id:  # before any version logic (§2.4)
-            if command == "INFO" and isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
-                return [Conflict(packet.instance_id)]
-            if command not in ("EVENT", "REQ", "RES"):
+            if isinstance(packet, Info) and packet.instance_id != self.identity.instance_id:
+                return [Conflict()]
+            if not isinstance(packet, Event | Request | Response):
                 return []
-        elif packet.ver not in PROTOCOLS or (self._pinned and packet.ver != self._pinned):
-            spoken = self._pinned or " and ".join(sorted(PROTOCOLS))
-            ver = _described(packet.ver)
-            sender = short(sender)
-            error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
-            return [Dropped(f"{command} from '{sender}' has protocol version {ver}, not {spoken}; dropped", error)]
+        elif packet.ver not in self._spoken:
+            return [self._wrong_version(command, packet)]
         elif sender not in self.registry.nodes and not is_token(sender):  # no subject could reach it
-            return [Dropped(f"{command} from {short(sender)!r}, which cannot be the id of a node; dropped")]
+            return [Log(f"{command} from {short(sender)!r}, which cannot be the id of a node; dropped")]
         if sender in self.registry.unresponsive:
             return [*self.requests.responds(sender), *self.receive(command, packet, now, reply)]
         if isinstance(packet, Event):
             return self._on_event(packet)
-        if isinstance(packet, Response) and not self.requests.is_asked(packet.id, packet.sender):
-            return [Dropped(f"RES from '{packet.sender}' answers a request to another node; dropped")]
-        if (
-            isinstance(packet, Request | Response)
-            and (packet.stream or packet.sequence or self.streams.open)
-            and (is_part_of_stream(packet) or self.streams.has(packet))
+        if not isinstance(packet, Request | Response):
+            return self._on_presence(packet, now)
+        if isinstance(packet, Response) and not self.requests.is_asked(packet.id, sender):
+            return [Log(f"RES from '{sender}' answers a request to another node; dropped")]
+        if (packet.stream or packet.sequence or self.streams.open) and (
+            is_part_of_stream(packet) or self.streams.has(packet)
         ):
             return self._on_stream(packet, now, reply)
         if isinstance(packet, Request):
             return self._begin(packet, now, None, reply)
-        return self._handlers[command](packet, now)
+        pending = self.requests.take(packet.id)
+        return [Settle(pending, packet)] if pending else []
+
+    def _wrong_version(self, command: Command, packet: Packet) -> Log:
+        sender, spoken = short(packet.sender), " and ".join(sorted(self._spoken))
+        try:
+            received = short(repr(packet.ver))
+        except ValueError:  # an integer with more digits than Python prints
+            received = f"a large {type(packet.ver).__name__}"
+        error = ProtocolVersionMismatchError({"nodeID": sender, "actual": spoken, "received": packet.ver})
+        return Log(f"{command} from '{sender}' has protocol version {received}, not {spoken}; dropped", error=error)
+
+    # Requests, answers and events
 
     def _begin(self, request: Request, now: float, stream: StreamBuffer | None, reply: str) -> list[Effect]:
         """Run a request, or answer why not (§5.3)."""
@@ -319,13 +296,9 @@ class Transit:
         stream.action = pending.action
         return [Settle(pending, opening, stream)]
 
-    def _on_response(self, response: Response, now: float) -> list[Effect]:
-        pending = self.requests.take(response.id)
-        return [Settle(pending, response)] if pending else []
-
     def _on_event(self, event: Event) -> list[Effect]:
         if self.stopping:
-            return [Dropped(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
+            return [Log(f"event '{short(event.event)}' from '{event.sender}' came while stopping; dropped")]
         groups = event.groups if isinstance(event.groups, list) else None
         listeners: list[EventEndpoint] = []
         for choices, members in self.registry.find_listeners_here(event.event):
@@ -336,6 +309,29 @@ class Transit:
             elif (listener := choices.choose_on(self.identity.node_id)) is not None:
                 listeners.append(listener)
         return [RunEvent(event, listeners)] if listeners else []
+
+    # Presence
+
+    def _on_presence(self, packet: Packet, now: float) -> list[Effect]:
+        match packet:
+            case Heartbeat():
+                return self._on_heartbeat(packet, now)
+            case Info():
+                return self._on_info(packet, now)
+            case Ping():
+                return [self._pong(packet)]
+            case Pong(id=str(ping_id)) if ping_id.startswith(PROBE):
+                requests, sender = self.requests, packet.sender
+                return [*requests.responds(sender), *requests.still_in_work(sender, packet.requests)]
+            case Pong():
+                return [PongArrived(packet)]
+            case Discover():
+                return self._on_discover(packet, now)
+            case Disconnect():
+                return self.requests.lose(packet.sender, now, unexpected=False)
+            case Peers():
+                return self.peers.on_peers(packet)
+        return []
 
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
         self.requests.began(packet.sender, now)
@@ -352,17 +348,13 @@ class Transit:
         replaced = known is not None and known.instance_id != info.instance_id
         new = known is None or not known.available
         changes = self.registry.apply_info(info, now)
-        self.requests.found(info.sender)
-        lost = self.requests.replaced(info.sender) if replaced else []
+        lost = self.requests.introduced(info.sender, replaced=replaced)
         greetings = self.presence.met(info.sender, new=new, ready=self.ready)
         return [*notices(changes), *greetings, *lost, *self._note_full()]
 
     def _note_full(self) -> list[Effect]:
         full, self.registry.full = self.registry.full, None
-        return [Dropped(full)] if full else []
-
-    def _on_disconnect(self, packet: Disconnect, now: float) -> list[Effect]:
-        return self.requests.lose(packet.sender, now, unexpected=False)
+        return [Log(full)] if full else []
 
     def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
         node = self.registry.nodes.get(beat.sender)
@@ -375,37 +367,19 @@ class Transit:
         node.heard_cpu(beat.cpu)
         return []
 
-    def _on_ping(self, ping: Ping, now: float) -> list[Effect]:
-        return [AnswerPing(ping, self.topics.to_node("PONG", ping.sender), self._still_in_work(ping))]
-
-    def _on_pong(self, pong: Pong, now: float) -> list[Effect]:
-        if isinstance(pong.id, str) and pong.id.startswith(PROBE):
-            return [*self.requests.responds(pong.sender), *self.requests.still_in_work(pong.sender, pong.requests)]
-        return [PongArrived(pong)]
-
-    def _on_peers(self, packet: Peers, now: float) -> list[Effect]:
-        return self.peers.on_peers(packet)
-
-    # Inside
-
-    def _still_in_work(self, ping: Ping) -> dict[str, bool] | UnsetType:
-        if not isinstance(ping.requests, list):
-            return UNSET
-        requests = (job.request for job in self.in_work if not job.answering)
-        in_work = {request.id for request in requests if request.sender == ping.sender}
-        return {one: one in in_work for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
-
-
-def _described(value: Any) -> str:
-    """Any value of a peer for a log line."""
-    try:
-        return short(repr(value))
-    except ValueError:  # an integer with more digits than Python prints
-        return f"a large {type(value).__name__}"
+    def _pong(self, ping: Ping) -> Publish:
+        """The answer to a ping, with the requests in work that it asks for. The node fills in the wall clock's time."""
+        in_work: dict[str, bool] | UnsetType = UNSET
+        if isinstance(ping.requests, list):
+            jobs = (job.request for job in self.in_work if not job.answering)
+            known = {request.id for request in jobs if request.sender == ping.sender}
+            in_work = {one: one in known for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
+        pong = Pong(ver=ping.ver, sender=self.identity.node_id, time=ping.time, id=ping.id, requests=in_work)
+        return Publish(self.topics.to_node("PONG", ping.sender), pong)
 
 
 def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:
-    """Whether a heartbeat tells of another state than the stored one (§4.4); NATS nodes do not send these fields."""
+    """Whether a heartbeat belongs to another state than the stored one (§4.4); NATS nodes do not send these fields."""
     if beat.sequence is not UNSET and beat.sequence != node.sequence:
         return True
     if beat.instance_id is UNSET:

@@ -5,35 +5,28 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeGuard, assert_never
+from typing import Any, Protocol, TypeGuard
 
 import msgspec
 
 from broker.conversation.effects import (
-    AnswerPing,
     Conflict,
-    Dropped,
     Effect,
-    NobodyReads,
+    Log,
     Notify,
     PongArrived,
     Publish,
+    ReaderGone,
     Reject,
-    Responsive,
     RunAction,
     RunEvent,
     Settle,
+    trouble,
 )
-from broker.conversation.notices import not_processed, not_sent
 from broker.conversation.transit import Transit
-from broker.errors import (
-    BrokerDisconnectedError,
-    MoleculerError,
-    PayloadTooLargeError,
-    error_to_wire,
-)
+from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, error_to_wire
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import NULL, Info, Packet, Pong, Response
+from broker.protocol.packets import NULL, Disconnect, Discover, Info, Packet, Peers, Pong, Response
 from broker.streams.incoming import AnswerMark, StreamBuffer
 from broker.streams.outgoing import OutgoingStreams
 from broker.streams.reader import StreamReader
@@ -48,11 +41,6 @@ INVISIBLE = (
     "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
 )
 
-UNRESPONSIVE = (
-    "Node '%s' is connected and answers nothing: it is frozen, or its event loop is blocked. Calls go to other nodes "
-    "that offer the action until it answers; calls that are already there keep waiting"
-)
-
 LARGEST_TIME_MS = 8.64e15
 """The largest time that JavaScript knows."""
 
@@ -61,15 +49,11 @@ Answer = tuple[Response, StreamReader | None]
 
 
 class Undelivered(Exception):
-    """A request reached nobody, so that another node may be asked. Never leaves the broker."""
+    """No node received a request, so another may be asked. Never leaves the broker."""
 
     def __init__(self, error: MoleculerError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-_SENT = frozenset({Publish, AnswerPing})
-"""Effects that may have to wait."""
 
 
 class Host(Protocol):
@@ -119,15 +103,13 @@ class Performing:
         for effect in effects:
             if isinstance(effect, Publish):
                 await self._publish_quietly(effect)
-            elif isinstance(effect, AnswerPing):
-                await self._answer_ping(effect)
             else:
                 self._do(effect)
 
     def perform_now(self, effects: Sequence[Effect]) -> bool:
         """Do all of it, unless a part of it may have to wait. Whether it is done."""
         for effect in effects:
-            if type(effect) in _SENT:
+            if type(effect) is Publish:
                 return False
         for effect in effects:
             if type(effect) is RunEvent:  # by far the most frequent where there are many
@@ -150,56 +132,44 @@ class Performing:
                 self.notify(effect.event, effect.payload)
             case PongArrived():
                 self._settle_ping(effect.pong)
-            case Dropped():
-                logger.warning("%s", effect.reason)
+            case Log():
+                logger.log(effect.level, "%s", effect.text)
                 if effect.error is not None:
-                    self.notify(*not_processed(effect.error))
-            case Responsive():
-                if effect.answers:
-                    logger.info("Node '%s' answers again", effect.node_id)
-                else:
-                    logger.warning(UNRESPONSIVE, effect.node_id)
+                    self.notify(*trouble("transit", "failedProcessingPacket", effect.error))
             case AnswerMark():
                 self._answer_mark(effect.reply, effect.answer)
-            case NobodyReads():
+            case ReaderGone():
                 self.writers.gone(effect.node_id, effect.until)
             case Conflict():
                 self._give_way()
-            case Publish() | AnswerPing():
+            case Publish():
                 raise AssertionError("It may have to wait.")
-            case _:
-                assert_never(effect)
 
-    async def publish(self, effect: Publish) -> None:
-        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
+    async def publish(self, effect: Publish, *, ask: bool = False) -> bool:
+        """Send a packet, and say, where that is asked, whether a node receives it. Raises BrokerDisconnectedError or
+        PayloadTooLargeError."""
         if self._transport is None:
             raise BrokerDisconnectedError
         try:
             data = self._codec.encode(effect.packet) if effect.data is None else effect.data
+            if ask:
+                return await self._transport.is_heard(effect.subject, data)
             await self._transport.publish(effect.subject, data, effect.reply_id)
         except MoleculerError as error:
             self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
             raise
+        return True
 
     async def _publish_part(self, subject: str, packet: Packet, reply_id: str | None) -> None:
         await self.publish(Publish(subject, packet, reply_id))
 
-    async def is_heard(self, effect: Publish) -> bool:
-        """Send a packet, and tell whether a node receives it."""
-        if self._transport is None:
-            raise BrokerDisconnectedError
-        try:
-            data = self._codec.encode(effect.packet) if effect.data is None else effect.data
-            return await self._transport.is_heard(effect.subject, data)
-        except MoleculerError as error:
-            self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))
-            raise
-
     def note_failure(self, packet: Packet, error: MoleculerError, *, broadcast: bool = False) -> None:
-        """A packet could not be sent."""
-        notice = not_sent(packet, error, broadcast=broadcast)
-        if notice is not None:
-            self.notify(*notice)
+        """A packet could not be sent. For a good-bye that is not reported."""
+        kind = f"failedSend{type(packet).__name__}Packet"
+        if isinstance(packet, Discover):
+            kind = "failedNodesDiscovery" if broadcast else "failedNodeDiscovery"
+        if not isinstance(packet, Disconnect | Peers):
+            self.notify(*trouble("transit", kind, error))
 
     def reject_pending(self, error: MoleculerError) -> None:
         """Fail every request that waits for an answer."""
@@ -213,27 +183,27 @@ class Performing:
         self.writers.lose_all(error)
 
     async def _publish_quietly(self, effect: Publish) -> None:
+        packet = effect.packet
         try:
+            if isinstance(packet, Pong):
+                packet.arrived = epoch_ms()
             await self.publish(effect)
         except PayloadTooLargeError as error:
-            if isinstance(effect.packet, Response):
-                await self._refuse_to_answer(effect.subject, effect.packet, error)
-            elif not isinstance(effect.packet, Info):
+            if not isinstance(packet, Info):
                 logger.warning("Could not send %s: %s", effect.subject, error)
-            elif self._invisible_since != effect.packet.sequence:  # once for each change of the services (§14)
-                self._invisible_since = effect.packet.sequence
+            elif self._invisible_since != packet.sequence:  # once for each change of the services (§14)
+                self._invisible_since = packet.sequence
                 logger.error(INVISIBLE, error.data["size"], error.data["limit"])
-        except BrokerDisconnectedError as error:
-            if not self._transit.stopping:  # else it was to be expected
-                logger.warning("Could not send %s: %s", effect.subject, error)
+            if isinstance(packet, Response):
+                await self._refuse_to_answer(effect.subject, packet, error)
         except MoleculerError as error:
-            logger.warning("Could not send %s: %s", effect.subject, error)
+            if not (self._transit.stopping and isinstance(error, BrokerDisconnectedError)):  # which is to be expected
+                logger.warning("Could not send %s: %s", effect.subject, error)
 
     async def _refuse_to_answer(self, subject: str, answer: Response, error: PayloadTooLargeError) -> None:
         """A refusal repeats the meta of its request, and perhaps the name of an action, which may be too much."""
-        logger.warning("Could not send %s: %s", subject, error)
-        told = error_to_wire(error, self._node_id)
-        refusal = msgspec.structs.replace(answer, meta={}, success=False, data=NULL, error=told)
+        wired = error_to_wire(error, self._node_id)
+        refusal = msgspec.structs.replace(answer, meta={}, success=False, data=NULL, error=wired)
         with suppress(MoleculerError):  # what is still too large has an id that is
             await self.publish(Publish(subject, refusal))
 
@@ -257,18 +227,6 @@ class Performing:
             await transport.publish(subject, answer)
         except MoleculerError as error:
             logger.debug("The writer of a stream was not answered: %s", error)
-
-    async def _answer_ping(self, effect: AnswerPing) -> None:
-        ping = effect.ping
-        pong = Pong(
-            ver=ping.ver,
-            sender=self._node_id,
-            time=ping.time,
-            id=ping.id,
-            arrived=epoch_ms(),
-            requests=effect.requests,
-        )
-        await self._publish_quietly(Publish(effect.subject, pong))
 
     def _settle_ping(self, pong: Pong) -> None:
         if self.writers.pong(pong):

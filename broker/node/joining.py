@@ -40,8 +40,6 @@ class Joining:
         self._receiver = receiver
         self._at_once = getattr(transport, "delivers_at_once", False)
         self._answering: Subscription | None = None
-        self._changed = anyio.Event()
-        self._peers.changed = self._on_changed
 
     async def check_id_is_free(self) -> None:
         """Two nodes of one id end each other (§3.5), and the older one is a running service: so ask before speaking.
@@ -106,7 +104,7 @@ class Joining:
         """Tell others whom this node knows, as soon as it knows all of them: never when it speaks one version alone."""
         if self._options.protocol or self._options.visitor:
             return
-        await self._until(lambda: self._peers.complete)
+        await self._until(lambda: self._peers.complete, look_s=defaults.TICK_S)
         subject = self._transit.topics.broadcast("PEERS")
         while self._answering is None:
             try:
@@ -161,10 +159,6 @@ class Joining:
         """Wait for answers, where they take time."""
         await anyio.sleep(0 if self._at_once else max(0, seconds))
 
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            await self._changed.wait()
-
-    def _on_changed(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+    async def _until(self, holds: Callable[[], bool], look_s: float = defaults.PEERS_LOOK_S) -> None:
+        while not holds():  # noqa: ASYNC110 - the conversation is pure, and wakes nothing
+            await anyio.sleep(look_s)

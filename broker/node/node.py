@@ -18,8 +18,7 @@ from anyio.abc import TaskGroup
 
 from broker import defaults
 from broker.conversation.balanced import BalancedSubscription, balanced_subscriptions
-from broker.conversation.effects import Effect, Publish
-from broker.conversation.notices import not_processed, transporter_failed
+from broker.conversation.effects import Effect, Publish, trouble
 from broker.conversation.peer_exchange import GREETING
 from broker.conversation.transit import Transit
 from broker.errors import (
@@ -185,7 +184,7 @@ class Node:
             try:
                 await transport.connect(observer, self.options.node_id, self.transit.topics.inboxes)
             except BrokerDisconnectedError as error:
-                self.notify(*transporter_failed(error))
+                self.notify(*trouble("transporter", "clientError", error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
@@ -269,13 +268,13 @@ class Node:
             self._not_processed(command, error)
 
     def _not_processed(self, command: Command, error: Exception) -> None:
-        self.notify(*not_processed(error))
+        self.notify(*trouble("transit", "failedProcessingPacket", error))
         logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
 
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-        self.notify(*not_processed(error))
+        self.notify(*trouble("transit", "failedProcessingPacket", error))
         address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
         if address is not None and command == "REQ":
             await self.perform(self.transit.refuse_request(address, error))
@@ -288,7 +287,7 @@ class Node:
         """Do what the transit decided, in order."""
         return self.performing.perform(effects)
 
-    def publish(self, effect: Publish) -> Awaitable[None]:
+    def publish(self, effect: Publish) -> Awaitable[bool]:
         """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
         return self.performing.publish(effect)
 
@@ -308,7 +307,7 @@ class Node:
             await self.outage.over(patient=True)
             until = min(until, anyio.current_time() + defaults.NODE_RECONNECT_S)
             with suppress(BrokerDisconnectedError):  # lost again
-                if await self.performing.is_heard(answer) or anyio.current_time() > until:
+                if await self.performing.publish(answer, ask=True) or anyio.current_time() > until:
                     return
             await anyio.sleep(defaults.ANSWER_RETRY_S)
 
@@ -325,9 +324,9 @@ class Node:
             return
         reader = self.performing.writers.reader_of(reply_id)
         if reader is None:
-            await self.perform(self.transit.requests.nobody_listens(reply_id, anyio.current_time()))
+            await self.perform(self.transit.requests.no_responders(reply_id, anyio.current_time()))
         else:
-            await self.perform(self.transit.requests.nobody_reads(reader, anyio.current_time()))
+            await self.perform(self.transit.requests.reader_unreachable(reader, anyio.current_time()))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.writers.marked(reply_id, answer)
@@ -369,7 +368,7 @@ class Node:
 
     async def _servers_changed(self) -> None:
         self.outage.unsettle()
-        self.transit.requests.servers_changed(anyio.current_time())
+        self.transit.requests.liveness.moved(anyio.current_time())
 
     async def _announce(self) -> None:
         """Tell what is offered, after subscribing to it (§1.3)."""
@@ -396,7 +395,7 @@ class Node:
         await self.transport.flush()
 
     async def _failed(self, reason: str) -> None:
-        self.notify(*transporter_failed(BrokerDisconnectedError(f"NATS: {reason}")))
+        self.notify(*trouble("transporter", "clientError", BrokerDisconnectedError(f"NATS: {reason}")))
         logger.warning("NATS: %s", reason)
 
     def _give_way(self) -> None:

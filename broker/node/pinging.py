@@ -31,7 +31,7 @@ class Pinging:
         pongs = self._node.performing.pongs
         pongs[ping_id] = (node_id, waiter)
         try:
-            await self._node.perform([self._node.transit.presence.ping(node_id, ping_id, epoch_ms())])
+            await self._node.perform(self._node.transit.presence.ping(node_id, ping_id, epoch_ms()))
             with anyio.move_on_after(timeout_s):
                 return await waiter
             return None
@@ -46,7 +46,7 @@ class Pinging:
             return
         ping_id = new_id()
         self._unread[ping_id] = peers
-        await self._node.perform(self._node.transit.presence.ping_all(ping_id, epoch_ms()))
+        await self._node.perform(self._node.transit.presence.ping(None, ping_id, epoch_ms()))
         with anyio.move_on_after(timeout_s):
             while self._unread[ping_id]:
                 await self._answered.wait()
@@ -66,11 +66,11 @@ class Pinging:
             self._registry.latencies.on_use = run
 
     async def run(self) -> None:
-        await self._node.perform(self._node.transit.presence.ping_all(new_id(), epoch_ms()))
+        await self._node.perform(self._node.transit.presence.ping(None, new_id(), epoch_ms()))
         while True:
             await anyio.sleep(self._registry.latencies.ping_interval_s)
             for node_id in one_of_each_host(self._registry.nodes.values()):
-                await self._node.perform([self._node.transit.presence.ping(node_id, new_id(), epoch_ms())])
+                await self._node.perform(self._node.transit.presence.ping(node_id, new_id(), epoch_ms()))
 
     def on_pong(self, payload: dict[str, Any]) -> None:
         self._has_read(payload["nodeID"], payload["id"])

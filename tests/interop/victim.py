@@ -34,13 +34,13 @@ class Victim:
     @property
     def probes(self) -> int:
         """How many were sent to it since it has kept calls waiting."""
-        watched = self.broker._node.transit.requests._liveness._watched.get("victim")
+        watched = self.broker._node.transit.requests.liveness._watched.get("victim")
         return watched.probes if watched else 0
 
     @property
     def is_unreachable(self) -> bool:
         """Whether it did not receive the last probe."""
-        watched = self.broker._node.transit.requests._liveness._watched["victim"]
+        watched = self.broker._node.transit.requests.liveness._watched["victim"]
         return watched.refused >= watched.probes - 1
 
     @property

@@ -113,7 +113,7 @@ def test_a_node_that_was_missed_is_probed_until_it_introduces_itself() -> None:
         for probe in watch.probes([], now):
             assert watch.refused(probe) == (now >= START + NODE_UNREACHABLE_S)
     assert len(probed(watch, START + NODE_SOUGHT_S - 1, since=START + NODE_SOUGHT_S / 2)) > 10, "nothing waits for it"
-    watch.found("a")
+    watch.answered("a", introduced=True)
     assert watch.probes([], START + NODE_SOUGHT_S - 1) == []
 
 
@@ -123,22 +123,20 @@ def test_a_node_that_does_not_return_is_probed_no_more_after_a_while() -> None:
     assert watch.probes([], START + NODE_SOUGHT_S) == []
 
 
-def test_it_is_known_when_the_process_of_a_node_began() -> None:
+def test_nothing_is_known_any_more_of_a_node_that_is_gone() -> None:
     watch = Liveness()
-    assert watch.begun("a") < 0
-    watch.began("a", START)
-    assert watch.begun("a") == START
+    watch.begun["a"] = START
     watch.forget("a")
-    assert watch.begun("a") < 0
+    assert watch.begun == {}
 
 
 def test_nothing_is_kept_of_nodes_that_came_and_were_killed() -> None:
     watch = Liveness()
     for number in range(5):
-        watch.began(f"node-{number}", START)
+        watch.begun[f"node-{number}"] = START
         watch.missed(f"node-{number}", 2 * START)
     for now in ticks(2 * START + NODE_SOUGHT_S + NODE_UNRESPONSIVE_S + 1, 2 * START):
         for probe in watch.probes([], now):
             watch.refused(probe)
     assert watch._watched == {}
-    assert watch._begun == {}
+    assert watch.begun == {}

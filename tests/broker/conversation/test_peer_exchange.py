@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.conversation.effects import Dropped, Effect, Notify
+from broker.conversation.effects import Effect, Log, Notify
 from broker.conversation.transit import Transit
 from broker.defaults import NODES_KNOWN, PEERS_PACKET_BYTES
 from broker.protocol.packets import Disconnect, Discover, Heartbeat, Info, Peers
@@ -91,7 +91,7 @@ def test_nodes_that_are_known_and_what_cannot_be_a_node_are_not_greeted() -> Non
 def test_more_nodes_than_any_cluster_has_are_one_line() -> None:
     transit = make_transit()
     dropped, *greetings = tell(transit, *(node(f"n-{number}") for number in range(NODES_KNOWN + 5)))
-    assert isinstance(dropped, Dropped)
+    assert isinstance(dropped, Log)
     assert len(greetings) == NODES_KNOWN
 
 

@@ -107,7 +107,7 @@ def test_c14_a_peer_is_spoken_to_in_its_own_version() -> None:
     ) == ("5", "4", "5")
     transit.receive("HEARTBEAT", Heartbeat(ver="5", sender="js-4"), 1.0)  # it was updated in the meantime
     assert transit.presence.version_for("js-4") == "5"
-    assert [publish.packet.ver for publish in publishes([transit.presence.ping("js-4", "p", 1)])] == ["5"]
+    assert [publish.packet.ver for publish in publishes(transit.presence.ping("js-4", "p", 1))] == ["5"]
 
 
 def test_c26_a_heartbeat_carries_the_load() -> None:

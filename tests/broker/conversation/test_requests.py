@@ -1,5 +1,6 @@
 """Requests that wait for their answers, and what becomes of them when a node is gone."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,16 +9,17 @@ import pytest
 from msgspec import Raw
 
 from broker.conversation.effects import (
-    Dropped,
     Effect,
-    NobodyReads,
+    Log,
     Notify,
     Pending,
     Publish,
+    ReaderGone,
     Reject,
-    Responsive,
     Settle,
 )
+from broker.conversation.liveness import Liveness
+from broker.conversation.requests import UNRESPONSIVE
 from broker.conversation.transit import Transit
 from broker.defaults import (
     NODE_PROBE_AFTER_S,
@@ -59,7 +61,7 @@ def test_c28_a_silent_node_is_lost_after_the_timeout_and_its_calls_are_rejected(
     assert isinstance(rejected.error, RequestRejectedError)
     assert rejected.error.data == {"action": "posts.find", "nodeID": "js-1"}
     assert rejected.undelivered is False
-    assert isinstance(unread, NobodyReads)
+    assert isinstance(unread, ReaderGone)
     assert unread.node_id == "js-1"
     assert transit.requests.pending == {}
     assert transit.tick(50.0) == []
@@ -73,10 +75,10 @@ def test_c29_a_disconnect_loses_the_node_as_expected() -> None:
     assert isinstance(lost, Notify)
     assert lost.payload["unexpected"] is False
     assert isinstance(rejected, Reject)
-    assert isinstance(unread, NobodyReads)
+    assert isinstance(unread, ReaderGone)
     for sender in ("js-1", "stranger"):  # who never said what it offers may have called, and read a stream
         (unread,) = transit.receive("DISCONNECT", Disconnect(ver="5", sender=sender), 2.0)
-        assert isinstance(unread, NobodyReads)
+        assert isinstance(unread, ReaderGone)
 
 
 def test_an_answer_settles_its_call_once() -> None:
@@ -122,8 +124,8 @@ def test_only_the_node_that_was_asked_answers() -> None:
     for more in parts:
         forged = Response(ver="5", sender="evil", id="1", success=True, data=Raw(b"1"), **more)
         (dropped,) = transit.receive("RES", forged, 0.0)
-        assert isinstance(dropped, Dropped)
-        assert dropped.reason == "RES from 'evil' answers a request to another node; dropped"
+        assert isinstance(dropped, Log)
+        assert dropped.text == "RES from 'evil' answers a request to another node; dropped"
     unreadable = InvalidPacketDataError({"command": "RES", "reason": "odd"})
     assert transit.refuse_answer(Address("evil", "1"), unreadable) == []
     for number in ("1", "2"):  # where NATS chose the node, any may answer
@@ -148,7 +150,7 @@ def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> Non
     meet(transit, "js-1", service_info("posts", "find"))
     transit.requests.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, 0.0)
     transit.requests.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, 0.0)
-    effects = transit.requests.nobody_listens("unheard", 1.0)
+    effects = transit.requests.no_responders("unheard", 1.0)
     rejects = {effect.pending.id: effect for effect in effects if isinstance(effect, Reject)}
     assert rejects["unheard"].undelivered is True
     assert set(rejects) == {"unheard"}, "the earlier one was heard, and may be answered yet"
@@ -157,13 +159,13 @@ def test_a_call_that_nobody_hears_may_go_elsewhere_and_its_node_is_gone() -> Non
         "$services.changed",
     ]
     assert not transit.registry.nodes["js-1"].available
-    assert transit.requests.nobody_listens("unheard", 1.0) == []
+    assert transit.requests.no_responders("unheard", 1.0) == []
 
 
 def refuse(transit: Transit, effects: Sequence[Effect], now: float) -> list[Effect]:
     """What follows when the server finds no responders for the probes."""
     probes = [effect.reply_id for effect in effects if isinstance(effect, Publish)]
-    return [effect for probe in probes if probe for effect in transit.requests.nobody_listens(probe, now)]
+    return [effect for probe in probes if probe for effect in transit.requests.no_responders(probe, now)]
 
 
 def rejected(effects: Sequence[Effect]) -> list[Id]:
@@ -196,7 +198,7 @@ def missed(now: float) -> Transit:
     meet(transit, "js-1", service_info("posts", "find"), ver="4")
     transit.requests.expect(request("posts.find", "py-1", id="earlier"), "js-1", None, now)
     transit.requests.expect(request("posts.find", "py-1", id="unheard"), "js-1", None, now)
-    transit.requests.nobody_listens("unheard", now)
+    transit.requests.no_responders("unheard", now)
     return transit
 
 
@@ -241,9 +243,9 @@ def test_the_reader_of_a_stream_that_is_not_heard_may_still_answer_what_it_was_a
     transit = make_transit()
     meet(transit, "py-2", service_info("posts", "find"))
     transit.requests.expect(request("posts.find", "py-1", id="1"), "py-2", None, 0.0)
-    effects = transit.requests.nobody_reads("py-2", 1.0)
+    effects = transit.requests.reader_unreachable("py-2", 1.0)
     assert [effect for effect in effects if isinstance(effect, Reject)] == []
-    assert [effect.until for effect in effects if isinstance(effect, NobodyReads)] == [1.0]
+    assert [effect.until for effect in effects if isinstance(effect, ReaderGone)] == [1.0]
     assert not transit.registry.nodes["py-2"].available
 
 
@@ -252,9 +254,9 @@ def test_calls_sent_after_an_unheard_one_wait_for_their_own_word_of_the_server()
     meet(transit, "js-1", service_info("posts", "find"))
     for number in ("1", "2"):
         transit.requests.expect(request("posts.find", "py-1", id=number), "js-1", None, 0.0)
-    first = [effect for effect in transit.requests.nobody_listens("1", 1.0) if isinstance(effect, Reject)]
+    first = [effect for effect in transit.requests.no_responders("1", 1.0) if isinstance(effect, Reject)]
     assert [reject.pending.id for reject in first] == ["1"]
-    (second,) = transit.requests.nobody_listens("2", 1.0)
+    (second,) = transit.requests.no_responders("2", 1.0)
     assert isinstance(second, Reject)
     assert second.undelivered is True
 
@@ -293,11 +295,11 @@ def test_a_call_sent_just_before_its_node_was_killed_fails_within_two_seconds() 
 
 
 def test_a_call_may_wait_longer_when_the_servers_have_changed() -> None:
-    for news in ("servers_changed", "resume"):
+    for news in (Liveness.moved, Liveness.resume):
         transit = make_transit()
         meet(transit, "js-1", service_info("posts", "find"))
         transit.requests.expect(request("posts.find", "py-1", id="1"), "js-1", None, 0.0)
-        getattr(transit.requests, news)(0.0)
+        news(transit.requests.liveness, 0.0)
         ends = [now for now in ticks(10.0) if rejected(refuse(transit, transit.tick(now), now))]
         assert ends == [NODE_RECONNECT_S]
 
@@ -315,8 +317,8 @@ def frozen() -> tuple[Transit, float]:
                 assert isinstance(effect.packet, Ping)
                 pong = Pong(ver="5", sender="js-2", time=0, id=effect.packet.id, arrived=0)
                 assert transit.receive("PONG", pong, now) == [], "it answers no ping of a user"
-        if news := [effect for effect in effects if isinstance(effect, Responsive)]:
-            assert news == [Responsive("js-1", answers=False)]
+        if news := [effect for effect in effects if isinstance(effect, Log)]:
+            assert news == [Log(UNRESPONSIVE % "js-1")]
             return transit, now
     raise AssertionError("never noticed")
 
@@ -351,7 +353,7 @@ def test_a_frozen_node_gets_no_new_calls_while_another_offers_the_action() -> No
 def test_a_frozen_node_is_chosen_again_after_its_first_packet(command: Command, packet: Packet) -> None:
     transit, now = frozen()
     effects = transit.receive(command, packet, now)
-    assert effects[0] == Responsive("js-1", answers=True)
+    assert effects[0] == Log("Node 'js-1' answers again", logging.INFO)
     assert [type(effect) for effect in effects[1:]] == ([Settle] if command == "RES" else [])
     assert choices(transit) == {"js-1", "js-2"}
 
@@ -379,7 +381,7 @@ def test_a_tick_does_not_look_at_calls_that_have_just_been_made() -> None:
         since = 0.0 if number < 2 else 10.0
         transit.requests.expect(request("posts.find", "py-1", id=str(number)), "js-1", None, since)
     assert len(publishes(transit.tick(10.0))) == 1
-    assert Counted.reads == 3
+    assert Counted.reads == 4, "it stops at the first of them"
     for number in range(1000):
         transit.requests.take(str(number))
     transit.receive("PONG", Pong(ver="5", sender="js-1", time=0, id="probe:1:10.0:js-1", arrived=0), 10.1)

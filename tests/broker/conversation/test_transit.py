@@ -7,9 +7,8 @@ import pytest
 from msgspec import UNSET, Raw
 
 from broker.conversation.effects import (
-    AnswerPing,
     Conflict,
-    Dropped,
+    Log,
     Notify,
     PongArrived,
     Publish,
@@ -84,7 +83,7 @@ def test_c6_a_discover_registers_nobody_and_info_is_not_answered_with_info() -> 
 
 def test_c8_another_process_with_our_id_is_a_conflict_and_our_own_echo_is_not() -> None:
     transit = make_transit()
-    assert transit.receive("INFO", info("py-1", instance="another process"), 0.0) == [Conflict("another process")]
+    assert transit.receive("INFO", info("py-1", instance="another process"), 0.0) == [Conflict()]
     assert transit.receive("INFO", info("py-1"), 0.0) == []
 
 
@@ -123,16 +122,16 @@ def test_c10_packets_of_another_version_are_dropped_with_one_line(ver: Any) -> N
     ]
     for command, packet in packets:
         (dropped,) = transit.receive(command, packet, 0.0)
-        assert isinstance(dropped, Dropped)
-        assert dropped.reason == f"{command} from 'js-1' has protocol version {ver!r}, not 4 and 5; dropped"
+        assert isinstance(dropped, Log)
+        assert dropped.text == f"{command} from 'js-1' has protocol version {ver!r}, not 4 and 5; dropped"
     assert transit.registry.nodes.keys() == {"py-1"}
 
 
 def test_a_node_pinned_to_one_version_drops_the_other() -> None:
     transit = make_transit(protocol="4")
     (dropped,) = transit.receive("DISCOVER", Discover(ver="5", sender="js-1"), 0.0)
-    assert isinstance(dropped, Dropped)
-    assert "not 4" in dropped.reason
+    assert isinstance(dropped, Log)
+    assert "not 4" in dropped.text
     assert subjects(transit.presence.discover()) == [("MOL.DISCOVER", "4")]
     assert transit.presence.version_for("nobody") == "4"
 
@@ -202,7 +201,9 @@ def test_nobody_is_blamed_for_the_silence_of_an_outage() -> None:
 
 def test_a_ping_is_answered_to_its_sender() -> None:
     ping = Ping(ver="4", sender="js-1", time=5, id="p")
-    assert make_transit().receive("PING", ping, 0.0) == [AnswerPing(ping, "MOL.PONG.js-1")]
+    assert make_transit().receive("PING", ping, 0.0) == [
+        Publish("MOL.PONG.js-1", Pong(ver="4", sender="py-1", time=5, id="p"))
+    ]
 
 
 def test_a_pong_arrives() -> None:
@@ -211,7 +212,7 @@ def test_a_pong_arrives() -> None:
 
 
 def test_a_ping_goes_to_one_node() -> None:
-    publish = make_transit().presence.ping("js-1", "p", 5)
+    (publish,) = publishes(make_transit().presence.ping("js-1", "p", 5))
     assert publish.subject == "MOL.PING.js-1"
     assert publish.packet == Ping(ver="5", sender="py-1", time=5, id="p")
 
@@ -376,7 +377,7 @@ def test_events_that_come_while_stopping_are_dropped_with_a_line() -> None:
     offer(transit, Math())
     transit.stopping = True
     (dropped,) = transit.receive("EVENT", Event(ver="5", sender="js-1", event="user.created"), 0.0)
-    assert isinstance(dropped, Dropped)
+    assert isinstance(dropped, Log)
 
 
 # Senders that cannot be answered
@@ -395,8 +396,8 @@ def test_a_sender_that_no_subject_can_name_is_dropped(command: Any, sender: str)
     transit = make_transit()
     offer(transit, Math())
     (dropped,) = transit.receive(command, packets[command], 0.0)
-    assert isinstance(dropped, Dropped)
-    assert len(dropped.reason) < 500
+    assert isinstance(dropped, Log)
+    assert len(dropped.text) < 500
     assert transit.registry.nodes.keys() == {"py-1"}
 
 
@@ -443,7 +444,7 @@ def test_c87_every_captured_packet_can_be_received(protocol: str) -> None:
         if command == "RES":
             transit.requests.expect(request("a.b", "py-1", id=packet["id"]), packet["sender"], number, 0.0)
         effects = transit.receive(command, decoded, float(number))
-        assert not any(isinstance(effect, Dropped | Conflict) for effect in effects), note
+        assert not any(isinstance(effect, Log | Conflict) for effect in effects), note
         if command == "RES":
             assert [type(effect) for effect in effects] == ([] if packet.get("seq") else [Settle]), note
         if command == "REQ" and packet["action"] == "math.add" and not packet.get("seq"):
@@ -459,6 +460,6 @@ def test_nodes_above_the_bound_are_ignored_with_one_line(monkeypatch: pytest.Mon
     transit = make_transit()
     effects = [effect for number in range(5) for effect in transit.receive("INFO", info(f"js-{number}"), 0.0)]
     assert transit.registry.nodes.keys() == {"py-1", "js-0"}
-    assert [effect.reason for effect in effects if isinstance(effect, Dropped)] == [
+    assert [effect.text for effect in effects if isinstance(effect, Log)] == [
         "2 nodes are known, and others are ignored until some leave"
     ]

@@ -251,7 +251,7 @@ def test_of_the_ends_that_wait_for_a_missing_packet_one_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("accept", "sequence"), [(False, 0), (True, 1)], ids=["refused", "never opened"])
-def test_what_nobody_reads_is_forgotten_after_a_while(accept: bool, sequence: int) -> None:
+def test_what_reader_unreachable_is_forgotten_after_a_while(accept: bool, sequence: int) -> None:
     side = Side(accept=accept)
     side.take(request(sequence))
     side.incoming.expire(59.0)
