@@ -6,6 +6,7 @@ that end with the test run however it ends (tests/support/child.py).
 
 import contextlib
 import fcntl
+import os
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -24,11 +25,17 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the many processes of a run share what one of them compiled, also where Python is told not to keep it."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        folder = str(config.rootpath / ".pytest_cache" / "bytecode")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
+        sys.dont_write_bytecode = False
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Of the processes of a run one compiles the tests, the others wait and read what it has written."""
-    if sys.dont_write_bytecode:
-        return (yield)
     with Path(__file__).open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
