@@ -2,10 +2,7 @@
 
 import asyncio
 import inspect
-from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +11,6 @@ import anyio
 import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import AUTHORIZATION_VIOLATION, ERR_RE, PERMISSIONS_ERR
 
@@ -24,11 +20,11 @@ from broker.defaults import (
     NATS_PENDING_MESSAGES,
     NATS_PING_INTERVAL_S,
     NATS_READ_BYTES,
-    SLICE_S,
 )
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
-from broker.transports.base import Later, Observer
+from broker.transports.base import Observer
 from broker.transports.nats_address import credentials
+from broker.transports.nats_intake import Intake, Take, Taker
 
 # nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
 # JS node that streams, until the server gives it up as a slow consumer.
@@ -37,43 +33,6 @@ nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
 
 _LOST = (nats.errors.UnexpectedEOF, OSError)
 """Errors that say no more than that a connection is lost."""
-
-
-Take = Callable[[bytes, str], Later | None]
-"""Deals with a message: its bytes, and where to reply to. Returns what is left to do."""
-
-
-class _Left(Msg):
-    """What is left to do with a message, in the queue of its subscription."""
-
-    def __init__(self, client: Client, later: Later) -> None:
-        super().__init__(client)
-        self.later = later
-
-
-class _Taker:
-    """Deals with the messages of one subscription as they arrive. Those that come while one waits for something are
-    queued by nats-py, whose task calls this."""
-
-    def __init__(self, connection: "Connection", take: Take) -> None:
-        self.take = take
-        self.idle = True
-        """Whether the next message can be dealt with as it arrives: none is queued or waits for something."""
-        self.subscription: Subscription
-        self.queue: asyncio.Queue[Msg]
-        self._connection = connection
-
-    async def deal_with(self, message: Msg) -> None:
-        self.idle = False
-        try:
-            if isinstance(message, _Left):
-                await message.later()
-            elif self._connection.is_new(message.subject, message.data):
-                later = self.take(message.data, message.reply)
-                if later is not None:
-                    await later()
-        finally:
-            self.idle = self.queue.empty()
 
 
 class RefusedError(BrokerDisconnectedError):
@@ -103,13 +62,9 @@ class Connection(Client):
         """Set when the connection has ended, and when the server is about to end it."""
         self.reason: str | None = None
         """Why it has ended, when that is known."""
-        self.overlap: Overlap | None = None
-        """Set while another connection receives the same messages."""
+        self.intake = self._ps = Intake(self)
         self._observer = observer
         self._opening = True
-        self._takers: dict[int, _Taker] = {}
-        self._overrun: set[int] = set()
-        self._pause_at = 0.0
 
     async def open(self, name: str, options: dict[str, Any], patience_s: float) -> None:
         """Raises RefusedError, BrokerDisconnectedError and, for `options` that cannot be used, BrokerOptionsError."""
@@ -142,17 +97,12 @@ class Connection(Client):
     async def subscribe_taker(self, subject: str, queue: str, take: Take) -> Subscription:
         """As `subscribe`, but `take` gets each message in the task that reads, as long as none before it waits for
         something. nats-py would queue each for another task, which costs more than most messages do."""
-        taker = _Taker(self, take)
+        taker = Taker(self.intake, take)
         taker.subscription = await self.subscribe(
             subject, queue=queue, cb=taker.deal_with, pending_msgs_limit=NATS_PENDING_MESSAGES
         )
-        taker.queue = taker.subscription._pending_queue
-        self._takers[taker.subscription._id] = taker
+        self.intake.takers[b"%d" % taker.subscription._id] = taker
         return taker.subscription
-
-    def is_new(self, subject: str, data: bytes) -> bool:
-        """Whether a message has not come over the other one of two connections already."""
-        return self.overlap is None or self.overlap.is_new(subject, data, self)
 
     def write(self, subject: str, data: bytes, reply: str) -> bool:
         """As `publish`, without its coroutines, for a subject that was checked. False when it may have to wait for the
@@ -184,8 +134,8 @@ class Connection(Client):
         if self._opening:
             raise error  # else nats-py tries again
         if isinstance(error, nats.errors.SlowConsumerError):
-            if error.sid not in self._overrun:  # one line until there is room again
-                self._overrun.add(error.sid)
+            if error.sid not in self.intake.overrun:  # one line until there is room again
+                self.intake.overrun.add(error.sid)
                 await self._observer.failed(OVERRUN % error.subject)
             return
         if self.is_open and not isinstance(error, _LOST):
@@ -195,29 +145,14 @@ class Connection(Client):
         self.changed.set()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        """See `subscribe_taker`. Where much arrives, other work comes in between."""
-        taker = self._takers.get(sid)
-        if taker is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        if headers or not taker.idle:
+        """Queue a message. Those of a taker that arrive after it are queued behind it."""
+        taker = self.intake.takers.get(b"%d" % sid)
+        if taker is not None:
             taker.idle = False
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        if self._overrun:
-            self._overrun.discard(sid)
-        taker.subscription._received += 1
-        if self.overlap is None or self.is_new(subject.decode(), data):
-            later = taker.take(data, reply.decode() if reply else "")
-            if later is not None:
-                taker.idle = False
-                taker.queue.put_nowait(_Left(self, later))
-        if monotonic() > self._pause_at:
-            await asyncio.sleep(0)
-            self._pause_at = monotonic() + SLICE_S
+        await super()._process_msg(sid, subject, reply, data, headers)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._takers.pop(sid, None)
+        self.intake.takers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -286,22 +221,6 @@ class Connection(Client):
         writer = getattr(self._transport, "_io_writer", None)  # a WebSocket has none
         if writer is not None:
             writer.transport.abort()
-
-
-class Overlap:
-    """Two connections that receive the same messages: each message counts once, from where it comes first."""
-
-    def __init__(self, old: Connection) -> None:
-        self._old = old
-        self._ahead: Counter[int] = Counter()
-        """How many copies of a message the old connection has received more than the new one."""
-
-    def is_new(self, subject: str, data: bytes, connection: Connection) -> bool:
-        key = hash((subject, data))
-        before = self._ahead[key]
-        step = 1 if connection is self._old else -1
-        self._ahead[key] = before + step
-        return before * step >= 0
 
 
 async def flush(client: Client) -> None:

@@ -23,7 +23,8 @@ from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.masking import masked_text
 from broker.transports.base import Later, Observer
 from broker.transports.nats_address import Servers
-from broker.transports.nats_client import TRANSLATED, Connection, Overlap, RefusedError, flush
+from broker.transports.nats_client import TRANSLATED, Connection, RefusedError, flush
+from broker.transports.nats_intake import Overlap
 
 logger = logging.getLogger("broker")
 
@@ -185,7 +186,7 @@ class Link:
 
     async def _overlapping(self, old: Connection, new: Connection) -> None:
         """Use the new connection, and receive from both until all servers send to the new one."""
-        old.overlap = new.overlap = Overlap(old)
+        old.intake.overlap = new.intake.overlap = Overlap(old.intake)
         try:
             await self._take(new)
             logger.info(
@@ -202,7 +203,7 @@ class Link:
         finally:
             if self.current is new:
                 await old.abandon()
-            old.overlap = new.overlap = None
+            old.intake.overlap = new.intake.overlap = None
 
 
 class NATSSubscription:
@@ -231,7 +232,7 @@ class NATSSubscription:
         handle = self._handle
 
         async def handle_new(message: Msg) -> None:
-            if connection.is_new(message.subject, message.data):
+            if connection.intake.is_new(message.subject, message.data):
                 await handle(message)
 
         if self._take is None:

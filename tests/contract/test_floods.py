@@ -61,7 +61,7 @@ def info_packet(number: int) -> bytes:
     return json.dumps({"ver": "5", "sender": f"node-{number}", "services": services, "instanceID": "i"}).encode()
 
 
-TAKING_IN, HANDLING = "broker.transports.nats_client.SLICE_S", "broker.node.workers.SLICE_S"
+TAKING_IN, HANDLING = "broker.transports.nats_intake.SLICE_S", "broker.node.workers.SLICE_S"
 
 
 @pytest.mark.parametrize(("kind", "sliced"), [("EVENT", TAKING_IN), ("EVENT", HANDLING), ("INFO", TAKING_IN)])

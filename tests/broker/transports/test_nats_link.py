@@ -11,6 +11,7 @@ import pytest
 from anyio.abc import SocketStream
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.protocol.parser import Parser
 
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.transports.base import Observer
@@ -234,7 +235,7 @@ async def test_each_message_arrives_once_while_a_server_in_lame_duck_mode_is_lef
 
 def has_moved(transport: NATSTransport) -> bool:
     connection = transport._link.connection
-    return connection is not None and connection.overlap is None
+    return connection is not None and connection.intake.overlap is None
 
 
 async def eventually_routed(transports: list[NATSTransport], *subjects: str) -> None:
@@ -300,11 +301,12 @@ async def test_credentials_that_are_refused_end_the_first_connection_and_are_ret
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        (Client(), "_close _connect_command _err _flush_queue _flusher_task _max_payload _max_pending_size"),
+        (Client(), "_ps _close _connect_command _err _flush_queue _flusher_task _max_payload _max_pending_size"),
         (
             Client(),
             "_pending _pending_data_size _pongs _process_err _process_info _process_msg _process_pong",
         ),
+        (Parser(Client()), "buf nc parse reset"),
         (Client(), "_remove_sub _server_info _status _subs _transport"),
         (Subscription(Client()), "_cb _id _pending_queue _received"),
     ],
