@@ -81,7 +81,7 @@ async def _rows(
         else:
             count = queries.no_limit if left is None else left
             async with database.stream(
-                query, count, *arguments, batch=batch, large=queries.look_in_pieces if large else None
+                query, count, *arguments, batch=batch, documents=queries.documents if large else None
             ) as batches:
                 async for some in batches:
                     for row in some:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broker.errors import PayloadTooLargeError, ValidationError
-from services.environments_store.database.base import Row
+from services.environments_store.database.base import Documents, Row
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.errors import EnvironmentNotFoundError
 from services.environments_store.listing import ListRequest
@@ -176,9 +176,9 @@ class Watched:
 
     @asynccontextmanager
     async def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
+        self, query: str, *arguments: object, batch: int, paced: bool = False, documents: Documents | None = None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
-        async with self._database.stream(query, *arguments, batch=batch, large=large) as batches:
+        async with self._database.stream(query, *arguments, batch=batch, documents=documents) as batches:
 
             async def counted() -> AsyncGenerator[Sequence[Row]]:
                 async for rows in batches:

@@ -1,6 +1,7 @@
 """The SQLite pool when the file is busy, full, read-only, or no database at all."""
 
 import logging
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from services.environments_store.database.sqlite import SqliteDatabase
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
+from services.environments_store.queries.sqlite import SQLITE
 from services.environments_store.schema.check import look
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +60,32 @@ async def test_a_slow_read_delays_neither_a_write_nor_another_read(database: Sql
         assert await database.execute("INSERT INTO items (id) VALUES ($1)", "one") == 1
         assert len(await database.fetch("SELECT id FROM items")) == 1
         group.cancel_scope.cancel()
+
+
+def resident() -> int:
+    """The bytes of memory that this process takes now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_a_connection_keeps_no_document_that_it_has_given(database: SqliteDatabase) -> None:
+    size = 40_000_000  # so large that its memory goes back to the system at once
+    columns = "id, environment, environmentUuid, timestamp, createdAt, updatedAt, deletedAt"
+    await database.execute(f"CREATE TABLE environments ({columns})")
+    row = "$1, $2, $1, 1, $1, $1, NULL"
+    for id, document in (("1", "x" * size), ("2", "{}"), ("3", "{}")):
+        await database.execute(f"INSERT INTO environments VALUES ({row})", id, document)
+    await database.fetch("SELECT id FROM environments")
+    before = resident()
+    assert len((await database.fetch(SQLITE.get, "1"))[0]["environment"]) == size
+    assert resident() - before < size / 2
+    seen = 0
+    async with database.stream(SQLITE.listing.first, -1, batch=1, documents=SQLITE.documents) as batches:
+        async for rows in batches:
+            seen += len(rows[0]["environment"])
+            rows = ()
+            if seen > size:  # the first document was followed by another
+                assert resident() - before < size / 2
+    assert seen == size + 4
 
 
 async def test_a_file_that_somebody_else_writes_is_a_retryable_error_and_nothing_is_stored(

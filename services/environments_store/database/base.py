@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Dialect = Literal["postgresql", "sqlite"]
 
@@ -11,6 +11,16 @@ class Row(Protocol):
     """A row: values by column name or by position, as asyncpg.Record and sqlite3.Row both give them."""
 
     def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class Documents(NamedTuple):
+    """The statements that get the documents of a list: see `Database.stream`."""
+
+    alone: str
+    """The whole row with an id, its `environment` in pieces: a row for each, in order."""
+    together: str | None = None
+    """The rows with the ids that stand for `{}`, a large document left out. None where the query of the list may read
+    the documents itself; SQLite would keep the largest that it has met for as long as the list is open."""
 
 
 class Queries(Protocol):
@@ -52,13 +62,12 @@ class Database(Queries, Protocol):
         """
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
+        self, query: str, *arguments: object, batch: int, paced: bool = False, documents: Documents | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
         """The rows of one query in batches of at most `batch`, all of one snapshot, fetched as they are asked for.
 
         `paced`: by a reader that may be slow. Such streams never hold the last connections, which others need.
-        `large`: the query has a column of this name, and this statement gets the whole of a row that has it true, by
-        its id and with its `environment` in pieces, a row for each; such a row is a batch of its own.
+        `documents`: the query has a column `large`; a row that has it true is read by its id, as a batch of its own.
         """
 
     async def refresh(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from services.environments_store.database.base import Dialect, Queries, Row
+from services.environments_store.database.base import Dialect, Documents, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_errors
 from services.environments_store.database.large import alone_when_large
 from services.environments_store.database.location import read_location
@@ -65,10 +65,10 @@ class PostgresDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
+        self, query: str, *arguments: object, batch: int, paced: bool = False, documents: Documents | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
         stream = self._paced_stream if paced else self._stream
-        return stream(query, arguments, batch, large)
+        return stream(query, arguments, batch, documents)
 
     async def refresh(self) -> None:
         pool = self._pool
@@ -118,16 +118,16 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _paced_stream(
-        self, query: str, arguments: tuple[object, ...], batch: int, large: str | None
+        self, query: str, arguments: tuple[object, ...], batch: int, documents: Documents | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             shares = (await self._get_pool()).shares
-            async with shares.export(), self._stream(query, arguments, batch, large) as batches:
+            async with shares.export(), self._stream(query, arguments, batch, documents) as batches:
                 yield batches
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int, large: str | None
+        self, query: str, arguments: tuple[object, ...], batch: int, documents: Documents | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             async with self._connection() as connection:
@@ -144,8 +144,9 @@ class PostgresDatabase:
                         statement = await connection.prepare(query)
                         cursor = await statement.cursor(*arguments)
                     rows = _batches(cursor, batch)
-                    if large is not None:
-                        rows = alone_when_large(rows, lambda id: _Transaction(connection).fetch(large, id))
+                    if documents is not None:
+                        alone = documents.alone
+                        rows = alone_when_large(rows, lambda id: _Transaction(connection).fetch(alone, id))
                     async with aclosing(rows) as batches:
                         yield batches
                 finally:

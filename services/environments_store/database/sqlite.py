@@ -11,7 +11,7 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from services.environments_store.database.base import Dialect, Queries, Row
+from services.environments_store.database.base import Dialect, Documents, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error, service_errors
 from services.environments_store.database.large import alone_when_large
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
@@ -97,9 +97,9 @@ class SqliteDatabase:
         return self._transaction()
 
     def stream(
-        self, query: str, *arguments: object, batch: int, paced: bool = False, large: str | None = None
+        self, query: str, *arguments: object, batch: int, paced: bool = False, documents: Documents | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Row]]]:
-        return self._stream(query, arguments, batch, self._pacing if paced else self._streaming, large)
+        return self._stream(query, arguments, batch, self._pacing if paced else self._streaming, documents)
 
     async def refresh(self) -> None:
         """Nothing to forget: SQLite itself prepares a statement again when the schema has changed."""
@@ -119,19 +119,25 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns, large: str | None
+        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns, documents: Documents | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
             async with turns.one(), self._reader() as reader:
                 try:
                     with file_failures(self._path):
-                        if not self._read_only:
+                        if self._read_only:
+                            await reader.execute("BEGIN")
+                        else:
                             await reader.begin("DEFERRED")
-                        cursor = await reader.execute(query, bind(arguments))
+                        cursor = await reader.execute(
+                            f"SELECT id FROM ({query})" if documents else query, bind(arguments)
+                        )
                     try:
                         rows = _batches(cursor, self._path, batch)
-                        if large is not None:
-                            rows = alone_when_large(rows, lambda id: self._read_again(reader, large, id))
+                        if documents is not None:
+                            alone = documents.alone
+                            rows = self._with_documents(rows, reader, documents)
+                            rows = alone_when_large(rows, lambda id: self._read_again(reader, alone, id))
                         async with aclosing(rows) as batches:
                             yield batches
                     finally:
@@ -144,6 +150,21 @@ class SqliteDatabase:
         """A file that we only read is taken as it is: nobody here could clear up after a killed original."""
         with file_failures(self._path):
             return await reader.read(query, bind(arguments), surely=not self._read_only)
+
+    async def _with_documents(
+        self, batches: AsyncGenerator[Sequence[Row]], reader: GuardedConnection, documents: Documents
+    ) -> AsyncGenerator[Sequence[Row]]:
+        """The rows of batches of ids, in their order."""
+        assert documents.together is not None
+        async with aclosing(batches):
+            async for some in batches:
+                ids = [row["id"] for row in some]
+                query = documents.together.format(", ".join(f"${number}" for number in range(1, len(ids) + 1)))
+                found: dict[object, list[Row]] = {}
+                with service_errors(write=False), file_failures(self._path):
+                    for row in await reader.execute_fetchall(query, bind(ids)):
+                        found.setdefault(row["id"], []).append(row)
+                yield [row for id in ids for row in found.pop(id, ())]
 
     async def _read_again(self, reader: GuardedConnection, query: str, id: object) -> Sequence[Row]:
         async with self._large:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,8 +78,15 @@ class GuardedConnection(aiosqlite.Connection):
         await self._visit(self._commit)
 
     async def _visit(self, work: Callable[..., T], *arguments: object) -> T:
-        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # aiosqlite types it not
+        result: T = await self._execute(work, *arguments)
         return result
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Every visit, those of aiosqlite too. The thread keeps what it was given last, and what it has answered, until
+        the next one: that is not to be a document."""
+        given, answered = [partial(fn, *args, **kwargs)], []
+        await super()._execute(lambda: answered.append(given.pop()()))  # type: ignore[no-untyped-call] # aiosqlite's
+        return answered.pop()
 
     def _change_rows(
         self, query: str, arguments: Mapping[str, Any], abandoned: threading.Event

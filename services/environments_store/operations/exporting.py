@@ -53,7 +53,7 @@ class Export:
         size = 0
         with self._shape.watched():
             async with self._database.stream(
-                query, queries.no_limit, batch=self._limits.export_batch, paced=True, large=queries.look_in_pieces
+                query, queries.no_limit, batch=self._limits.export_batch, paced=True, documents=queries.documents
             ) as batches:
                 async for rows in batches:
                     for row in rows:

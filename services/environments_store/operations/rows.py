@@ -217,9 +217,9 @@ class _Found:
 
 
 async def _batches(database: Database, shape: TableShape, limits: OperationLimits) -> AsyncGenerator[list[Row]]:
-    document = LITE_LISTED_DOCUMENT if shape.status.dialect == "sqlite" else LISTED_DOCUMENT
-    query = f"SELECT {_ID}, {document} FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
-    async with database.stream(query, batch=limits.export_batch, large=shape.queries().look_in_pieces) as batches:
+    columns = f"id, {LITE_LISTED_DOCUMENT}" if shape.status.dialect == "sqlite" else f"{_ID}, {LISTED_DOCUMENT}"
+    query = f"SELECT {columns} FROM environments WHERE id IS NOT NULL AND environment IS NOT NULL"
+    async with database.stream(query, batch=limits.export_batch, documents=shape.queries().documents) as batches:
         async for rows in batches:
             yield list(rows)
 

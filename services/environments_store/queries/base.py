@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from services.environments_store.database.base import Documents
+
 __all__ = ["Listing", "Queries", "SoftDelete"]
 
 
@@ -31,8 +33,8 @@ class Queries(NamedTuple):
     get_by_environment_uuid: str
     look: str
     """Also for a row of a listing whose document was left out."""
-    look_in_pieces: str
-    """The same where it may be very large: a row for each piece of the document, in order."""
+    documents: Documents
+    """Those of the rows of a listing that is streamed."""
     look_light: str
     lock: str
     listing: Listing

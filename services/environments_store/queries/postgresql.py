@@ -4,6 +4,7 @@ Dates are written in whole milliseconds, so that a JavaScript reader sees the sa
 UTC wall time: `now()` alone would be stored in the zone of the session.
 """
 
+from services.environments_store.database.base import Documents
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
 from services.environments_store.schema.names import quoted
@@ -133,7 +134,7 @@ def _pg(deleted_now: str, now: str) -> Queries:
             f'SELECT {_PG_COLUMNS} FROM environments WHERE "environmentUuid" = $1 AND "deletedAt" IS NULL LIMIT 1'
         ),
         look=f"SELECT {_PG_COLUMNS} FROM environments WHERE id = $1",
-        look_in_pieces=_pg_pieces(_PG_COLUMNS),
+        documents=Documents(_pg_pieces(_PG_COLUMNS)),
         look_light=f"SELECT {_PG_LIGHT} FROM environments WHERE id = $1",
         lock=f'SELECT {_PG_COLUMNS} FROM environments WHERE id = $1 AND "deletedAt" IS NULL FOR UPDATE',
         listing=_pg_listing(_PG_COLUMNS, _PG_LIGHT, '"deletedAt" IS NULL', _PG_AFTER),
@@ -174,7 +175,7 @@ POSTGRESQL_WITHOUT = Queries(
     get=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     get_by_environment_uuid=f'SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE "environmentUuid" = $1 LIMIT 1',
     look=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
-    look_in_pieces=_pg_pieces(_PG_COLUMNS_WITHOUT),
+    documents=Documents(_pg_pieces(_PG_COLUMNS_WITHOUT)),
     look_light=f"SELECT {_PG_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_PG_COLUMNS_WITHOUT} FROM environments WHERE id = $1 FOR UPDATE",
     listing=_pg_listing(_PG_COLUMNS_WITHOUT, _PG_LIGHT_WITHOUT, "TRUE", _PG_AFTER),

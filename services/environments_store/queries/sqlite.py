@@ -4,6 +4,7 @@ Names stand unquoted, because SQLite takes a quoted name that it does not know f
 Sequelize's form, `YYYY-MM-DD HH:MM:SS.mmm +00:00`, which alone sorts rightly beside those already there.
 """
 
+from services.environments_store.database.base import Documents
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.queries.base import Listing, Queries, SoftDelete
 
@@ -42,6 +43,14 @@ def _lite_listing(columns: str, light: str, condition: str, *after: str) -> List
         tuple(f"SELECT {columns} {one}" for one in rest),
         f"SELECT {light} {first}",
         tuple(f"SELECT {light} {one}" for one in rest),
+    )
+
+
+def _lite_documents(columns: str) -> Documents:
+    listed = columns.replace(LITE_DOCUMENT, LITE_LISTED_DOCUMENT)
+    return Documents(
+        alone=f"SELECT {columns} FROM environments WHERE id = $1",
+        together=f"SELECT {listed} FROM environments WHERE id IN ({{}})",
     )
 
 
@@ -84,7 +93,7 @@ SQLITE = Queries(
         " WHERE environmentUuid = $1 AND id IS NOT NULL AND deletedAt IS NULL LIMIT 1"
     ),
     look=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
-    look_in_pieces=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1",
+    documents=_lite_documents(_LITE_COLUMNS),
     look_light=f"SELECT {_LITE_LIGHT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS} FROM environments WHERE id = $1 AND deletedAt IS NULL",
     listing=_lite_listing(_LITE_COLUMNS, _LITE_LIGHT, _LITE_LIVE, _LITE_AFTER),
@@ -120,7 +129,7 @@ SQLITE_WITHOUT = Queries(
         f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE environmentUuid = $1 AND id IS NOT NULL LIMIT 1"
     ),
     look=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
-    look_in_pieces=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
+    documents=_lite_documents(_LITE_COLUMNS_WITHOUT),
     look_light=f"SELECT {_LITE_LIGHT_WITHOUT} FROM environments WHERE id = $1",
     lock=f"SELECT {_LITE_COLUMNS_WITHOUT} FROM environments WHERE id = $1",
     listing=_lite_listing(_LITE_COLUMNS_WITHOUT, _LITE_LIGHT_WITHOUT, "id IS NOT NULL", _LITE_AFTER),
