@@ -4,8 +4,8 @@ import typer
 
 from broker.cli.commands.calling import call
 from broker.cli.commands.events import broadcast, emit, listen
-from broker.cli.commands.lists import actions, nodes, services
-from broker.cli.commands.nodes import ping, run_services
+from broker.cli.commands.lists import actions, services
+from broker.cli.commands.nodes import nodes, ping, run
 from broker.cli.output import use_utf8
 
 app = typer.Typer(
@@ -15,8 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command("run")(run_services)
-for command in (call, emit, broadcast, listen, nodes, services, actions, ping):
+for command in (run, call, emit, broadcast, listen, nodes, services, actions, ping):
     app.command()(command)
 
 

@@ -92,10 +92,8 @@ def _cell(value: Any) -> str:
             return _DASH
         case bool():
             return "yes" if value else "no"
-        case list() | tuple():
-            return ", ".join(str(item) for item in value) or _DASH
-        case dict():
-            return encode(value).decode()
+        case list() | tuple() | dict():
+            return ", ".join(map(str, value)) or _DASH
         case _:
             return str(value)
 

@@ -21,14 +21,14 @@ from broker.protocol.packets import PROTOCOLS
 logger = logging.getLogger("broker")
 
 
-def run(main: Callable[[], Awaitable[int]]) -> int:
-    """Run an async main on the fastest event loop there is; its result is the exit code.
+def run(main: Callable[[], Awaitable[int | None]]) -> int:
+    """Run an async main on the fastest event loop there is; its result is the exit code, None for 0.
 
     Errors of the broker, and an output that cannot be written, end it with one line and exit code 1; a reader that went
     away, with no line.
     """
     try:
-        return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
+        return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()}) or 0
     except MoleculerError as error:
         print_error(str(error))
     except BrokenPipeError:

@@ -92,26 +92,29 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path, folder: Path) -> ModuleType:
-    """A file below a folder that was named, or that holds it."""
+    """A file in a folder that was named, or below it."""
     if not path.exists():
         raise ServiceSchemaError(f"The file {path} cannot be loaded: there is no such file.")
-    path, folder = path.resolve(), folder.resolve()
+    path, top = path.resolve(), _top(folder.resolve())
     _make_importable(path.parent)
     with _running(f"The file {path} cannot be loaded"):
-        top = _top(folder)
-        dotted = _importable_name(path, top)
-        if dotted is not None:
-            return importlib.import_module(dotted)
-        package = top.parent
-        name = f"broker_target_{zlib.crc32(bytes(top)):08x}"
-        for part in path.relative_to(package).parts[:-1]:
-            package /= part
-            name = _package(package, f"{name}.{_word(part)}" if package != top else name)
-        return _module(path, name if path.stem == "__init__" else f"{name}.{_word(path.stem)}")
+        name = _importable_name(path, top)
+        if name is not None:
+            return importlib.import_module(name)
+        *folders, stem = path.relative_to(top).with_suffix("").parts
+        if "." in "".join(folders):  # the name of a package has no dot
+            folders, top = [], path.parent
+        package = ".".join([_package(top), *folders])
+        if stem == "__init__":
+            return importlib.import_module(package)
+        if "." not in stem:
+            return importlib.import_module(f"{package}.{stem}")
+        importlib.import_module(package)
+        return _module(path, f"{package}.{stem.replace('.', '_')}")
 
 
 def _top(folder: Path) -> Path:
-    """The folder that relative imports may lead up to: the outermost package, or else what is in the current folder."""
+    """The folder that relative imports may lead up to: the outermost package, or the folder below the current one."""
     if (folder / "__init__.py").exists():
         while (folder.parent / "__init__.py").exists():
             folder = folder.parent
@@ -122,7 +125,7 @@ def _top(folder: Path) -> Path:
 
 
 def _importable_name(path: Path, top: Path) -> str | None:
-    """The name by which an `import` finds the very file. None when it finds none, or another one of that name."""
+    """The name by which an `import` finds this file; None when there is none, or when it finds another file."""
     is_package = (top / "__init__.py").exists()
     base = top if top == Path.cwd() and not is_package else top.parent
     parts = path.relative_to(base).with_suffix("").parts
@@ -133,21 +136,20 @@ def _importable_name(path: Path, top: Path) -> str | None:
     try:
         found = importlib.util.find_spec(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # not this name: its package lacks one
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # an import of its package failed
             raise
         return None
     return name if found is not None and found.origin == str(path) else None
 
 
-def _package(folder: Path, name: str) -> str:
-    """Make a package of a folder, unless it is there. Gives its name."""
-    if name not in sys.modules:
-        init = folder / "__init__.py"
-        if init.exists():
-            _module(init, name)
-        else:
-            module = sys.modules[name] = ModuleType(name)
-            module.__path__ = [str(folder)]
+def _package(folder: Path) -> str:
+    """Make a package of a folder that no import finds. Returns its name."""
+    name = f"broker_target_{zlib.crc32(bytes(folder)):08x}"
+    if (folder / "__init__.py").exists():
+        _module(folder / "__init__.py", name)
+    elif name not in sys.modules:
+        module = sys.modules[name] = ModuleType(name)
+        module.__path__ = [str(folder)]
     return name
 
 
@@ -167,12 +169,8 @@ def _module(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _word(text: str) -> str:
-    return text.replace(".", "_")
-
-
 def _make_importable(folder: Path, *, first: bool = False) -> None:
-    """The folder of a file comes last, as its files may have the names of modules that others import."""
+    """The folder of a file comes last, as its files may have the names of other modules."""
     if str(folder) not in sys.path:
         sys.path.insert(0 if first else len(sys.path), str(folder))
 

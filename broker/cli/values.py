@@ -1,24 +1,33 @@
-"""What a person types on a command line, as values. `@FILE` stands for what a file holds, `@-` for standard input."""
+"""What a person types on a command line, as values. `@FILE` stands for the content of a file, `@-` for standard input.
+
+Raises typer.BadParameter for what cannot be read.
+"""
 
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from broker.context import ABSENT
 
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", help="key=value or key=@FILE, the value JSON or else text; repeatable."),
+]
+Meta = Annotated[str | None, typer.Option(help="Meta as a JSON object, or @FILE.")]
+
 _STANDARD_INPUT = ("-", "@-")
 
 
 def read_params(text: str | None, pairs: list[str] | None) -> Any:
-    """JSON and `key=value` pairs as one value; ABSENT for neither. Raises typer.BadParameter."""
+    """JSON and `key=value` pairs as one value; ABSENT for neither."""
     if text is None and not pairs:
         return ABSENT
-    params = read_json(text, "The parameters", _as_pair(text)) if text is not None else {}
+    params = {} if text is None else read_json(text, "The parameters", _as_pair(text))
     if pairs and not isinstance(params, dict):
         raise typer.BadParameter("-p adds to an object, and the parameters given are not an object.")
     for pair in pairs or ():
@@ -30,7 +39,7 @@ def read_params(text: str | None, pairs: list[str] | None) -> Any:
 
 
 def read_object(text: str | None, what: str) -> dict[str, Any] | None:
-    """A JSON object; None for no text. Raises typer.BadParameter."""
+    """A JSON object; None for no text."""
     if text is None:
         return None
     value = read_json(text, what)
@@ -40,7 +49,7 @@ def read_object(text: str | None, what: str) -> dict[str, Any] | None:
 
 
 def read_json(text: str, what: str, hint: str = "") -> Any:
-    """Any JSON value, `-` for that of standard input. Raises typer.BadParameter, with the hint."""
+    """Any JSON value, `-` for that of standard input. The hint goes into the error."""
     from_file = text.startswith("@") or text == "-"
     try:
         return msgspec.json.decode(_contents(text.removeprefix("@")) if from_file else text)
@@ -50,9 +59,9 @@ def read_json(text: str, what: str, hint: str = "") -> Any:
 
 
 def check_input_is_read_once(pairs: list[str] | None, *texts: str | None) -> None:
-    """Refuse a command line of which two parts are to come from standard input. Raises typer.BadParameter."""
-    named = [*texts, *(pair.partition("=")[2] for pair in pairs or () if pair.endswith("=@-"))]
-    if sum(text in _STANDARD_INPUT for text in named) > 1:
+    """Refuse a command line that reads standard input for two of its parts."""
+    read = [text for text in texts if text in _STANDARD_INPUT] + [pair for pair in pairs or () if pair.endswith("=@-")]
+    if len(read) > 1:
         raise typer.BadParameter("Standard input can be read once: name a file for the others.")
 
 
@@ -63,12 +72,7 @@ def _as_pair(text: str) -> str:
 
 def _read_value(text: str, key: str) -> Any:
     """JSON or else text, as it was typed or as a file holds it."""
-    if not text.startswith("@"):
-        try:
-            return msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            return text
-    data = _contents(text[1:])
+    data = _contents(text[1:]) if text.startswith("@") else text.encode(errors="surrogateescape")
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -91,4 +95,4 @@ def _contents(name: str) -> bytes:
 
 
 def _named(text: str) -> str:
-    return "standard input" if text in _STANDARD_INPUT else text[1:]
+    return "standard input" if text in _STANDARD_INPUT else text.removeprefix("@")

@@ -1,75 +1,90 @@
-"""Run a node, and measure the way to others."""
+"""Run a node, list nodes, and measure the way to them."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from broker.broker import ServiceBroker
-from broker.cli import options
-from broker.cli.client import known_nodes, logs, misuse, ping_all, unknown_node, with_broker
+from broker.cli.cluster import Cluster, Visit, known_nodes, on_cluster, ping_all, unknown_node
 from broker.cli.output import print_rows
-from broker.cli.running import run, serve
+from broker.cli.running import serve
 from broker.cli.targets import load_services
 from broker.defaults import START_TIMEOUT_S
 from broker.errors import ServiceSchemaError
+from broker.logs import LogFormat, configure_logs
 
 logger = logging.getLogger("broker")
 
 
-def run_services(
+@on_cluster
+async def run(
+    cluster: Cluster,
     targets: Annotated[
-        list[str], typer.Argument(help="module, module:Class, file.py, file.py:Class, or a folder with those below it.")
+        list[str], typer.Argument(help="module, module:Class, file.py, file.py:Class, or a folder with its subfolders.")
     ],
-    nats: options.NatsUrl = options.DEFAULT_NATS,
-    namespace: options.Namespace = "",
-    node_id: options.NodeId = None,
-    protocol: options.ProtocolVersion = None,
+    node_id: Annotated[
+        str | None, typer.Option(envvar=["NODE_ID", "BROKER_NODE_ID"], help="This node's id; made when not given.")
+    ] = None,
     start_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for NATS and the services.")
     ] = START_TIMEOUT_S,
-    log_level: options.LogLevel = "info",
-    log_format: options.Format = "text",
-) -> None:
+    log_level: Annotated[str, typer.Option(envvar="LOG_LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[LogFormat, typer.Option(envvar="LOG_FORMAT", help="text or json.")] = "text",
+) -> int:
     """Run services as a node until SIGTERM or SIGINT."""
-    logs(log_level, log_format)
-
-    async def main() -> int:
-        try:
-            services = load_services(targets)
-        except ServiceSchemaError as error:
-            if error.__cause__ is None:
-                raise
-            logger.error("%s", error, exc_info=error.__cause__)  # where in the user's code, for whoever writes it
-            return 1
-        with misuse():
-            broker = ServiceBroker(node_id, namespace=namespace, transporter=nats, protocol=protocol, services=services)
-        return await serve(broker, start_timeout)
-
-    raise typer.Exit(run(main))
+    try:
+        configure_logs(log_level, log_format)
+    except ValueError:
+        raise typer.BadParameter(f"The log level {log_level!r} is not one of debug, info, warning, error.") from None
+    try:
+        services = load_services(targets)
+    except ServiceSchemaError as error:
+        if error.__cause__ is None:
+            raise
+        logger.error("%s", error, exc_info=error.__cause__)  # with the place in the user's code
+        return 1
+    return await serve(cluster.make_broker(node_id, services), start_timeout)
 
 
-def ping(
+@on_cluster
+async def nodes(visit: Visit) -> None:
+    """List the nodes of the cluster."""
+    async with visit.broker() as broker:
+        rows: list[dict[str, Any]] = [
+            {
+                "id": node.id,
+                "client": f"{node.client.get('type', '?')} {node.client.get('version', '?')}",
+                "protocol": node.ver,
+                "hostname": node.hostname,
+                "services": [name for service in node.services if not (name := service["fullName"]).startswith("$")],
+                "cpu": node.cpu,
+                "available": node.available,
+            }
+            for node in broker.registry.nodes.values()
+            if not node.local
+        ]
+        # Another node knows these, and they have not answered.
+        rows += [{"id": name, "protocol": ver, "available": False} for name, ver in broker.peers.named.items()]
+        rows.sort(key=lambda row: row["id"])
+        columns = ["id", "client", "protocol", "hostname", "services", "cpu", "available"]
+        print_rows(rows, columns, json=visit.json)
+
+
+@on_cluster
+async def ping(
+    visit: Visit,
     node: Annotated[str | None, typer.Argument(help="A node's id; all nodes when not given.")] = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for each answer.")] = 2.0,
-    nats: options.NatsUrl = options.DEFAULT_NATS,
-    namespace: options.Namespace = "",
-    protocol: options.ProtocolVersion = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> int:
     """Measure the way to one node or to all, in milliseconds. Exit code 1 when one does not answer."""
-
-    async def work(broker: ServiceBroker) -> None:
+    async with visit.broker(node=node) as broker:
         known = known_nodes(broker)
         if node is not None and node not in known:
             raise unknown_node(broker, node)
-        rows = []
-        for node_id, pong in sorted((await ping_all(broker, [node] if node else known, timeout)).items()):
-            rows.append({"node": node_id, "elapsedTime": None, "timeDiff": None, "alive": False})
-            if pong is not None:
-                rows[-1] |= {"elapsedTime": pong["elapsedTime"], "timeDiff": pong["timeDiff"], "alive": True}
-        print_rows(rows, ["node", "elapsedTime", "timeDiff", "alive"], json=as_json)
-        if not all(row["alive"] for row in rows):
-            raise typer.Exit(1)
-
-    with_broker(work, nats, namespace, protocol, node=node)
+        pongs = await ping_all(broker, [node] if node else known, timeout)
+        rows = [
+            {"node": node_id, **{key: pong and pong[key] for key in ("elapsedTime", "timeDiff")}, "alive": bool(pong)}
+            for node_id, pong in pongs.items()
+        ]
+        print_rows(rows, ["node", "elapsedTime", "timeDiff", "alive"], json=visit.json)
+        return 0 if all(pongs.values()) else 1
