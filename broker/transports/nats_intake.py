@@ -92,7 +92,7 @@ class Intake(Parser):
     def reset(self) -> None:
         super().reset()
         self._wanted = 0
-        """How many bytes `buf` holds once its message is complete; 0 when nats-py goes on with what it holds."""
+        """How many bytes `buf` must have before it is looked at again."""
 
     def is_new(self, subject: str, data: bytes) -> bool:
         """Whether a message has not come over the other one of two connections already."""
@@ -106,41 +106,36 @@ class Intake(Parser):
                 return
             data = bytes(self.buf)
             self.reset()
-        at = 0 if self.buf else await self._messages(data)
-        if at < len(data):
-            rest = data[at:] if at else data
-            if self._wanted:
-                self.buf += rest
-            else:
-                await super().parse(rest)
-
-    async def _messages(self, data: bytes) -> int:
-        """Deal with the messages that some bytes begin with. Returns where something else begins, or the message that
-        is not complete yet."""
         at, length = 0, len(data)
-        while data.startswith(b"MSG ", at):
+        while at < length:
             line_end = data.find(b"\r\n", at)
+            begin = end = line_end + 2
             words = data[at:line_end].split()
-            if line_end < 0 or len(words) not in (4, 5) or not words[-1].isdigit():
-                break
-            begin = line_end + 2
-            end = begin + int(words[-1])
-            if end + 2 > length:
-                self._wanted = end + 2 - at
-                break
-            payload, at = data[begin:end], end + 2
-            taker = self.takers.get(words[2])
+            if line_end >= 0 and words and words[0] in _WITH_DATA and words[-1].isdigit():
+                end += int(words[-1]) + 2
+            if line_end < 0 or end > length:
+                self._wanted = max(end, length + 1) - at
+                self.buf += data[at:] if at else data
+                return
+            taker = self.takers.get(words[2]) if len(words) > 3 and words[0] == b"MSG" else None
             if taker is None or not taker.idle:
-                await self.nc._process_msg(int(words[2]), words[1], words[3] if len(words) == 5 else b"", payload, b"")
-                continue
-            if self.overrun:
-                self.overrun.discard(int(words[2]))
-            taker.subscription._received += 1
-            if self.overlap is None or self.is_new(words[1].decode(), payload):
-                later = taker.take(payload, words[3].decode() if len(words) == 5 else "")
-                if later is not None:
-                    taker.finish(later)
-            if monotonic() > self._pause_at:
-                await asyncio.sleep(0)
-                self._pause_at = monotonic() + SLICE_S
-        return at
+                await super().parse(data[at:end])
+            else:
+                self._deal_with(taker, words, data[begin : end - 2])
+                if monotonic() > self._pause_at:
+                    await asyncio.sleep(0)
+                    self._pause_at = monotonic() + SLICE_S
+            at = end
+
+    def _deal_with(self, taker: Taker, words: list[bytes], data: bytes) -> None:
+        if self.overrun:
+            self.overrun.discard(int(words[2]))
+        taker.subscription._received += 1
+        if self.overlap is None or self.is_new(words[1].decode(), data):
+            later = taker.take(data, words[3].decode() if len(words) > 4 else "")
+            if later is not None:
+                taker.finish(later)
+
+
+_WITH_DATA = (b"MSG", b"HMSG")
+"""What is followed by bytes of which the last word says how many."""
