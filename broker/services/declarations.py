@@ -5,13 +5,14 @@ Each function raises ServiceSchemaError.
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from broker.errors import ServiceSchemaError
+from broker.errors import BrokerOptionsError, ServiceSchemaError
+from broker.services.policies import announcement
 
 Visibility = Literal["published", "public", "protected", "private"]
 
@@ -21,7 +22,7 @@ WireName = Annotated[str, Meta(min_length=1, pattern=r"^[^\s*>]+$")]
 Seconds = Annotated[float, Meta(ge=0)]
 
 ALIKE = 0.8
-"""From this likeness on, an option that is not known is a known one misspelt: `retry_polcy`, not `rest`."""
+"""From this likeness on, an unknown option is a known one misspelt: `retry_polcy`, not `rest`."""
 
 
 class ActionOptions(Struct, frozen=True, kw_only=True):
@@ -30,8 +31,10 @@ class ActionOptions(Struct, frozen=True, kw_only=True):
     name: WireName | None = None
     timeout: Seconds | None = None
     visibility: Visibility | None = None
-    rename: dict[str, WireName] = {}
+    rename: dict[str, WireName] | None = None
     convert: bool | None = None
+    strategy: Any = None
+    strategy_options: Any = None
 
 
 class EventOptions(Struct, frozen=True, kw_only=True):
@@ -39,15 +42,21 @@ class EventOptions(Struct, frozen=True, kw_only=True):
 
     pattern: Annotated[str, Meta(min_length=1)]
     group: WireName | None = None
+    strategy: Any = None
+    strategy_options: Any = None
     debounce: Seconds | None = None
     throttle: Seconds | None = None
 
 
-def check_options(kind: type[Struct], what: str, **given: Any) -> None:
-    """The options of an action or event must have the form of `kind`."""
+Options = TypeVar("Options", ActionOptions, EventOptions)
+
+
+def checked_options(kind: type[Options], what: str, given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """The options of an action or event, and how its calls are balanced, in the words of INFO."""
     try:
-        msgspec.convert({name: value for name, value in given.items() if value is not None}, kind)
-    except msgspec.ValidationError as error:
+        options = msgspec.convert(given, kind)
+        return options, announcement(options.strategy, options.strategy_options or {})
+    except (msgspec.ValidationError, BrokerOptionsError) as error:
         raise ServiceSchemaError(f"The options of {what} do not fit: {error}.") from None
 
 
@@ -64,54 +73,3 @@ def check_coroutine_function(method: Any, *, streams: bool = False) -> None:
     if not inspect.iscoroutinefunction(method) and not (streams and inspect.isasyncgenfunction(method)):
         yields = " that does not `yield`" if inspect.isasyncgenfunction(method) else ""
         raise ServiceSchemaError(f"{getattr(method, '__qualname__', method)} must be an `async def` method{yields}.")
-
-
-def check_marked_once(method: Any, mark: str) -> None:
-    """A second decorator would take the place of the first."""
-    if hasattr(method, mark):
-        raise ServiceSchemaError(
-            f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
-        )
-
-
-def signature_of(handler: Callable[..., Any]) -> list[inspect.Parameter]:
-    """What a handler takes; the first is the context."""
-    try:
-        parameters = list(inspect.signature(handler).parameters.values())
-    except ValueError:  # a method without `self`
-        parameters = []
-    if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY or _is_of_a_value(parameters[0]):
-        raise ServiceSchemaError(f"Handler {handler.__qualname__} must take the context as its first parameter.")
-    return parameters
-
-
-def _is_of_a_value(parameter: inspect.Parameter) -> bool:
-    """Whether it is annotated as what a caller sends, so that the context was forgotten before it."""
-    written = parameter.annotation
-    name = written if isinstance(written, str) else getattr(written, "__name__", "")
-    return name in ("str", "int", "float", "bool", "bytes", "list", "dict", "set", "tuple")
-
-
-def check_event_handler(handler: Callable[..., Any]) -> None:
-    """It gets the context and nothing else."""
-    _, *others = signature_of(handler)
-    named = [one.name for one in others if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    if named:
-        raise ServiceSchemaError(
-            f"Handler {handler.__qualname__} of an event takes the context alone, not '{named[0]}': read ctx.params."
-        )
-
-
-def check_method_name(name: str, base: type) -> None:
-    """What is marked must not replace what services are made of, such as `settings` and `started`."""
-    if name in {*vars(base), *base.__annotations__}:
-        raise ServiceSchemaError(
-            f"'{name}' is what every service has, so it cannot be the method of an action or event. Give the method "
-            f"another name, and the action its own by @action(name='{name}')."
-        )
-
-
-def check_mapping(service: str, name: str, value: object) -> None:
-    """`settings` and `metadata` are published as objects."""
-    if not isinstance(value, Mapping):
-        raise ServiceSchemaError(f"The {name} of service '{service}' must be a dict, not {value!r}.")

@@ -76,15 +76,12 @@ class StrategyOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Shard: hash values of the ring; 2^32 by default."""
 
 
-P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy)
+P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy, StrategyOptions)
 
 _MILLISECONDS = ("delay", "max_delay", "half_open_time", "low_latency")
-"""The options, of strategies too, that are milliseconds on the wire and seconds here."""
+"""The options that are milliseconds on the wire and seconds here."""
 
-_OF_PYTHON = "check"
-"""The option that is a function, and so never travels."""
-
-KINDS: dict[str, Any] = {
+POLICIES: dict[str, Any] = {
     "retry_policy": RetryPolicy,
     "circuit_breaker": CircuitBreakerPolicy,
     "bulkhead": BulkheadPolicy,
@@ -99,8 +96,8 @@ def merge(policy: P, changes: Mapping[str, Any] | None) -> P:
     try:
         return msgspec.convert({**msgspec.structs.asdict(policy), **changes}, type(policy))
     except msgspec.ValidationError as error:
-        option = next(name for name, kind in KINDS.items() if isinstance(policy, kind))
-        settings = ", ".join(field.name for field in msgspec.structs.fields(policy))
+        option = next((name for name, kind in POLICIES.items() if isinstance(policy, kind)), "strategy_options")
+        settings = ", ".join(policy.__struct_fields__)
         raise BrokerOptionsError(
             f"{option} cannot be {dict(changes)}: {error}. The settings of a {type(policy).__name__} are {settings}."
         ) from None
@@ -112,16 +109,16 @@ def announced_policies(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name in ("retry_policy", "circuit_breaker"):
         given = info.get(camel(name))
         if isinstance(given, dict):
-            changes = from_wire(given, KINDS[name])
+            changes = from_wire(given, POLICIES[name])
             with contextlib.suppress(BrokerOptionsError):
-                merge(KINDS[name](), changes)
+                merge(POLICIES[name](), changes)
                 found[name] = changes
     return found
 
 
 def announce_policies(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The policies of an own action, or event, as INFO carries them; functions cannot travel."""
-    return {camel(name): to_wire(settings[name]) for name in KINDS if settings.get(name)}
+    """The policies of an own action, or event, in the words of INFO."""
+    return {camel(name): to_wire(settings[name]) for name in POLICIES if settings.get(name)}
 
 
 def from_wire(given: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
@@ -129,48 +126,41 @@ def from_wire(given: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name in kind.__struct_fields__:
         value = given.get(camel(name))
-        if value is not None and name != _OF_PYTHON:
+        if value is not None and name != "check":
             is_time = name in _MILLISECONDS and isinstance(value, int | float)
             changes[name] = value / 1000 if is_time else value
     return changes
 
 
 def to_wire(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in the names and units of the wire, without `check`."""
-    return {
-        camel(name): value * 1000 if name in _MILLISECONDS else value
-        for name, value in options.items()
-        if name != _OF_PYTHON and value is not None
-    }
+    """Options in the names and units of the wire."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {camel(name): value * 1000 if name in _MILLISECONDS else value for name, value in given.items()}
 
 
 def strategy_name(name: str) -> str:
     """The strategy's name as it is spelt. Raises BrokerOptionsError for an unknown one."""
-    try:
-        return NAMES[name.lower()]
-    except (KeyError, AttributeError):
-        raise BrokerOptionsError(
-            f"The strategy {name!r} is not known. Known are: {', '.join(NAMES.values())}."
-        ) from None
+    known = NAMES.get(name.lower()) if isinstance(name, str) else None
+    if known is None:
+        raise BrokerOptionsError(f"The strategy {name!r} is not known. Known are: {', '.join(NAMES.values())}.")
+    return known
 
 
 def read_options(options: Mapping[str, Any]) -> StrategyOptions:
     """Raises BrokerOptionsError for an option that no strategy has, or that does not fit."""
-    try:
-        return msgspec.convert(dict(options), StrategyOptions)
-    except msgspec.ValidationError as error:
-        raise BrokerOptionsError(f"The strategy options do not fit: {error}.") from None
+    return merge(StrategyOptions(), options)
 
 
 def announcement(strategy: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`strategy` and `strategyOptions` as an action or event announces them. Raises BrokerOptionsError."""
+    """`strategy` and `strategyOptions` of an action or event, in the words of INFO. Raises BrokerOptionsError."""
     if strategy is None:
         return {}
     read_options(options)
     return {"strategy": strategy_name(strategy), "strategyOptions": to_wire(options)}
 
 
-def for_info(announced: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an announcement that can travel: a function as the shard key cannot."""
-    options = {key: value for key, value in announced.get("strategyOptions", {}).items() if not callable(value)}
-    return {**announced, "strategyOptions": options} if announced else {}
+def without_functions(options: Any) -> Any:
+    """The part of an announcement that can travel: a function such as `check` or a shard key cannot."""
+    if not isinstance(options, dict):
+        return options
+    return {name: without_functions(value) for name, value in options.items() if not callable(value)}

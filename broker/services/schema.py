@@ -1,6 +1,7 @@
 """What a service declares, as data: names, actions, events and their form in INFO (moleculer protocol §3.2, §9.5)."""
 
 from collections.abc import Awaitable, Callable
+from functools import reduce
 from typing import Any
 
 from msgspec import Struct
@@ -8,7 +9,7 @@ from msgspec import Struct
 from broker.errors import ServiceSchemaError
 from broker.services.declarations import Visibility
 from broker.services.parameters import Parameters
-from broker.services.policies import announce_policies, for_info
+from broker.services.policies import announce_policies, without_functions
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -32,8 +33,8 @@ class ActionDefinition(Struct, frozen=True, kw_only=True, eq=False):
 
     def to_info(self) -> dict[str, Any]:
         """The action as peers see it. `fallback` and strategies that JS does not know never go out (§3.2)."""
-        info: dict[str, Any] = {key: _public(value) for key, value in self.extra.items() if key != "fallback"}
-        info |= {**announce_policies(self.settings), **for_info(self.balancing)}
+        info: dict[str, Any] = without_functions({**self.extra, **announce_policies(self.settings), **self.balancing})
+        info.pop("fallback", None)
         info |= {"rawName": self.raw_name, "name": self.name}
         if self.parameters is not None:
             info["params"] = self.parameters.describe()
@@ -58,11 +59,9 @@ class EventDefinition(Struct, frozen=True, kw_only=True, eq=False):
 
     def to_info(self) -> dict[str, Any]:
         """The handler as peers see it."""
-        info = {"name": self.name, "group": self.group, **for_info(self.balancing), **announce_policies(self.settings)}
-        for name in ("debounce", "throttle"):
-            if self.settings.get(name):
-                info[name] = self.settings[name] * 1000
-        return info
+        times = {name: self.settings[name] * 1000 for name in ("debounce", "throttle") if self.settings.get(name)}
+        options: dict[str, Any] = without_functions({**self.balancing, **announce_policies(self.settings)})
+        return {"name": self.name, "group": self.group, **options, **times}
 
 
 class ServiceDefinition(Struct, frozen=True, kw_only=True, eq=False):
@@ -79,24 +78,15 @@ class ServiceDefinition(Struct, frozen=True, kw_only=True, eq=False):
 
     def to_info(self) -> dict[str, Any]:
         """The service as peers see it: no private actions, no secure settings (§3.2)."""
-        info: dict[str, Any] = {
+        return {
             "name": self.name,
             "fullName": self.full_name,
             "settings": public_settings(self.settings),
             "metadata": self.metadata,
             "actions": {a.name: a.to_info() for a in self.actions.values() if a.visibility != "private"},
             "events": {event.name: event.to_info() for event in self.events},
+            **({} if self.version is None else {"version": self.version}),
         }
-        if self.version is not None:
-            info["version"] = self.version
-        return info
-
-
-def _public(value: Any) -> Any:
-    """An option without the functions in it, which cannot travel."""
-    if isinstance(value, dict):
-        return {key: _public(inner) for key, inner in value.items() if not callable(inner)}
-    return value
 
 
 def full_service_name(name: str, version: str | int | None, settings: dict[str, Any] | None = None) -> str:
@@ -116,19 +106,14 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
     secure = settings.get("$secureSettings")
     if not isinstance(secure, list):
         return settings
-    public = {key: value for key, value in settings.items() if key != "$secureSettings"}
-    for path in secure:
-        public = _without(public, str(path).split("."))
-    return public
+    return reduce(_without, [str(path).split(".") for path in ["$secureSettings", *secure]], settings)
 
 
 def _without(settings: dict[str, Any], path: list[str]) -> dict[str, Any]:
     first, *rest = path
-    if first not in settings:
-        return settings
+    inner = settings.get(first)
     if not rest:
         return {key: value for key, value in settings.items() if key != first}
-    inner = settings[first]
     return {**settings, first: _without(inner, rest)} if isinstance(inner, dict) else settings
 
 

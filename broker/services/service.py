@@ -7,25 +7,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-import msgspec
+from msgspec import Struct, structs
 
 from broker.context import Caller
-from broker.errors import BrokerOptionsError, ServiceSchemaError
+from broker.errors import ServiceSchemaError
 from broker.services.declarations import (
     ActionOptions,
     EventOptions,
     Visibility,
     check_coroutine_function,
-    check_event_handler,
-    check_mapping,
-    check_marked_once,
-    check_method_name,
-    check_options,
     check_spelling,
+    checked_options,
 )
-from broker.services.inheritance import merge_declared
-from broker.services.parameters import Parameters
-from broker.services.policies import announcement
+from broker.services.inheritance import entries, merge_declared
+from broker.services.parameters import Parameters, signature_of
 from broker.services.schema import (
     ActionDefinition,
     EventDefinition,
@@ -38,6 +33,25 @@ from broker.services.schema import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "_moleculer"
+_SETTINGS = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
+
+
+class _Mark(Struct, frozen=True):
+    """What a decorator says about a method."""
+
+    options: ActionOptions | EventOptions
+    balancing: dict[str, Any]
+    settings: dict[str, Any]
+    extra: dict[str, Any] = {}
+
+    def put(self, method: Any) -> Any:
+        check_coroutine_function(method, streams=isinstance(self.options, ActionOptions))
+        if hasattr(method, _MARK):  # this one would take its place
+            raise ServiceSchemaError(
+                f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
+            )
+        setattr(method, _MARK, self)
+        return method
 
 
 @overload
@@ -83,19 +97,11 @@ def action(handler: Any = None, /, **given: Any) -> Any:
     if isinstance(handler, str):
         raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
     about = f"action '{given['name']}'" if given.get("name") else "an action"
-    check_options(ActionOptions, about, **{name: given.get(name) for name in ActionOptions.__struct_fields__})
-    extra = {name: value for name, value in given.items() if name not in _ACTION_OPTIONS}
-    check_spelling(about, extra, (*_ACTION_OPTIONS, "cache"))
-
-    def mark(method: Any) -> Any:
-        check_coroutine_function(method, streams=True)
-        check_marked_once(method, _MARK)
-        options = {name: given.get(name) for name in _ACTION_OPTIONS}
-        options |= {"extra": extra, "settings": _given(**{name: given.get(name) for name in _ACTION_SETTINGS})}
-        setattr(method, _MARK, ("action", options))
-        return method
-
-    return mark(handler) if handler is not None else mark
+    own = {name: given.pop(name) for name in ActionOptions.__struct_fields__ if name in given}
+    settings = {name: given.pop(name) for name in _SETTINGS if name in given}
+    check_spelling(about, given, (*ActionOptions.__struct_fields__, *_SETTINGS, "cache"))
+    mark = _Mark(*checked_options(ActionOptions, about, own), _given(settings), given)
+    return mark.put(handler) if handler is not None else mark.put
 
 
 def event(
@@ -118,26 +124,12 @@ def event(
 
     if callable(pattern):
         raise ServiceSchemaError("An event handler needs the name of its event: @event('user.created').")
-    check_options(
-        EventOptions, f"event {pattern!r}", pattern=pattern, group=group, debounce=debounce, throttle=throttle
-    )
-
-    def mark(method: Any) -> Any:
-        check_coroutine_function(method)
-        check_marked_once(method, _MARK)
-        options = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options}
-        options["settings"] = _given(bulkhead=bulkhead, debounce=debounce, throttle=throttle)
-        setattr(method, _MARK, ("event", options))
-        return method
-
-    return mark
+    settings = {"bulkhead": bulkhead, "debounce": debounce, "throttle": throttle}
+    own = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options, **settings}
+    return _Mark(*checked_options(EventOptions, f"event {pattern!r}", own), _given(settings)).put
 
 
-_ACTION_SETTINGS = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
-_ACTION_OPTIONS = (*ActionOptions.__struct_fields__, "strategy", "strategy_options", *_ACTION_SETTINGS)
-
-
-def _given(**settings: Any) -> dict[str, Any]:
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -227,7 +219,7 @@ class OwnActions:
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return partial(self._service.broker.call_own, self._service, name)
+        return self[name]
 
     def __getitem__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """For a name that is not an identifier in Python."""
@@ -244,24 +236,24 @@ def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
     for hook in (service.started, service.stopped):
         check_coroutine_function(hook)
     name = check_service_name(getattr(service, "name", None))
-    check_mapping(name, "settings", service.settings)
-    check_mapping(name, "metadata", service.metadata)
-    settings = dict(service.settings)
+    for kind in ("settings", "metadata"):  # published as objects
+        if not isinstance(value := getattr(service, kind), Mapping):
+            raise ServiceSchemaError(f"The {kind} of service '{name}' must be a dict, not {value!r}.")
     if not isinstance(service.version, str | int | float | None):
         raise ServiceSchemaError(
             f"The version of service '{name}' must be a number or a name, not {service.version!r}."
         )
-    full_name = check_service_name(service.full_name)
+    full_name, settings = check_service_name(service.full_name), dict(service.settings)
     actions: dict[str, ActionDefinition] = {}
     events: dict[str, EventDefinition] = {}
     for method in methods:
-        kind, options = getattr(method, _MARK)
-        if kind == "event":
-            listener = _define_event(method, full_name, options["group"] or name, options)
+        mark: _Mark = getattr(method, _MARK)
+        if isinstance(mark.options, EventOptions):
+            listener = _define_event(method, full_name, name, mark, mark.options)
             before = events.get(listener.name)
             events[listener.name] = _with_both(before, listener) if before else listener
             continue
-        definition = _define_action(method, full_name, settings, options, convert)
+        definition = _define_action(method, full_name, settings, mark, mark.options, convert=convert)
         if definition.name in actions:
             raise ServiceSchemaError(f"The service '{full_name}' has two actions called '{definition.name}'.")
         actions[definition.name] = definition
@@ -271,63 +263,61 @@ def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
         version=service.version,
         settings=settings,
         metadata=dict(service.metadata),
-        dependencies=_full_names(full_name, service.dependencies),
+        dependencies=tuple(_full_name(full_name, dependency) for dependency in entries(service.dependencies)),
         actions=actions,
         events=tuple(events.values()),
     )
 
 
-def _full_names(service: str, dependencies: str | Sequence[str | Mapping[str, Any]]) -> tuple[str, ...]:
-    names = []
-    for dependency in (dependencies,) if isinstance(dependencies, str | Mapping) else dependencies:
-        name = dependency.get("name") if isinstance(dependency, Mapping) else dependency
-        if not isinstance(name, str) or not name:
-            raise ServiceSchemaError(
-                f"The service '{service}' depends on {dependency!r}, which is neither a name nor "
-                '{"name": …, "version": …}.'
-            )
-        version = dependency.get("version") if isinstance(dependency, Mapping) else None
-        names.append(full_service_name(name, version))
-    return tuple(names)
+def _full_name(service: str, dependency: Any) -> str:
+    """The full name of a service that `service` depends on."""
+    given = dependency if isinstance(dependency, Mapping) else {"name": dependency}
+    name = given.get("name")
+    if not isinstance(name, str) or not name:
+        raise ServiceSchemaError(
+            f"The service '{service}' depends on {dependency!r}, which is neither a name nor "
+            '{"name": …, "version": …}.'
+        )
+    return full_service_name(name, given.get("version"))
 
 
 def _define_action(
-    method: Any, service: str, settings: dict[str, Any], options: dict[str, Any], convert: bool
+    method: Any, service: str, service_settings: dict[str, Any], mark: _Mark, options: ActionOptions, *, convert: bool
 ) -> ActionDefinition:
-    raw_name = options["name"] or method.__name__
-    for name in ("retryPolicy", "circuitBreaker", "strategyOptions"):
-        if name in options["extra"]:
-            raise ServiceSchemaError(f"'{name}' of action '{raw_name}' is spelt in Python's way: `retry_policy=…`.")
-    own = options["convert"]
-    parameters = Parameters(method, options["rename"] or {}, convert=convert if own is None else own)
-    if own and not parameters.names:
+    raw_name = options.name or method.__name__
+    converts = convert if options.convert is None else options.convert
+    parameters = Parameters(method, options.rename or {}, convert=converts)
+    if options.convert and not parameters.names:
         raise ServiceSchemaError(f"Action '{raw_name}' has convert=True, but no typed parameters that it is for.")
-    extra = dict(options["extra"])
-    if "$cache" in settings:
-        extra.setdefault("cache", settings["$cache"])
+    cache = {"cache": service_settings["$cache"]} if "$cache" in service_settings else {}
     return ActionDefinition(
-        name=full_action_name(service, raw_name, settings),
+        name=full_action_name(service, raw_name, service_settings),
         raw_name=raw_name,
         service=service,
         handler=method,
         parameters=parameters if parameters.names else None,
-        visibility=options["visibility"],
-        timeout_s=options["timeout"],
-        settings=options["settings"],
-        balancing=_balancing(options),
-        extra=extra,
+        visibility=options.visibility,
+        timeout_s=options.timeout,
+        settings=mark.settings,
+        balancing=mark.balancing,
+        extra=cache | mark.extra,
     )
 
 
-def _define_event(method: Any, service: str, group: str, options: dict[str, Any]) -> EventDefinition:
-    check_event_handler(method)
+def _define_event(method: Any, service: str, group: str, mark: _Mark, options: EventOptions) -> EventDefinition:
+    _, *others = signature_of(method)
+    named = [one.name for one in others if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    if named:
+        raise ServiceSchemaError(
+            f"Handler {method.__qualname__} of an event takes the context alone, not '{named[0]}': read ctx.params."
+        )
     return EventDefinition(
-        name=options["pattern"],
-        group=group,
+        name=options.pattern,
+        group=options.group or group,
         service=service,
         handlers=(method,),
-        settings=options["settings"],
-        balancing=_balancing(options),
+        settings=mark.settings,
+        balancing=mark.balancing,
     )
 
 
@@ -338,7 +328,7 @@ def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
             f"The service '{own.service}' has two handlers of '{own.name}' in different groups, '{base.group}' and "
             f"'{own.group}'. Nodes know one group for each pattern of a service."
         )
-    return msgspec.structs.replace(
+    return structs.replace(
         own,
         handlers=(*base.handlers, *own.handlers),
         settings={**base.settings, **own.settings},
@@ -346,20 +336,17 @@ def _with_both(base: EventDefinition, own: EventDefinition) -> EventDefinition:
     )
 
 
-def _balancing(options: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return announcement(options["strategy"], options["strategy_options"] or {})
-    except BrokerOptionsError as error:
-        raise ServiceSchemaError(str(error)) from None
-
-
 def _marked_methods(service: Service) -> list[Any]:
-    """Methods marked by a decorator, base classes first, an override in the place of what it overrides."""
+    """Methods marked by a decorator, base classes first, an override in the place of what it overrides. One must not
+    replace what services are made of, such as `settings` and `started`."""
     names: dict[str, None] = {}
     for cls in reversed(type(service).__mro__):
-        for name, member in vars(cls).items():
-            if hasattr(member, _MARK):
-                check_method_name(name, Service)
-                names[name] = None
+        for name in [name for name, member in vars(cls).items() if hasattr(member, _MARK)]:
+            if name in {*vars(Service), *Service.__annotations__}:
+                raise ServiceSchemaError(
+                    f"'{name}' is what every service has, so it cannot be the method of an action or event. Give the "
+                    f"method another name, and the action its own by @action(name='{name}')."
+                )
+            names[name] = None
     methods = [getattr(service, name) for name in names]
     return [method for method in methods if hasattr(method, _MARK)]

@@ -31,7 +31,8 @@ def _rule(info: types.Type, outer: tuple[type, ...]) -> Rule:
             pattern = None if info.pattern is None or _FOREIGN_TO_JS.search(info.pattern) else info.pattern
             return _given({"type": "string"}, min=info.min_length, max=info.max_length, pattern=pattern)
         case types.ListType() | types.SetType() | types.FrozenSetType() | types.VarTupleType():
-            return _array(info, outer)
+            rule = {"type": "array", "items": _rule(info.item_type, outer)}
+            return _given(rule, min=info.min_length, max=info.max_length)
         case types.TupleType():
             return {"type": "tuple", "items": [_rule(item, outer) for item in info.item_types]}
         case types.LiteralType():
@@ -43,16 +44,20 @@ def _rule(info: types.Type, outer: tuple[type, ...]) -> Rule:
             values = _rule(info.value_type, outer)
             return {"type": "object"} if values == {"type": "any"} else {"type": "record", "value": values}
         case types.UnionType():
-            return _union(info, outer)
+            rules = [_rule(member, outer) for member in info.types if not isinstance(member, types.NoneType)]
+            nullable = {"nullable": True} if len(rules) < len(info.types) else {}
+            return {**rules[0], **nullable} if len(rules) == 1 else {"type": "multi", "rules": rules, **nullable}
         case types.Metadata():
             return _rule(info.type, outer)
-        case _:
-            return _formatted(info) or _object(info, outer) or {"type": "any"}
-
-
-def _formatted(info: types.Type) -> Rule | None:
-    """Strings of a certain form."""
-    match info:
+        case types.StructType() if info.array_like:
+            return {"type": "any"}
+        case types.StructType() | types.TypedDictType() | types.DataclassType():
+            if info.cls in outer:  # one that holds its own kind is described once
+                return {"type": "object"}
+            props = {field.encode_name: _rule(field.type, (*outer, info.cls)) for field in info.fields}
+            for field in info.fields:
+                props[field.encode_name] |= {} if field.required else {"optional": True}
+            return {"type": "object", "props": props}
         case types.DateTimeType():
             return {"type": "date", "convert": True}
         case types.UUIDType():
@@ -62,36 +67,7 @@ def _formatted(info: types.Type) -> Rule | None:
         case types.DateType() | types.TimeType():
             return {"type": "string"}
         case _:
-            return None
-
-
-def _object(info: types.Type, outer: tuple[type, ...]) -> Rule | None:
-    """Objects with known fields. One that holds its own kind is described once."""
-    match info:
-        case types.StructType() if not info.array_like:
-            cls, properties = info.cls, {field.encode_name: field for field in info.fields}
-        case types.TypedDictType() | types.DataclassType():
-            cls, properties = info.cls, {field.encode_name: field for field in info.fields}
-        case _:
-            return None
-    if cls in outer:
-        return {"type": "object"}
-    return {"type": "object", "props": {name: _field(field, (*outer, cls)) for name, field in properties.items()}}
-
-
-def _field(field: types.Field, outer: tuple[type, ...]) -> Rule:
-    return _rule(field.type, outer) | ({} if field.required else {"optional": True})
-
-
-def _array(info: Any, outer: tuple[type, ...]) -> Rule:
-    return _given({"type": "array", "items": _rule(info.item_type, outer)}, min=info.min_length, max=info.max_length)
-
-
-def _union(info: types.UnionType, outer: tuple[type, ...]) -> Rule:
-    members = [member for member in info.types if not isinstance(member, types.NoneType)]
-    rules = [_rule(member, outer) for member in members]
-    nullable = {"nullable": True} if len(members) < len(info.types) else {}
-    return {**rules[0], **nullable} if len(rules) == 1 else {"type": "multi", "rules": rules, **nullable}
+            return {"type": "any"}
 
 
 def _bounds(info: types.IntType | types.FloatType) -> Rule:
