@@ -26,6 +26,7 @@ from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
 from broker.registry.endpoints import EventEndpoint
+from broker.streams.writer import StreamWriter
 
 logger = logging.getLogger("broker")
 
@@ -117,7 +118,8 @@ class InboundWork:
             try:
                 result = await hosted.run(ctx)
                 if hasattr(result, "__aiter__"):
-                    stream = await self._node.performing.writers.answer(request, job.reply, ctx, result, deadline)
+                    writer = StreamWriter(self._node.performing.writers, result)
+                    stream = await writer.answer(request, job.reply, ctx, deadline)
                     job.answering = True
                     await stream.done.wait()
                     return

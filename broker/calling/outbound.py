@@ -35,7 +35,7 @@ from broker.protocol.packets import Request, Response
 from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
 from broker.streams.reader import LocalStream, Readable, StreamReader
-from broker.streams.source import Source, async_iterator, is_stream
+from broker.streams.source import async_iterator, is_stream
 from broker.streams.writer import StreamWriter
 from broker.transports.base import Transport
 
@@ -94,8 +94,8 @@ class OutboundCalls:
         finally:
             if before is not None:
                 belong_to(before)
-            if ctx.stream is not None and isinstance(ctx.stream, Source):
-                ctx.stream.drop()
+            if ctx.stream is not None and isinstance(ctx.stream, StreamWriter):
+                ctx.stream.close()
             if parent is not None:
                 parent.meta.update(ctx.meta)
             if tracked:
@@ -171,7 +171,7 @@ class OutboundCalls:
         """A stream for a handler of this node."""
         if stream is None or isinstance(stream, Readable):
             return stream
-        items = stream.hand_over() if isinstance(stream, Source) else async_iterator(stream)
+        items = stream.hand_over() if isinstance(stream, StreamWriter) else async_iterator(stream)
         return LocalStream(items, self._as_remote)
 
     def _result_here(self, result: Any, along: Readable | None) -> Any:
@@ -239,7 +239,7 @@ class OutboundCalls:
                 return await self._ask_with_stream(endpoint, endpoint.node_id, ctx)
             except Undelivered as gone:
                 rejected = gone.error
-            if isinstance(ctx.stream, Source) and ctx.stream.sent:
+            if isinstance(ctx.stream, StreamWriter) and ctx.stream.sent:
                 raise rejected
             endpoint = await self._elsewhere(endpoint, ctx, rejected)
             if endpoint.local:
@@ -256,11 +256,11 @@ class OutboundCalls:
         await self._require_connection()
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
-        source = await self._source(ctx)
+        writer = await self._writer(ctx)
         request = self._request(endpoint, ctx)
         request.params = self._codec.encode_value(ctx.params)
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
-        writer = self._node.performing.writers.along_with(request, target, source, has_params=has_params)
+        writer.along_with(request, target, has_params=has_params)
         try:
             self._waiting.expect(request, target, waiter, loop.time())
             try:
@@ -304,13 +304,12 @@ class OutboundCalls:
         if not waiter.done() or (waiter.exception() is None and writer.outlives(waiter.result())):
             writer.go_on(partial(_fail, waiter))
 
-    async def _source(self, ctx: Context) -> Source:
-        """The stream of a call, begun: by an attempt before this one, maybe."""
-        if isinstance(ctx.stream, Source):
-            return ctx.stream
-        source = ctx.stream = Source(ctx.stream)
-        await source.begin(self._node.start_handler)
-        return source
+    async def _writer(self, ctx: Context) -> StreamWriter:
+        """The writer of the stream of a call, begun: by an attempt before this one, maybe."""
+        if not isinstance(ctx.stream, StreamWriter):
+            ctx.stream = StreamWriter(self._node.performing.writers, ctx.stream)
+            await ctx.stream.begin()
+        return ctx.stream
 
     async def _require_connection(self) -> None:
         if not self._transport.connected:

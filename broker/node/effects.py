@@ -28,9 +28,8 @@ from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLar
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Disconnect, Discover, Info, Packet, Peers, Pong, Response
 from broker.streams.incoming import AnswerMark, StreamBuffer
-from broker.streams.outgoing import OutgoingStreams
+from broker.streams.outgoing import OutgoingStreams, Tasks
 from broker.streams.reader import StreamReader
-from broker.streams.writer import Tasks
 from broker.transports.base import Transport
 
 logger = logging.getLogger("broker")
@@ -139,7 +138,7 @@ class Performing:
             case AnswerMark():
                 self._answer_mark(effect.reply, effect.answer)
             case ReaderGone():
-                self.writers.gone(effect.node_id, effect.until)
+                self.writers.gone(effect.node_id, until=effect.until)
             case Conflict():
                 self._give_way()
             case Publish():
@@ -180,7 +179,7 @@ class Performing:
     def break_streams(self, error: MoleculerError) -> None:
         """End every stream that is under way, and the requests that send one."""
         self._transit.streams.lose(None, error)
-        self.writers.lose_all(error)
+        self.writers.gone(None, error)
 
     async def _publish_quietly(self, effect: Publish) -> None:
         packet = effect.packet

@@ -1,14 +1,14 @@
 """How far the writers of streams may be ahead of their readers, and why they stop.
 
-The protocol has no flow control. Between two nodes of this kind it is added without a new packet: some chunks are
-published with a reply subject, which JS nodes ignore, and the reader answers there when it has read that far, or when
-it will read no further (`Flow`). What is on its way to a node of any kind is held back by pings (`Pace`).
+The protocol has no flow control. Between two Python nodes it is added without a new packet: some chunks are published
+with a reply subject, which JS nodes ignore, and the reader answers there when it has read that far, or when it will
+read no further (`Flow`). What is on its way to a node of any kind is held back by pings (`Pace`).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import NamedTuple
 
 from broker.defaults import (
     NODE_PROBE_AFTER_S,
@@ -28,6 +28,7 @@ FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO by which a node says that it answers marks."""
 
 
+@dataclass(eq=False)
 class Pace:
     """How much is on its way to one node, in all streams together.
 
@@ -37,24 +38,21 @@ class Pace:
     JS nodes send as fast as they can instead, until the NATS server drops a reader that is too slow.
     """
 
-    def __init__(
-        self, node_id: str, ping: Callable[[str], Awaitable[None]], lost: Callable[[Exception, float], None]
-    ) -> None:
-        """`ping` sends a ping with an id; `lost` is called with what went wrong, and the monotonic time until which
-        streams may have lost chunks."""
-        self.node_id = node_id
-        self._ping = ping
-        self._lost = lost
-        self._open: dict[str, tuple[float, int]] = {}
-        """When each ping was sent that is not answered yet, and how many bytes before it, the oldest first."""
-        self._overtaken: dict[str, tuple[float, float]] = {}
-        """Pings that a later one overtook: when that one was sent, and when it was answered."""
-        self._bytes = 0
-        """Behind the last ping."""
-        self._in_flight = 0
-        self._asked = 0.0
-        self._unlimited = False
-        self._changed = asyncio.Event()
+    node_id: str
+    ping: Callable[[str], Awaitable[None]]
+    """Sends a ping with an id."""
+    lost: Callable[[Exception, float], None]
+    """Called with what went wrong, and the monotonic time until which streams may have lost chunks."""
+    _open: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """When each ping was sent that is not answered yet, and how many bytes before it, the oldest first."""
+    _overtaken: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Pings that a later one overtook: when that one was sent, and when it was answered."""
+    _bytes: int = 0
+    """Behind the last ping."""
+    _in_flight: int = 0
+    _asked: float = 0.0
+    _unlimited: bool = False
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def room(self, size: int) -> None:
         """Return when a message of this size may go out; it counts from then on."""
@@ -91,7 +89,14 @@ class Pace:
     def stop_asking(self) -> None:
         """Pings cannot be sent to the node, so nothing waits for their answers."""
         self._unlimited = True
-        self._forget()
+        self.forget()
+
+    def forget(self) -> None:
+        """Wait for no answer to what was asked until now."""
+        self._open.clear()
+        self._overtaken.clear()
+        self._in_flight = self._bytes = 0
+        self._notify()
 
     def is_late(self, now: float) -> bool:
         """Whether the node has not answered as soon as a live one does."""
@@ -109,7 +114,7 @@ class Pace:
             if self._in_flight >= STREAM_FLIGHT_BYTES:  # a node that may not answer can still be sent a little
                 why = "that node has answered no ping for long. Does it run, may it receive PING and send PONG?"
                 self._fail("STREAM_STALLED", why, now)
-            self._forget()
+            self.forget()
         elif (self._bytes or self._open) and now - self._asked >= STREAM_PING_AGAIN_S:
             await self._ask()
 
@@ -119,22 +124,16 @@ class Pace:
     async def _ask(self) -> str:
         ping_id = new_id()
         if self._unlimited:
-            self._forget()
+            self.forget()
         else:
             self._asked = asyncio.get_running_loop().time()
             self._open[ping_id], self._bytes = (self._asked, self._bytes), 0
-            await self._ping(ping_id)
+            await self.ping(ping_id)
         return ping_id
 
     def _fail(self, kind: str, why: str, until: float) -> None:
         text = f"A stream to '{self.node_id}' did not arrive whole, as {why}"
-        self._lost(MoleculerRetryableError(text, 503, kind, {"nodeID": self.node_id}), until)
-
-    def _forget(self) -> None:
-        self._open.clear()
-        self._overtaken.clear()
-        self._in_flight = self._bytes = 0
-        self._notify()
+        self.lost(MoleculerRetryableError(text, 503, kind, {"nodeID": self.node_id}), until)
 
     def _notify(self) -> None:
         self._changed.set()
@@ -153,12 +152,13 @@ class Fate(Enum):
     """Its reader's node does not know it any more, so that nothing is sent, not even the end."""
 
 
-class Route(NamedTuple):
-    """Where a stream goes."""
+@dataclass(eq=False)
+class Flow:
+    """One stream to one node: where it goes, how far its writer may go on, and its fate."""
 
     action: str
     subject: str
-    mark: str
+    key: str
     """Begins the reply ids of its chunks."""
     pace: Pace
     instance_id: str | None
@@ -167,30 +167,18 @@ class Route(NamedTuple):
     """The monotonic time at which it was opened."""
     acknowledges: bool
     """Whether the reader's node answers marks."""
-
-    @property
-    def node_id(self) -> str:
-        """The reader's node."""
-        return self.pace.node_id
-
-
-class Flow:
-    """One stream to one node: how far its writer may go on, and its fate."""
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.fate = Fate.OPEN
-        self.error: Exception | None = None
-        """Why the writer gave up, for the reader; None when it was the reader that went."""
-        self.waiting = False
-        """Whether the writer waits for the reader or its node."""
-        self._open_marks = 0
-        self._ahead = 2  # marks, until the reader has begun to read: what is never read shall not take much
-        self._unmarked_bytes = (
-            STREAM_MARK_BYTES  # the first chunk carries a mark, so that the reader can stop us from then on
-        )
-        self._unmarked = 0
-        self._changed = asyncio.Event()
+    on_stop: Callable[[], None] | None = None
+    """Called when the writer is to stop, wherever it waits."""
+    fate: Fate = Fate.OPEN
+    error: Exception | None = None
+    """Why the writer gave up, for the reader; None when it was the reader that went."""
+    waiting: bool = False
+    """Whether the writer waits for the reader or its node."""
+    _open_marks: int = 0
+    _ahead: int = 2  # marks, until the reader has begun to read: what is never read shall not take much
+    _unmarked_bytes: int = STREAM_MARK_BYTES  # the first chunk carries a mark: the reader can stop us from then on
+    _unmarked: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def mark(self, size: int) -> bool:
         """Count a chunk that goes out now; True when it must carry a reply subject: for the answer of the reader, and
@@ -200,7 +188,7 @@ class Flow:
         if self._unmarked_bytes < STREAM_MARK_BYTES and self._unmarked < STREAM_MARK_CHUNKS:
             return False
         self._unmarked_bytes = self._unmarked = 0
-        self._open_marks += self.route.acknowledges
+        self._open_marks += self.acknowledges
         return True
 
     async def room(self, size: int) -> bool:
@@ -210,7 +198,7 @@ class Flow:
             while self._open_marks >= self._ahead and self.fate is Fate.OPEN:
                 await self._changed.wait()
                 self._changed.clear()
-            await self.route.pace.room(size)
+            await self.pace.room(size)
         finally:
             self.waiting = False
         return self.fate is Fate.OPEN
@@ -223,29 +211,15 @@ class Flow:
             self._ahead = min(self._ahead + 1, STREAM_MARKS_AHEAD)
             self._changed.set()
         elif answer == STOP:
-            self.stop()
+            self.stop(Fate.STOPPED)
 
-    def stop(self, error: Exception | None = None) -> None:
-        """Write no more: the reader has gone, or with `error`, the writer gives up and its reader is told why."""
-        self._stop(Fate.STOPPED, error)
-
-    def lose(self, error: Exception) -> None:
-        """Write no more, as chunks are lost, or the reader's node or the connection is. Also of a writer that has given
-        up the reader may not have learned why."""
-        if self.fate is Fate.STOPPED and self.error is not None:
-            self.fate = Fate.LOST
-        self._stop(Fate.LOST, error)
-
-    def forget(self) -> None:
-        """Write no more, not even the end. A JS node forgets the stream of a request that it answers with an error, and
-        takes what comes then for a new one, which it keeps (§8.4)."""
-        self._stop(Fate.FORGOTTEN, None)
-
-    def _stop(self, fate: Fate, error: Exception | None) -> None:
+    def stop(self, fate: Fate, error: Exception | None = None) -> None:
+        """Write no more. With `error` the reader is told why; it may not have learned why the writer had given up
+        before when the stream is lost then."""
         if self.fate is Fate.OPEN:
             self.fate, self.error = fate, error
             self._changed.set()
-            self.stopped()
-
-    def stopped(self) -> None:
-        """The writer is to stop, wherever it waits."""
+            if self.on_stop is not None:
+                self.on_stop()
+        elif fate is Fate.LOST and self.fate is Fate.STOPPED and self.error is not None:
+            self.fate = fate

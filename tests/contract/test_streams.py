@@ -379,7 +379,7 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams open without their first item after a moment."""
-    monkeypatch.setattr("broker.streams.source.STREAM_OPENING_S", 0.01)
+    monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -178,7 +178,7 @@ async def test_c71_a_call_that_ends_before_its_first_chunk_ends_the_handler_that
     reader: str, end: str, nats_server: NatsServer, js_modules: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request is out; its stream waits for the server to say so, or is open and has nothing to send yet."""
-    monkeypatch.setattr("broker.streams.source.STREAM_OPENING_S", 0.01)
+    monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(TcpProxy(nats_server.port).running())
         if reader == "Python":

@@ -1,15 +1,15 @@
-"""Ways to readers of streams, for tests of writers."""
+"""Streams to readers, for tests of flow control."""
 
-from broker.streams.flow import Pace, Route
+from broker.streams.flow import Flow, Pace
 
-__all__ = ["make_route"]
+__all__ = ["make_flow"]
 
 
-def make_route(*, acknowledges: bool, mark: str = "r1") -> Route:
-    """The way to node "a", which answers no pings and is not waited for."""
+def make_flow(*, acknowledges: bool) -> Flow:
+    """A stream to node "a", which answers no pings and is not waited for."""
 
     async def ping(_: str) -> None: ...
 
     pace = Pace("a", ping, lambda _error, _until: None)
     pace.stop_asking()
-    return Route("a.b", "RES.a", mark, pace, None, 0.0, acknowledges)
+    return Flow("a.b", "RES.a", "r1", pace, None, 0.0, acknowledges)

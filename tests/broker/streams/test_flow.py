@@ -13,9 +13,9 @@ from broker.defaults import (
     STREAM_PING_AGAIN_S,
 )
 from broker.errors import MoleculerError
-from broker.streams.flow import Fate, Flow, Pace
+from broker.streams.flow import Fate, Pace
 from broker.streams.packets import CONTINUE, STOP
-from tests.support.routes import make_route
+from tests.support.routes import make_flow
 
 pytestmark = pytest.mark.anyio
 AHEAD = STREAM_FLIGHT_BYTES // STREAM_MARK_BYTES
@@ -42,14 +42,14 @@ class Node:
 
 
 async def test_a_reader_that_answers_no_marks_is_not_waited_for() -> None:
-    flow = Flow(make_route(acknowledges=False))
+    flow = make_flow(acknowledges=False)
     assert all(flow.mark(STREAM_MARK_BYTES) for _ in range(10))  # the server says when its node is gone
     with anyio.fail_after(10):
         await flow.room(1)
 
 
-def test_the_first_chunk_is_marked_and_then_one_each_so_many_bytes_or_chunks() -> None:
-    flow = Flow(make_route(acknowledges=True))
+def test_the_first_chunk_is_marked_and_then_one_after_a_number_of_bytes_or_chunks() -> None:
+    flow = make_flow(acknowledges=True)
     assert flow.mark(1)
     assert [flow.mark(STREAM_MARK_BYTES // 2) for _ in range(4)] == [False, True, False, True]
     small = [flow.mark(1) for _ in range(STREAM_MARK_CHUNKS)]
@@ -57,7 +57,7 @@ def test_the_first_chunk_is_marked_and_then_one_each_so_many_bytes_or_chunks() -
 
 
 async def test_the_writer_waits_when_it_is_too_far_ahead_and_goes_on_when_the_reader_has_followed() -> None:
-    flow = Flow(make_route(acknowledges=True))
+    flow = make_flow(acknowledges=True)
     for _ in range(STREAM_MARKS_AHEAD):  # the first ones only when some were read
         await flow.room(1)
         assert flow.mark(STREAM_MARK_BYTES)
@@ -82,8 +82,8 @@ async def test_the_writer_waits_when_it_is_too_far_ahead_and_goes_on_when_the_re
 
 
 @pytest.mark.parametrize("how", ["answer", "call"])
-async def test_a_waiting_writer_learns_that_nobody_reads_any_more(how: str) -> None:
-    flow = Flow(make_route(acknowledges=True))
+async def test_a_waiting_writer_learns_that_its_reader_has_gone(how: str) -> None:
+    flow = make_flow(acknowledges=True)
     for _ in range(STREAM_MARKS_AHEAD):
         flow.mark(STREAM_MARK_BYTES)
     async with anyio.create_task_group() as tasks:
@@ -92,7 +92,7 @@ async def test_a_waiting_writer_learns_that_nobody_reads_any_more(how: str) -> N
         if how == "answer":
             flow.mark_answered(STOP)
         else:
-            flow.stop()
+            flow.stop(Fate.STOPPED)
     assert flow.fate is Fate.STOPPED
 
 
@@ -100,9 +100,9 @@ async def test_a_waiting_writer_learns_that_nobody_reads_any_more(how: str) -> N
 async def test_a_reader_that_was_to_learn_why_its_writer_gave_up_lacks_that_when_the_connection_is_lost(
     reason: MoleculerError | None, lost: bool
 ) -> None:
-    flow = Flow(make_route(acknowledges=False))
-    flow.stop(reason)
-    flow.lose(MoleculerError("lost"))
+    flow = make_flow(acknowledges=False)
+    flow.stop(Fate.STOPPED, reason)
+    flow.stop(Fate.LOST, MoleculerError("lost"))
     assert (flow.fate is Fate.LOST, flow.error) == (lost, reason)
 
 

@@ -9,7 +9,8 @@ import anyio.lowlevel
 import pytest
 
 from broker import BrokerDisconnectedError, Context, MoleculerError, Service, ServiceBroker, action
-from broker.streams.source import Source, is_stream
+from broker.streams.source import is_stream
+from broker.streams.writer import StreamWriter
 from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -122,7 +123,7 @@ async def test_a_node_that_has_stopped_reads_no_source() -> None:
     async with ServiceBroker("alone") as broker:
         pass
     with pytest.raises(BrokerDisconnectedError):
-        await Source([1]).begin(broker._node.start_handler)
+        await StreamWriter(broker._node.performing.writers, [1]).begin()
 
 
 def test_async_iterables_are_streams_and_other_results_are_not() -> None:

@@ -7,57 +7,72 @@ from typing import Any
 
 import anyio
 import pytest
-from msgspec import Raw
 
-from broker.defaults import STREAM_CHUNK_BYTES, STREAM_ERROR_AFTER_OPENING_S
-from broker.errors import BrokerDisconnectedError, MoleculerError
+from broker import Context
+from broker.defaults import STREAM_CHUNK_BYTES, STREAM_ERROR_AFTER_OPENING_S, STREAM_OVERTAKEN_S, STREAM_PING_AGAIN_S
+from broker.errors import BrokerDisconnectedError, MoleculerError, RequestRejectedError
 from broker.protocol.codecs.json import JSONCodec
-from broker.protocol.packets import Packet, Response
-from broker.streams.flow import Flow
-from broker.streams.packets import STOP
-from broker.streams.source import Source
+from broker.protocol.packets import Packet, Ping, Pong
+from broker.streams.flow import Fate, Flow
+from broker.streams.outgoing import OutgoingStreams
+from broker.streams.packets import CONTINUE, STOP
 from broker.streams.writer import StreamWriter
 from broker.transports.memory import too_large
-from tests.support.routes import make_route
+from tests.support.transits import info, make_transit, meet, request
 
 pytestmark = pytest.mark.anyio
+BROKER: Any = None
 
 
 class Wire:
-    """Where packets end up, as plain dicts."""
+    """What node "b" sends to node "a", as plain dicts. "a" answers pings."""
 
-    node_id = "b"
+    has_inbox = True
 
     def __init__(self, max_payload: int | None = None, *, acknowledges: bool = False) -> None:
         self.codec = JSONCodec()
-        self.tasks = self
+        self.transit = make_transit("b")
+        meet(self.transit, "a")
         self.packets: list[dict[str, Any]] = []
         self.marks: list[str] = []
-        self.owed: list[Packet] = []
-        self.broken = self.closed = False
+        self.broken = False
+        self.loses_pings = 0
         self.late: list[Coroutine[Any, Any, None]] = []
-        self.route = make_route(acknowledges=acknowledges)
-        self.writer: StreamWriter
+        self.acknowledges = acknowledges
         self.group: asyncio.TaskGroup
         self.max_payload = max_payload
+        self.streams = OutgoingStreams(
+            "b", self.transit.topics, self.transit.registry, self.codec, self, self.publish, self
+        )
 
-    async def send(self, items: Any) -> list[dict[str, Any]]:
-        source = Source(items)
+    async def send(self, items: Any, *, settle: bool = True) -> list[dict[str, Any]]:
+        writer = StreamWriter(self.streams, items)
+        asked = request("x.y", sender="a", id="1")
+        ctx = Context.from_request(BROKER, asked, self.codec.decode_value, None)
         async with asyncio.TaskGroup() as self.group:
-            await source.begin(self.start_handler)
-            self.writer = StreamWriter(self, source, self.route, self._packet)
-            await self.writer.open()
-            self.writer.go_on()
-        assert self.writer.done.is_set()
+            await writer.answer(asked, "reply.1" if self.acknowledges else "", ctx, None)
+        assert writer.done.is_set()
+        sent = self.packets.copy()
+        if settle:
+            await self.settle()
+        return sent
+
+    async def settle(self) -> None:
+        """The connection is back, and what the writer does in the background comes to its end."""
+        self.broken = False
         for work in self.late:
             await work
-        assert self.closed
-        return self.packets
+        assert len(self.streams) == 0
 
     async def publish(self, subject: str, packet: Packet, reply_id: str | None) -> None:
         if self.broken:
             raise BrokerDisconnectedError
-        assert subject == self.route.subject
+        if isinstance(packet, Ping):
+            self.loses_pings -= 1
+            if self.loses_pings < 0:
+                self.streams.pong(Pong(sender="a", id=packet.id))
+            return
+        assert subject == "MOL.RES.a"
         encoded = self.codec.encode(packet)
         if self.max_payload is not None and len(encoded) > self.max_payload:
             raise too_large(len(encoded), self.max_payload)
@@ -65,24 +80,12 @@ class Wire:
             self.marks.append(reply_id)
         self.packets.append(json.loads(encoded))
 
-    def owe(self, flow: Flow, ends: list[Packet]) -> None:
-        self.owed += ends
-
-    def close(self, flow: Flow) -> None:
-        self.closed = True
-
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         self.group.create_task(work)
         return True
 
     def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self.late.append(work)
-
-    def _packet(self, sequence: int, more: bool, chunk: Raw, error: BaseException | None) -> Packet:
-        failure = {"error": {"message": str(error), "data": getattr(error, "data", None)}} if error else {}
-        return Response(
-            sender="b", id="1", success=error is None, data=chunk, stream=more, sequence=sequence, **failure
-        )
 
 
 async def test_c68_an_empty_stream_is_an_opening_and_an_end() -> None:
@@ -182,21 +185,21 @@ async def test_a_reader_that_stops_ends_the_source_and_the_stream() -> None:
         try:
             while True:
                 yield b"a"
-                wire.writer.mark_answered(STOP)
+                wire.streams.marked("RES-1:1", STOP)
         finally:
             closed.append(True)
 
     packets = await wire.send(endless())
     assert packets[-1]["stream"] is False
     assert closed == [True]
-    assert wire.marks == ["r1:1"]
+    assert wire.marks == ["RES-1:1"]
 
 
 @pytest.mark.parametrize("first", [[], [b"a"]], ids=["before the first chunk", "after it"])
 async def test_c74_a_node_that_stops_ends_a_stream_that_has_nothing_to_send(
     first: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.streams.source.STREAM_OPENING_S", 0.01)
+    monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
     wire = Wire(acknowledges=True)
 
     async def silent() -> AsyncIterator[bytes]:
@@ -224,21 +227,60 @@ async def test_a_lost_connection_ends_the_writing_quietly() -> None:
     assert len(await wire.send(items())) == 2
 
 
-@pytest.mark.parametrize(("acknowledges", "sequences"), [(False, [0, 1]), (True, [3])])
-async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_takes(
-    acknowledges: bool, sequences: list[int]
-) -> None:
-    """A JS node puts aside what comes behind a lost chunk."""
-    wire = Wire(acknowledges=acknowledges)
+async def broken_off(wire: Wire) -> None:
+    """Send a stream whose connection is lost before its second chunk."""
 
     async def items() -> AsyncIterator[bytes]:
         yield b"a"
         wire.broken = True
         yield b"b"
 
-    await wire.send(items())
-    assert all(isinstance(end, Response) and not end.success and not end.stream for end in wire.owed)
-    assert [end.sequence for end in wire.owed if isinstance(end, Response)] == sequences
+    await wire.send(items(), settle=False)
+    wire.packets.clear()
+
+
+@pytest.mark.parametrize(("acknowledges", "sequences"), [(False, [0, 1]), (True, [3])])
+async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_takes(
+    acknowledges: bool, sequences: list[int]
+) -> None:
+    """A JS node puts aside what comes behind a lost chunk."""
+    wire = Wire(acknowledges=acknowledges)
+    await broken_off(wire)
+    await wire.settle()
+    assert not any(end["success"] or end["stream"] for end in wire.packets)
+    assert [end["seq"] for end in wire.packets] == sequences
+
+
+async def test_a_late_end_that_may_be_lost_is_sent_again() -> None:
+    wire = Wire(acknowledges=True)
+    await broken_off(wire)
+    wire.loses_pings = 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wire.settle)
+        await anyio.wait_all_tasks_blocked()
+        assert len(wire.packets) == 1
+        later = anyio.current_time() + STREAM_PING_AGAIN_S
+        await wire.streams.tick(later)  # the next ping is answered, and the one before it has been lost
+        await wire.streams.tick(later + STREAM_OVERTAKEN_S)
+    assert len(wire.packets) == 2
+
+
+@pytest.mark.parametrize("again", ["same", "another", "never"])
+async def test_a_late_end_waits_for_the_process_that_read_and_not_for_long(
+    again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.streams.writer.STREAM_PING_AGAIN_S", 0.001)
+    monkeypatch.setattr("broker.streams.writer.FORGET_OFFLINE_S", 0.1 if again == "never" else 60)
+    wire = Wire(acknowledges=True)
+    await broken_off(wire)
+    wire.transit.registry.lose_node("a", 1.0, unexpected=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wire.settle)
+        await anyio.wait_all_tasks_blocked()
+        assert wire.packets == []
+        if again != "never":
+            wire.transit.receive("INFO", info("a", instance=None if again == "same" else again), 2.0)
+    assert len(wire.packets) == (again == "same")
 
 
 @pytest.mark.parametrize(("items", "sent"), [([{"a": 1}, None, {"b": 1}], 1), ([None], 0)])
@@ -246,3 +288,31 @@ async def test_none_breaks_a_stream_off_as_javascript_takes_it_for_the_end(items
     packets = await Wire().send(items)
     assert (packets[-1]["seq"], packets[-1]["stream"], packets[-1]["success"]) == (sent + 1, False, False)
     assert "cannot hold None" in packets[-1]["error"]["message"]
+
+
+async def test_what_comes_from_outside_reaches_the_streams_that_it_is_about() -> None:
+    streams = Wire().streams
+
+    def begin(id: str, node_id: str = "a") -> Flow:
+        return streams.open("REQ", request("x.y", id=id), node_id, marks=True)
+
+    one, other = begin("1"), begin("2", "c")
+    between = asyncio.get_running_loop().time()
+    await anyio.sleep(0.001)  # the clock goes on
+    late = begin("3")
+    assert one.pace is late.pace is not other.pace
+    one.mark(1)
+    streams.marked("REQ-1:1", CONTINUE)
+    assert one._ahead == 3
+    assert streams.reader_of("REQ-2:7") == "c"
+    assert streams.reader_of("unknown") is None
+    streams.gone("a", until=between)
+    assert [flow.fate for flow in (one, other, late)] == [Fate.LOST, Fate.OPEN, Fate.OPEN]
+    assert isinstance(one.error, RequestRejectedError)
+    assert one.error.data == {"action": "x.y", "nodeID": "a"}
+    streams.denied("MOL.REQ.c")
+    assert isinstance(other.error, MoleculerError)
+    assert other.error.data == {"subject": "MOL.REQ.c"}
+    for flow in (one, other, late):
+        streams.close(flow)
+    assert len(streams) == 0
