@@ -89,6 +89,22 @@ async def test_large_documents_stand_in_their_place_and_are_of_the_same_moment(b
     assert (await bench.list(limit=2))[1] == records[1]
 
 
+@pytest.mark.parametrize("bench", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("form", ["TABLE environments AS SELECT", "VIEW environments AS SELECT", "WITHOUT ROWID"])
+async def test_large_documents_are_exported_from_every_form_of_table(bench: Bench, form: str) -> None:
+    sizes = [100_000, 10, 70_000]
+    records = [await bench.create(str(number), text="é" * size) for number, size in enumerate(sizes)]
+    made = await bench.database.fetch_one("SELECT sql FROM sqlite_master WHERE name = 'environments'")
+    assert made is not None
+    await bench.run("ALTER TABLE environments RENAME TO original")
+    if form == "WITHOUT ROWID":
+        await bench.run(f"{made['sql']} {form}")
+        await bench.run("INSERT INTO environments SELECT * FROM original")
+    else:
+        await bench.run(f"CREATE {form} * FROM original")
+    assert [json.loads(line) for line in await exported(bench)] == records
+
+
 @both
 async def test_an_export_holds_one_large_document_at_a_time(bench: Bench) -> None:
     for number in range(20):

@@ -11,15 +11,15 @@ import anyio.lowlevel
 from services.environments_store.database.base import Row
 from services.environments_store.defaults import StoreLimits
 
-__all__ = ["alone_when_large", "return_large_buffers"]
+__all__ = ["WholeRow", "alone_when_large", "return_large_buffers"]
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 async def alone_when_large(
-    batches: AsyncGenerator[Sequence[Row]], fetch: Callable[[object], Awaitable[Sequence[Row]]]
+    batches: AsyncGenerator[Sequence[Row]], fetch: Callable[[Row], Awaitable[Sequence[Row]]]
 ) -> AsyncGenerator[Sequence[Row]]:
-    """The same rows in the same order; one that has `large` true is fetched by its id, and is a batch of its own."""
+    """The same rows in the same order; one that has `large` true is fetched, and is a batch of its own."""
     async with aclosing(batches):
         async for rows in batches:
             together: list[Row] = []
@@ -30,14 +30,16 @@ async def alone_when_large(
                 if together:
                     yield together
                     together = []
-                found = await _put_together(list(await fetch(row["id"])))
+                found = await _put_together(list(await fetch(row)))
                 yield found
                 del found  # before the next is fetched
             if together:
                 yield together
 
 
-class _Whole:
+class WholeRow:
+    """A row with a document that was read by itself."""
+
     def __init__(self, row: Row, document: bytes) -> None:
         self._row = row
         self._document = document
@@ -56,7 +58,7 @@ async def _put_together(pieces: list[Row]) -> Sequence[Row]:
         last = pieces.pop()
         document.write(last["environment"])
         await anyio.lowlevel.checkpoint()
-    return [_Whole(last, document.getvalue())]
+    return [WholeRow(last, document.getvalue())]
 
 
 def return_large_buffers() -> None:

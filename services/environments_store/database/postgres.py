@@ -146,7 +146,7 @@ class PostgresDatabase:
                     rows = _batches(cursor, batch)
                     if documents is not None:
                         alone = documents.alone
-                        rows = alone_when_large(rows, lambda id: _Transaction(connection).fetch(alone, id))
+                        rows = alone_when_large(rows, lambda row: _Transaction(connection).fetch(alone, row["id"]))
                     async with aclosing(rows) as batches:
                         yield batches
                 finally:

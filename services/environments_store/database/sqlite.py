@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from services.environments_store.database.base import Dialect, Documents, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error, service_errors
-from services.environments_store.database.large import alone_when_large
+from services.environments_store.database.large import WholeRow, alone_when_large
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 from services.environments_store.database.sqlite_place import FilePlace
@@ -48,8 +48,6 @@ class SqliteDatabase:
         # A stream keeps its reader for longer than a statement: one reader is always left for the others.
         count, timeout_s = settings.reader_count, settings.acquire_timeout_s
         self._streaming = Turns(count - 1, timeout_s, "lists and exports without a reader may hold them")
-        self._large = anyio.Lock()
-        """Held while a large document is read: SQLite has it once more beside what it gives."""
         self._pacing = Turns(count - settings.left_to_others, timeout_s, "exports without a reader may hold them")
 
     async def open(self) -> None:
@@ -137,7 +135,7 @@ class SqliteDatabase:
                         if documents is not None:
                             alone = documents.alone
                             rows = self._with_documents(rows, reader, documents)
-                            rows = alone_when_large(rows, lambda id: self._read_again(reader, alone, id))
+                            rows = alone_when_large(rows, lambda row: self._read_alone(reader, alone, row))
                         async with aclosing(rows) as batches:
                             yield batches
                     finally:
@@ -166,10 +164,12 @@ class SqliteDatabase:
                         found.setdefault(row["id"], []).append(row)
                 yield [row for id in ids for row in found.pop(id, ())]
 
-    async def _read_again(self, reader: GuardedConnection, query: str, id: object) -> Sequence[Row]:
-        async with self._large:
-            with service_errors(write=False), file_failures(self._path):
-                return list(await reader.execute_fetchall(query, bind((id,))))
+    async def _read_alone(self, reader: GuardedConnection, query: str, row: Row) -> Sequence[Row]:
+        with service_errors(write=False), file_failures(self._path):
+            document = await reader.read_document(row["id"])
+            if document is not None:
+                return [WholeRow(row, document)]
+            return list(await reader.execute_fetchall(query, bind((row["id"],))))
 
     async def _change_rows(
         self, writer: GuardedConnection, query: str, arguments: tuple[object, ...]

@@ -69,6 +69,11 @@ class GuardedConnection(aiosqlite.Connection):
         finally:
             abandoned.set()
 
+    async def read_document(self, id: object) -> bytes | None:
+        """The document straight from the file; None where that cannot be, as in a view or a table without rowids. A
+        statement holds it once more beside the copy that it gives, and the interpreter waits for that copy."""
+        return await self._visit(self._read_document, id)
+
     async def begin(self, kind: str) -> None:
         """Begin a transaction that may write (`IMMEDIATE`) or one that reads (`DEFERRED`)."""
         await self._visit(self._begin, kind)
@@ -121,6 +126,14 @@ class GuardedConnection(aiosqlite.Connection):
                 self._conn.rollback()
         finally:
             self._conn.set_progress_handler(None, 0)
+
+    def _read_document(self, id: object) -> bytes | None:
+        try:
+            [rowid] = self._conn.execute(f"SELECT _rowid_ FROM {TABLE} WHERE id = ?", (id,)).fetchone()
+            with self._conn.blobopen(TABLE, "environment", rowid, readonly=True) as document:
+                return document.read()
+        except (sqlite3.OperationalError, TypeError):  # the number of a row of a view is NULL
+            return None
 
     def _begin(self, kind: str) -> None:
         self.place.check()
