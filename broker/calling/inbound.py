@@ -124,7 +124,7 @@ class InboundWork:
                     await stream.done.wait()
                     return
                 response = self._transit.response(request, ctx.meta, ctx.response_headers)
-                data = self._codec.encode_answer(response, result)
+                data = self._codec.encode_with(response, result)
                 answer = Publish(self._transit.topics.to_node("RES", request.sender), response, data=data)
             except Exception as error:
                 self._log_failure(request, error)

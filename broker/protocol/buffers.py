@@ -4,28 +4,20 @@ A chunk of a stream is nearly a megabyte of such numbers. Skipping them to find 
 half of reading them, so they are cut out by searching for their brackets, which numbers do not contain.
 """
 
-from typing import Any
-
 import msgspec
 from msgspec import Raw
 
 HEAD = b'{"type":"Buffer","data":['
 TAIL = b"]}"
-WORTH_CUTTING_BYTES = 16_384
-"""Below this a packet is decoded in one go sooner than it is searched."""
 
-# No JS number looks like this one, so a packet that holds it in another place was not cut where it seems.
-PLACEHOLDER = b"-0.000004711e-217"
-
-MARK = b'"Buffer"'
+PLACEHOLDER = Raw(b"-0.000004711e-217")
+"""No JS number looks like this one, so a packet that holds it in another place was not cut where it seems."""
 
 _numbers = msgspec.json.Decoder(list[int])
 
 
 def cut(data: bytes) -> tuple[bytes, Raw] | None:
     """A packet without its one large Buffer, and that Buffer; None when there is not exactly one."""
-    if len(data) < WORTH_CUTTING_BYTES:
-        return None
     start = data.find(HEAD)
     if start < 0:
         return None
@@ -45,15 +37,3 @@ def is_buffer(raw: Raw) -> bool:
 def buffer_bytes(raw: Raw) -> bytes:
     """The bytes of such a value. Raises msgspec.MsgspecError or ValueError when they are not bytes."""
     return bytes(bytearray(_numbers.decode(memoryview(raw)[len(HEAD) - 1 : -1])))  # sooner than by bytes alone
-
-
-def with_bytes(value: Any) -> Any:
-    """A decoded value with bytes in the places of such objects; where their numbers are not bytes, they stay."""
-    if isinstance(value, dict):
-        if value.get("type") == "Buffer" and isinstance(value.get("data"), list):
-            try:
-                return bytes(value["data"])
-            except (TypeError, ValueError):
-                return value
-        return {name: with_bytes(item) for name, item in value.items()}
-    return [with_bytes(item) for item in value] if isinstance(value, list) else value

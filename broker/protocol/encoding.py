@@ -1,16 +1,16 @@
-"""What the serializers share: their errors, and which parts of a packet are a user's (moleculer protocol §11)."""
+"""What the serializers share: their errors, and how a packet is made of decoded members (moleculer protocol §11)."""
 
 from collections.abc import Callable, Mapping, Sized
+from contextlib import suppress
 from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import Raw, UnsetType
+from msgspec import Raw, Struct, UnsetType
 
 from broker.errors import InvalidPacketDataError, MoleculerError
 from broker.protocol.javascript import to_number
-from broker.protocol.packets import COMMANDS, Command, Id, Objects, Packet
-from broker.protocol.typed import typed
-from broker.protocol.values import Rewrite
+from broker.protocol.packets import COMMANDS, Address, Id, Objects, Packet
+from broker.protocol.values import Rewrite, typed
 
 LOGGED_CHARACTERS = 200
 """Of what a peer sent, in a log line: more than any name that makes sense."""
@@ -24,35 +24,20 @@ UNSERIALIZABLE = "UNSERIALIZABLE"
 """The type of the error for what has no form on the wire."""
 
 
-def unserializable_value(value: object, name: str, error: Exception) -> MoleculerError:
-    """The error for a user's value that the serializer `name` has no form for."""
-    return MoleculerError(
-        f"The value cannot be sent as {name}: {error}", 500, UNSERIALIZABLE, {"type": type(value).__name__}
-    )
+def unserializable(value: object, name: str, error: Exception) -> MoleculerError:
+    """The error for a user's value, or a packet with one in it, that the serializer `name` has no form for."""
+    what = "Meta, headers or the data of an error" if isinstance(value, Packet) else "The value"
+    message = f"{what} cannot be sent as {name}: {error}"
+    return MoleculerError(message, 500, UNSERIALIZABLE, {"type": type(value).__name__})
 
 
-def unserializable_packet(packet: Packet, name: str, error: Exception) -> MoleculerError:
-    """The error for a packet that the serializer `name` has no form for."""
-    return MoleculerError(
-        f"Meta, headers or the data of an error cannot be sent as {name}: {error}",
-        500,
-        UNSERIALIZABLE,
-        {"type": type(packet).__name__},
-    )
-
-
-def invalid_packet(command: Command, data: bytes, reason: str) -> InvalidPacketDataError:
-    """The error for bytes that are no packet."""
-    return InvalidPacketDataError({"command": command, "reason": short(reason), "size": len(data)})
-
-
-def invalid_value(raw: Sized, error: Exception) -> InvalidPacketDataError:
-    """The error for a value in a good packet that only now shows to be broken."""
-    return InvalidPacketDataError({"command": "value", "reason": reason(error), "size": len(raw)})
+def invalid(what: str, data: Sized, error: Exception) -> InvalidPacketDataError:
+    """The error for bytes that are not a packet of the command `what`, or not a "value" within a good packet."""
+    return InvalidPacketDataError({"command": what, "reason": reason(error), "size": len(data)})
 
 
 def is_unreadable(error: Exception) -> TypeGuard[InvalidPacketDataError]:
-    """Whether this is the error of `invalid_value`, and not one that another node, or a service, has raised."""
+    """Whether this is the error of `invalid` for a value, and not one that another node, or a service, has raised."""
     if not isinstance(error, InvalidPacketDataError) or error.node_id is not None:
         return False
     return isinstance(error.data, dict) and error.data.get("command") == "value"
@@ -79,11 +64,32 @@ def chunk_of(value: Any, *, objects: bool) -> Any:
     raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
 
 
-def lenient(kind: type[Packet], members: dict[str, Any]) -> Any:
-    """A packet from decoded members, when it was refused: with an array where an object was expected or text for a
-    number, which JS nodes let pass. Raises msgspec.ValidationError for what cannot be used even so."""
-    loose = {item.encode_name: _LOOSE[item.type] for item in msgspec.structs.fields(kind) if item.type in _LOOSE}
-    return typed({name: loose[name](value) if name in loose else value for name, value in members.items()}, kind)
+def _buffer(data: object) -> bytes:
+    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogatepass")
+    if isinstance(data, list):
+        with suppress(TypeError):
+            return bytes(data)
+    raise ValueError("a Buffer has a list of numbers as its data")
+
+
+def packet_of(kind: type[Packet], members: dict[str, Any]) -> Packet:
+    """A packet from decoded members; params and data are put in as they are. Raises msgspec.ValidationError."""
+    encoded = {name: members.pop(name) for name in RAW_FIELDS[kind] if name in members}
+    packet: Packet = typed(members, kind)
+    for name, value in encoded.items():
+        setattr(packet, name, value)
+    return packet
+
+
+def lenient_packet_of(kind: type[Packet], members: dict[str, Any]) -> Packet:
+    """The same of a packet that was refused: with an array where an object was expected or text for a number, which JS
+    nodes let pass."""
+    for item in msgspec.structs.fields(kind):
+        if item.type in _LOOSE and item.encode_name in members:
+            members[item.encode_name] = _LOOSE[item.type](members[item.encode_name])
+    return packet_of(kind, members)
 
 
 def _object(value: Any) -> Any:
@@ -120,11 +126,19 @@ def rewritten(packet: Packet, names: Mapping[type[Packet], tuple[str, ...]], rew
     return msgspec.structs.replace(packet, **changes) if changes else packet
 
 
+def encoded_fields(kind: type[Struct]) -> dict[str, bool]:
+    """The names of a type's members on the wire, and whether each is kept as its serializer encoded it."""
+    return {field.encode_name: field.type is Raw for field in msgspec.structs.fields(kind)}
+
+
 def _names(wanted: Callable[[msgspec.structs.FieldInfo], bool]) -> dict[type[Packet], tuple[str, ...]]:
     return {
         kind: tuple(field.name for field in msgspec.structs.fields(kind) if wanted(field)) for kind in COMMANDS.values()
     }
 
+
+FIELDS: dict[type[Struct], dict[str, bool]] = {kind: encoded_fields(kind) for kind in COMMANDS.values()}
+FIELDS[Address] = encoded_fields(Address)
 
 USER_FIELDS = _names(lambda field: field.name in ("meta", "headers", "error", "services", "client", "metadata"))
 """What users put into a packet beside params and data."""
@@ -137,15 +151,3 @@ PLAIN_FIELDS = _names(lambda field: field.type is not Raw)
 
 RAW_FIELDS = _names(lambda field: field.type is Raw)
 """Params or data."""
-
-
-def _buffer(data: object) -> bytes:
-    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
-    if isinstance(data, str):
-        return data.encode("utf-8", "surrogatepass")
-    if isinstance(data, list):
-        try:
-            return bytes(data)
-        except TypeError as error:
-            raise ValueError("the bytes of a Buffer are numbers") from error
-    raise ValueError("a Buffer has a list of numbers as its data")

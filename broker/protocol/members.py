@@ -1,19 +1,19 @@
 """The members of a JSON object as slices of its bytes, for what msgspec refuses and JavaScript sends.
 
-JavaScript strings may hold lone surrogates (`"\\ud800"`). The splitter looks only at quotes and brackets, without
-recursion: each member keeps its exact bytes, and the address of a packet is found however deep its values nest. It is
-the slow path, which runs only after the fast decoder has refused a packet.
+JavaScript strings may hold lone surrogates (`"\\ud800"`). The scanner looks only at quotes, commas and brackets, and
+does not recurse: each member keeps its exact bytes, and the address of a packet is found however deep its values nest.
+It is the slow path, which runs only after the fast decoder has refused a packet.
 """
 
 import json
 import re
 from typing import Any
 
-# A string that does not end is a token too: looking for its end again from each quote in it takes quadratic time.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
-
-# All up to the next brackets, and those that follow each other: a level of depth takes one step at most.
-_TO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+"?)*+([{\[]++|[}\]]++)', re.DOTALL)
+# A string that does not end is passed over too: looking for its end again from each quote in it takes quadratic time.
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_MEMBER = re.compile(rb"\s*(%s)\s*:\s*(.*\S)\s*" % _STRING, re.DOTALL)
+_TO_SIGN = re.compile(rb'(?:[^"{}\[\],]++|%s?)*+([{}\[\],])' % _STRING, re.DOTALL)
+_TO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|%s?)*+([{\[]++|[}\]]++)' % _STRING, re.DOTALL)
 
 
 def split_object(data: bytes) -> dict[str, bytes]:
@@ -26,30 +26,32 @@ def split_object(data: bytes) -> dict[str, bytes]:
 
 def locate_members(data: bytes) -> dict[str, tuple[int, int]]:
     """The same with the place of each value, its start and its end."""
-    opening, _, position = _token(data, 0)
-    if opening != b"{":
-        raise ValueError("not a JSON object")
     members: dict[str, tuple[int, int]] = {}
-    key, _, position = _token(data, position)
-    while not (key == b"}" and not members):
-        colon, _, position = _token(data, position)
-        if not key.startswith(b'"') or colon != b":":
-            raise ValueError("a member of a JSON object has no key")
-        start, end, closing, position = _value(data, position)
-        members[json.loads(key)] = (start, end)
-        if closing == b"}":
+    if not data.lstrip().startswith(b"{"):
+        raise ValueError("not a JSON object")
+    depth = start = at = 0
+    while found := (_TO_BRACKETS if depth > 1 else _TO_SIGN).match(data, at):
+        first, at = found.span(1)
+        sign = data[first]
+        if sign in b"{[":
+            depth += at - first
+            start = start or at
+        elif sign in b"}]":
+            if at - first >= depth > 1:
+                at = first + depth - 1  # what closes the outermost object is looked at by itself
+            depth -= at - first
+        if (depth == 1 and sign in b",") or (depth == 0 and sign in b"}"):
+            member = _MEMBER.fullmatch(data, start, first)
+            if member:
+                members[json.loads(member[1].decode(errors="replace"))] = member.span(2)
+            elif members or sign in b"," or data[start:first].strip():
+                raise ValueError("a member of a JSON object has no key or no value")
+            start = at
+        if depth <= 0:
             break
-        key, _, position = _token(data, position)
-    if _token(data, position)[0]:
-        raise ValueError("there is something after the JSON object")
+    if depth or data[start:].strip():
+        raise ValueError("the JSON object does not end, or something follows it")
     return members
-
-
-def check(data: bytes) -> None:
-    """Raise ValueError unless `data` is one JSON value in UTF-8, and RecursionError when it nests deeper than Python's
-    parser goes; lone surrogates are allowed."""
-    # Numbers are of no interest: Python's own refuse to be very long.
-    json.loads(data.decode(), parse_constant=_refuse, parse_int=len, parse_float=len)
 
 
 def load(data: bytes) -> Any:
@@ -58,43 +60,6 @@ def load(data: bytes) -> Any:
     Raises ValueError for what is not JSON, and RecursionError for what nests too deep.
     """
     return json.loads(data, parse_constant=_refuse)
-
-
-def _value(data: bytes, position: int) -> tuple[int, int, bytes, int]:
-    """Where a member's value starts and ends, the token after it, a comma or the end of the object, and the position
-    behind that."""
-    start = end = -1
-    while True:
-        text, at, position = _token(data, position)
-        if text in (b",", b"}") and start >= 0:
-            return start, end, text, position
-        if text in (b"{", b"["):
-            position = _behind_nested(data, at)
-        elif text in (b"", b"}", b"]"):
-            raise ValueError("the JSON object does not end")
-        if start < 0:
-            start = at
-        end = position
-
-
-def _behind_nested(data: bytes, position: int) -> int:
-    """The position behind the object or array that opens at one."""
-    depth = 0
-    while brackets := _TO_BRACKETS.match(data, position):
-        first, position = brackets.span(1)
-        if data[first] in b"{[":
-            depth += position - first
-        elif position - first < depth:
-            depth -= position - first
-        else:
-            return first + depth
-    raise ValueError("the JSON object does not end")
-
-
-def _token(data: bytes, position: int) -> tuple[bytes, int, int]:
-    """The next token, where it starts, and the position behind it; empty at the end."""
-    token = _TOKEN.search(data, position)
-    return (token[0], *token.span()) if token else (b"", len(data), len(data))
 
 
 def _refuse(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Values that JSON has no form for: how each part of a value is found that a serializer writes in a way of its own."""
+"""Values of users: what each part is on the wire, and how decoded values become the types that a handler asks for."""
 
 import re
 from collections.abc import Callable
@@ -6,10 +6,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import Raw, Struct
+from msgspec import inspect as types
 
 SAFE_INTEGER = 2**53 - 1
 """The largest integer that a JavaScript number holds exactly."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Rewrite = Callable[[Any], Any]
 
@@ -23,11 +26,14 @@ class RegExp(Struct, frozen=True):
     flags: str = ""
 
 
-def rewriter(plain: frozenset[type], leaf: Rewrite, key: Rewrite | None = None) -> Rewrite:
-    """A function that rewrites a value: dicts, lists and tuples are gone through, the types of `plain` stay as they
-    are, `leaf` gives what stands for anything else, and `key` for a key that is not a str.
+_LEFT_AS_THEY_ARE = (datetime, bytes, bytearray, memoryview, Raw, RegExp)
 
-    A value in which nothing has to be rewritten is given back itself, so that the common case costs little.
+
+def rewriter(plain: frozenset[type], leaf: Rewrite, key: Rewrite | None = None) -> Rewrite:
+    """A function that rewrites a value: it walks through dicts, lists and tuples, leaves the types of `plain` as they
+    are, and asks `leaf` for what stands for anything else, and `key` for a key that is not a str.
+
+    A value in which nothing has to be rewritten is returned itself, so that the common case costs little.
     """
 
     def rewrite(value: Any) -> Any:
@@ -54,31 +60,23 @@ def rewriter(plain: frozenset[type], leaf: Rewrite, key: Rewrite | None = None) 
     return rewrite
 
 
-def opened(value: object, read_json: Callable[[Raw], Any]) -> Any:
-    """A Struct, a dataclass, an enum member, a UUID… as what it is made of, with dates and bytes left in it.
+def opened(value: object) -> Any:
+    """A Struct, a dataclass, an enum member, a UUID… as the dicts, lists and scalars that msgspec makes of it, with
+    dates, bytes, JSON text and regular expressions left in it. Raises TypeError for what has no form on the wire."""
+    return msgspec.to_builtins(value, builtin_types=_LEFT_AS_THEY_ARE, str_keys=True, enc_hook=no_form)
 
-    `read_json` gives the value of a Raw deep inside. Raises TypeError for what has no form on the wire.
-    """
-    if isinstance(value, Struct):
-        return _members(value)
 
-    def unknown(inner: object) -> Any:
-        if isinstance(inner, Raw):
-            return read_json(inner)
-        raise TypeError(f"objects of type {type(inner).__name__} have no form on the wire")
-
-    return msgspec.to_builtins(
-        value, builtin_types=(datetime, bytes, bytearray, memoryview), str_keys=True, enc_hook=unknown
-    )
+def no_form(value: object) -> Any:
+    """Refuse a value that no serializer can write."""
+    raise TypeError(f"objects of type {type(value).__name__} have no form on the wire")
 
 
 def text_key(key: object) -> str:
     """A dict's key as JavaScript has it: always text."""
     if isinstance(key, bool) or not isinstance(key, str | int | float):
-        plain = msgspec.to_builtins(key, str_keys=True)
-        if isinstance(plain, str):
-            return plain
-        raise TypeError(f"a {type(key).__name__} cannot be the key of an object")
+        key = msgspec.to_builtins(key, str_keys=True)
+        if not isinstance(key, str):
+            raise TypeError(f"a {type(key).__name__} cannot be the key of an object")
     return str(key)
 
 
@@ -92,22 +90,53 @@ def in_utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _members(value: Struct) -> Any:
-    """The fields of a Struct as msgspec would write them: names of the wire, tag, defaults and UNSET left out."""
-    config, fields = value.__struct_config__, msgspec.structs.fields(value)
-    if config.array_like:
-        tag = [] if config.tag is None else [config.tag]
-        return tag + [getattr(value, field.name) for field in fields]
-    members: dict[str, Any] = {} if config.tag is None else {str(config.tag_field): config.tag}
-    for field in fields:
-        item = getattr(value, field.name)
-        if item is UNSET or (config.omit_defaults and _is_default(item, field)):
+def as_set(values: Any) -> Any:
+    """A set, or the list itself where an element has no hash."""
+    try:
+        return set(values)
+    except TypeError:
+        return values
+
+
+def with_bytes(value: Any) -> Any:
+    """A decoded value with bytes for the objects that JavaScript writes for a Buffer (§8.3). An object whose numbers
+    are not bytes stays."""
+    if isinstance(value, dict):
+        if value.get("type") == "Buffer" and isinstance(value.get("data"), list):
+            try:
+                return bytes(value["data"])
+            except (TypeError, ValueError):
+                return value
+        return {name: with_bytes(item) for name, item in value.items()}
+    return [with_bytes(item) for item in value] if isinstance(value, list) else value
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """Plain values as a type, equally lenient for each serializer: text may stand for bytes (base64), and for a number
+    that is a key, as it must in JSON. Raises msgspec.ValidationError."""
+    return msgspec.convert(value, kind, str_keys=True)
+
+
+def holds(kind: Any, *wanted: type[types.Type]) -> bool:
+    """Whether one of these, such as `RawType`, is anywhere in a type."""
+    waiting: list[Any] = [types.type_info(kind)]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, wanted):
+            return True
+        if id(node) in seen:
             continue
-        members[field.encode_name] = item
-    return members
+        seen.add(id(node))
+        for name in node.__struct_fields__:
+            inner = getattr(node, name)
+            waiting += [item for item in (inner if isinstance(inner, tuple) else (inner,)) if isinstance(item, _NODES)]
+    return False
 
 
-def _is_default(item: object, field: msgspec.structs.FieldInfo) -> bool:
-    if field.default is not msgspec.NODEFAULT:
-        return item is field.default or (type(item) is type(field.default) and item == field.default)
-    return field.default_factory in (list, dict, set) and not item
+def holds_bytes(kind: Any) -> bool:
+    """Whether bytes are anywhere in a type."""
+    return holds(kind, types.BytesType, types.ByteArrayType, types.MemoryViewType)
+
+
+_NODES = (types.Type, types.Field)

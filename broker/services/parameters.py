@@ -12,8 +12,7 @@ from msgspec import Raw, Struct
 from msgspec import inspect as types
 
 from broker.errors import ServiceSchemaError, ValidationError
-from broker.protocol.buffers import with_bytes
-from broker.protocol.typed import holds_bytes, typed
+from broker.protocol.values import holds_bytes, typed, with_bytes
 from broker.services.conversion import converted, converting
 from broker.services.validator_schema import rule_of
 

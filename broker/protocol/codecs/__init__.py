@@ -1,62 +1,58 @@
-"""The serializers by their names in Moleculer, and one whose packets go through transit middlewares (protocol §13)."""
+"""The serializers by their names in Moleculer, and the transit middlewares around them (protocol §13)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from broker.errors import BrokerOptionsError
-from broker.protocol.codecs.json import Codec, JSONCodec, ValueDecoder
+from broker.protocol.codecs.base import Codec
+from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.codecs.json_ext import JSONExtCodec
-from broker.protocol.codecs.msgpack import MsgPackCodec
-from broker.protocol.encoding import invalid_packet
+from broker.protocol.codecs.msgpack import MsgPackCodec, NotepackCodec
+from broker.protocol.encoding import invalid
 from broker.protocol.packets import Address, Command, Packet
 from broker.protocol.transforms import Transform
 
-__all__ = ["TransformingCodec", "make_codec"]
+__all__ = ["make_codec"]
 
 
 def make_codec(serializer: str, transforms: Sequence[Transform] = ()) -> Codec:
-    """The codec of the options `serializer`, in any case, and `transforms`.
+    """The codec of the options `serializer`, in any case, and `transforms`. The first transform is closest to the wire,
+    as in Moleculer JS: with [Encryption, Compression] a packet is compressed first, then encrypted.
 
     Raises BrokerOptionsError for a name that is not known, or whose package is missing.
     """
-    make = {name.lower(): make for name, make in _CODECS.items()}.get(serializer.lower())
-    if make is None:
+    find = {name.lower(): find for name, find in _CODECS.items()}.get(serializer.lower())
+    if find is None:
         raise BrokerOptionsError(f"The serializer '{serializer}' is not known. Known are: {', '.join(_CODECS)}.")
-    return TransformingCodec(make(), transforms) if transforms else make()
+    kind = find()
+    if transforms:
+        kind = type(f"Transforming{kind.__name__}", (_Transforming, kind), {"_transforms": tuple(transforms)})
+    return kind()
 
 
-class TransformingCodec(Codec):
-    """The first transform is closest to the wire, as in Moleculer JS: with [Encryption, Compression] a packet is
-    compressed first, then encrypted."""
+class _Transforming(Codec):
+    """What differs in a codec whose packets go through transit middlewares."""
 
-    def __init__(self, codec: Codec, transforms: Sequence[Transform]) -> None:
-        self.name = codec.name
-        self._codec = codec
-        self._transforms = tuple(transforms)
+    _transforms: tuple[Transform, ...]
 
     def decode(self, command: Command, data: bytes) -> Packet:
         try:
             plain = self._from_wire(data)
         except ValueError as error:
-            raise invalid_packet(command, data, str(error)) from None
-        return self._codec.decode(command, plain)
+            raise invalid(command, data, error) from None
+        return super().decode(command, plain)
 
     def decode_address(self, data: bytes) -> Address | None:
         try:
-            return self._codec.decode_address(self._from_wire(data))
+            return super().decode_address(self._from_wire(data))
         except ValueError:
             return None
 
     def encode(self, packet: Packet) -> bytes:
-        return self._to_wire(self._codec.encode(packet))
+        return self._to_wire(super().encode(packet))
 
-    def encode_value(self, value: object) -> Raw:
-        return self._codec.encode_value(value)
-
-    def decode_value(self, raw: Raw) -> Any:
-        return self._codec.decode_value(raw)
+    encode_with = Codec.encode_with
 
     def size(self, raw: Raw) -> int:
         """As if the value were sent alone; together with its envelope it takes hardly more."""
@@ -65,13 +61,7 @@ class TransformingCodec(Codec):
     def chunk_limit(self, room: int) -> int:
         for transform in self._transforms:
             room = transform.room(room)
-        return self._codec.chunk_limit(room)
-
-    def decode_chunk(self, raw: Raw, *, objects: bool) -> Any:
-        return self._codec.decode_chunk(raw, objects=objects)
-
-    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
-        return self._codec.value_decoder(kind)
+        return super().chunk_limit(room)
 
     def _to_wire(self, data: bytes) -> bytes:
         for transform in reversed(self._transforms):
@@ -84,20 +74,20 @@ class TransformingCodec(Codec):
         return data
 
 
-def _cbor() -> Codec:
+def _cbor() -> type[Codec]:
     try:
         from broker.protocol.codecs.cbor import CBORCodec
     except ImportError:
         raise BrokerOptionsError(
             "The serializer CBOR needs the package cbor2: pip install 'environments-store[cbor]'."
         ) from None
-    return CBORCodec()
+    return CBORCodec
 
 
-_CODECS: dict[str, Callable[[], Codec]] = {
-    "JSON": JSONCodec,
-    "JSONExt": JSONExtCodec,
-    "MsgPack": MsgPackCodec,
-    "Notepack": lambda: MsgPackCodec("Notepack"),
+_CODECS: dict[str, Callable[[], type[Codec]]] = {
+    "JSON": lambda: JSONCodec,
+    "JSONExt": lambda: JSONExtCodec,
+    "MsgPack": lambda: MsgPackCodec,
+    "Notepack": lambda: NotepackCodec,
     "CBOR": _cbor,
 }

@@ -1,148 +1,48 @@
 """CBOR, as the package cbor-x of JS nodes writes and reads it (protocol §11). Needs the package cbor2."""
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 import cbor2
 import msgspec
 from cbor2 import CBORTag
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 
-from broker.protocol.codecs.json import Codec, ValueDecoder, json_text, parse_json
-from broker.protocol.encoding import (
-    RAW_FIELDS,
-    UNDECODABLE,
-    UNENCODABLE,
-    invalid_packet,
-    invalid_value,
-    lenient,
-    reason,
-    unserializable_packet,
-    unserializable_value,
+from broker.protocol.codecs.base import Codec
+from broker.protocol.codecs.json import json_text, parse_json
+from broker.protocol.encoding import FIELDS, PLAIN_FIELDS, packet_of
+from broker.protocol.packets import COMMANDS, Packet
+from broker.protocol.values import (
+    EPOCH,
+    SAFE_INTEGER,
+    RegExp,
+    as_set,
+    in_utc,
+    opened,
+    rewriter,
+    text_key,
+    well_formed,
 )
-from broker.protocol.packets import COMMANDS, Address, Command, Packet
-from broker.protocol.typed import TypedReader
-from broker.protocol.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter, text_key, well_formed
 
-_HEADER = 5  # of a byte string with a length of 32 bits
 _INT32 = 2**32
 _DEPTH = 900  # what Python can go through, as it can JSON
+_SIMPLE: frozenset[type] = frozenset({str, int, bool, type(None), bytes, datetime})
 
 
 class Decoded:
     """A value of a packet, decoded with it: what is nested in CBOR cannot be cut out of it. Its length is that of the
     packet, which is on the safe side."""
 
-    __slots__ = ("_size", "_value")
+    __slots__ = ("_size", "value")
 
     def __init__(self, value: Any, size: int) -> None:
-        self._value = value
+        self.value = value
         self._size = size
-
-    @property
-    def value(self) -> Any:
-        """With undefined as None."""
-        return _defined(self._value)
-
-    @property
-    def members(self) -> Any:
-        """Without members that are undefined: JavaScript means them to be absent."""
-        return _present(self._value)
 
     def __len__(self) -> int:
         return self._size
-
-
-class CBORCodec(Codec):
-    """A datetime is a Date, bytes are a Buffer, a set is a Set, an int is a BigInt where a JavaScript number could not
-    hold it."""
-
-    name = "CBOR"
-
-    def decode(self, command: Command, data: bytes) -> Packet:
-        kind = COMMANDS[command]
-        try:
-            read = _loads(data)
-            if not isinstance(read, dict):
-                raise ValueError("it is not an object")
-            fields = {name: value for name, value in read.items() if value is not cbor2.undefined}
-            values = {name: fields.pop(name) for name in RAW_FIELDS[kind] if name in fields}
-            packet: Packet = _packet(kind, _defined(fields))
-        except _UNDECODABLE as error:
-            raise invalid_packet(command, data, reason(error)) from None
-        for name, value in values.items():
-            setattr(packet, name, Decoded(value, len(data)))
-        return packet
-
-    def decode_address(self, data: bytes) -> Address | None:
-        try:
-            return msgspec.convert(_defined(_loads(data)), Address)
-        except _UNDECODABLE:
-            return None
-
-    def encode(self, packet: Packet) -> bytes:
-        fields = {field.encode_name: getattr(packet, field.name) for field in msgspec.structs.fields(packet)}
-        encoded = {name: value for name, value in fields.items() if type(value) is Raw}
-        plain = {name: value for name, value in fields.items() if name not in encoded and value is not UNSET}
-        try:
-            parts = [_dumps(part) for pair in plain.items() for part in pair]
-        except _UNENCODABLE as error:
-            raise unserializable_packet(packet, self.name, error) from error
-        parts += [part for name, value in encoded.items() for part in (_dumps(name), bytes(value))]
-        return b"\xb9" + (len(plain) + len(encoded)).to_bytes(2, "big") + b"".join(parts)
-
-    def encode_value(self, value: object) -> Raw:
-        try:
-            return Raw(_dumps(value))
-        except _UNENCODABLE as error:
-            raise unserializable_value(value, self.name, error) from error
-
-    def decode_value(self, raw: Raw) -> Any:
-        if isinstance(raw, Decoded):
-            return raw.value
-        if not raw:
-            return None
-        try:
-            return _defined(_loads(bytes(raw)))
-        except _UNDECODABLE as error:
-            raise invalid_value(raw, error) from None
-
-    def chunk_limit(self, room: int) -> int:
-        return max(1, room - _HEADER)
-
-    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
-        reader = TypedReader(kind)
-
-        def decode(raw: Raw) -> Any:
-            value = raw.members if isinstance(raw, Decoded) else self.decode_value(raw)
-            members = {} if value is None else value
-            if not isinstance(members, dict):
-                return msgspec.convert(members, kind)  # raises, with what was expected
-            return reader.read(reader.known(members), lambda member: member, json_text)
-
-        return decode
-
-
-def _packet(kind: type[Packet], fields: dict[str, Any]) -> Any:
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        try:
-            return lenient(kind, fields)
-        except msgspec.ValidationError:
-            raise error from None
-
-
-_UNDECODABLE = (*UNDECODABLE, cbor2.CBORError)
-_UNENCODABLE = (*UNENCODABLE, cbor2.CBORError)
-
-
-def _dumps(value: object) -> bytes:
-    prepared = _prepare(value)
-    try:
-        return cbor2.dumps(prepared, datetime_as_timestamp=True)
-    except UnicodeEncodeError:
-        return cbor2.dumps(_well_formed(prepared), datetime_as_timestamp=True)
 
 
 def _leaf(value: Any) -> Any:
@@ -158,19 +58,14 @@ def _leaf(value: Any) -> Any:
         case RegExp():
             return CBORTag(27, ["RegExp", value.source, value.flags])
         case Raw():
-            return _from_json(value)
+            return _as_javascript(parse_json(value))
         case CBORTag():
             return value
         case _:
-            return _prepare(opened(value, _from_json))
+            return _prepare(opened(value))
 
 
 _prepare = rewriter(frozenset({str, float, bool, type(None), bytes}), _leaf, text_key)
-
-
-def _from_json(raw: Raw) -> Any:
-    """JSON text as the values a JS node would send in its place: it has no BigInt."""
-    return _as_javascript(parse_json(raw))
 
 
 def _javascript_number(value: float | int) -> float | int:
@@ -178,6 +73,7 @@ def _javascript_number(value: float | int) -> float | int:
 
 
 _as_javascript = rewriter(frozenset({str, bool, type(None)}), _javascript_number)
+"""JSON text as the values that a JS node would send in its place: it has no BigInt."""
 
 
 def _replaced(value: Any) -> Any:
@@ -189,15 +85,6 @@ def _replaced(value: Any) -> Any:
 _well_formed = rewriter(frozenset({int, float, bool, type(None), bytes, datetime}), _replaced)
 
 
-def _loads(data: bytes) -> Any:
-    """Halves of surrogate pairs, which cbor-x writes as they are, are replaced: so does it when it reads them."""
-    value = cbor2.loads(data, tag_hook=_plain_tag, semantic_decoders=_TAGS, max_depth=_DEPTH, str_errors="replace")
-    return _whole(value) if b"\xfb" in data else value
-
-
-_SIMPLE: frozenset[type] = frozenset({str, int, bool, type(None), bytes, datetime})
-
-
 def _whole_leaf(value: Any) -> Any:
     """As integers the whole numbers that cbor-x writes as fractions: those beyond 32 bits."""
     is_whole = isinstance(value, float) and value.is_integer() and _INT32 <= abs(value) <= SAFE_INTEGER
@@ -205,13 +92,23 @@ def _whole_leaf(value: Any) -> Any:
 
 
 _whole = rewriter(_SIMPLE, _whole_leaf)
-_defined = rewriter(_SIMPLE | {float}, lambda value: None if value is cbor2.undefined else value)
+_with_null = rewriter(_SIMPLE | {float}, lambda value: None if value is cbor2.undefined else value)
 
 
 def _present(value: Any) -> Any:
+    """A value without members that are undefined: JavaScript means them to be absent."""
     if isinstance(value, dict):
         return {name: _present(item) for name, item in value.items() if item is not cbor2.undefined}
-    return [_present(item) for item in value] if isinstance(value, list) else _defined(value)
+    return [_present(item) for item in value] if isinstance(value, list) else _with_null(value)
+
+
+def _loads(data: bytes) -> Any:
+    """Halves of surrogate pairs, which cbor-x writes as they are, are replaced: so does it when it reads them."""
+    try:
+        value = cbor2.loads(data, tag_hook=_plain_tag, semantic_decoders=_TAGS, max_depth=_DEPTH, str_errors="replace")
+    except cbor2.CBORError as error:
+        raise ValueError(str(error)) from error
+    return _whole(value) if b"\xfb" in data else value
 
 
 def _plain_tag(tag: CBORTag, _immutable: bool) -> Any:
@@ -228,24 +125,70 @@ def _date(epoch_s: Any, _immutable: bool) -> Any:
     if not isinstance(epoch_s, int | float) or epoch_s != epoch_s:
         return None
     try:
-        return _EPOCH + timedelta(seconds=epoch_s)
+        return EPOCH + timedelta(seconds=epoch_s)
     except OverflowError:
         return epoch_s
 
 
-def _set(values: Any, _immutable: bool) -> Any:
-    """A set, or a list where an element has no hash."""
-    try:
-        return set(values)
-    except TypeError:
-        return values
-
-
-def _untagged(value: Any, _immutable: bool) -> Any:
-    return value
-
-
 # No tag may make cycles, share parts (a small packet would unfold into a huge value), or run a parser of other formats.
 _UNUSED = (0, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 260, 261, 1004, 43000, 55799)
-_TAGS = cast("dict[int, Any]", {**dict.fromkeys(_UNUSED, _untagged), 1: _date, 258: _set})
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TAGS = cast(
+    "dict[int, Any]",
+    {
+        **dict.fromkeys(_UNUSED, lambda value, _immutable: value),
+        1: _date,
+        258: lambda values, _immutable: as_set(values),
+    },
+)
+
+
+_NAMES = {kind: [(item.encode_name, item.name) for item in msgspec.structs.fields(kind)] for kind in COMMANDS.values()}
+
+
+def _write_encoded(encoder: Any, value: Any) -> None:
+    """Params or data of a packet, which are encoded already."""
+    if not isinstance(value, Raw):
+        raise TypeError(f"objects of type {type(value).__name__} have no form in CBOR")
+    encoder.write(bytes(value))
+
+
+class CBORCodec(Codec):
+    """A datetime is a Date, bytes are a Buffer, a set is a Set, an int is a BigInt where a JavaScript number could not
+    hold it."""
+
+    name = "CBOR"
+    _user_fields = PLAIN_FIELDS
+    _prepare = staticmethod(_prepare)
+    _escape = staticmethod(_well_formed)
+
+    def __init__(self) -> None:
+        self._decoders = {command: partial(self._packet, kind) for command, kind in COMMANDS.items()}
+
+    def _packet(self, kind: type[Packet], data: bytes) -> Packet:
+        return packet_of(kind, self._split(data, FIELDS[kind]))
+
+    def _write(self, prepared: Any) -> bytes:
+        if not isinstance(prepared, Packet):
+            return cbor2.dumps(prepared, datetime_as_timestamp=True)
+        fields = ((wire, getattr(prepared, name)) for wire, name in _NAMES[type(prepared)])
+        present = [field for field in fields if field[1] is not UNSET]
+        members = dict(sorted(present, key=lambda field: type(field[1]) is Raw))
+        written = cbor2.dumps(members, datetime_as_timestamp=True, default=_write_encoded)
+        return b"\xb9" + len(members).to_bytes(2, "big") + written[1:]  # the length as cbor-x writes it: in 16 bits
+
+    def _load(self, data: Raw) -> Any:
+        return _with_null(data.value if isinstance(data, Decoded) else _loads(bytes(data)))
+
+    def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
+        members = data.value if isinstance(data, Decoded) else _loads(bytes(data))
+        if not isinstance(members, dict | None):
+            raise ValueError("it is not an object")
+        present = {name: value for name, value in (members or {}).items() if value is not cbor2.undefined}
+        return {
+            name: Decoded(value, len(data)) if fields[name] else _present(value)
+            for name, value in present.items()
+            if name in fields
+        }
+
+    def _text(self, encoded: Decoded) -> Raw:
+        return json_text(_present(encoded.value))

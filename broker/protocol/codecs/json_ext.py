@@ -6,29 +6,17 @@ A mark is a prefix of a string value: `"[[DT]]1700000000000"`. A string that beg
 import base64
 import json
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
-from broker.protocol.codecs.json import Codec, JSONCodec, ValueDecoder, json_text, parse_json
-from broker.protocol.encoding import (
-    PLAIN_FIELDS,
-    TEXT_FIELDS,
-    UNDECODABLE,
-    UNENCODABLE,
-    invalid_packet,
-    invalid_value,
-    reason,
-    rewritten,
-    unserializable_packet,
-    unserializable_value,
-)
-from broker.protocol.packets import Address, Command, Packet
-from broker.protocol.typed import TypedReader
-from broker.protocol.values import SAFE_INTEGER, RegExp, in_utc, opened, rewriter
+from broker.protocol.codecs.base import Codec, ValueDecoder
+from broker.protocol.codecs.json import JSONCodec, json_text, parse_json
+from broker.protocol.encoding import PLAIN_FIELDS, TEXT_FIELDS, rewritten
+from broker.protocol.packets import Packet
+from broker.protocol.values import EPOCH, SAFE_INTEGER, RegExp, as_set, in_utc, opened, rewriter
 
 ESCAPED = "[[ES]]"
 
@@ -37,74 +25,6 @@ ESCAPED = "[[ES]]"
 _BEGIN = rb'(?<!\\)"(?=(?:\[|\\u005[bB]){2})'
 _MARK = re.compile(_BEGIN)
 _MARKED = re.compile(_BEGIN + rb'(?:[^"\\]++|\\.)*+"(?![ \t\r\n]*:)', re.DOTALL)
-
-
-class JSONExtCodec(JSONCodec):
-    """As JSON where nothing is marked.
-
-    Date, Buffer, Set, Map, BigInt and RegExp arrive as datetime, bytes, set, dict, int and RegExp. Sent back, a Map is
-    a plain object, and an int is a BigInt where a JavaScript number could not hold it.
-    """
-
-    name = "JSONExt"
-
-    def decode(self, command: Command, data: bytes) -> Packet:
-        packet = super().decode(command, data)
-        if not has_marks(data):
-            return packet
-        try:
-            revived = rewritten(packet, PLAIN_FIELDS, _revive)
-        except UNDECODABLE as error:
-            raise invalid_packet(command, data, reason(error)) from None
-        for name in TEXT_FIELDS[type(packet)]:
-            if isinstance(getattr(packet, name), str) and not isinstance(getattr(revived, name), str):
-                raise invalid_packet(command, data, f"`{name}` is marked as something else than text")
-        return revived
-
-    def decode_address(self, data: bytes) -> Address | None:
-        address = super().decode_address(data)
-        if address is not None:
-            address.sender = address.sender.removeprefix(ESCAPED)
-            address.id = address.id.removeprefix(ESCAPED) if isinstance(address.id, str) else address.id
-        return address
-
-    def encode(self, packet: Packet) -> bytes:
-        try:
-            marked = rewritten(packet, PLAIN_FIELDS, _marked)
-        except UNENCODABLE as error:
-            raise unserializable_packet(packet, self.name, error) from error
-        return super().encode(marked)
-
-    def encode_value(self, value: object) -> Raw:
-        try:
-            return json_text(_marked(value))
-        except UNENCODABLE as error:
-            raise unserializable_value(value, self.name, error) from error
-
-    encode_request = Codec.encode_request
-    encode_answer = Codec.encode_answer
-
-    def decode_value(self, raw: Raw) -> Any:
-        try:
-            value = super().decode_value(raw)
-            return _revive(value) if has_marks(bytes(raw)) else value
-        except UNDECODABLE as error:
-            raise invalid_value(raw, error) from None
-
-    def chunk_limit(self, room: int) -> int:
-        return max(1, (room - len('"[[BF]]"')) // 4 * 3)
-
-    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
-        unmarked = super().value_decoder(kind)
-        reader = TypedReader(kind)
-        slices = msgspec.json.Decoder(reader.slices)
-
-        def decode(raw: Raw) -> Any:
-            if not has_marks(bytes(raw)):
-                return unmarked(raw)
-            return reader.read(reader.members(slices.decode(raw)), self.decode_value, _plain_text)
-
-        return decode
 
 
 def has_marks(text: bytes) -> bool:
@@ -147,13 +67,13 @@ def _marked_leaf(value: Any) -> Any:
         case bytes() | bytearray() | memoryview():
             return f"[[BF]]{base64.b64encode(value).decode()}"
         case datetime():
-            return f"[[DT]]{(in_utc(value) - _EPOCH) // timedelta(milliseconds=1)}"
+            return f"[[DT]]{(in_utc(value) - EPOCH) // timedelta(milliseconds=1)}"
         case set() | frozenset():
             return f"[[ST]]{bytes(json_text(_marked(list(value)))).decode()}"
         case RegExp():
             return f"[[RE]]{value.flags}|{value.source}"
         case _:
-            return _marked(opened(value, parse_json))
+            return _marked(opened(value))
 
 
 _marked = rewriter(frozenset({float, bool, type(None)}), _marked_leaf)
@@ -191,11 +111,6 @@ def _inner(text: str) -> Any:
     return _revive(parse_json(Raw(text.encode("utf-8", "surrogatepass"))))
 
 
-def _plain_text(raw: Raw) -> Raw:
-    """JSONExt as the JSON text that the values in it have."""
-    return Raw(unescape(bytes(raw), _print))
-
-
 def _print(text: str) -> bytes | None:
     value = _revived(text)
     return None if value is text else bytes(json_text(value))
@@ -206,7 +121,7 @@ def _date(epoch_ms: float) -> datetime | float | None:
     if epoch_ms != epoch_ms:
         return None
     try:
-        return _EPOCH + timedelta(milliseconds=epoch_ms)
+        return EPOCH + timedelta(milliseconds=epoch_ms)
     except OverflowError:
         return epoch_ms
 
@@ -220,13 +135,63 @@ def _bytes(text: str) -> bytes:
 
 
 def _set(values: Any) -> Any:
-    """A set, or a list where an element has no hash."""
     if not isinstance(values, list):
         raise ValueError("a set holds an array")
-    try:
-        return set(values)
-    except TypeError:
-        return values
+    return as_set(values)
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+class JSONExtCodec(JSONCodec):
+    """As JSON where nothing is marked.
+
+    Date, Buffer, Set, Map, BigInt and RegExp arrive as datetime, bytes, set, dict, int and RegExp. Sent back, a Map is
+    a plain object, and an int is a BigInt where a JavaScript number could not hold it.
+    """
+
+    name = "JSONExt"
+    _user_fields = PLAIN_FIELDS
+    _prepare = staticmethod(_marked)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._decoders = {command: _reviving(decode) for command, decode in self._decoders.items()}
+
+    encode_with = Codec.encode_with
+    decode_value = Codec.decode_value
+
+    def _load(self, data: Raw) -> Any:
+        value = parse_json(data)
+        return _revive(value) if has_marks(bytes(data)) else value
+
+    def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
+        members = super()._split(data, fields)
+        return {name: member if fields[name] else _revive(member) for name, member in members.items()}
+
+    def _text(self, encoded: Raw) -> Raw:
+        return Raw(unescape(bytes(encoded), _print))
+
+    def chunk_limit(self, room: int) -> int:
+        return max(1, (room - len('"[[BF]]"')) // 4 * 3)
+
+    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
+        unmarked, marked = super().value_decoder(kind), Codec.value_decoder(self, kind)
+
+        def decode(raw: Raw) -> Any:
+            return marked(raw) if has_marks(bytes(raw)) else unmarked(raw)
+
+        return decode
+
+
+def _reviving(decode: Callable[[bytes], Packet]) -> Callable[[bytes], Packet]:
+    """A decoder of packets that reads marks. Raises ValueError when text turns out to be something else."""
+
+    def revive(data: bytes) -> Packet:
+        packet = decode(data)
+        if not has_marks(data):
+            return packet
+        revived = rewritten(packet, PLAIN_FIELDS, _revive)
+        for name in TEXT_FIELDS[type(packet)]:
+            if isinstance(getattr(packet, name), str) and not isinstance(getattr(revived, name), str):
+                raise ValueError(f"`{name}` is marked as something else than text")
+        return revived
+
+    return revive

@@ -1,124 +1,25 @@
 """MessagePack, as msgpack5 (`MsgPack`) and notepack.io (`Notepack`) of JS nodes write it (moleculer protocol §11)."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec import inspect as types
 
-from broker.protocol.codecs.json import Codec, ValueDecoder, json_text, parse_json
-from broker.protocol.encoding import (
-    PLAIN_FIELDS,
-    RAW_FIELDS,
-    UNDECODABLE,
-    UNENCODABLE,
-    USER_FIELDS,
-    invalid_packet,
-    invalid_value,
-    lenient,
-    reason,
-    rewritten,
-    unserializable_packet,
-    unserializable_value,
-)
-from broker.protocol.packets import COMMANDS, Address, Command, Packet
-from broker.protocol.typed import TypedReader, typed
-from broker.protocol.values import in_utc, opened, rewriter, text_key, well_formed
+from broker.protocol.codecs.base import Codec, ValueDecoder, decoder_in_one_go
+from broker.protocol.codecs.json import json_text, parse_json
+from broker.protocol.packets import COMMANDS
+from broker.protocol.values import holds, in_utc, no_form, opened, rewriter, text_key, well_formed
 
-_HEADER = 5  # of a bin 32
 _MIN, _MAX = -(2**63), 2**64 - 1
+_SIMPLE: frozenset[type] = frozenset({float, bool, type(None), bytes, bytearray, memoryview})
 
 
-class MsgPackCodec(Codec):
-    """Both names are one format: they differ in how JS nodes write fractions, and read each other.
-
-    A datetime is a Date, bytes are a Buffer; a set goes out as an array.
-    """
-
-    def __init__(self, name: str = "MsgPack") -> None:
-        self.name = name
-        self._decoders = {
-            command: msgspec.msgpack.Decoder(kind, ext_hook=_extension) for command, kind in COMMANDS.items()
-        }
-        self._address = msgspec.msgpack.Decoder(Address, ext_hook=_extension)
-        self._any = msgspec.msgpack.Decoder(ext_hook=_extension)
-        self._members = msgspec.msgpack.Decoder(dict[str, Raw])
-
-    def decode(self, command: Command, data: bytes) -> Packet:
-        try:
-            packet: Packet = self._decoders[command].decode(data)
-        except UNDECODABLE as error:
-            try:
-                packet = lenient(COMMANDS[command], self._split(data, RAW_FIELDS[COMMANDS[command]]))
-            except UNDECODABLE:
-                raise invalid_packet(command, data, reason(error)) from None
-        return packet
-
-    def _split(self, data: bytes, raw: tuple[str, ...]) -> dict[str, Any]:
-        members = self._members.decode(data)
-        return {name: value if name in raw else self._any.decode(value) for name, value in members.items()}
-
-    def decode_address(self, data: bytes) -> Address | None:
-        try:
-            return self._address.decode(data)
-        except UNDECODABLE:
-            return None
-
-    def encode(self, packet: Packet) -> bytes:
-        try:
-            prepared = rewritten(packet, USER_FIELDS, _prepare)
-            try:
-                return _ENCODER.encode(prepared)
-            except UnicodeEncodeError:
-                return _ENCODER.encode(rewritten(prepared, PLAIN_FIELDS, _well_formed))
-        except UNENCODABLE as error:
-            raise unserializable_packet(packet, self.name, error) from error
-
-    def encode_value(self, value: object) -> Raw:
-        try:
-            prepared = _prepare(value)
-            try:
-                return Raw(_ENCODER.encode(prepared))
-            except UnicodeEncodeError:
-                return Raw(_ENCODER.encode(_well_formed(prepared)))
-        except UNENCODABLE as error:
-            raise unserializable_value(value, self.name, error) from error
-
-    def decode_value(self, raw: Raw) -> Any:
-        if not raw:
-            return None
-        try:
-            return self._any.decode(raw)
-        except UNDECODABLE as error:
-            raise invalid_value(raw, error) from None
-
-    def chunk_limit(self, room: int) -> int:
-        return max(1, room - _HEADER)
-
-    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
-        decoder = msgspec.msgpack.Decoder(kind, ext_hook=_extension)
-        reader = TypedReader(kind)
-        slices = msgspec.msgpack.Decoder(reader.slices)
-
-        def text(raw: Raw) -> Raw:
-            return json_text(self.decode_value(raw))
-
-        def decode(raw: Raw) -> Any:
-            if not raw or raw == _NIL:
-                raw = _EMPTY
-            try:
-                if reader.has_raw:
-                    return reader.read(reader.members(slices.decode(raw)), self.decode_value, text)
-                try:
-                    return decoder.decode(raw)
-                except msgspec.ValidationError:  # it takes no text for bytes, nor for a number as a key
-                    return typed(self.decode_value(raw), kind)
-            except msgspec.ValidationError:
-                raise
-            except UNDECODABLE as error:
-                raise invalid_value(raw, error) from None
-
-        return decode
+def _extension(code: int, data: memoryview) -> Any:
+    """msgpack5 writes undefined as extension 0; others are the bytes they hold. Dates are not extensions here."""
+    return None if code == 0 else bytes(data)
 
 
 def _leaf(value: Any) -> Any:
@@ -128,18 +29,12 @@ def _leaf(value: Any) -> Any:
         case set() | frozenset():
             return _prepare(list(value))
         case Raw():
-            return _from_json(value)
+            return _as_javascript(parse_json(value))
         case _:
-            return _prepare(opened(value, _from_json))
+            return _prepare(opened(value))
 
 
-_SIMPLE: frozenset[type] = frozenset({float, bool, type(None), bytes, bytearray, memoryview})
 _prepare = rewriter(_SIMPLE | {str, int}, _leaf, text_key)
-
-
-def _from_json(raw: Raw) -> Any:
-    """JSON text as the values a JS node would send in its place."""
-    return _as_javascript(parse_json(raw))
 
 
 def _javascript_number(value: float | int) -> float | int:
@@ -150,24 +45,52 @@ def _javascript_number(value: float | int) -> float | int:
 
 
 _as_javascript = rewriter(frozenset({str, bool, type(None)}), _javascript_number)
+"""JSON text as the values that a JS node would send in its place."""
+
+_well_formed = rewriter(
+    _SIMPLE | {int, datetime}, lambda value: well_formed(value) if isinstance(value, str) else value
+)
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=no_form)
+_DECODER = msgspec.msgpack.Decoder(ext_hook=_extension)
+_MEMBERS = msgspec.msgpack.Decoder(dict[Any, Raw])
+_NIL, _EMPTY = Raw(b"\xc0"), Raw(b"\x80")
 
 
-def _replaced(value: Any) -> Any:
-    return well_formed(value) if isinstance(value, str) else value
+class MsgPackCodec(Codec):
+    """A datetime is a Date, bytes are a Buffer; a set goes out as an array."""
+
+    name = "MsgPack"
+    _prepare = staticmethod(_prepare)
+    _write = staticmethod(_ENCODER.encode)
+    _escape = staticmethod(_well_formed)
+    _load = staticmethod(_DECODER.decode)
+
+    def __init__(self) -> None:
+        self._decoders = {
+            command: msgspec.msgpack.Decoder(kind, ext_hook=_extension).decode for command, kind in COMMANDS.items()
+        }
+
+    def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
+        members = {} if data == _NIL else _MEMBERS.decode(data)
+        return {
+            name: member if fields[name] else _DECODER.decode(member)
+            for name, member in members.items()
+            if name in fields
+        }
+
+    def _text(self, encoded: Raw) -> Raw:
+        return json_text(self.decode_value(encoded))
+
+    def value_decoder(self, kind: type[Struct]) -> ValueDecoder:
+        by_members = super().value_decoder(kind)
+        if holds(kind, types.RawType):
+            return by_members
+        decoder = msgspec.msgpack.Decoder(kind, ext_hook=_extension)
+        return decoder_in_one_go(decoder.decode, by_members, _NIL, _EMPTY)
 
 
-_well_formed = rewriter(_SIMPLE | {int, datetime}, _replaced)
+class NotepackCodec(MsgPackCodec):
+    """The same format: JS nodes write fractions differently in the two, and read both."""
 
-
-def _extension(code: int, data: memoryview) -> Any:
-    """msgpack5 writes undefined as extension 0; others are the bytes they hold. Dates are not extensions here."""
-    return None if code == 0 else bytes(data)
-
-
-def _unknown_type(value: object) -> object:
-    raise TypeError(f"objects of type {type(value).__name__} have no MessagePack form")
-
-
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_unknown_type)
-_NIL = Raw(b"\xc0")
-_EMPTY = Raw(b"\x80")
+    name = "Notepack"

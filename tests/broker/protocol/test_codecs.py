@@ -348,17 +348,17 @@ def test_an_answer_encoded_in_one_go_is_as_one_encoded_in_two_steps(
 
     steps = answer()
     steps.data = codec.encode_value(result)
-    one, two = (codec.decode("RES", data) for data in (codec.encode_answer(answer(), result), codec.encode(steps)))
+    one, two = (codec.decode("RES", data) for data in (codec.encode_with(answer(), result), codec.encode(steps)))
     assert values_of(one, codec) == values_of(two, codec)
     if codec is CODECS[0]:
-        assert codec.encode_answer(answer(), result) == codec.encode(steps)
+        assert codec.encode_with(answer(), result) == codec.encode(steps)
 
 
 @every_codec
 def test_a_result_or_meta_without_a_form_is_a_typed_error(codec: Codec) -> None:
     for result, meta in ((object(), {}), (UNSET, {}), ({"a": 1}, {"b": object()})):
         with pytest.raises(MoleculerError) as caught:
-            codec.encode_answer(Response(ver="5", sender="py-1", id="1", success=True, meta=meta), result)
+            codec.encode_with(Response(ver="5", sender="py-1", id="1", success=True, meta=meta), result)
         assert caught.value.type == "UNSERIALIZABLE"
 
 

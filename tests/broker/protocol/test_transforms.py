@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import BrokerOptionsError, InvalidPacketDataError
-from broker.protocol.codecs import TransformingCodec
+from broker.protocol.codecs import make_codec
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Heartbeat
 from broker.protocol.transforms import Compression, Encryption, Method, Transform
@@ -92,7 +92,7 @@ def test_what_is_said_to_have_room_fits(transform: Transform, limit: int) -> Non
 
 def test_c85_the_first_listed_is_closest_to_the_wire() -> None:
     encryption, compression = Encryption(KEY, iv=IV), Compression(threshold=None)
-    codec = TransformingCodec(JSONCodec(), [encryption, compression])
+    codec = make_codec("JSON", [encryption, compression])
     packet = Heartbeat(ver="4", sender="node-1", cpu=13)
     plain = JSONCodec().encode(packet)
     assert codec.encode(packet) == encryption.encode(compression.encode(plain))
@@ -127,7 +127,7 @@ def test_c85_what_was_encrypted_with_another_key_is_refused(encryption: Encrypti
 
 
 def test_c85_a_packet_that_cannot_be_decoded_is_named_as_such() -> None:
-    codec = TransformingCodec(JSONCodec(), [Encryption("a password")])
+    codec = make_codec("JSON", [Encryption("a password")])
     with pytest.raises(InvalidPacketDataError) as caught:
         codec.decode("REQ", PACKET)
     assert caught.value.data == {
