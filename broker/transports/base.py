@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 OnMessage = Callable[[bytes, str], Awaitable[None]]
-"""Takes the bytes of one message and the subject to answer on, empty when nobody waits for an answer. Must not raise,
-and must not wait long: messages of a subscription stay in order, so the next one waits for it."""
+"""Takes the bytes of one message and the subject to answer on, empty when no answer is expected. Must not raise, and
+must not wait long: messages of a subscription stay in order, so the next one waits for it."""
 
 Later = Callable[[], Awaitable[None]]
 """What is left to do with a message, when it may have to wait for something."""
@@ -14,7 +14,7 @@ Later = Callable[[], Awaitable[None]]
 
 @runtime_checkable
 class Receiver(Protocol):
-    """An OnMessage with a quick way for transports that know it: without a coroutine for each message."""
+    """An OnMessage that transports may call without a coroutine for each message."""
 
     def take(self, data: bytes, reply: str) -> Later | None:
         """As the call of it. Returns what is left to do."""
@@ -28,36 +28,36 @@ async def _ignore(*_: object) -> None:
 
 @dataclass(slots=True)
 class Observer:
-    """Whom a transport tells what happens to the connection."""
+    """What a transport calls when something happens to the connection."""
 
     nobody_listens: Callable[[str], Awaitable[None]] = _ignore
-    """A message published with this `reply_id` reached nobody: its subject has no subscription."""
+    """The message published with this `reply_id` had no responders: its subject has no subscription."""
     replied: Callable[[str, bytes], Awaitable[None]] = _ignore
     """An answer to the message published with this `reply_id`."""
     denied: Callable[[str], Awaitable[None]] = _ignore
     """This node has no permission to publish to this subject."""
     disconnected: Callable[[], Awaitable[None]] = _ignore
-    """The connection is lost; the transport tries to get it back, for ever."""
+    """The connection is lost; the transport tries to reconnect until it is closed."""
     reconnected: Callable[[], Awaitable[None]] = _ignore
     """The connection is back, and so are the subscriptions."""
     servers_changed: Callable[[], Awaitable[None]] = _ignore
     """Servers joined or left the cluster of this one, so that other nodes may reconnect at this moment."""
     failed: Callable[[str], Awaitable[None]] = _ignore
-    """Something went wrong that no call of ours will report; the text is for the log."""
+    """Something went wrong that no call of this node will report; the text is for the log."""
 
 
 class Subscription(Protocol):
     """A live subscription."""
 
     async def cancel(self) -> None:
-        """Take no more messages. Twice is quiet."""
+        """Receive no more messages. It may be cancelled already."""
 
 
 class Transport(Protocol):
     """A connection to a bus. Raises only errors of `broker.errors`."""
 
     delivers_at_once: bool
-    """Whether a message has reached every node, and been dealt with, when `publish` returns."""
+    """Whether a message has reached every node, and been handled, when `publish` returns."""
 
     @property
     def connected(self) -> bool:
@@ -69,7 +69,7 @@ class Transport(Protocol):
 
     @property
     def has_inbox(self) -> bool:
-        """Whether the observer learns of answers and of messages that nobody listens for. Known after `connect`: the
+        """Whether the observer is called for answers and for messages without responders. Known after `connect`: the
         permissions of a NATS user may forbid it."""
 
     async def connect(self, observer: Observer, name: str, inboxes: str = "_INBOX") -> None:
@@ -80,16 +80,16 @@ class Transport(Protocol):
         """Receive what is published on a subject, `*` and `>` allowed; with `queue`, share it with that group."""
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
-        """Send a message. With `reply_id`, the observer learns of answers to it, and when nobody listens for it.
+        """Send a message. With `reply_id`, the observer is called for answers to it, and when it has no responders.
 
         Raises BrokerDisconnectedError without a connection, PayloadTooLargeError above `max_payload`.
         """
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
-        """Send a message and tell whether the subject has a subscription. True when that cannot be known."""
+        """Send a message and return whether the subject has a subscription. True when that cannot be known."""
 
     async def flush(self) -> None:
         """Wait until the server has taken everything that was published."""
 
     async def close(self) -> None:
-        """Flush, then leave. Twice is quiet."""
+        """Flush, then leave. It may be closed already."""

@@ -1,8 +1,9 @@
-"""NATS, by nats-py (moleculer protocol §14), none of whose exceptions leaves here."""
+"""NATS, by nats-py (moleculer protocol §14), whose exceptions are raised as errors of the broker."""
 
 import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -10,23 +11,14 @@ import anyio
 from nats.aio.msg import Msg
 
 from broker.defaults import NATS_CONNECT_TIMEOUT_S, NATS_DENIED_AGAIN_S, NATS_SUBJECT_BYTES
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.ids import new_id
 from broker.masking import masked_text
 from broker.transports.base import Observer, OnMessage, Receiver
 from broker.transports.memory import too_large
 from broker.transports.nats_address import Servers, checked
-from broker.transports.nats_client import (
-    TRANSLATED,
-    Connection,
-    RefusedError,
-    flush,
-    invalid_subject,
-    usable_options,
-)
+from broker.transports.nats_client import Connection, RefusedError, flush, translated, usable_options
 from broker.transports.nats_link import Link, NATSSubscription
-
-NO_RESPONDERS = "503"
 
 NO_INBOX = (
     "The permissions of this node's user do not let it publish and subscribe to '%s.>'. It works without: a lost node "
@@ -39,6 +31,9 @@ MAY_NOT_PUBLISH = (
 )
 
 _DENIED = re.compile(r'Permissions Violation for (?P<what>Publish|Subscription) to "(?P<subject>.*?)"( using queue|$)')
+
+_PLAIN = re.compile(rf"[!-~]{{1,{NATS_SUBJECT_BYTES}}}").fullmatch
+"""Whether a text is right for a subject at a glance, as most are."""
 
 
 class NATSTransport:
@@ -56,9 +51,9 @@ class NATSTransport:
         self._link = Link(Servers(self._servers), self._options, self._try_inbox)
         self._observer = Observer()
         self._inboxes = self._inbox = ""
-        self._answers: NATSSubscription | None = None
+        self._answers = NATSSubscription(self._link, self._subscribe_to_inbox)
         self._asked: dict[str, asyncio.Future[bool]] = {}
-        self._has_inbox = self._said_so = False
+        self.has_inbox = self._reported = False
         self._denied: set[str] = set()
         """Subjects that were logged since a monotonic time."""
         self._denied_since = 0.0
@@ -69,15 +64,10 @@ class NATSTransport:
 
     @property
     def max_payload(self) -> int | None:
-        return self._link.max_payload
-
-    @property
-    def has_inbox(self) -> bool:
-        return self._has_inbox
+        return self._link.current.max_payload if self._link.current else None
 
     async def connect(self, observer: Observer, name: str, inboxes: str = "_INBOX") -> None:
         self._observer, self._inboxes, self._inbox = observer, inboxes, f"{inboxes}.{name}"
-        self._answers = NATSSubscription(self._link, f"{self._inbox}.>", "", self._on_inbox)
         try:
             await self._link.open(replace(observer, failed=self._failed), name, self._answers)
         except RefusedError as error:
@@ -86,26 +76,27 @@ class NATSTransport:
             ) from error
 
     async def subscribe(self, subject: str, on_message: OnMessage, queue: str = "") -> NATSSubscription:
-        async def on_nats_message(message: Msg) -> None:
-            await on_message(message.data, message.reply)
-
-        _check_subject(f"{subject}{queue}")
+        _check(f"{subject}{queue}")
         if "" in subject.split("."):
-            raise invalid_subject()
-        take = on_message.take if isinstance(on_message, Receiver) else None
-        return await self._link.subscribe(NATSSubscription(self._link, subject, queue, on_nats_message, take))
+            raise _invalid_subject()
+        take = (
+            on_message.take if isinstance(on_message, Receiver) else partial(partial, on_message)
+        )  # all is left to do
+        return await self._link.subscribe(
+            NATSSubscription(self._link, lambda connection: connection.subscribe_taker(subject, queue, take))
+        )
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         connection = self._link.current
         if connection is None or not connection.is_open:
             raise BrokerDisconnectedError
-        reply = f"{self._inbox}.{reply_id}" if reply_id and self._has_inbox else ""
+        reply = f"{self._inbox}.{reply_id}" if reply_id and self.has_inbox else ""
         if not _PLAIN(subject + reply):
-            _check_subject(subject + reply)
+            _check(subject + reply)
         if not connection.write(subject, data, reply):
             if len(data) > connection.max_payload:
                 raise too_large(len(data), connection.max_payload)
-            with TRANSLATED:
+            with translated():
                 await connection.publish(subject, data, reply)
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
@@ -114,16 +105,16 @@ class NATSTransport:
         self._asked[question] = heard
         try:
             await self.publish(subject, data, question)
-            if not self._has_inbox:
+            if not self.has_inbox:
                 return True
-            with TRANSLATED, anyio.fail_after(NATS_CONNECT_TIMEOUT_S):
+            with translated(), anyio.fail_after(NATS_CONNECT_TIMEOUT_S):
                 await self._use().publish(f"{self._inbox}.{question}", b"")  # comes behind what the server says
                 return await heard
         finally:
             del self._asked[question]
 
     async def flush(self) -> None:
-        with TRANSLATED:
+        with translated():
             await flush(self._use())
 
     async def close(self) -> None:
@@ -133,14 +124,19 @@ class NATSTransport:
         return ", ".join(masked_text(server) for server in self._servers)
 
     def _use(self) -> Connection:
-        connection = self._link.connection
-        if connection is None:
+        if self._link.connection is None:
             raise BrokerDisconnectedError
-        return connection
+        return self._link.connection
 
-    async def _on_inbox(self, message: Msg) -> None:
-        reply_id = message.subject[len(self._inbox) + 1 :]
-        no_responders = message.headers is not None and message.headers.get("Status") == NO_RESPONDERS
+    async def _subscribe_to_inbox(self, connection: Connection) -> Any:
+        async def handle(message: Msg) -> None:
+            if connection.intake.is_new(message.subject, message.data):
+                no_responders = message.headers is not None and message.headers.get("Status") == "503"
+                await self._on_inbox(message.subject[len(self._inbox) + 1 :], message.data, no_responders)
+
+        return await connection.subscribe(f"{self._inbox}.>", cb=handle)
+
+    async def _on_inbox(self, reply_id: str, data: bytes, no_responders: bool) -> None:
         asked = self._asked.get(reply_id)
         if asked is not None:
             if not asked.done():
@@ -148,26 +144,25 @@ class NATSTransport:
         elif no_responders:
             await self._observer.nobody_listens(reply_id)
         else:
-            await self._observer.replied(reply_id, message.data)
+            await self._observer.replied(reply_id, data)
 
     async def _try_inbox(self, connection: Connection) -> None:
         """Whether this node gets what is sent to its inbox, and may send to those of others. The server complains of
         what it refuses before it answers a flush."""
-        assert self._answers is not None
         assert self._answers.live is not None
-        self._has_inbox = True
-        for subject in (f"{self._inbox}.", f"{self._inboxes}._."):
-            await connection.publish(f"{subject}test", b"")
+        self.has_inbox = True
+        for inbox in (self._inbox, f"{self._inboxes}._"):
+            await connection.publish(f"{inbox}.test", b"")
         await flush(connection)
-        self._has_inbox = self._has_inbox and self._answers.live.delivered > 0
-        if not self._has_inbox and not self._said_so:
-            self._said_so = True
+        self.has_inbox = self.has_inbox and self._answers.live.delivered > 0
+        if not self.has_inbox and not self._reported:
+            self._reported = True
             await self._observer.failed(NO_INBOX % self._inboxes)
 
     async def _failed(self, text: str) -> None:
         denied = _DENIED.search(text)
         if denied and denied["subject"].startswith(f"{self._inboxes}."):
-            self._has_inbox = False  # `_try_inbox` says so
+            self.has_inbox = False  # `_try_inbox` reports it
         elif denied and denied["what"] == "Publish":
             await self._may_not_publish(denied["subject"])
         else:
@@ -183,19 +178,16 @@ class NATSTransport:
         await self._observer.denied(subject)
 
 
-_BLANK = re.compile(r"[ \t\r\n]")
-
-_PLAIN = re.compile(rf"[!-~]{{1,{NATS_SUBJECT_BYTES // 4}}}").fullmatch
-"""Whether `_check_subject` has nothing against a text; most subjects show it at a glance."""
-
-
-def _check_subject(text: str) -> None:
-    """Nothing in a subject may end it, nor be so long that it ends the connection for good. A star that is but a part
-    of a token is a letter to the server, as JS nodes subscribe it (§1.3); nats-py itself refuses it."""
-    if not text or _BLANK.search(text) or _is_long(text):
-        raise invalid_subject()
+def _check(subject: str) -> None:
+    """Raises for what would end the subject, or is so long that it would end the connection for good. A star that is
+    only part of a token is a letter to the server, and JS nodes subscribe to it so (§1.3)."""
+    if (
+        not subject
+        or re.search(r"[ \t\r\n]", subject)
+        or len(subject.encode(errors="surrogatepass")) > NATS_SUBJECT_BYTES
+    ):
+        raise _invalid_subject()
 
 
-def _is_long(text: str) -> bool:
-    """Whether a subject has more bytes than the server takes; four are the most for a character."""
-    return len(text) > NATS_SUBJECT_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > NATS_SUBJECT_BYTES
+def _invalid_subject() -> MoleculerError:
+    return MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT")

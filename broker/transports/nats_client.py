@@ -2,8 +2,8 @@
 
 import asyncio
 import inspect
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,28 +21,26 @@ from broker.defaults import (
     NATS_PING_INTERVAL_S,
     NATS_READ_BYTES,
 )
-from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError
 from broker.transports.base import Observer
 from broker.transports.nats_address import credentials
-from broker.transports.nats_intake import Intake, Take, Taker
+from broker.transports.nats_intake import Intake, Take
 
 # nats-py reads 32 kB at a time and has no option for it: a node that also works between two reads then falls behind a
-# JS node that streams, until the server gives it up as a slow consumer.
+# JS node that streams, until the server drops it as a slow consumer.
 nats.aio.client.DEFAULT_BUFFER_SIZE = NATS_READ_BYTES
-
 
 _LOST = (nats.errors.UnexpectedEOF, OSError)
 """Errors that say no more than that a connection is lost."""
 
+OVERRUN = (
+    "Messages on '%s' arrive faster than this node handles them. As many as it keeps are waiting, and others are "
+    "dropped until there is room."
+)
+
 
 class RefusedError(BrokerDisconnectedError):
     """The server does not accept the credentials."""
-
-
-OVERRUN = (
-    "Messages on '%s' come in faster than this node deals with them. As many as it keeps are waiting, and others are "
-    "dropped until there is room."
-)
 
 
 class Connection(Client):
@@ -84,25 +82,22 @@ class Connection(Client):
                 raise nats.errors.Error("nats: the server has not answered the greeting")
         except BaseException as error:
             await self.abandon()
-            reason = words(error)
-            if AUTHORIZATION_VIOLATION in reason.lower():
-                raise RefusedError(reason) from error
+            if AUTHORIZATION_VIOLATION in words(error).lower():
+                raise RefusedError(words(error)) from error
             if isinstance(error, OSError | nats.errors.Error):
-                raise BrokerDisconnectedError(reason) from error
+                raise BrokerDisconnectedError(words(error)) from error
             if options and isinstance(error, TypeError | ImportError):
-                raise _useless_options(error) from error
+                raise _unusable_options(error) from error
             raise
         self._opening, self.is_open = False, True
 
     async def subscribe_taker(self, subject: str, queue: str, take: Take) -> Subscription:
         """As `subscribe`, but `take` gets each message in the task that reads, as long as none before it waits for
-        something. nats-py would queue each for another task, which costs more than most messages do."""
-        taker = Taker(self.intake, take)
-        taker.subscription = await self.subscribe(
-            subject, queue=queue, cb=taker.deal_with, pending_msgs_limit=NATS_PENDING_MESSAGES
-        )
-        self.intake.takers[b"%d" % taker.subscription._id] = taker
-        return taker.subscription
+        something. Others are queued by nats-py for another task, which costs more than most messages do."""
+        handle = self.intake.handler(take)
+        live = await self.subscribe(subject, queue=queue, cb=handle, pending_msgs_limit=NATS_PENDING_MESSAGES)
+        self.intake.takers[b"%d" % live._id] = take, live
+        return live
 
     def write(self, subject: str, data: bytes, reply: str) -> bool:
         """As `publish`, without its coroutines, for a subject that was checked. False when it may have to wait for the
@@ -137,41 +132,33 @@ class Connection(Client):
             if error.sid not in self.intake.overrun:  # one line until there is room again
                 self.intake.overrun.add(error.sid)
                 await self._observer.failed(OVERRUN % error.subject)
-            return
-        if self.is_open and not isinstance(error, _LOST):
+        elif self.is_open and not isinstance(error, _LOST):
             await self._observer.failed(words(error))
 
     async def _on_lame_duck(self) -> None:
         self.changed.set()
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        """Queue a message. Those of a taker that arrive after it are queued behind it."""
-        taker = self.intake.takers.get(b"%d" % sid)
-        if taker is not None:
-            taker.idle = False
-        await super()._process_msg(sid, subject, reply, data, headers)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self.intake.takers.pop(b"%d" % sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """nats-py tells only of servers that joined the cluster, not of those that left it, and keeps these."""
+        """nats-py reports only servers that joined the cluster, not those that left it, and keeps these."""
         before, self.advertised = self.advertised, info.get("connect_urls") or []
         await super()._process_info(info, initial_connection)
         if not initial_connection and set(before) != set(self.advertised):
             await self._observer.servers_changed()
 
     def _connect_command(self) -> bytes:
-        """The first words to a server, with the password. nats-py says them in the clear to a `tls://` address whose
-        server, or who stands in its place, offers no TLS."""
+        """The greeting, with the password. nats-py sends it in the clear to a `tls://` address whose server, or
+        whoever stands in its place, offers no TLS."""
         if urlsplit(self.server).scheme == "tls" and not self._server_info.get("tls_required"):
             raise nats.errors.Error("nats: the address says tls://, and the server offers no TLS")
         return super()._connect_command()
 
     async def _process_err(self, err_msg: str) -> None:
-        """What a server says before it ends a connection: nats-py may report the end in its place. What a user may not
-        do ends nothing; nats-py would put the subject into lower case."""
+        """What a server says before it ends a connection: nats-py may report the end in its place. A permission that
+        is missing ends nothing; nats-py would put the subject into lower case."""
         if PERMISSIONS_ERR in err_msg:
             line = ERR_RE.match(self._ps.buf)
             await self._on_error(nats.errors.Error(line[1].decode(errors="replace") if line else err_msg))
@@ -181,33 +168,30 @@ class Connection(Client):
         await super()._process_err(err_msg)
 
     async def _process_pong(self) -> None:
-        """Nobody may wait any more for the answer to a flush; nats-py then gives up reading, without a word to us."""
+        """nats-py stops reading when the caller of a flush has given up before the answer."""
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        """Every end of an open connection comes by here. nats-py would first wait until the server has taken all that
-        was written, which a frozen one never does, and drop what has arrived and is not handled yet."""
-        if not self.is_open:
-            await super()._close(status, do_cbs)
-            return
-        self.is_open = False
-        if self.reason is None and self._err is not None and not isinstance(self._err, _LOST):
-            self.reason = words(self._err)
-        self._abort()
-        self._pending.clear()
-        self._pending_data_size = 0
-        self._end_waiting()
-        self.changed.set()
-        with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
-            for subscription in list(self._subs.values()):
-                if subscription._cb is not None:
+        """Called at every end of an open connection. nats-py would first wait until the server has taken all that was
+        written, which a frozen one never does, and drop what has arrived and is not handled yet."""
+        if self.is_open:
+            self.is_open = False
+            if self.reason is None and self._err is not None and not isinstance(self._err, _LOST):
+                self.reason = words(self._err)
+            self._abort()
+            self._pending.clear()
+            self._pending_data_size = 0
+            self._release_waiters()
+            self.changed.set()
+            with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S):
+                for subscription in list(self._subs.values()):
                     await subscription._pending_queue.join()
         await super()._close(status, do_cbs)
 
-    def _end_waiting(self) -> None:
-        """Whoever waits for the server to answer a flush, or to take what was written, would wait for a timeout."""
+    def _release_waiters(self) -> None:
+        """End the waits for the server to answer a flush, or to take what was written, before their timeouts."""
         for pong in self._pongs:
             if not pong.done():
                 pong.set_exception(nats.errors.ConnectionClosedError())
@@ -228,8 +212,8 @@ async def flush(client: Client) -> None:
 
     nats-py sends the PING of a flush ahead of what is still in its buffer, so only a second one comes after it.
     """
-    await client.flush(NATS_CONNECT_TIMEOUT_S)
-    await client.flush(NATS_CONNECT_TIMEOUT_S)
+    for _ in range(2):
+        await client.flush(NATS_CONNECT_TIMEOUT_S)
 
 
 _OWN = {
@@ -243,6 +227,7 @@ _KNOWN = set(inspect.signature(Client.connect).parameters) - {"self"}
 
 
 def usable_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for nats-py. Raises BrokerOptionsError for one that it does not have, or that the broker sets."""
     for name in options:
         if name in _OWN:
             raise BrokerOptionsError(f"'{name}' cannot be among the transporter_options: the broker sets it itself.")
@@ -251,7 +236,7 @@ def usable_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _useless_options(error: BaseException) -> BrokerOptionsError:
+def _unusable_options(error: BaseException) -> BrokerOptionsError:
     """For options of a wrong type, and for `user_credentials` and seeds without the package nkeys."""
     missing = error.name if isinstance(error, ImportError) else None
     package = "'environments-store[nkeys]'" if missing == "nkeys" else missing
@@ -259,37 +244,17 @@ def _useless_options(error: BaseException) -> BrokerOptionsError:
     return BrokerOptionsError(f"The transporter_options cannot be used: {error}{hint}.")
 
 
-def invalid_subject() -> MoleculerError:
-    """The error for a name with blanks, for one that is too long, and for no name."""
-    return MoleculerError("A name cannot be part of a NATS subject.", 500, "INVALID_SUBJECT")
-
-
 def words(error: BaseException) -> str:
     """What went wrong, for a log line: some exceptions of nats-py have no text."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    text = str(error) or type(error).__name__
-    return text.removeprefix("nats: ").strip("'")
+    return (str(error) or type(error).__name__).removeprefix("nats: ").strip("'")
 
 
-class _Translation:
-    """Exceptions of nats-py and of sockets as ours, chained to their cause. Holds nothing, so one is enough."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        match error:
-            case None:
-                return
-            case nats.errors.MaxPayloadError():
-                raise MoleculerError("The message is above max_payload.", 413, "PAYLOAD_TOO_LARGE") from error
-            case nats.errors.BadSubjectError():
-                raise invalid_subject() from error
-            case nats.errors.Error() | OSError():
-                raise BrokerDisconnectedError(f"NATS: {words(error)}") from error
-
-
-TRANSLATED = _Translation()
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises BrokerDisconnectedError for exceptions of nats-py and of sockets."""
+    try:
+        yield
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerDisconnectedError(f"NATS: {words(error)}") from error

@@ -1,4 +1,4 @@
-"""Messages that the task which reads them deals with at once, as long as none before them has to wait for something.
+"""Messages that the task which reads them handles at once, as long as none before them has to wait for something.
 
 nats-py tries several regular expressions on each message and queues it for another task, which costs more than most
 messages do.
@@ -6,7 +6,7 @@ messages do.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from nats.aio.client import Client
@@ -18,7 +18,7 @@ from broker.defaults import SLICE_S
 from broker.transports.base import Later
 
 Take = Callable[[bytes, str], Later | None]
-"""Deals with a message: its bytes, and where to reply to. Returns what is left to do."""
+"""Handles a message: its bytes, and where to reply to. Returns what is left to do."""
 
 
 class Overlap:
@@ -40,38 +40,7 @@ class Overlap:
 class _Left(Msg):
     """What is left to do with a message, in the queue of its subscription."""
 
-    def __init__(self, client: Client, later: Later) -> None:
-        super().__init__(client)
-        self.later = later
-
-
-class Taker:
-    """Deals with the messages of one subscription. Those that arrive while one waits for something are queued by
-    nats-py, whose task calls `deal_with`."""
-
-    def __init__(self, intake: "Intake", take: Take) -> None:
-        self.take = take
-        self.idle = True
-        """Whether the next message can be dealt with as it arrives: none is queued or waits for something."""
-        self.subscription: Subscription
-        self._intake = intake
-
-    def finish(self, later: Later) -> None:
-        """Queue what is left to do with a message; those that arrive meanwhile are queued behind it."""
-        self.idle = False
-        self.subscription._pending_queue.put_nowait(_Left(self._intake.nc, later))
-
-    async def deal_with(self, message: Msg) -> None:
-        self.idle = False
-        try:
-            if isinstance(message, _Left):
-                await message.later()
-            elif self._intake.is_new(message.subject, message.data):
-                later = self.take(message.data, message.reply)
-                if later is not None:
-                    await later()
-        finally:
-            self.idle = self.subscription._pending_queue.empty()
+    later: Later
 
 
 class Intake(Parser):
@@ -81,7 +50,7 @@ class Intake(Parser):
 
     def __init__(self, client: Client) -> None:
         super().__init__(client)
-        self.takers: dict[bytes, Taker] = {}
+        self.takers: dict[bytes, tuple[Take, Subscription]] = {}
         """By the id of the subscription, as the server writes it."""
         self.overlap: Overlap | None = None
         """Set while another connection receives the same messages."""
@@ -98,8 +67,22 @@ class Intake(Parser):
         """Whether a message has not come over the other one of two connections already."""
         return self.overlap is None or self.overlap.is_new(subject, data, self)
 
+    def handler(self, take: Take) -> Callable[[Msg], Awaitable[None]]:
+        """What nats-py calls for the messages that it has queued."""
+
+        async def handle(message: Msg) -> None:
+            later: Later | None = None
+            if isinstance(message, _Left):
+                later = message.later
+            elif self.is_new(message.subject, message.data):
+                later = take(message.data, message.reply)
+            if later is not None:
+                await later()
+
+        return handle
+
     async def parse(self, data: bytes = b"") -> None:
-        """Deal with what was read. Where much arrives, other work comes in between."""
+        """Handle what was read. Where much arrives, other work comes in between."""
         if self._wanted:
             self.buf += data
             if len(self.buf) < self._wanted:
@@ -118,23 +101,25 @@ class Intake(Parser):
                 self.buf += data[at:] if at else data
                 return
             taker = self.takers.get(words[2]) if len(words) > 3 and words[0] == b"MSG" else None
-            if taker is None or not taker.idle:
+            if taker is None or taker[1]._pending_queue._unfinished_tasks:  # type: ignore[attr-defined]  # of asyncio
                 await super().parse(data[at:end])
             else:
-                self._deal_with(taker, words, data[begin : end - 2])
+                self._take(*taker, words, data[begin : end - 2])
                 if monotonic() > self._pause_at:
                     await asyncio.sleep(0)
                     self._pause_at = monotonic() + SLICE_S
             at = end
 
-    def _deal_with(self, taker: Taker, words: list[bytes], data: bytes) -> None:
+    def _take(self, take: Take, live: Subscription, words: list[bytes], data: bytes) -> None:
+        live._received += 1
         if self.overrun:
             self.overrun.discard(int(words[2]))
-        taker.subscription._received += 1
         if self.overlap is None or self.is_new(words[1].decode(), data):
-            later = taker.take(data, words[3].decode() if len(words) > 4 else "")
+            later = take(data, words[3].decode() if len(words) > 4 else "")
             if later is not None:
-                taker.finish(later)
+                left = _Left(self.nc)
+                left.later = later
+                live._pending_queue.put_nowait(left)
 
 
 _WITH_DATA = (b"MSG", b"HMSG")

@@ -5,10 +5,10 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from broker.defaults import (
@@ -21,9 +21,9 @@ from broker.defaults import (
 )
 from broker.errors import BrokerDisconnectedError, MoleculerError
 from broker.masking import masked_text
-from broker.transports.base import Later, Observer
+from broker.transports.base import Observer
 from broker.transports.nats_address import Servers
-from broker.transports.nats_client import TRANSLATED, Connection, RefusedError, flush
+from broker.transports.nats_client import Connection, RefusedError, flush, translated
 from broker.transports.nats_intake import Overlap
 
 logger = logging.getLogger("broker")
@@ -36,11 +36,8 @@ class Link:
         self, servers: Servers, options: dict[str, Any], prepare: Callable[[Connection], Awaitable[None]]
     ) -> None:
         """`prepare` gets each connection before it is used, with everything subscribed."""
-        self._servers = servers
-        self._options = options
-        self._prepare = prepare
-        self._observer = Observer()
-        self._name = ""
+        self._servers, self._options, self._prepare = servers, options, prepare
+        self._observer, self._name = Observer(), ""
         self.current: Connection | None = None
         """The last one that was used, which may be lost."""
         self._subscriptions: dict[NATSSubscription, None] = {}
@@ -48,14 +45,8 @@ class Link:
 
     @property
     def connection(self) -> Connection | None:
-        """The one to use; None when there is none now."""
-        connection = self.current
-        return connection if connection is not None and connection.is_open else None
-
-    @property
-    def max_payload(self) -> int | None:
-        """That of the last server."""
-        return self.current.max_payload if self.current else None
+        """The connection to use; None when there is none now."""
+        return self.current if self.current is not None and self.current.is_open else None
 
     async def open(self, observer: Observer, name: str, first: "NATSSubscription") -> None:
         """Connect to the first server that accepts it. Raises RefusedError and BrokerDisconnectedError."""
@@ -63,23 +54,22 @@ class Link:
         self._subscriptions = {first: None}
         connection = await self._open_one_of(self._servers.in_turn(), NATS_CONNECT_TIMEOUT_S)
         await self._take(connection)
-        logger.info("Connected to the NATS server %s", masked_text(connection.server))
         scope = anyio.CancelScope()  # cancelled until it ends; before Python 3.12 a task alone may not notice
         keeping = asyncio.get_running_loop().create_task(self._keep(connection, scope), name="connection to NATS")
         self._keeper = keeping, scope
 
     async def subscribe(self, subscription: "NATSSubscription") -> "NATSSubscription":
-        """On this connection, and on each later one."""
+        """Subscribe on this connection, and on each later one."""
         if self.current is None:
             raise BrokerDisconnectedError
         self._subscriptions[subscription] = None
         if self.current.is_open:
-            with suppress(BrokerDisconnectedError), TRANSLATED:
+            with suppress(BrokerDisconnectedError), translated():
                 await subscription.open_on(self.current)
         return subscription
 
     async def close(self) -> None:
-        """Send what is to be sent, then end it. Twice is quiet."""
+        """Send what was published, then end the connection. It may be closed already."""
         with anyio.CancelScope(shield=True):  # a half-closed socket would stay open
             if self._keeper is not None:
                 keeping, scope = self._keeper
@@ -89,7 +79,7 @@ class Link:
             self._subscriptions.clear()
             if connection is not None:
                 if connection.is_open:
-                    with suppress(MoleculerError), TRANSLATED:  # it may be lost at this moment
+                    with suppress(MoleculerError), translated():  # it may be lost at this moment
                         await connection.flush(NATS_CLOSE_TIMEOUT_S)
                 await connection.abandon()
 
@@ -99,27 +89,25 @@ class Link:
     async def _open_one_of(self, servers: Sequence[str], patience_s: float) -> Connection:
         """A connection to the first of these servers that accepts one. Raises RefusedError when one of them does not
         accept the credentials, else BrokerDisconnectedError."""
-        failures = []
-        kind: type[BrokerDisconnectedError] = BrokerDisconnectedError
+        failures: dict[str, BrokerDisconnectedError] = {}
         for server in servers:
             self._servers.tried(server)
             name = self._servers.certified_as(server)
             connection = Connection(server, self._observer)
             try:
-                await connection.open(
-                    self._name, {"tls_hostname": name, **self._options} if name else self._options, patience_s
-                )
+                options = {"tls_hostname": name, **self._options} if name else self._options
+                await connection.open(self._name, options, patience_s)
             except BrokerDisconnectedError as error:
-                failures.append(f"{masked_text(server)}: {error}")
-                kind = RefusedError if isinstance(error, RefusedError) else kind
+                failures[f"{masked_text(server)}: {error}"] = error
             else:
                 return connection
-        raise kind("; ".join(sorted(failures)))
+        refused = any(isinstance(error, RefusedError) for error in failures.values())
+        raise (RefusedError if refused else BrokerDisconnectedError)("; ".join(sorted(failures)))
 
     async def _take(self, connection: Connection) -> None:
         """Subscribe to everything on a new connection, then use it."""
         try:
-            with TRANSLATED:
+            with translated():
                 while missing := [one for one in self._subscriptions if one.connection is not connection]:
                     for subscription in missing:
                         await subscription.open_on(connection)
@@ -148,7 +136,7 @@ class Link:
         if lost.reason is not None:
             await self._observer.failed(lost.reason)
         await self._observer.disconnected()
-        told: set[str] = set()
+        reported: set[str] = set()
         while True:
             await anyio.sleep(_wait_s(tries))
             servers = self._servers.in_turn()
@@ -156,17 +144,16 @@ class Link:
                 connection = await self._open_one_of(servers, _patience_s(servers, tries))
                 await self._take(connection)
             except BrokerDisconnectedError as error:
-                if str(error) not in told:  # one line for each reason
-                    told.add(str(error))
+                if str(error) not in reported:  # one line for each reason
+                    reported.add(str(error))
                     await self._observer.failed(str(error))
                 tries += 1
             else:
-                logger.info("Connected to the NATS server %s", masked_text(connection.server))
                 await self._observer.reconnected()
                 return connection
 
     async def _move(self, lame: Connection) -> Connection:
-        """Go to another server before this one closes its connections. Gives the connection to go on with: while
+        """Go to another server before this one closes its connections. Returns the connection to go on with: while
         there is no other server, this one, until it has ended."""
         tries = 0
         while lame.is_open:
@@ -193,7 +180,7 @@ class Link:
                 "The NATS server %s is about to close; moved to %s", masked_text(old.server), masked_text(new.server)
             )
             await anyio.sleep(NATS_OVERLAP_S)
-            with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S), suppress(BrokerDisconnectedError), TRANSLATED:
+            with anyio.move_on_after(NATS_CLOSE_TIMEOUT_S), suppress(BrokerDisconnectedError), translated():
                 await old.drain()
             await anyio.sleep(NATS_OVERLAP_S)  # for the last copies to arrive, and to be handled
             arrived = [(live, live.delivered) for one in self._subscriptions if (live := one.live)]
@@ -206,47 +193,27 @@ class Link:
             old.intake.overlap = new.intake.overlap = None
 
 
+@dataclass(eq=False)
 class NATSSubscription:
-    """A subscription, on whichever connection is in use."""
+    """A subscription, on whichever connection is in use. `subscribe` makes it on one."""
 
-    def __init__(
-        self,
-        link: Link,
-        subject: str,
-        queue: str,
-        handle: Callable[[Msg], Awaitable[None]],
-        take: Callable[[bytes, str], Later | None] | None = None,
-    ) -> None:
-        """`take` does what `handle` does, for each message as it arrives."""
-        self.connection: Connection | None = None
-        self._link = link
-        self._subject = subject
-        self._queue = queue
-        self._handle = handle
-        self._take = take
-        self.live: Subscription | None = None
-        """That of nats-py."""
+    link: Link
+    subscribe: Callable[[Connection], Awaitable[Subscription]]
+    connection: Connection | None = None
+    live: Subscription | None = None
+    """That of nats-py."""
 
     async def open_on(self, connection: Connection) -> None:
         self.connection = connection
-        handle = self._handle
-
-        async def handle_new(message: Msg) -> None:
-            if connection.intake.is_new(message.subject, message.data):
-                await handle(message)
-
-        if self._take is None:
-            live = await connection.subscribe(self._subject, queue=self._queue, cb=handle_new)
-        else:
-            live = await connection.subscribe_taker(self._subject, self._queue, self._take)
+        live = await self.subscribe(connection)
         if self.connection is connection:
             self.live = live
 
     async def cancel(self) -> None:
-        self._link.forget(self)
+        self.link.forget(self)
         live, self.live = self.live, None
         if live is not None:
-            with suppress(BrokerDisconnectedError), TRANSLATED:  # gone already, or gone with the connection
+            with suppress(BrokerDisconnectedError), translated():  # gone already, or gone with the connection
                 await live.unsubscribe()
 
 

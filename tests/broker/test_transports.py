@@ -19,7 +19,7 @@ def test_a_name_in_memory_is_a_hub_of_this_process() -> None:
     first, second = make_transport("memory://here"), make_transport("memory://here")
     assert isinstance(first, MemoryTransport)
     assert isinstance(second, MemoryTransport)
-    assert first._hub is second._hub is Hub.named("here")
+    assert first.hub is second.hub is Hub.named("here")
 
 
 @pytest.mark.parametrize(

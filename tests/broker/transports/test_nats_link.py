@@ -11,6 +11,7 @@ import pytest
 from anyio.abc import SocketStream
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError
@@ -301,16 +302,19 @@ async def test_credentials_that_are_refused_end_the_first_connection_and_are_ret
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        (Client(), "_ps _close _connect_command _err _flush_queue _flusher_task _max_payload _max_pending_size"),
-        (
-            Client(),
-            "_pending _pending_data_size _pongs _process_err _process_info _process_msg _process_pong",
-        ),
+        (Client(), "_close _connect_command _err _flush_queue _flusher_task _max_payload _max_pending_size _pending"),
+        (Client(), "_pending_data_size _pongs _process_err _process_info _process_msg _process_pong _ps _remove_sub"),
+        (Client(), "_server_info _status _subs _transport"),
         (Parser(Client()), "buf nc parse reset"),
-        (Client(), "_remove_sub _server_info _status _subs _transport"),
-        (Subscription(Client()), "_cb _id _pending_queue _received"),
+        (Subscription(Client()), "_id _pending_queue _received"),
+        (Subscription(Client())._pending_queue, "_unfinished_tasks"),
+        (TcpTransport(), "_io_writer"),  # type: ignore[no-untyped-call]
     ],
 )
 def test_the_private_names_of_nats_py_that_are_used_are_there(owner: object, names: str) -> None:
     missing = [name for name in names.split() if not hasattr(owner, name)]
     assert missing == []
+
+
+def test_nats_py_reads_as_many_bytes_at_a_time_as_it_is_told() -> None:
+    assert "DEFAULT_BUFFER_SIZE" in Client._read_loop.__code__.co_names
