@@ -399,7 +399,6 @@ class ServiceBroker:
         """Parts of this broker act on internal events."""
         events.on("$node.pong", self._pinging.on_pong)
         events.on("$node.disconnected", self._pinging.on_disconnected)
-        events.on("$node.disconnected", lambda payload: self._chains.breaker.forget_node(payload["node"]["id"]))
         if self.cacher is not None:  # what others said while we were away may concern what it holds
             cacher = self.cacher
             events.on("$transporter.connected", lambda payload: cacher.clean())

@@ -15,6 +15,9 @@ logger = logging.getLogger("broker")
 After = Callable[[float, Callable[[], None]], Callable[[], None]]
 """`after(seconds, function)` runs the function later, once; what it returns cancels that."""
 
+Send = Callable[..., Awaitable[None]]
+"""The rest of what sends an event: a function of its name, its data and its options."""
+
 
 class Middleware:
     """What a user can put around the work of a broker. Override what you need; what is not overridden costs nothing.
@@ -39,20 +42,14 @@ class Middleware:
         """Around `broker.call` and `ctx.call`, before an endpoint is chosen. `options` is a `CallOptions`."""
         return await call_next(action, params, options)
 
-    async def emit(
-        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
-    ) -> None:
+    async def emit(self, call_next: Send, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """Around `emit`; so `broadcast` and `broadcast_local`."""
         await call_next(event, data, options)
 
-    async def broadcast(
-        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
-    ) -> None:
+    async def broadcast(self, call_next: Send, event: str, data: Any, options: Mapping[str, Any]) -> None:
         await call_next(event, data, options)
 
-    async def broadcast_local(
-        self, call_next: Callable[..., Awaitable[None]], event: str, data: Any, options: Mapping[str, Any]
-    ) -> None:
+    async def broadcast_local(self, call_next: Send, event: str, data: Any, options: Mapping[str, Any]) -> None:
         await call_next(event, data, options)
 
     def created(self, broker: Any) -> None:

@@ -61,7 +61,7 @@ class Chains:
         self._users_around_actions = bool(around["local_action"])
         retries = merge(RetryPolicy(), options.retry_policy)
         breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
-        self.breaker = CircuitBreaker(breaker, after, broadcast, registry.endpoint_on)
+        self.breaker = CircuitBreaker(breaker, anyio.current_time, after, broadcast, registry.endpoint_on)
         self.has_users_code = bool(
             options.error_handler or around["remote_action"] or retries.check is not None or breaker.check is not None
         )

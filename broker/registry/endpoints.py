@@ -25,9 +25,11 @@ class Endpoint:
     subject: str = ""
     """Where requests to it are published, set by the first one."""
     offered: Optional["EndpointList[Endpoint]"] = None
-    """The list that it is in."""
+    """The list that it is in; None when it is offered no more."""
     available: bool = True
     """False while its circuit breaker keeps calls away."""
+    circuit: Any = None
+    """The state of its circuit breaker, made by the first call where there is one."""
     local: bool = field(init=False)
     timeout_s: float | None = field(init=False)
     """The action's own default timeout; a peer announces it in milliseconds (§5.5)."""
@@ -139,6 +141,7 @@ class EndpointList(Generic[E]):
         del members[member.service]
         if not members:
             del self._by_node[member.node_id]
+        member.offered = None
         self.changed()
 
     def changed(self) -> None:

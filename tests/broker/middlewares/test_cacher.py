@@ -123,7 +123,7 @@ async def test_locks_are_of_a_key_and_forgotten_when_free() -> None:
 def test_a_cacher_is_made_from_an_option(option: Any, ttl: float | None) -> None:
     cacher = make_cacher(option)
     assert isinstance(cacher, MemoryCacher)
-    assert cacher._ttl == ttl
+    assert cacher.ttl == ttl
     assert make_cacher(cacher) is cacher
     assert make_cacher(None) is make_cacher(False) is None
 

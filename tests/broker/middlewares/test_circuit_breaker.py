@@ -9,7 +9,8 @@ from broker.context import Context, Next
 from broker.errors import MoleculerClientError, MoleculerError, MoleculerServerError, RequestTimeoutError
 from broker.middlewares.circuit_breaker import CircuitBreaker
 from broker.middlewares.retry_and_fallback import timeout
-from broker.registry.endpoints import Endpoint
+from broker.registry.endpoints import Endpoint, EndpointList
+from broker.registry.strategies import RoundRobin
 from broker.services.policies import CircuitBreakerPolicy
 from tests.support.targets import Timers, made_context, run, target
 
@@ -22,15 +23,20 @@ class Setting:
     def __init__(self, **policy: Any) -> None:
         self.timers = Timers()
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
+        self.list: EndpointList[Endpoint] = EndpointList("posts.find", RoundRobin())
+        self.endpoint = self.offer("js-1")
         wanted = CircuitBreakerPolicy(**{"enabled": True, "min_request_count": 2, **policy})
         self.others: dict[str, Endpoint] = {}
         self.breaker = CircuitBreaker(
             wanted,
+            lambda: self.timers.now,
             self.timers.after,
             lambda event, data: self.told.append((event, data)),
             self.find,
         )
+
+    def offer(self, node_id: str) -> Endpoint:
+        return self.list.put(Endpoint(node_id, "posts.find", "v2.posts", {}))
 
     def find(self, action: str, node_id: str) -> Endpoint | None:
         return self.endpoint if node_id == self.endpoint.node_id else self.others.get(node_id)
@@ -148,7 +154,7 @@ def answered_by(node_id: str, error: Exception | None = None) -> Next:
 
 async def test_c78_a_result_counts_for_the_node_that_answered() -> None:
     setting = Setting(min_request_count=1)
-    setting.others["js-2"] = other = Endpoint("js-2", "posts.find", "v2.posts", {})
+    setting.others["js-2"] = other = setting.offer("js-2")
     with pytest.raises(MoleculerServerError):
         await setting.chain(answered_by("js-2", error_of("js-2")))(made_context())
     assert (setting.endpoint.available, other.available) == (True, False)
@@ -172,7 +178,7 @@ async def test_c78_a_trial_that_another_node_answered_is_to_be_made_again() -> N
 
 async def test_an_own_action_that_was_called_over_the_wire_is_counted_by_its_own_breaker_alone() -> None:
     setting = Setting(min_request_count=1)
-    setting.others["py-1"] = Endpoint("py-1", "posts.find", "v2.posts", {})
+    setting.others["py-1"] = setting.offer("py-1")
     setting.others["py-1"].local = True
     with pytest.raises(MoleculerServerError):
         await setting.chain(answered_by("py-1", error_of("py-1")))(made_context())
@@ -200,30 +206,12 @@ async def test_nothing_is_pending_when_nothing_was_called_for_a_while() -> None:
 async def test_a_node_that_left_starts_anew() -> None:
     setting = Setting()
     await setting.fail(error_of(None), error_of(None))
-    setting.breaker.forget_node("js-1")
-    setting.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
+    setting.list.drop(setting.endpoint)
+    setting.endpoint = setting.offer("js-1")
     setting.timers.advance(1000)
     assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
     await setting.fail(error_of(None))
     assert setting.endpoint.available
-
-
-async def test_a_service_that_was_away_starts_anew() -> None:
-    setting = Setting()
-    await setting.fail(error_of(None), error_of(None))
-    setting.endpoint = Endpoint("js-1", "posts.find", "v2.posts", {})
-    await setting.fail(error_of(None))
-    assert setting.endpoint.available
-    setting.timers.advance(10)
-    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
-
-
-async def test_of_a_service_that_does_not_come_back_nothing_is_kept() -> None:
-    setting = Setting(window_time=60)
-    await setting.fail(error_of(None), error_of(None))
-    setting.endpoint = Endpoint("js-2", "posts.find", "v2.posts", {})
-    setting.timers.advance(1000)
-    assert setting.timers.pending == 0
 
 
 async def test_when_the_node_stops_nothing_is_pending() -> None:
