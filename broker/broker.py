@@ -42,7 +42,6 @@ from broker.middlewares.cacher import make_cacher
 from broker.middlewares.chains import Chains
 from broker.node.identity import make_identity
 from broker.node.node import Node
-from broker.node.pinging import Pinging
 from broker.node.work import Interruptible
 from broker.options import ignored_settings, make_options
 from broker.protocol.codecs import make_codec
@@ -115,7 +114,6 @@ class ServiceBroker:
         self._broadcast = self._around("broadcast", emitting.broadcast)
         self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
         self._hooks_local = bool(hooks(self.options.middlewares, "broadcast_local"))
-        self._pinging = Pinging(node, self.registry)
         self._listen_inside(self._events)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -155,7 +153,6 @@ class ServiceBroker:
         if self._state != "starting":
             return
         self._state = "started"
-        self._pinging.start()
         self._events.fire("$broker.started", {})
         await self._run_hooks("started", self)
 
@@ -184,7 +181,7 @@ class ServiceBroker:
         broadcast_local = hooks(self.options.middlewares, "broadcast_local")
         farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._run_hooks("stopping", self)
-        await self._node.leave(self._pinging.reach_all)
+        await self._node.leave()
         await self._host.stop_all()
         self._chains.breaker.stop()
         if self._node.transport is not None:
@@ -319,7 +316,7 @@ class ServiceBroker:
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
         self._require_running()
-        return await self._pinging.ping(node_id, timeout)
+        return await self._node.pinging.ping(node_id, timeout)
 
     async def discover(self, node_id: str | None = None) -> None:
         """For a visitor: find the nodes of the cluster, or only that one; they are in `registry` then.
@@ -397,8 +394,7 @@ class ServiceBroker:
 
     def _listen_inside(self, events: InternalEvents) -> None:
         """Parts of this broker act on internal events."""
-        events.on("$node.pong", self._pinging.on_pong)
-        events.on("$node.disconnected", self._pinging.on_disconnected)
+        events.on("$node.disconnected", self._node.pinging.on_disconnected)
         if self.cacher is not None:  # what others said while we were away may concern what it holds
             cacher = self.cacher
             events.on("$transporter.connected", lambda payload: cacher.clean())

@@ -21,7 +21,7 @@ from broker.errors import (
     ServiceNotFoundError,
 )
 from broker.node.node import Node
-from broker.node.work import belong_to_service
+from broker.node.work import belong_to
 from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
@@ -88,7 +88,7 @@ class InboundWork:
         return self._codec.size(self._codec.encode_value(Raw(text))) if ctx.remote else len(text)
 
     async def _enter(self, handler: EventHandler, ctx: Context) -> None:
-        belong_to_service(handler.entry)
+        belong_to(handler.entry)
         await self._handle(handler, ctx)
 
     async def _handle(self, handler: EventHandler, event: Event | Context) -> None:

@@ -28,7 +28,7 @@ from broker.ids import new_id
 from broker.middlewares.chains import Chains
 from broker.node.effects import Answer, Undelivered
 from broker.node.node import Node
-from broker.node.work import belong_to, belong_to_node
+from broker.node.work import belong_to, set_owners
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Request, Response
@@ -88,12 +88,12 @@ class OutboundCalls:
         if tracked:
             self._node.tracker.begin()
         runs_users_code = self._chains.has_users_code or options.fallback is not ABSENT
-        before = belong_to_node(self._node) if runs_users_code else None
+        before = belong_to(self._node) if runs_users_code else None
         try:
             return await self._attempt(ctx, options)
         finally:
             if before is not None:
-                belong_to(before)
+                set_owners(before)
             if ctx.stream is not None and isinstance(ctx.stream, StreamWriter):
                 ctx.stream.close()
             if parent is not None:
@@ -158,11 +158,11 @@ class OutboundCalls:
         if _is_record(ctx.params):
             ctx.params = self._as_remote(ctx.params)
         stream = ctx.stream = self._handed_over(ctx.stream)
-        before, result = belong_to_node(self._node), None
+        before, result = belong_to(self._node), None
         try:
             result = await self._host.run(endpoint.action, ctx)
         finally:
-            belong_to(before)
+            set_owners(before)
             if stream is not None and not is_stream(result):  # else the handler has only begun
                 await stream.aclose()
         return self._result_here(result, stream)

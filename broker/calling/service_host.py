@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.internals.service import NAME as NODE_SERVICE
 from broker.middlewares.chains import Chains
 from broker.node.node import Node
-from broker.node.work import Interruptible, Owners, Tracker, belong_to, belong_to_node, belong_to_service, owners
+from broker.node.work import Interruptible, Owners, Tracker, belong_to, owners, set_owners
 from broker.protocol.codecs.json import Codec
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
@@ -56,7 +56,7 @@ class _Entry:
 
     def owners(self) -> Owners:
         """Whose work a handler is that no code of this process called."""
-        return Owners(self.node, frozenset({self}))
+        return frozenset({self.node, self})
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,7 +88,7 @@ class EventHandler:
 
     def enter(self) -> None:
         """The current task runs it for another node."""
-        belong_to(self.entry.owners())
+        set_owners(self.entry.owners())
 
 
 class ServiceHost:
@@ -168,7 +168,7 @@ class ServiceHost:
     async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         full_name = entry.definition.full_name
         entry.context = self._node.context.copy()
-        entry.context.run(belong_to, entry.owners())
+        entry.context.run(set_owners, entry.owners())
         if entry.definition.dependencies:
             missing = [name for name in entry.definition.dependencies if not self._registry.has_service(name)]
             if missing:
@@ -208,7 +208,7 @@ class ServiceHost:
     async def withdraw(self, full_name: str) -> None:
         """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
         it has stopped; at once when a handler of it asks. Raises ServiceNotFoundError when somebody else was first."""
-        within, gone = self._entries.get(full_name) in owners().services, anyio.Event()
+        within, gone = self._entries.get(full_name) in owners(), anyio.Event()
         failure: Exception | None = None
 
         async def stop() -> None:
@@ -268,11 +268,11 @@ class ServiceHost:
         found = self.begin(action)
         if found is None:  # removed after it was chosen
             raise ServiceNotFoundError({"action": action.name, "nodeID": self._node.options.node_id})
-        before = belong_to_service(found.entry)
+        before = belong_to(found.entry)
         try:
             return await found.run(ctx)
         finally:
-            belong_to(before)
+            set_owners(before)
 
     def begin(self, action: ActionDefinition) -> HostedAction | None:
         """An action of this node, which will run soon: its service does not stop before it has. None when that was
@@ -315,7 +315,7 @@ class ServiceHost:
         entry.background.append(job)
 
         async def run() -> None:
-            belong_to_node(self._node)
+            belong_to(self._node)
             try:
                 with job.scope:
                     await invoke_user(function, *arguments)

@@ -1,11 +1,10 @@
 """What the transit decided, done: packets sent, work handed over, waiters settled."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 import msgspec
 
@@ -40,9 +39,6 @@ INVISIBLE = (
     "publish less of their settings, metadata and parameters. The node goes on, and tries again when they change."
 )
 
-LARGEST_TIME_MS = 8.64e15
-"""The largest time that JavaScript knows."""
-
 Answer = tuple[Response, StreamReader | None]
 """What a request's waiter is settled with."""
 
@@ -64,8 +60,8 @@ class Host(Protocol):
 
 
 class Performing:
-    """Performs effects. `notify` takes internal events, and `give_way` stops the node when another one has its
-    id."""
+    """Performs effects. `notify` takes internal events, `give_way` stops the node when another one has its id, and
+    `on_pong` takes the answers to pings that belong to no stream."""
 
     host: Host
 
@@ -78,17 +74,17 @@ class Performing:
         tasks: Tasks,
         notify: Callable[[str, dict[str, Any]], None],
         give_way: Callable[[], None],
+        on_pong: Callable[[Pong], None],
     ) -> None:
         self.notify = notify
         self._give_way = give_way
+        self._on_pong = on_pong
         self._node_id = node_id
         self._transport = transport
         self._codec = codec
         self._transit = transit
         self._tasks = tasks
         self._invisible_since: int | None = None
-        self.pongs: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
-        """Who waits for which node's answer to a ping, by the ping's id."""
         self.writers = OutgoingStreams(
             node_id, transit.topics, transit.registry, codec, transport, self._publish_part, tasks
         )
@@ -130,7 +126,8 @@ class Performing:
             case Notify():
                 self.notify(effect.event, effect.payload)
             case PongArrived():
-                self._settle_ping(effect.pong)
+                if not self.writers.pong(effect.pong):
+                    self._on_pong(effect.pong)
             case Log():
                 logger.log(effect.level, "%s", effect.text)
                 if effect.error is not None:
@@ -227,30 +224,12 @@ class Performing:
         except MoleculerError as error:
             logger.debug("The writer of a stream was not answered: %s", error)
 
-    def _settle_ping(self, pong: Pong) -> None:
-        if self.writers.pong(pong):
-            return
-        now = epoch_ms()
-        elapsed = now - pong.time if _is_finite(pong.time) else 0
-        skew = round(now - pong.arrived - elapsed / 2) if _is_finite(pong.arrived) else 0
-        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
-        for ping_id, (node_id, waiter) in list(self.pongs.items()):
-            if node_id == pong.sender and not waiter.done():
-                waiter.set_result(result)
-                del self.pongs[ping_id]
-        self.notify("$node.pong", {**result, "id": pong.id if isinstance(pong.id, str) else None})
-
 
 def reject(effect: Reject) -> None:
     """Fail a request's waiter."""
     waiter = effect.pending.waiter
     if not waiter.done():
         waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)
-
-
-def _is_finite(value: Any) -> TypeGuard[int | float]:
-    """Whether a peer sent a number that can be reckoned with: JSON has some that are beyond any float."""
-    return isinstance(value, int | float) and -LARGEST_TIME_MS < value < LARGEST_TIME_MS
 
 
 def epoch_ms() -> int:

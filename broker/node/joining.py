@@ -1,5 +1,4 @@
-"""How a node comes into a cluster: it makes sure that its id is free, subscribes, and finds the others (moleculer
-protocol §4.1)."""
+"""How a node comes into a cluster: it makes sure that its id is free, and finds the others (protocol §4.1)."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -32,13 +31,13 @@ class Joining:
         receiver: Callable[[Command], OnMessage],
     ) -> None:
         self._options = options
+        self._versions = [options.protocol] if options.protocol else PROTOCOLS
         self._transport = transport
         self._codec = codec
         self._transit = transit
         self._peers = transit.peers
         self._perform = perform
         self._receiver = receiver
-        self._at_once = getattr(transport, "delivers_at_once", False)
         self._answering: Subscription | None = None
 
     async def check_id_is_free(self) -> None:
@@ -47,16 +46,15 @@ class Joining:
         The question goes out under another name, as nodes ignore what seems to come from themselves. A subscription
         without an answer is what a crashed host leaves behind at the server for a while: then the id is free.
         """
-        asker = self._peers.asker
+        asker, node_id = self._peers.asker, self._options.node_id
         answered = anyio.Event()
 
         async def on_pong(_data: bytes, _reply: str) -> None:
             answered.set()
 
         pongs = await self._transport.subscribe(self._transit.topics.to_node("PONG", asker), on_pong)
-        versions = [self._options.protocol] if self._options.protocol else PROTOCOLS
-        ping, node_id = self._transit.packets.ping, self._options.node_id
-        questions = [ping(version, node_id, asker, epoch_ms(), sender=asker) for version in versions]
+        ping = self._transit.packets.ping
+        questions = [ping(version, node_id, asker, epoch_ms(), sender=asker) for version in self._versions]
         try:
             heard = [await self._transport.is_heard(one.subject, self._codec.encode(one.packet)) for one in questions]
             if any(heard):
@@ -66,39 +64,36 @@ class Joining:
             await pongs.cancel()
         if answered.is_set():
             raise BrokerOptionsError(
-                f"Another node with the id '{self._options.node_id}' is running. Node ids are unique in a cluster: "
-                "choose another one, or stop that node first."
+                f"Another node with the id '{node_id}' is running. Node ids are unique in a cluster: choose another "
+                "one, or stop that node first."
             )
-
-    async def subscribe(self) -> None:
-        """Make the base subscriptions (§1.2)."""
-        for command, subject in self._transit.topics.base_subscriptions(self._options.node_id):
-            await self._transport.subscribe(subject, self._receiver(command))
 
     async def find_others(self) -> None:
         """Find the nodes that are there: by one like this that knows them, else by asking all of them."""
-        begun = anyio.current_time()
-        if not self._options.protocol:
+        begun, both = anyio.current_time(), not self._options.protocol
+        if both:
             interval = self._options.heartbeat_interval or defaults.HEARTBEAT_INTERVAL_S
             self._peers.search(begun, interval + defaults.HEARTBEAT_OFFSET_S + defaults.TICK_S)
         if await self._were_told():
             self._peers.named.clear()  # who has not answered by now is found by its heartbeat
             return
-        announcing = self._transit.presence
-        if not self._options.protocol:  # nodes of both versions start meanwhile, and say which is theirs
+        if both:  # nodes of both versions start meanwhile, and say which is theirs
             await self._pause(begun + defaults.DISCOVERY_LISTEN_S - anyio.current_time())
-        await self._perform(announcing.discover())
+        await self._perform(self._transit.presence.discover())
         await self._pause(defaults.DISCOVERY_SECOND_VERSION_S)
-        await self._perform(announcing.discover_others())
+        await self._perform(self._transit.presence.discover_others())
         await self._pause(defaults.DISCOVERY_WAIT_S - defaults.DISCOVERY_SECOND_VERSION_S)
 
     async def visit(self, node_id: str | None) -> None:
         """Find the nodes that are there, or one of them, without making this one known."""
-        if not await self._were_told(node_id) and node_id is None:
+        told = await self._were_told(node_id)
+        if node_id is not None:
+            node = self._transit.registry.nodes.get(node_id)
+            if node_id not in self._peers.named and (node is None or not node.available):
+                await self._look_for(node_id)
+        elif not told:
             await self._perform(self._transit.presence.discover_everywhere())
             await self._pause(defaults.DISCOVERY_WAIT_S)
-        elif node_id is not None and not self._is_known(node_id):
-            await self._look_for(node_id)
 
     async def answer_peers(self) -> None:
         """Tell others whom this node knows, as soon as it knows all of them: never when it speaks one version alone."""
@@ -113,7 +108,7 @@ class Joining:
                 await anyio.sleep(defaults.TICK_S)
 
     async def leave(self) -> None:
-        """Tell nobody any more."""
+        """Answer such questions no more."""
         if self._answering is not None:
             await self._answering.cancel()
 
@@ -121,20 +116,17 @@ class Joining:
         """Whether a node like this told whom it knows. Those that it named, or `only` that one, are asked who they are,
         and have answered then, but for those that cannot."""
         question = self._peers.ask(only)
+        data = self._codec.encode(question.packet)
         try:
             subject = self._transit.topics.to_node("PEERS", self._peers.asker)
             answers = await self._transport.subscribe(subject, self._receiver("PEERS"))
             try:
                 for _ in range(defaults.PEERS_TRIES):
-                    if self._peers.told or not await self._transport.is_heard(
-                        question.subject, self._codec.encode(question.packet)
-                    ):
+                    if self._peers.told or not await self._transport.is_heard(question.subject, data):
                         break
-                    with anyio.move_on_after(defaults.PEERS_WAIT_S):
-                        await self._until(lambda: self._peers.told)
+                    await self._until(lambda: self._peers.told, defaults.PEERS_WAIT_S)
                 if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription
-                    with anyio.move_on_after(defaults.DISCOVERY_WAIT_S):
-                        await self._until(lambda: not self._peers.named)
+                    await self._until(lambda: not self._peers.named, defaults.DISCOVERY_WAIT_S)
             finally:
                 await answers.cancel()
         except MoleculerError as error:
@@ -143,22 +135,21 @@ class Joining:
         return self._peers.told
 
     async def _look_for(self, node_id: str) -> None:
-        """Ask a node that no other one knows who it is, in each version."""
-        for ver in [self._options.protocol] if self._options.protocol else PROTOCOLS:
+        """Ask a node that no other one knows who it is, in each version, until it answers or proves not to be there."""
+        for ver in self._versions:
             self._peers.named = {node_id: ver}
             await self._perform(self._peers.greet())
-            with anyio.move_on_after(defaults.DISCOVERY_SECOND_VERSION_S):
-                await self._until(lambda: not self._peers.named)
-                return  # it said who it is, or no node of that name is connected
-
-    def _is_known(self, node_id: str) -> bool:
-        node = self._transit.registry.nodes.get(node_id)
-        return node_id in self._peers.named or (node is not None and node.available)
+            await self._until(lambda: not self._peers.named, defaults.DISCOVERY_SECOND_VERSION_S)
+            if not self._peers.named:
+                return
 
     async def _pause(self, seconds: float) -> None:
         """Wait for answers, where they take time."""
-        await anyio.sleep(0 if self._at_once else max(0, seconds))
+        await anyio.sleep(0 if self._transport.delivers_at_once else max(0, seconds))
 
-    async def _until(self, holds: Callable[[], bool], look_s: float = defaults.PEERS_LOOK_S) -> None:
-        while not holds():  # noqa: ASYNC110 - the conversation is pure, and wakes nothing
-            await anyio.sleep(look_s)
+    async def _until(
+        self, holds: Callable[[], bool], timeout_s: float | None = None, look_s: float = defaults.PEERS_LOOK_S
+    ) -> None:
+        with anyio.move_on_after(timeout_s):
+            while not holds():  # noqa: ASYNC110 - the conversation is pure, and wakes nothing
+                await anyio.sleep(look_s)

@@ -1,44 +1,37 @@
 """A node at work: the transit's decisions meet the transport, in one task group (moleculer protocol §4).
 
-Order of the start: connect, make sure that nobody has our id, subscribe, discover, then services are announced.
+Order of the start: connect, make sure that the node id is free, subscribe, discover, then services are announced.
 """
 
 import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from broker import defaults
-from broker.conversation.balanced import BalancedSubscription, balanced_subscriptions
 from broker.conversation.effects import Effect, Publish, trouble
 from broker.conversation.peer_exchange import GREETING
 from broker.conversation.transit import Transit
-from broker.errors import (
-    BrokerDisconnectedError,
-    BrokerOptionsError,
-    GracefulStopTimeoutError,
-    InvalidPacketDataError,
-    MoleculerError,
-)
-from broker.node.cpu import CPUMeter
+from broker.errors import BrokerDisconnectedError, BrokerOptionsError, GracefulStopTimeoutError, MoleculerError
 from broker.node.effects import Host, Performing
+from broker.node.identity import CPUMeter
 from broker.node.joining import Joining
 from broker.node.outage import Outage
-from broker.node.work import HandlerTasks, Owners, Tracker, belong_to, belong_to_node, owners
+from broker.node.pinging import Pinging
+from broker.node.subscriptions import Subscriptions
+from broker.node.work import HandlerTasks, Tracker, belong_to, owners, set_owners
 from broker.node.workers import Workers
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import Command, Request, Response
 from broker.streams.flow import FLOW_CONTROL
-from broker.transports.base import Later, Observer, Subscription, Transport
+from broker.transports.base import Observer, Transport
 
 logger = logging.getLogger("broker")
 
@@ -60,7 +53,10 @@ class Node:
         self.codec = codec
         self.transit = transit
         self.notify = notify
-        self.performing = Performing(options.node_id, transport, codec, transit, self, notify, self._give_way)
+        self.pinging = Pinging(transit, self.perform, notify)
+        self.performing = Performing(
+            options.node_id, transport, codec, transit, self, notify, self._give_way, self.pinging.arrived
+        )
         self.failure: MoleculerError | None = None
         """Why the node had to stop by itself; None while all is well."""
         self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
@@ -72,17 +68,21 @@ class Node:
         """Calls made here, which a stop waits for as it does for requests and events in work."""
         self.stopped = anyio.Event()
         self.background: TaskGroup
+        self.outage = Outage(transport, self._give_up_waiting)
+        self.joining: Joining | None = None
+        """How it came into the cluster; None without a transport."""
+        self._subscriptions: Subscriptions | None = None
+        if transport is not None:
+            subscriptions = Subscriptions(transport, codec, transit, self.performing, self.workers)
+            self._subscriptions = subscriptions
+            self.joining = Joining(options, transport, codec, transit, self.perform, subscriptions.receiver)
         self._main: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._running = anyio.Event()
         self._finish = anyio.Event()
         self._changed = anyio.Event()
-        self.outage = Outage(transport, self.after, self._give_up_waiting)
         self._joined = False
-        self.joining: Joining | None = None
-        """How it came into the cluster; None without a transport."""
         self._cpu = CPUMeter()
-        self._balanced: dict[BalancedSubscription, Subscription] = {}
 
     # Starting and stopping
 
@@ -90,7 +90,7 @@ class Node:
         """Open the task groups that everything else runs in. `host` runs what peers ask for."""
         self.performing.open(host)
         self.context = copy_context()
-        self.context.run(belong_to, Owners(self))
+        self.context.run(set_owners, frozenset({self}))
         # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
         self._main = asyncio.get_running_loop().create_task(self._hold_group(), name="moleculer node")
         await self._running.wait()
@@ -105,32 +105,29 @@ class Node:
 
         Raises BrokerOptionsError when another process runs under this node's id.
         """
-        if self.transport is None:
+        if self.transport is None or self.joining is None or self._subscriptions is None:
             self.transit.ready = True
             return
-        joining = self.joining = Joining(
-            self.options, self.transport, self.codec, self.transit, self.perform, self._receiver
-        )
         await self._connect(self.transport)
         while True:
             try:
-                await joining.check_id_is_free()
+                await self.joining.check_id_is_free()
                 break
             except BrokerDisconnectedError:  # lost already: a server that has just started may start again
                 await self.outage.over(patient=True)
-        await joining.subscribe()
+        await self._subscriptions.begin()
         self._joined = True
         if not self.options.visitor:
-            await joining.find_others()
+            await self.joining.find_others()
         self.transit.ready = True
-        self.background.start_soon(_safely, joining.answer_peers())
         self.notify("$transporter.connected", {"wasReconnect": False})
-        for loop in (self._beat, self._look_for_silence, self._announce_changes):
-            self.background.start_soon(loop)
+        loops = self._beat, self._look_for_silence, self._announce_changes
+        for loop in (self.joining.answer_peers, self.pinging.measure, *loops):
+            self.background.start_soon(_safely, loop())
 
-    async def leave(self, reach_all: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+    async def leave(self) -> None:
         """Stop being offered work, and finish what runs (§4.2). A peer that has read the announcement sends no request
-        any more, so `reach_all` waits until all have."""
+        any more, so all have some time for that."""
         if self.joining is not None:
             await self.joining.leave()
         if self._may_speak() and not self.transit.presence.hidden:
@@ -138,7 +135,7 @@ class Node:
             await self.perform(self.transit.presence.leave())
             async with anyio.create_task_group() as waits:
                 waits.start_soon(anyio.sleep, defaults.STOP_DELAY_S)
-                waits.start_soon(reach_all, defaults.STOP_READ_S)
+                waits.start_soon(self.pinging.reach_all, defaults.STOP_READ_S)
         self.transit.stopping = True
         if self.tracker.count or self.handlers.count:
             logger.info("Waiting for work in flight: handlers %d, calls %d", self.handlers.count, self.tracker.count)
@@ -171,7 +168,7 @@ class Node:
 
     async def _connect(self, transport: Transport) -> None:
         observer = Observer(
-            nobody_listens=self._nobody_listens,
+            nobody_listens=self._no_responders,
             replied=self._replied,
             denied=self._denied,
             disconnected=self._disconnected,
@@ -183,14 +180,13 @@ class Node:
         while True:
             try:
                 await transport.connect(observer, self.options.node_id, self.transit.topics.inboxes)
+                break
             except BrokerDisconnectedError as error:
                 self.notify(*trouble("transporter", "clientError", error))
                 logger.warning("Cannot connect to %s; trying again in %.0f s", error, wait)
                 await anyio.sleep(wait * random.uniform(0.8, 1.2))
                 wait = min(wait * 2, defaults.NATS_CONNECT_RETRY_MAX_S)
-            else:
-                self._connected()
-                return
+        self._connected()
 
     def _may_speak(self) -> bool:
         """Whether the cluster knows this node, by an id that is its own: any word from us under an id that belongs to
@@ -199,7 +195,7 @@ class Node:
         return connected and self._joined and self.failure is None
 
     def run_to_the_end(self, stop: Coroutine[Any, Any, None]) -> None:
-        """Run the stop of this node outside its own groups, which end with it, and whoever asked for it."""
+        """Run the stop of this node outside its own groups, which end with it, and outside the task that asked."""
         self._ending = asyncio.get_running_loop().create_task(stop, name="moleculer node stops")
 
     async def ended(self) -> None:
@@ -210,7 +206,7 @@ class Node:
 
     def is_own_work(self) -> bool:
         """Whether a handler, a call made here, or background work of this node is asking."""
-        return owners().node is self
+        return self in owners()
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run the work for one request or one event. What it raises is logged: it would end all other work, and the
@@ -219,7 +215,7 @@ class Node:
         False when the node has stopped.
         """
         context = copy_context()
-        context.run(belong_to_node, self)
+        context.run(belong_to, self)
         return self.handlers.start(work, context)
 
     def start_in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -230,74 +226,19 @@ class Node:
         """Run a function later. What it gives back cancels that."""
         return asyncio.get_running_loop().call_later(delay_s, function).cancel
 
-    # Packets in
-
-    def _receiver(self, command: Command) -> "_Receiver":
-        clock, codec, transit, performing = asyncio.get_running_loop().time, self.codec, self.transit, self.performing
-        workers = self.workers if command == "EVENT" else None
-
-        def take(data: bytes, reply: str) -> Later | None:
-            try:
-                packet = codec.decode(command, data)
-                if type(packet) is Request:
-                    job = transit.accepted(packet, clock(), reply)
-                    if job is not None:
-                        performing.host.run_action(job)
-                        return None
-                elif type(packet) is Response:
-                    pending = transit.requests.answered(packet)
-                    if pending is not None:
-                        if not pending.waiter.done():
-                            pending.waiter.set_result((packet, None))
-                        return None
-                effects = transit.receive(command, packet, clock(), reply)
-                if not performing.perform_now(effects):
-                    return partial(self._perform, command, effects)
-            except InvalidPacketDataError as error:
-                return partial(self._drop, command, data, error)
-            except Exception as error:  # a packet must never end the node, whatever is in it (§2.2)
-                self._not_processed(command, error)
-            return workers.room if workers is not None and workers.full else None
-
-        return _Receiver(take)
-
-    async def _perform(self, command: Command, effects: Sequence[Effect]) -> None:
-        try:
-            await self.perform(effects)
-        except Exception as error:
-            self._not_processed(command, error)
-
-    def _not_processed(self, command: Command, error: Exception) -> None:
-        self.notify(*trouble("transit", "failedProcessingPacket", error))
-        logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
-
-    async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
-        """One line for bytes that are no packet, and an answer to who sent them as a request or waits for them."""
-        logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-        self.notify(*trouble("transit", "failedProcessingPacket", error))
-        address = self.codec.decode_address(data) if command in ("REQ", "RES") else None
-        if address is not None and command == "REQ":
-            await self.perform(self.transit.refuse_request(address, error))
-        elif address is not None:
-            await self.perform(self.transit.refuse_answer(address, error))
-
     # For calls and services
 
-    def perform(self, effects: Iterable[Effect]) -> Awaitable[None]:
+    async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
-        return self.performing.perform(effects)
-
-    def publish(self, effect: Publish) -> Awaitable[bool]:
-        """Send a packet. Raises BrokerDisconnectedError or PayloadTooLargeError."""
-        return self.performing.publish(effect)
+        await self.performing.perform(effects)
 
     async def send(self, effect: Publish) -> None:
         """Send a packet, in a short outage at its end. Raises BrokerDisconnectedError in a long one."""
         try:
-            await self.publish(effect)
+            await self.performing.publish(effect)
         except BrokerDisconnectedError:
             await self.outage.over(patient=False)
-            await self.publish(effect)
+            await self.performing.publish(effect)
 
     async def deliver(self, answer: Publish) -> None:
         """Send an answer in or after an outage: when this node is connected, and its caller is, which may take it some
@@ -312,21 +253,20 @@ class Node:
             await anyio.sleep(defaults.ANSWER_RETRY_S)
 
     def announce_soon(self) -> None:
-        """The services changed: tell the others, once, when nothing more changes for a second (§3.3)."""
+        """The services changed: the others learn it, once, when nothing more changes for a second (§3.3)."""
         self.transit.presence.service_changed()
         self._changed.set()
 
     # The connection
 
-    async def _nobody_listens(self, reply_id: str) -> None:
+    async def _no_responders(self, reply_id: str) -> None:
+        requests, now = self.transit.requests, anyio.current_time()
         if reply_id.startswith(GREETING):
             self.transit.peers.met(reply_id.removeprefix(GREETING))
-            return
-        reader = self.performing.writers.reader_of(reply_id)
-        if reader is None:
-            await self.perform(self.transit.requests.no_responders(reply_id, anyio.current_time()))
+        elif (reader := self.performing.writers.reader_of(reply_id)) is not None:
+            await self.perform(requests.reader_unreachable(reader, now))
         else:
-            await self.perform(self.transit.requests.reader_unreachable(reader, anyio.current_time()))
+            await self.perform(requests.no_responders(reply_id, now))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
         self.performing.writers.marked(reply_id, answer)
@@ -347,7 +287,7 @@ class Node:
         self.notify("$transporter.disconnected", {"graceFul": False})
 
     async def _reconnected(self) -> None:
-        """Peers do not notice an outage themselves: tell them, and ask them, at once (§4.5)."""
+        """Peers do not notice an outage themselves: they are informed, and asked, at once (§4.5)."""
         logger.info("The connection to NATS is back")
         self._connected()
         self.outage.unsettle()
@@ -371,28 +311,13 @@ class Node:
         self.transit.requests.liveness.moved(anyio.current_time())
 
     async def _announce(self) -> None:
-        """Tell what is offered, after subscribing to it (§1.3)."""
+        """Say what is offered, after subscribing to it (§1.3)."""
         await self._balance(self.transit.registry.local.services)
         await self.perform(self.transit.presence.announce())
 
     async def _balance(self, services: list[dict[str, Any]]) -> None:
-        """With `disable_balancer`, subscribe to what NATS shall share out, and to nothing else. What stays is not
-        touched, so that no call falls into a gap."""
-        if not self.options.disable_balancer or self.transport is None:
-            return
-        wanted = dict.fromkeys(balanced_subscriptions(self.transit.topics, services))
-        for item in wanted:
-            if item not in self._balanced:
-                receive = self._receiver(item.command)
-                try:
-                    self._balanced[item] = await self.transport.subscribe(item.subject, receive, item.queue)
-                except BrokerDisconnectedError:
-                    raise
-                except MoleculerError as error:  # one bad name must not keep the others from being announced
-                    logger.warning("NATS cannot share out '%s': %s", item.subject, error)
-        for item in [item for item in self._balanced if item not in wanted]:
-            await self._balanced.pop(item).cancel()
-        await self.transport.flush()
+        if self.options.disable_balancer and self._subscriptions is not None:
+            await self._subscriptions.balance(services)
 
     async def _failed(self, reason: str) -> None:
         self.notify(*trouble("transporter", "clientError", BrokerDisconnectedError(f"NATS: {reason}")))
@@ -414,9 +339,7 @@ class Node:
     async def _beat(self) -> None:
         offset = random.uniform(-defaults.HEARTBEAT_OFFSET_S, defaults.HEARTBEAT_OFFSET_S)
         interval = self.options.heartbeat_interval
-        if interval <= 0:
-            return
-        while True:
+        while interval > 0:
             await anyio.sleep(max(interval + min(offset, interval / 10), interval / 2))
             if self._may_speak():
                 await _safely(self.perform(self.transit.presence.heartbeat(self._cpu.percent())))
@@ -425,23 +348,19 @@ class Node:
         while True:
             planned = anyio.current_time() + defaults.TICK_S
             await anyio.sleep(defaults.TICK_S)
-            self._look_for_standstill(anyio.current_time() - planned)
-            # Connected again, but not yet told so by `_reconnected`, a node would blame its peers for the outage.
+            now = anyio.current_time()
+            if now - planned >= defaults.LOOP_STANDS_STILL_S:  # no heartbeat went out, and none was read
+                self.transit.resume(now)
+                logger.warning(
+                    "The event loop stood still for %.1f s: some code of this process works or waits without 'await'. "
+                    "No call was answered and no heartbeat sent; run such code with anyio.to_thread.run_sync",
+                    now - planned,
+                )
+            # Connected again, but before `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and not self.outage.is_on:
-                writers, now = self.performing.writers, anyio.current_time()
+                writers = self.performing.writers
                 await _safely(self.perform(self.transit.tick(now, writers.waited_for(now))))
                 await _safely(writers.tick(now))
-
-    def _look_for_standstill(self, late: float) -> None:
-        """Nothing ran for so long: neither our heartbeats went out, nor were those of others read."""
-        if late < defaults.LOOP_STANDS_STILL_S:
-            return
-        self.transit.resume(anyio.current_time())
-        logger.warning(
-            "The event loop stood still for %.1f s: some code of this process works or waits without 'await'. No call "
-            "was answered and no heartbeat sent; run such code with anyio.to_thread.run_sync",
-            late,
-        )
 
     async def _announce_changes(self) -> None:
         while True:
@@ -452,18 +371,6 @@ class Node:
                     await self._changed.wait()
             if not self.transit.stopping and self.transport is not None and self.transport.connected:
                 await _safely(self._announce())
-
-
-class _Receiver:
-    """Takes the messages of one subscription."""
-
-    def __init__(self, take: Callable[[bytes, str], Later | None]) -> None:
-        self.take = take
-
-    async def __call__(self, data: bytes, reply: str) -> None:
-        later = self.take(data, reply)
-        if later is not None:
-            await later()
 
 
 async def _safely(work: Awaitable[None]) -> None:

@@ -7,6 +7,7 @@ Answers may be lost in either kind: what is published to a node without a connec
 an outage, its own or one that others may have had, a node makes sure that its answers are received.
 """
 
+import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -17,21 +18,9 @@ from broker.transports.base import Transport
 
 
 class Outage:
-    """Whether there is one, and how long. `after` runs a function later; what it gives back cancels that."""
+    """Whether there is one, and how long. `on_long` is called when one is no longer short."""
 
-    def __init__(
-        self,
-        transport: Transport | None,
-        after: Callable[[float, Callable[[], None]], Callable[[], None]],
-        on_long: Callable[[], None],
-    ) -> None:
-        self._transport = transport
-        self._after = after
-        self._on_long = on_long
-        self._news = anyio.Event()
-        self._stopped = False
-        self._cancel_long: Callable[[], None] = _nothing
-        self._cancel_settled: Callable[[], None] = _nothing
+    def __init__(self, transport: Transport | None, on_long: Callable[[], None]) -> None:
         self.is_on = True
         """Until the first connection, too."""
         self.is_long = True
@@ -39,31 +28,35 @@ class Outage:
         """The monotonic time at which the last one began."""
         self.is_unsettled = False
         """Nodes are reconnecting, or were a moment ago."""
+        self._transport = transport
+        self._on_long = on_long
+        self._stopped = False
+        self._changed = anyio.Event()
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
 
     def begin(self, now: float) -> None:
         """The connection is lost."""
         self.is_on, self.is_long, self.began = True, False, now
-        self._cancel_long = self._after(SHORT_OUTAGE_S, self._grow)
-        self._tell()
+        self._after(SHORT_OUTAGE_S, self._grow)
+        self._wake()
 
     def end(self) -> None:
         """The connection is back."""
-        self._cancel_long()
+        self._cancel(self._grow)
         self.is_on = self.is_long = False
-        self._tell()
+        self._wake()
 
     def unsettle(self) -> None:
         """This node was away, or others may be."""
-        self._cancel_settled()
         self.is_unsettled = True
-        self._cancel_settled = self._after(NODE_RECONNECT_S, self._settle)
+        self._after(NODE_RECONNECT_S, self._settle)
 
     def stop(self) -> None:
         """The node stops: nothing will be sent any more."""
         self._stopped = True
-        self._cancel_long()
-        self._cancel_settled()
-        self._tell()
+        for function in list(self._timers):
+            self._cancel(function)
+        self._wake()
 
     async def over(self, *, patient: bool) -> None:
         """Return when there is a connection. Raises BrokerDisconnectedError when the node stops, and in a long outage
@@ -72,7 +65,7 @@ class Outage:
             while not self._is_connected():
                 if self._stopped or (self.is_long and not patient):
                     break
-                await self._news.wait()
+                await self._changed.wait()
         if not self._is_connected():
             raise BrokerDisconnectedError
 
@@ -82,15 +75,19 @@ class Outage:
     def _grow(self) -> None:
         self.is_long = True
         self._on_long()
-        self._tell()
+        self._wake()
 
     def _settle(self) -> None:
         self.is_unsettled = False
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
+    def _after(self, delay_s: float, function: Callable[[], None]) -> None:
+        self._cancel(function)
+        self._timers[function] = asyncio.get_running_loop().call_later(delay_s, function)
 
+    def _cancel(self, function: Callable[[], None]) -> None:
+        if function in self._timers:
+            self._timers.pop(function).cancel()
 
-def _nothing() -> None:
-    pass
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

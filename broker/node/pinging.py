@@ -1,106 +1,109 @@
-"""Pings: one that somebody asks for, and those behind the Latency strategy (moleculer protocol §9.2)."""
+"""Pings: one that a user asks for, that of a node that stops, and those behind the Latency strategy (moleculer protocol
+§9.2)."""
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeGuard
 
 import anyio
 
+from broker.conversation.effects import Effect
+from broker.conversation.transit import Transit
 from broker.ids import new_id
 from broker.node.effects import epoch_ms
-from broker.node.node import Node
+from broker.protocol.packets import Pong
 from broker.registry.nodes import KnownNode
-from broker.registry.registry import Registry
+
+LARGEST_TIME_MS = 8.64e15
+"""The largest time that JavaScript knows."""
 
 
 class Pinging:
-    """Pings nodes. The answers come by `$node.pong` as well."""
+    """Pings nodes. Each answer is the internal event `$node.pong` as well."""
 
-    def __init__(self, node: Node, registry: Registry) -> None:
-        self._node = node
-        self._registry = registry
-        self._unread: dict[str, set[str]] = {}
-        """By the id of a ping to all: the peers that have not answered it."""
-        self._answered = anyio.Event()
+    def __init__(
+        self,
+        transit: Transit,
+        perform: Callable[[Iterable[Effect]], Awaitable[None]],
+        notify: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._presence = transit.presence
+        self._registry = transit.registry
+        self._perform = perform
+        self._notify = notify
+        self._waiting: dict[str, tuple[set[str], asyncio.Future[dict[str, Any] | None]]] = {}
+        """By the id of a ping: the nodes that have not answered it."""
 
     async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
         """See `ServiceBroker.ping`."""
-        ping_id = new_id()
-        waiter: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        pongs = self._node.performing.pongs
-        pongs[ping_id] = (node_id, waiter)
-        try:
-            await self._node.perform(self._node.transit.presence.ping(node_id, ping_id, epoch_ms()))
-            with anyio.move_on_after(timeout_s):
-                return await waiter
-            return None
-        finally:
-            pongs.pop(ping_id, None)
+        return await self._ask(node_id, {node_id}, timeout_s)
 
     async def reach_all(self, timeout_s: float) -> None:
         """Return when every live peer has read what was sent to it until now, as its answer to a ping shows, or after
         `timeout_s` seconds."""
-        peers = {node.id for node in live_peers(self._registry.nodes.values())} - self._registry.unresponsive
-        if not peers:
-            return
+        peers = {node.id for node in self._live_peers()} - self._registry.unresponsive
+        if peers:
+            await self._ask(None, peers, timeout_s)
+
+    async def _ask(self, node_id: str | None, peers: set[str], timeout_s: float) -> dict[str, Any] | None:
         ping_id = new_id()
-        self._unread[ping_id] = peers
-        await self._node.perform(self._node.transit.presence.ping(None, ping_id, epoch_ms()))
-        with anyio.move_on_after(timeout_s):
-            while self._unread[ping_id]:
-                await self._answered.wait()
-        del self._unread[ping_id]
+        waiter: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self._waiting[ping_id] = peers, waiter
+        try:
+            await self._perform(self._presence.ping(node_id, ping_id, epoch_ms()))
+            with anyio.move_on_after(timeout_s):
+                return await waiter
+            return None
+        finally:
+            del self._waiting[ping_id]
 
-    def start(self) -> None:
-        """Ping all nodes as soon as some strategy asks for latencies, then one of each host, for ever."""
-        if self._node.transport is None:
-            return
-
-        def run() -> None:
-            self._node.background.start_soon(self.run)
-
-        if self._registry.latencies.used:
-            run()
-        else:
-            self._registry.latencies.on_use = run
-
-    async def run(self) -> None:
-        await self._node.perform(self._node.transit.presence.ping(None, new_id(), epoch_ms()))
-        while True:
-            await anyio.sleep(self._registry.latencies.ping_interval_s)
-            for node_id in one_of_each_host(self._registry.nodes.values()):
-                await self._node.perform(self._node.transit.presence.ping(node_id, new_id(), epoch_ms()))
-
-    def on_pong(self, payload: dict[str, Any]) -> None:
-        self._has_read(payload["nodeID"], payload["id"])
-        node = self._registry.nodes.get(payload["nodeID"])
+    def arrived(self, pong: Pong) -> None:
+        """A ping was answered; old nodes do not repeat its id."""
+        now, node = epoch_ms(), self._registry.nodes.get(pong.sender)
+        elapsed = now - pong.time if _is_finite(pong.time) else 0
+        skew = round(now - pong.arrived - elapsed / 2) if _is_finite(pong.arrived) else 0
+        result = {"nodeID": pong.sender, "elapsedTime": elapsed, "timeDiff": skew}
+        ping_id = pong.id if isinstance(pong.id, str) else None
         if node is not None and node.hostname is not None:
-            self._registry.latencies.record(node.hostname, payload["elapsedTime"] / 1000)
+            self._registry.latencies.record(node.hostname, elapsed / 1000)
+        self._answered(pong.sender, result, ping_id)
+        self._notify("$node.pong", {**result, "id": ping_id})
 
     def on_disconnected(self, payload: dict[str, Any]) -> None:
         """When it was the last node of its host, what is known of the host is of no use any more."""
-        for ping_id in self._unread:
-            self._has_read(payload["node"]["id"], ping_id)
+        self._answered(payload["node"]["id"], None)
         host = payload["node"]["hostname"]
         known = self._registry.latencies.average(host) is not None
-        if known and all(node.hostname != host for node in live_peers(self._registry.nodes.values())):
+        if known and all(node.hostname != host for node in self._live_peers()):
             self._registry.latencies.forget(host)
 
-    def _has_read(self, node_id: str, ping_id: str | None) -> None:
-        if ping_id in self._unread:
-            self._unread[ping_id].discard(node_id)
-            self._answered.set()
-            self._answered = anyio.Event()
+    def _answered(self, node_id: str, result: dict[str, Any] | None, answered: str | None = None) -> None:
+        for ping_id, (peers, waiter) in self._waiting.items():
+            if answered in (None, ping_id):
+                peers.discard(node_id)
+                if not peers and not waiter.done():
+                    waiter.set_result(result)
+
+    async def measure(self) -> None:
+        """As soon as a strategy asks for latencies, ping all nodes, then one of each host again and again."""
+        latencies, used = self._registry.latencies, anyio.Event()
+        latencies.on_use = used.set
+        if not latencies.used:
+            await used.wait()
+        await self._perform(self._presence.ping(None, new_id(), epoch_ms()))
+        while True:
+            await anyio.sleep(latencies.ping_interval_s)
+            hosts: dict[str | None, list[str]] = {}
+            for node in self._live_peers():
+                hosts.setdefault(node.hostname, []).append(node.id)
+            for node_ids in hosts.values():
+                await self._perform(self._presence.ping(random.choice(node_ids), new_id(), epoch_ms()))
+
+    def _live_peers(self) -> list[KnownNode]:
+        return [node for node in self._registry.nodes.values() if node.available and not node.local]
 
 
-def live_peers(nodes: Iterable[KnownNode]) -> Iterable[KnownNode]:
-    return (node for node in nodes if node.available and not node.local)
-
-
-def one_of_each_host(nodes: Iterable[KnownNode], choose: Callable[[list[str]], str] = random.choice) -> list[str]:
-    """A node of each host, not always the same one."""
-    hosts: dict[str | None, list[str]] = {}
-    for node in live_peers(nodes):
-        hosts.setdefault(node.hostname, []).append(node.id)
-    return [choose(ids) for ids in hosts.values()]
+def _is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether a peer sent a number that can be reckoned with: JSON has some that are beyond any float."""
+    return isinstance(value, int | float) and -LARGEST_TIME_MS < value < LARGEST_TIME_MS

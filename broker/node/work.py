@@ -4,23 +4,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 
 logger = logging.getLogger("broker")
 
+Owners = frozenset[object]
+"""The nodes and services whose end a task would wait for in vain, as it is a part of their work."""
 
-class Owners(NamedTuple):
-    """Whose end the current task would wait for in vain, as it is a part of their work."""
-
-    node: object = None
-    services: frozenset[object] = frozenset()
-    """Those whose handlers it is in."""
-
-
-_NONE = Owners()
-_OWNERS: ContextVar[Owners] = ContextVar("owners", default=_NONE)
+_OWNERS: ContextVar[Owners] = ContextVar("owners", default=frozenset())
 
 
 def owners() -> Owners:
@@ -28,29 +21,21 @@ def owners() -> Owners:
     return _OWNERS.get()
 
 
-def belong_to(new: Owners) -> None:
-    """Make the current task, and those that it starts, work of others."""
+def set_owners(new: Owners) -> None:
+    """Make the current task, and those that it starts, work of these alone."""
     _OWNERS.set(new)
 
 
-def belong_to_node(node: object) -> Owners:
-    """Make it work of a node. Returns its owners before, for `belong_to`."""
+def belong_to(owner: object) -> Owners:
+    """Make it work of one more node or service. Returns its owners before, for `set_owners`."""
     before = _OWNERS.get()
-    if before.node is not node:
-        _OWNERS.set(Owners(node, before.services))
-    return before
-
-
-def belong_to_service(service: object) -> Owners:
-    """Make it work of one more service. Returns its owners before, for `belong_to`."""
-    before = _OWNERS.get()
-    if service not in before.services:
-        _OWNERS.set(Owners(before.node, before.services | {service}))
+    if owner not in before:
+        _OWNERS.set(before | {owner})
     return before
 
 
 class Tracker:
-    """Counts. Whoever begins must end."""
+    """Counts what is under way: each `begin` has its `end`."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -231,8 +231,8 @@ async def test_c27_a_pong_with_an_odd_time_is_a_pong(
     async with anyio.create_task_group() as tasks:
 
         async def answer() -> None:
-            await stranger.hears("PING")
-            pong = b'{"ver":"5","sender":"stranger","id":"1","time":%b,"arrived":%b}' % (time, time)
+            ping_id = (await stranger.hears("PING"))["id"].encode()
+            pong = b'{"ver":"5","sender":"stranger","id":"%b","time":%b,"arrived":%b}' % (ping_id, time, time)
             await stranger.say(cluster.topics.to_node("PONG", "one"), pong)
 
         tasks.start_soon(answer)

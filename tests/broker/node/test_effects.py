@@ -43,7 +43,9 @@ def test_a_packet_that_was_not_sent_is_named_but_for_a_good_bye(
 ) -> None:
     notices: list[tuple[str, dict[str, Any]]] = []
     effects: Any = Performing
-    performing = effects("a", None, JSONCodec(), make_transit(), None, lambda *notice: notices.append(notice), None)
+    performing = effects(
+        "a", None, JSONCodec(), make_transit(), None, lambda *notice: notices.append(notice), None, None
+    )
     error = BrokerDisconnectedError()
     performing.note_failure(packet, error, broadcast=broadcast)
     assert notices == ([("$transit.error", {"error": error, "module": "transit", "type": kind})] if kind else [])

@@ -1,17 +1,20 @@
-"""The load is a percent of all cores since the last look; nothing where the system does not tell."""
+"""What a node says of its machine: the load, a percent of all cores since the last look, and an address."""
 
+import ipaddress
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from broker.node import cpu
-from broker.node.cpu import CPUMeter
+from broker.node import identity
+from broker.node.identity import CPUMeter, ip_addresses
 
 
 @pytest.fixture
 def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "stat"
-    monkeypatch.setattr(cpu, "_STAT", file)
+    monkeypatch.setattr(identity, "_STAT", file)
     return file
 
 
@@ -39,3 +42,17 @@ def test_the_system_does_not_tell(stat: Path, text: str | None) -> None:
 def test_c26_the_load_of_this_machine_is_an_integer_percent_or_unknown() -> None:
     percent = CPUMeter().percent()
     assert percent is None or (isinstance(percent, int) and 0 <= percent <= 100)
+
+
+def test_there_is_an_ipv4_address() -> None:
+    (address,) = ip_addresses()
+    assert ipaddress.IPv4Address(address)
+
+
+def test_without_a_network_it_is_the_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unconnected(socket.socket):
+        def connect(self, address: Any) -> None:
+            raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", Unconnected)
+    assert ip_addresses() == ["127.0.0.1"]

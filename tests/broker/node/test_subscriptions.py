@@ -3,7 +3,7 @@
 import pytest
 
 from broker import Context, Service, action, event
-from broker.conversation.balanced import balanced_subscriptions, subject_pattern
+from broker.node.subscriptions import balanced_subscriptions
 from broker.protocol.topics import Topics
 from broker.services.service import define
 
@@ -52,4 +52,6 @@ def test_c80_subjects_carry_the_namespace() -> None:
     [("order.**", "order.>"), ("**", ">"), ("a.**.z", "a.>"), ("user.*", "user.*"), ("pre*.k", "pre*.k"), ("a", "a")],
 )
 def test_c80_patterns_become_what_nats_can_match(pattern: str, subject: str) -> None:
-    assert subject_pattern(pattern) == subject
+    info = {"actions": {}, "events": {pattern: {"name": pattern, "group": "g"}}}
+    (shared,) = balanced_subscriptions(Topics(), [info])
+    assert shared.subject == f"MOL.EVENTB.g.{subject}"
