@@ -5,6 +5,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, Self
 
 import anyio
@@ -14,6 +15,7 @@ from broker.context import Context
 from broker.defaults import (
     ENVELOPE_MARGIN_BYTES,
     FORGET_OFFLINE_S,
+    SLICE_S,
     STREAM_CHUNK_BYTES,
     STREAM_ERROR_AFTER_OPENING_S,
     STREAM_OPENING_S,
@@ -286,6 +288,7 @@ class StreamWriter:
 
     async def _send_items(self) -> None:
         flow, room = self._flow, self._room()
+        pause_at = monotonic() + SLICE_S  # what is there and has room goes out without a wait
         async for item in self._all_items():
             for chunk in self._chunks(item, room):
                 if not await flow.room(len(chunk) + self._envelope_bytes):
@@ -293,6 +296,9 @@ class StreamWriter:
                 reply_id = f"{flow.key}:{self._sequence + 1}" if flow.mark(len(chunk)) else None
                 await self._next(True, chunk, reply_id=reply_id)
                 await flow.pace.sent()
+                if monotonic() >= pause_at:
+                    await asyncio.sleep(0)
+                    pause_at = monotonic() + SLICE_S
 
     def _room(self) -> int | None:
         """What a chunk may take of a packet: every packet of a stream repeats its envelope."""

@@ -207,6 +207,28 @@ async def test_a_slow_reader_stops_the_writer(pair: Pair, known: bool) -> None:
     assert pair.service.sent >= 100 * 100_000
 
 
+async def test_other_work_has_its_turn_while_a_stream_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.streams.writer.SLICE_S", 0.0)
+    turns, at = 0, []
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async def source() -> AsyncIterator[bytes]:
+        for _ in range(30):  # less than may be on its way at once
+            at.append(turns)
+            yield bytes(1_000)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(take_turns)
+        assert (await pair.call("digest", stream=source()))[0] == 30_000
+        group.cancel_scope.cancel()
+    assert len(set(at)) >= 29
+
+
 async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pair: Pair) -> None:
     async with await pair.call("endless") as stream:
         await anext(stream)
