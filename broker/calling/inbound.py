@@ -27,6 +27,7 @@ from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
 from broker.registry.endpoints import EventEndpoint
 from broker.streams.writer import StreamWriter
+from broker.transports.base import Transport
 
 logger = logging.getLogger("broker")
 
@@ -37,6 +38,7 @@ class InboundWork:
     def __init__(self, broker: Caller, node: Node, transit: Transit, codec: Codec, host: ServiceHost) -> None:
         self._broker = broker
         self._node = node
+        self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, no request arrives
         self._transit = transit
         self._codec = codec
         self._host = host
@@ -48,8 +50,11 @@ class InboundWork:
             gone = ServiceNotFoundError({"action": job.request.action, "nodeID": self._node.options.node_id})
             answer = self._transit.respond_error(job.request, job.request.meta, gone)
             self._node.start_handler(self._send(job.request, answer))
-        elif not self._node.handlers.start(self._serve(job, hosted), hosted.entry.context.copy()):
+        elif self._node.handlers.closed:
             self._transit.in_work.discard(job)
+        else:
+            work, context = self._serve(job, hosted), hosted.entry.context.copy()
+            job.task = asyncio.get_running_loop().create_task(work, context=context)
 
     def run_event(self, effect: RunEvent) -> None:
         for listener in effect.listeners:
@@ -137,7 +142,11 @@ class InboundWork:
             finally:
                 if received is not None:
                     await received.aclose()
-            await self._send(request, answer, deadline)
+            ready = None if self._node.outage.is_unsettled else answer.data
+            if ready is None or not self._transport.try_publish(answer.subject, ready):
+                await self._send(request, answer, deadline)
+        except Exception:
+            logger.exception("Some work of the node failed; it goes on")
         finally:
             self._transit.in_work.discard(job)
 

@@ -195,7 +195,9 @@ class OutboundCalls:
             self._waiting.expect(request, None if balanced else endpoint.node_id, waiter, loop.time())
             try:
                 try:
-                    await self._transport.publish(subject, self._codec.encode_with(request, request.params), ctx.id)
+                    data = self._codec.encode_with(request, request.params)
+                    if not self._transport.try_publish(subject, data, ctx.id):
+                        await self._transport.publish(subject, data, ctx.id)
                 except MoleculerError as error:
                     self._not_sent(request, error)
                     raise

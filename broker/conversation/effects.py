@@ -49,6 +49,8 @@ class RunAction(Struct, eq=False, gc=False):
     reply: str = ""
     answering: bool = False
     """Whether its answer, a stream, has begun."""
+    task: Any = None
+    """In which it runs."""
 
 
 class RunEvent(Struct, gc=False):

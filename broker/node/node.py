@@ -61,7 +61,7 @@ class Node:
         """Why the node had to stop by itself; None while all is well."""
         self.workers = Workers(self.start_handler, defaults.EVENTS_IN_WORK)
         """They run the handlers of events."""
-        self.handlers = HandlerTasks()
+        self.handlers = HandlerTasks(transit.in_work)
         self.context = copy_context()
         """What work begins in that no code of this process asks for."""
         self.tracker = Tracker()

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import Context, ContextVar
 from typing import Any
 
 import anyio
+
+from broker.conversation.effects import RunAction
 
 logger = logging.getLogger("broker")
 
@@ -57,20 +59,23 @@ class Tracker:
 
 
 class HandlerTasks:
-    """The tasks of requests and events. What one raises is logged, and ends no other."""
+    """The tasks of requests, each of which holds its own, and of all other work. What one of these raises is logged,
+    and ends no other."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: Collection[RunAction] = ()) -> None:
+        self._requests = requests
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.closed = False
+        """Whether none is started any more."""
 
     @property
     def count(self) -> int:
         """How many are running."""
-        return len(self._tasks)
+        return len(self._tasks) + len(self._requests)
 
     def start(self, work: Coroutine[Any, Any, None], context: Context) -> bool:
         """Run the work in a task. False when none is started any more."""
-        if self._closed:
+        if self.closed:
             work.close()
             return False
         task = asyncio.get_running_loop().create_task(work, context=context)
@@ -82,14 +87,18 @@ class HandlerTasks:
         """Wait for all, cancel those that take longer, and start none after them. Whether none was cancelled."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while self._tasks and (left := deadline - loop.time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left)
-        self._closed, late = True, list(self._tasks)
-        for task in late:
+        while (running := self._running()) and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(running, timeout=left)
+        self.closed = True
+        for task in running:
             task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        return not late
+        while still := self._running():
+            await asyncio.wait(still)
+        return not running
+
+    def _running(self) -> list[asyncio.Task[None]]:
+        tasks = [*self._tasks, *(job.task for job in self._requests if job.task is not None)]
+        return [task for task in tasks if not task.done()]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

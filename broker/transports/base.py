@@ -85,6 +85,9 @@ class Transport(Protocol):
         Raises BrokerDisconnectedError without a connection, PayloadTooLargeError above `max_payload`.
         """
 
+    def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
+        """As `publish`, at once. False when it may have to wait, or cannot be done: then `publish` does, or raises."""
+
     async def is_heard(self, subject: str, data: bytes) -> bool:
         """Send a message and return whether the subject has a subscription. True when that cannot be known."""
 

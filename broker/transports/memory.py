@@ -99,6 +99,10 @@ class MemoryTransport:
         if not await self._deliver(subject, data, reply) and reply_id is not None:
             await self._observer.nobody_listens(reply_id)
 
+    def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
+        """Never: who receives a message deals with it first."""
+        return False
+
     async def is_heard(self, subject: str, data: bytes) -> bool:
         return await self._deliver(subject, data, "")
 

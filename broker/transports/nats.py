@@ -87,17 +87,21 @@ class NATSTransport:
         )
 
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
+        if self.try_publish(subject, data, reply_id):
+            return
+        connection, reply = self._use(), f"{self._inbox}.{reply_id}" if reply_id and self.has_inbox else ""
+        _check(subject + reply)
+        if len(data) > connection.max_payload:
+            raise too_large(len(data), connection.max_payload)
+        with translated():
+            await connection.publish(subject, data, reply)
+
+    def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
         connection = self._link.current
         if connection is None or not connection.is_open:
-            raise BrokerDisconnectedError
+            return False
         reply = f"{self._inbox}.{reply_id}" if reply_id and self.has_inbox else ""
-        if not _PLAIN(subject + reply):
-            _check(subject + reply)
-        if not connection.write(subject, data, reply):
-            if len(data) > connection.max_payload:
-                raise too_large(len(data), connection.max_payload)
-            with translated():
-                await connection.publish(subject, data, reply)
+        return _PLAIN(subject + reply) is not None and connection.write(subject, data, reply)
 
     async def is_heard(self, subject: str, data: bytes) -> bool:
         question = new_id()

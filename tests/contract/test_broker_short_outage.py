@@ -20,8 +20,6 @@ from broker import (
     action,
     event,
 )
-from broker.conversation.effects import Publish
-from broker.protocol.packets import Response
 from broker.transports.nats import NATSTransport
 from broker.transports.nats_client import Connection
 from tests.contract.test_broker_outage import kick
@@ -121,13 +119,14 @@ async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fa
         tasks.start_soon(results, lambda: two.call("gate.wait"))
         await eventually(lambda: gate.inside == 1 and not doubts(two))
 
-        publish = one._node.performing.publish
+        assert one._node.transport is not None
+        try_publish = one._node.transport.try_publish
 
-        async def lose(effect: Publish, **options: Any) -> bool:
+        def lose(subject: str, data: bytes, reply_id: str | None = None) -> bool:
             """The answer is written to a dying server."""
-            return isinstance(effect.packet, Response) or await publish(effect, **options)
+            return ".RES." in subject or try_publish(subject, data, reply_id)
 
-        monkeypatch.setattr(one._node.performing, "publish", lose)
+        monkeypatch.setattr(one._node.transport, "try_publish", lose)
         gate.opened.set()
         await eventually(lambda: not one._node.transit.in_work)
         assert results == []
