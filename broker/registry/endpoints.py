@@ -69,8 +69,6 @@ class EventEndpoint:
     group: str
     service: str
     event: EventDefinition | None = None
-    offered: Optional["EndpointList[EventEndpoint]"] = None
-    """The list that it is in."""
 
     @property
     def local(self) -> bool:
@@ -129,7 +127,8 @@ class EndpointList(Generic[E]):
         the member that is in the list."""
         known = self._by_node.setdefault(member.node_id, {}).setdefault(member.service, member)
         if known is member:
-            member.offered = self
+            if isinstance(member, Endpoint):
+                member.offered = self
             self.changed()
         else:
             known.renew(member)

@@ -14,20 +14,17 @@ REPETITIONS = 3
 
 def matches(name: str, pattern: str) -> bool:
     """Whether an event called `name` is meant for a handler of `pattern`."""
+    stars = pattern.find("*")
     if "?" not in pattern:
-        stars = pattern.find("*")
         if stars < 0:
             return name == pattern
-        if pattern == "**":
-            return True
         if pattern == "*":
             return "." not in name
-        if pattern.endswith("**") and stars == len(pattern) - 2:
+        if stars == len(pattern) - 2 and pattern.endswith("**"):
             return name.startswith(pattern[:-2])
         if stars == len(pattern) - 1:
             # Rule 1c looks for a dot one place late, so `user*` also takes `user.created`; JS nodes do the same.
-            prefix = pattern[:-1]
-            return name.startswith(prefix) and "." not in name[len(prefix) + 1 :]
+            return name.startswith(pattern[:-1]) and "." not in name[len(pattern) :]
     if REGULAR.isdisjoint(pattern.removeprefix("$")):
         return _walk(_parse(pattern), name)
     return _compile(pattern).fullmatch(name) is not None
@@ -66,15 +63,14 @@ def _skip_stars(parts: tuple[str, ...], places: set[int]) -> set[int]:
 
 @lru_cache(maxsize=CACHED_PATTERNS)
 def _compile(pattern: str) -> re.Pattern[str]:
-    """A pattern with other characters that mean something in a regular expression. One that could take
-    exponential time, or is not valid, matches only itself."""
+    """A pattern with other characters that mean something in a regular expression. One that could take exponential
+    time, or is not valid, matches only itself."""
     text = "\\" + pattern if pattern.startswith("$") else pattern
     text = text.replace("?", ".").replace("**", "\0").replace("*", "[^.]*").replace("\0", ".*")
-    try:
-        if len(re.findall(r"\*|\+|\{", text)) > REPETITIONS or re.search(r"\)[+{]", text):
+    slow = len(re.findall(r"\*|\+|\{", text)) > REPETITIONS or re.search(r"\)[+{]", text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what a peer wrote, which cannot be changed here
+        try:
+            return re.compile(re.escape(pattern) if slow else text, re.DOTALL)
+        except (re.error, OverflowError, RecursionError):
             return re.compile(re.escape(pattern))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what a peer wrote, which cannot be changed here
-            return re.compile(text, re.DOTALL)
-    except (re.error, OverflowError, RecursionError):
-        return re.compile(re.escape(pattern))

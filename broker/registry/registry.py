@@ -4,7 +4,8 @@ No I/O, no clock, no logging: packets go in, changes come out.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any
 
 import msgspec
 
@@ -17,8 +18,6 @@ from broker.registry.nodes import KnownNode, Latencies
 from broker.registry.patterns import matches
 from broker.registry.strategies import StrategyMaker
 from broker.services.schema import ServiceDefinition, full_service_name
-
-T = TypeVar("T")
 
 Change = tuple[str, dict[str, Any]]
 """A local event to announce: its name and payload (§7.4)."""
@@ -60,8 +59,8 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self.nodes, self.latencies, strategy, strategy_options or {})
         self._prefer_local, self._now = prefer_local, 0.0
-        self._heard_by: dict[str, Sequence[EndpointList[EventEndpoint]]] = {}
-        self._heard_here: dict[str, Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]] = {}
+        self._heard_by = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_for)
+        self._heard_here = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_here)
         self._providers: dict[str, set[str]] = {}
         """The nodes that offer a service, by its full name."""
         self._speakers: dict[Protocol, set[str]] = {ver: set() for ver in PROTOCOLS}
@@ -196,21 +195,14 @@ class Registry:
         self, event: str, groups: Collection[str] | None = None
     ) -> Iterator[EndpointList[EventEndpoint]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
-        found = self._heard_by.get(event)
-        if found is None:
-            found = _remember(self._heard_by, event, _hearing(event, self.listeners.values()))
-        for choices in found:
+        find = self._heard_by if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_for
+        for choices in find(event):
             if choices and (not groups or choices.group in groups):
                 yield choices
 
     def find_listeners_here(self, event: str) -> Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]:
         """Those of them that this node has listeners in, of all groups, each with these listeners."""
-        found = self._heard_here.get(event)
-        if found is None:  # only this node's own lists are looked at: peers cannot make that long
-            lists = (self.listeners[one.key] for one in self.local.offers if isinstance(one, EventEndpoint))
-            heard = [(choices, choices.of_node(self.local.id)) for choices in _hearing(event, dict.fromkeys(lists))]
-            found = _remember(self._heard_here, event, heard)
-        return found
+        return (self._heard_here if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_here)(event)
 
     def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
         """A node's endpoint of an action, usable or not."""
@@ -227,6 +219,14 @@ class Registry:
         return full_name in self._providers
 
     # Inside
+
+    def _lists_for(self, event: str) -> Sequence[EndpointList[EventEndpoint]]:
+        return _matching(event, self.listeners.values())
+
+    def _lists_here(self, event: str) -> Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]:
+        """Looks at this node's own lists alone: peers cannot make more of these."""
+        own = dict.fromkeys(self.listeners[one.key] for one in self.local.offers if isinstance(one, EventEndpoint))
+        return [(choices, choices.of_node(self.local.id)) for choices in _matching(event, own)]
 
     def _register(self, node: KnownNode, services: list[dict[str, Any]]) -> None:
         """Add what is listed, remove what is not listed any more (§3.4)."""
@@ -277,14 +277,14 @@ class Registry:
             choices = lists[member.key] = EndpointList(
                 member.name, strategy, self.unresponsive, member.group, prefer_local=self._prefer_local
             )
-            self._heard_by.clear()
+            self._heard_by.cache_clear()
         self._vacant.pop(choices, None)
         member = choices.put(member)
         node.offers[member] = None
         if node.local and isinstance(member, Endpoint):
             self.own[member.name] = member
         elif node.local:
-            self._heard_here.clear()
+            self._heard_here.cache_clear()
 
     def _lists_of(self, member: Endpoint | EventEndpoint) -> dict[Any, EndpointList[Any]]:
         return self.actions if isinstance(member, Endpoint) else self.listeners
@@ -299,7 +299,7 @@ class Registry:
             if not choices:
                 self._vacant[choices] = self._now
         if node.local:
-            self._heard_here.clear()
+            self._heard_here.cache_clear()
 
     def _has_room_for_name(self, node: KnownNode) -> bool:
         """Names that no node offers make room for others. This node's own names always have some."""
@@ -318,7 +318,7 @@ class Registry:
             del self.actions[choices.name]
         else:
             del self.listeners[choices.name, choices.group]
-            self._heard_by.clear()
+            self._heard_by.cache_clear()
 
     def _fill(self, what: str) -> bool:
         """Note, once, that there is no room for something."""
@@ -336,14 +336,6 @@ def entries(announced: object) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _hearing(event: str, lists: Iterable[EndpointList[EventEndpoint]]) -> Sequence[EndpointList[EventEndpoint]]:
+def _matching(event: str, lists: Iterable[EndpointList[EventEndpoint]]) -> Sequence[EndpointList[EventEndpoint]]:
     """The lists that an event is for. Internal ones come first: they decide where their groups get it."""
     return sorted((one for one in lists if matches(event, one.name)), key=lambda one: not one.internal)
-
-
-def _remember(known: dict[str, T], event: str, found: T) -> T:
-    if len(known) >= REMEMBERED_EVENT_NAMES:
-        known.clear()
-    if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS:
-        known[event] = found
-    return found

@@ -17,9 +17,6 @@ E = TypeVar("E")
 LoadOf = Callable[[str], float | None]
 """How loaded a node is, by its id; None when that is not known."""
 
-ShardKey = str | Callable[[Any], Any]
-"""A path into the params, `#path` into the meta, or a function of the context."""
-
 RING_SIZE = 2**32
 
 
@@ -54,7 +51,7 @@ class Lowest:
     same one perhaps twice; at all of them, in order, when that is not fewer than there are, or 0. The first whose load
     is below `low` wins at once, else the lowest load seen. When no load is known, any endpoint."""
 
-    def __init__(self, load_of: LoadOf, *, sample_count: int, low: float) -> None:
+    def __init__(self, load_of: LoadOf, sample_count: int, low: float) -> None:
         self._load_of, self._sample_count, self._low = load_of, sample_count, low
 
     def choose(self, endpoints: Sequence[E], ctx: Any) -> E:
@@ -94,11 +91,11 @@ class Ring:
 
 
 class Shard:
-    """A call without a key goes to any node. The ring is that of the nodes that are usable: while a breaker keeps one
-    out, its keys go to others."""
+    """The node that a key of the call or event belongs to; any node without a key. The ring is that of the nodes that
+    are usable: while a breaker keeps one out, its keys go to others."""
 
-    def __init__(self, *, shard_key: ShardKey | None, vnodes: int, ring_size: int | None) -> None:
-        self._shard_key, self._vnodes, self._ring_size = shard_key, vnodes, ring_size
+    def __init__(self, options: StrategyOptions) -> None:
+        self._options = options
         self._ring: Ring | None = None
 
     def choose(self, endpoints: Sequence[E], ctx: Any) -> E:
@@ -107,17 +104,16 @@ class Shard:
             return random.choice(endpoints)
         node_ids = tuple(endpoint.node_id for endpoint in endpoints)  # type: ignore[attr-defined]  # both kinds have one
         if self._ring is None or self._ring.node_ids != node_ids:
-            self._ring = Ring(node_ids, self._vnodes, self._ring_size)
+            self._ring = Ring(node_ids, self._options.vnodes, self._options.ring_size)
         return endpoints[node_ids.index(self._ring.node_of(text(key)))]
 
     def _key(self, ctx: Any) -> Any:
-        if not self._shard_key or ctx is None:
+        key = self._options.shard_key
+        if not key or ctx is None:
             return None
-        if callable(self._shard_key):
-            return self._shard_key(ctx)
-        if self._shard_key.startswith("#"):
-            return dig(ctx.meta, self._shard_key[1:])
-        return dig(ctx.params, self._shard_key)
+        if callable(key):
+            return key(ctx)
+        return dig(ctx.meta, key[1:]) if key.startswith("#") else dig(ctx.params, key)
 
 
 class StrategyMaker:
@@ -142,20 +138,18 @@ class StrategyMaker:
             return self._make(name, StrategyOptions())
 
     def _make(self, name: str, options: StrategyOptions) -> Strategy:
-        count = options.sample_count
+        samples = options.sample_count
         match name:
             case "Random":
                 return Uniform()
             case "CpuUsage":
-                count = defaults.CPU_USAGE_SAMPLES if count is None else count
-                return Lowest(lambda node_id: self._nodes[node_id].cpu, sample_count=count, low=options.low_cpu_usage)
+                samples = defaults.CPU_USAGE_SAMPLES if samples is None else samples
+                return Lowest(lambda node_id: self._nodes[node_id].cpu, samples, options.low_cpu_usage)
             case "Latency":
                 self._latencies.use(collect_count=options.collect_count, ping_interval_s=options.ping_interval)
-                count = defaults.LATENCY_SAMPLES if count is None else count
-                return Lowest(self._latency_of, sample_count=count, low=options.low_latency)
+                samples = defaults.LATENCY_SAMPLES if samples is None else samples
+                average, nodes = self._latencies.average, self._nodes
+                return Lowest(lambda node_id: average(nodes[node_id].hostname), samples, options.low_latency)
             case "Shard":
-                return Shard(shard_key=options.shard_key, vnodes=options.vnodes, ring_size=options.ring_size)
+                return Shard(options)
         return RoundRobin()
-
-    def _latency_of(self, node_id: str) -> float | None:
-        return self._latencies.average(self._nodes[node_id].hostname)

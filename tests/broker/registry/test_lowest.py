@@ -17,7 +17,7 @@ A, B, C, D = places = [Place(name) for name in "abcd"]
 
 
 def lowest(loads: dict[str, float], *, samples: int = 0, low: float = 10) -> Lowest:
-    return Lowest(loads.get, sample_count=samples, low=low)
+    return Lowest(loads.get, samples, low)
 
 
 def test_c75_the_first_below_the_limit_wins_at_once_even_if_another_is_lower() -> None:

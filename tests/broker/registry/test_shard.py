@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from broker.registry.strategies import RING_SIZE, Ring, Shard
+from broker.services.policies import StrategyOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ def ring(*names: str, vnodes: int = 10, size: int | None = None) -> Ring:
 
 
 def shard(key: Any = "id", ring_size: int | None = None) -> Shard:
-    return Shard(shard_key=key, vnodes=10, ring_size=ring_size)
+    return Shard(StrategyOptions(shard_key=key, ring_size=ring_size))
 
 
 def call(params: Any = None, meta: Any = None) -> Any:
