@@ -69,6 +69,7 @@ class EventEndpoint:
     group: str
     service: str
     event: EventDefinition | None = None
+    offered: Optional["EndpointList[EventEndpoint]"] = None
 
     @property
     def local(self) -> bool:
@@ -127,8 +128,7 @@ class EndpointList(Generic[E]):
         the member that is in the list."""
         known = self._by_node.setdefault(member.node_id, {}).setdefault(member.service, member)
         if known is member:
-            if isinstance(member, Endpoint):
-                member.offered = self
+            member.offered = self
             self.changed()
         else:
             known.renew(member)

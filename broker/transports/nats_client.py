@@ -229,10 +229,9 @@ _KNOWN = set(inspect.signature(Client.connect).parameters) - {"self"}
 def usable_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options for nats-py. Raises BrokerOptionsError for one that it does not have, or that the broker sets."""
     for name in options:
-        if name in _OWN:
-            raise BrokerOptionsError(f"'{name}' cannot be among the transporter_options: the broker sets it itself.")
-        if name not in _KNOWN:
-            raise BrokerOptionsError(f"'{name}' is among the transporter_options, and nats-py has no such option.")
+        if name in _OWN or name not in _KNOWN:
+            reason = "the broker sets it itself" if name in _OWN else "nats-py has no such option"
+            raise BrokerOptionsError(f"'{name}' cannot be among the transporter_options: {reason}.")
     return options
 
 

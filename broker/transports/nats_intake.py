@@ -104,22 +104,21 @@ class Intake(Parser):
             if taker is None or taker[1]._pending_queue._unfinished_tasks:  # type: ignore[attr-defined]  # of asyncio
                 await super().parse(data[at:end])
             else:
-                self._take(*taker, words, data[begin : end - 2])
+                take, live = taker
+                live._received += 1
+                if self.overrun:
+                    self.overrun.discard(int(words[2]))
+                payload = data[begin : end - 2]
+                if self.overlap is None or self.is_new(words[1].decode(), payload):
+                    later = take(payload, words[3].decode() if len(words) > 4 else "")
+                    if later is not None:
+                        left = _Left(self.nc)
+                        left.later = later
+                        live._pending_queue.put_nowait(left)
                 if monotonic() > self._pause_at:
                     await asyncio.sleep(0)
                     self._pause_at = monotonic() + SLICE_S
             at = end
-
-    def _take(self, take: Take, live: Subscription, words: list[bytes], data: bytes) -> None:
-        live._received += 1
-        if self.overrun:
-            self.overrun.discard(int(words[2]))
-        if self.overlap is None or self.is_new(words[1].decode(), data):
-            later = take(data, words[3].decode() if len(words) > 4 else "")
-            if later is not None:
-                left = _Left(self.nc)
-                left.later = later
-                live._pending_queue.put_nowait(left)
 
 
 _WITH_DATA = (b"MSG", b"HMSG")
