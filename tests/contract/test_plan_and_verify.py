@@ -88,6 +88,28 @@ async def test_a_finished_database_is_verified_and_left_as_it_was(shape: str, ur
         await database.close()
 
 
+@pytest.mark.parametrize("shape", ["p_dmig"])
+async def test_a_table_with_room_for_a_uuid_alone_is_verified(
+    shape: str, url: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql("ALTER TABLE environments ALTER COLUMN id TYPE char(36)")
+    assert all_hold(await verify(url, LOGGER))
+
+
+@pytest.mark.parametrize("shape", ["p_dmig"])
+async def test_of_a_view_is_told_where_its_index_belongs(
+    shape: str, url: str, postgres_database: PostgresDatabase
+) -> None:
+    postgres_database.run_sql(
+        "ALTER TABLE environments RENAME TO kept; CREATE VIEW environments AS SELECT * FROM kept;"
+        " DROP INDEX environments_deleted_at_idx"
+    )
+    details = {check.name: check.detail for check in await verify(url, LOGGER) if check.state == "failed"}
+    assert set(details) == {"index", "speed"}
+    assert "by hand on the tables that hold its rows" in details["index"]
+    assert "has no index" in details["speed"]
+
+
 @pytest.mark.parametrize("shape", ["p_c", "p_half", "p_inv", "s_b2", "s_noidx"])
 async def test_what_is_missing_does_not_hold(shape: str, url: str, tmp_path: Path) -> None:
     rows = rows_of_sqlite(tmp_path / "environments.sqlite") if shape.startswith("s_") else None

@@ -44,7 +44,7 @@ async def build_list_index(url: str, logger: logging.Logger, budgets: MigrationB
 
 def _obstacle(found: Inspection) -> str | None:
     if found.kind != "r":
-        return "The table is no ordinary one: create the index by hand on its parts."
+        return "It is no ordinary table: create the index by hand on the tables that hold its rows."
     if not found.writable:
         return "The database only reads: name the primary in the URL."
     if not (found.can_alter and found.can_index):

@@ -10,16 +10,18 @@ import msgspec
 
 from broker.errors import MoleculerError
 from services.environments_store.database.base import Database
-from services.environments_store.defaults import OperationLimits
+from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.errors import EnvironmentNotFoundError
 from services.environments_store.operations.checks import Check
 from services.environments_store.operations.opening import Opened, open_table
 from services.environments_store.queries import Listing
+from services.environments_store.schema.index import next_action
 from services.environments_store.schema.inspection import Inspection
 
 __all__ = ["verify"]
 
 _PAGE = 50  # a page as a person turns it
+_UUID_CHARACTERS = 36  # a table may have room for a uuid alone
 
 
 async def verify(url: str, logger: logging.Logger) -> tuple[Check, ...]:
@@ -54,7 +56,9 @@ def _index(found: Inspection) -> Check:
         return Check(name="index", state="ok", detail=f"{index.name}, valid{', of deleted rows' * index.partial}")
     invalid = [index.name for index in found.indexes if index.on_column and not index.valid]
     detail = f"{invalid[0]} is INVALID: no query uses it" if invalid else "there is none on deletedAt"
-    return Check(name="index", state="failed", detail=f"{detail}. Run `environments-store migrate run`")
+    action = next_action(found, MigrationBudgets())
+    advice = action.detail if action.kind == "leave" else "run `environments-store migrate run`"
+    return Check(name="index", state="failed", detail=f"{detail}: {advice}")
 
 
 async def _speed(opened: Opened) -> Check:
@@ -72,9 +76,8 @@ async def _speed(opened: Opened) -> Check:
     if rows < OperationLimits().small_table_rows and names & await _plan_of(opened.database, query, forced=True):
         detail = f"the table is small, and read whole; {_first(names)} can be used when it grows"
         return Check(name="speed", state="ok", detail=detail)
-    return Check(
-        name="speed", state="failed", detail="a page of the trash reads the whole table. Run `ANALYZE environments`"
-    )
+    advice = "run `ANALYZE environments`" if names else "it has no index that serves it"
+    return Check(name="speed", state="failed", detail=f"a page of the trash reads the whole table: {advice}")
 
 
 async def _plan_of(database: Database, query: str, *, forced: bool) -> set[str]:
@@ -104,7 +107,7 @@ def _first(names: set[str]) -> str:
 
 
 async def _function(opened: Opened) -> list[Check]:
-    uuid = f"verify-{uuid4()}"
+    uuid = f"verify-{uuid4().hex}"[:_UUID_CHARACTERS]
     checks: list[Check] = []
     steps: tuple[tuple[str, str, Callable[[], Awaitable[bool]]], ...] = (
         ("create", "it is stored", lambda: _create(opened, uuid)),

@@ -31,7 +31,9 @@ def next_action(found: Inspection, budgets: MigrationBudgets) -> IndexAction:
     if found.index is not None:
         return IndexAction("none", found.index.name)
     if found.kind != "r":
-        return IndexAction("leave", detail="the table is no ordinary one: create the index by hand on its parts")
+        return IndexAction(
+            "leave", detail="it is no ordinary table: create the index by hand on the tables that hold its rows"
+        )
     invalid = next((index for index in found.indexes if _is_ours(index.name) and not index.valid), None)
     if invalid is not None and invalid.on_column:
         if found.maintained:
