@@ -31,7 +31,8 @@ from broker.middlewares.base import Middleware
 from broker.middlewares.cacher import MemoryCacher
 from broker.options import BrokerOptions
 from broker.protocol.transforms import Compression, Encryption
-from broker.services.service import Service, action, event
+from broker.services.decorators import action, event
+from broker.services.service import Service
 
 __all__ = [
     "BrokerDisconnectedError",

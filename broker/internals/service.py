@@ -14,7 +14,8 @@ from broker.masking import masked
 from broker.options import BrokerOptions
 from broker.protocol.javascript import camel
 from broker.services.conversion import converted
-from broker.services.service import Service, action
+from broker.services.decorators import action
+from broker.services.service import Service
 
 NAME = "$node"
 

@@ -130,7 +130,7 @@ def compose(around: Sequence[Callable[..., Any]], inner: Callable[..., Any]) -> 
     return inner
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
+@dataclass(slots=True, frozen=True)
 class Target:
     """What a chain leads to: an action of this node or of another one, or an event handler of this node."""
 

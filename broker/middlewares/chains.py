@@ -21,6 +21,7 @@ timeout) costs one look at the call. Work is counted around all of this, so that
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -28,8 +29,7 @@ import anyio
 from broker.context import Context, Next
 from broker.middlewares.base import After, Target, Wrap, compose, hooks, wrapped
 from broker.middlewares.bulkhead import bulkhead
-from broker.middlewares.cacher import MemoryCacher
-from broker.middlewares.caching import caching
+from broker.middlewares.cacher import MemoryCacher, caching
 from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
 from broker.middlewares.event_rate import debounce, throttle
 from broker.middlewares.handler import make_handler, make_listener, make_reader
@@ -84,44 +84,23 @@ class Chains:
     def local_action(self, definition: ActionDefinition, service: Any) -> Next:
         """The chain of an action of this node. Raises ServiceSchemaError or BrokerOptionsError for a setting that does
         not fit."""
-        in_between = self._users_around_actions or definition.settings.get("hooks") or service.hooks
-        parameters = definition.parameters if in_between else None
-        settings = {
-            **definition.settings,
-            "cache": definition.extra.get("cache"),
-            "raw_name": definition.raw_name,
-            "check": make_reader(parameters, definition.name, self._codec) if parameters else None,
-        }
-        target = Target(
-            name=definition.name,
-            service=definition.service,
-            local=True,
-            settings=settings,
-            instance=service,
-            endpoint=lambda: self._registry.own.get(definition.name),
-        )
+        name, settings = definition.name, {**definition.settings, "raw_name": definition.raw_name}
+        settings["cache"] = definition.extra.get("cache")
+        if definition.parameters and (self._users_around_actions or settings.get("hooks") or service.hooks):
+            settings["check"] = make_reader(definition.parameters, name, self._codec)
+        own = partial(self._registry.own.get, name)
+        target = Target(name, definition.service, local=True, settings=settings, instance=service, endpoint=own)
         return wrapped(self._local_action, make_handler(definition, self._codec), target)
 
     def remote_action(self, endpoint: Endpoint, send: Next) -> Next:
         """The chain of calls to an endpoint of another node."""
-        target = Target(
-            name=endpoint.name,
-            service=endpoint.service,
-            local=False,
-            settings=announced_policies(endpoint.info),
-            endpoint=lambda: endpoint,
-        )
+        settings = announced_policies(endpoint.info)
+        target = Target(endpoint.name, endpoint.service, local=False, settings=settings, endpoint=lambda: endpoint)
         return wrapped(self._remote_action, send, target)
 
     def local_event(self, definition: EventDefinition, service: Any) -> Next:
         """The chain of an event handler of this node."""
-        target = Target(
-            name=definition.name,
-            service=definition.service,
-            local=True,
-            settings=definition.settings,
-            instance=service,
-        )
+        target = Target(definition.name, definition.service, local=True, settings=definition.settings, instance=service)
         return wrapped(self._local_event, make_listener(definition), target)
 
 

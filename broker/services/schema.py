@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from broker.errors import ServiceSchemaError
-from broker.services.declarations import Visibility
+from broker.services.decorators import Visibility
 from broker.services.parameters import Parameters
 from broker.services.policies import announce_policies, without_functions
 

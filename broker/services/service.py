@@ -5,20 +5,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from broker.context import Caller
 from broker.errors import ServiceSchemaError
-from broker.services.declarations import (
-    ActionOptions,
-    EventOptions,
-    Visibility,
-    check_coroutine_function,
-    check_spelling,
-    checked_options,
-)
+from broker.services.decorators import MARK, ActionOptions, EventOptions, Mark, check_coroutine_function
 from broker.services.inheritance import entries, merge_declared
 from broker.services.parameters import Parameters, signature_of
 from broker.services.schema import (
@@ -29,108 +22,6 @@ from broker.services.schema import (
     full_action_name,
     full_service_name,
 )
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_MARK = "_moleculer"
-_SETTINGS = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
-
-
-class _Mark(Struct, frozen=True):
-    """What a decorator says about a method."""
-
-    options: ActionOptions | EventOptions
-    balancing: dict[str, Any]
-    settings: dict[str, Any]
-    extra: dict[str, Any] = {}
-
-    def put(self, method: Any) -> Any:
-        check_coroutine_function(method, streams=isinstance(self.options, ActionOptions))
-        if hasattr(method, _MARK):  # this one would take its place
-            raise ServiceSchemaError(
-                f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
-            )
-        setattr(method, _MARK, self)
-        return method
-
-
-@overload
-def action(handler: F, /) -> F: ...
-
-
-@overload
-def action(
-    *,
-    name: str | None = None,
-    timeout: float | None = None,
-    visibility: Visibility | None = None,
-    rename: Mapping[str, str] | None = None,
-    convert: bool | None = None,
-    strategy: str | None = None,
-    strategy_options: Mapping[str, Any] | None = None,
-    retry_policy: Mapping[str, Any] | None = None,
-    circuit_breaker: Mapping[str, Any] | None = None,
-    bulkhead: Mapping[str, Any] | None = None,
-    fallback: Callable[..., Any] | str | None = None,
-    hooks: Mapping[str, Any] | None = None,
-    **extra: Any,
-) -> Callable[[F], F]: ...
-
-
-def action(handler: Any = None, /, **given: Any) -> Any:
-    """Make a method an action.
-
-    `name` is its name on the wire, the method's own by default. `timeout` in seconds is the default for callers.
-    `visibility` as in Moleculer: `published`, `public`, `protected` (this node only), `private` (this service only).
-    `rename` maps Python parameter names to wire names. `convert` takes text for numbers, booleans and dates, and one
-    value for a list of one, as requests over HTTP have them; the broker's `convert_params` is its default. `strategy`
-    (`RoundRobin`, `Random`, `CpuUsage`, `Latency`, `Shard`) is how callers choose among nodes. `retry_policy`,
-    `circuit_breaker` and `bulkhead` change the broker's for this action (`broker.services.policies`). `fallback`, a
-    function of (context, error) or a method's name, answers instead of an error. `hooks`: see
-    `broker.middlewares.hooks`. `cache`, True or `{keys, ttl, lock, …}`, keeps results in the broker's cacher. Anything
-    else (`rest`…) goes into INFO as it is.
-
-    Parameters after the context are typed: they are validated and converted from `params`, and a violation is a
-    ValidationError. A handler with the context alone reads `ctx.params`.
-    """
-
-    if isinstance(handler, str):
-        raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
-    about = f"action '{given['name']}'" if given.get("name") else "an action"
-    own = {name: given.pop(name) for name in ActionOptions.__struct_fields__ if name in given}
-    settings = {name: given.pop(name) for name in _SETTINGS if name in given}
-    check_spelling(about, given, (*ActionOptions.__struct_fields__, *_SETTINGS, "cache"))
-    mark = _Mark(*checked_options(ActionOptions, about, own), _given(settings), given)
-    return mark.put(handler) if handler is not None else mark.put
-
-
-def event(
-    pattern: str,
-    *,
-    group: str | None = None,
-    strategy: str | None = None,
-    strategy_options: Mapping[str, Any] | None = None,
-    bulkhead: Mapping[str, Any] | None = None,
-    debounce: float | None = None,
-    throttle: float | None = None,
-) -> Callable[[F], F]:
-    """Make a method a handler of events whose name matches `pattern` (`*`, `**` and `?` as in Moleculer).
-
-    Nodes of one `group`, by default the service's name, share the events that are emitted: one of them gets each, by
-    `strategy`. `bulkhead` bounds how many are handled at once. `debounce` waits until that many seconds have passed
-    without another event, then handles the last; `throttle` handles the first and drops what comes within that many
-    seconds after it.
-    """
-
-    if callable(pattern):
-        raise ServiceSchemaError("An event handler needs the name of its event: @event('user.created').")
-    settings = {"bulkhead": bulkhead, "debounce": debounce, "throttle": throttle}
-    own = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options, **settings}
-    return _Mark(*checked_options(EventOptions, f"event {pattern!r}", own), _given(settings)).put
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 class Service:
@@ -247,7 +138,7 @@ def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
     actions: dict[str, ActionDefinition] = {}
     events: dict[str, EventDefinition] = {}
     for method in methods:
-        mark: _Mark = getattr(method, _MARK)
+        mark: Mark = getattr(method, MARK)
         if isinstance(mark.options, EventOptions):
             listener = _define_event(method, full_name, name, mark, mark.options)
             before = events.get(listener.name)
@@ -282,7 +173,7 @@ def _full_name(service: str, dependency: Any) -> str:
 
 
 def _define_action(
-    method: Any, service: str, service_settings: dict[str, Any], mark: _Mark, options: ActionOptions, *, convert: bool
+    method: Any, service: str, service_settings: dict[str, Any], mark: Mark, options: ActionOptions, *, convert: bool
 ) -> ActionDefinition:
     raw_name = options.name or method.__name__
     converts = convert if options.convert is None else options.convert
@@ -304,7 +195,7 @@ def _define_action(
     )
 
 
-def _define_event(method: Any, service: str, group: str, mark: _Mark, options: EventOptions) -> EventDefinition:
+def _define_event(method: Any, service: str, group: str, mark: Mark, options: EventOptions) -> EventDefinition:
     _, *others = signature_of(method)
     named = [one.name for one in others if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if named:
@@ -341,7 +232,7 @@ def _marked_methods(service: Service) -> list[Any]:
     replace what services are made of, such as `settings` and `started`."""
     names: dict[str, None] = {}
     for cls in reversed(type(service).__mro__):
-        for name in [name for name, member in vars(cls).items() if hasattr(member, _MARK)]:
+        for name in [name for name, member in vars(cls).items() if hasattr(member, MARK)]:
             if name in {*vars(Service), *Service.__annotations__}:
                 raise ServiceSchemaError(
                     f"'{name}' is what every service has, so it cannot be the method of an action or event. Give the "
@@ -349,4 +240,4 @@ def _marked_methods(service: Service) -> list[Any]:
                 )
             names[name] = None
     methods = [getattr(service, name) for name in names]
-    return [method for method in methods if hasattr(method, _MARK)]
+    return [method for method in methods if hasattr(method, MARK)]

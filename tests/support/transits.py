@@ -15,7 +15,8 @@ from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import Command, Info, Protocol, Request
 from broker.protocol.topics import Topics
 from broker.registry.registry import Registry
-from broker.services.service import Service, action, define, event
+from broker.services.decorators import action, event
+from broker.services.service import Service, define
 
 __all__ = [
     "GOLDEN",

@@ -15,7 +15,8 @@ from broker.context import ABSENT, Context
 from broker.defaults import CLI_KNOWN_WAIT_S
 from broker.ids import new_id
 from broker.logs import encode
-from broker.services.service import Service, event
+from broker.services.decorators import event
+from broker.services.service import Service
 
 
 def _sender(how: Literal["emit", "broadcast"], explanation: str) -> Callable[..., None]:

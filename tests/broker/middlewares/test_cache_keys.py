@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from broker.middlewares.caching import cache_key, flatten
+from broker.middlewares.cacher import cache_key, flatten
 from broker.protocol.javascript import MISSING
 from tests.support.targets import made_context
 
@@ -76,7 +76,7 @@ def test_long_keys_end_in_a_digest() -> None:
 
 
 def test_the_digest_of_the_reference() -> None:
-    from broker.middlewares.caching import shortened
+    from broker.middlewares.cacher import shortened
 
     assert shortened("a|" + "x" * 100, 60) == "a|xxxxxxxxxxxxxx3L9L/LhDHBbEhjUT4mdaegutFD881JuWdvubFN0tc3o="
 

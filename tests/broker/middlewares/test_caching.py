@@ -9,8 +9,7 @@ import pytest
 from broker.context import Context, Next
 from broker.errors import ServiceSchemaError
 from broker.middlewares.base import Wrap
-from broker.middlewares.cacher import MemoryCacher
-from broker.middlewares.caching import caching
+from broker.middlewares.cacher import MemoryCacher, caching
 from tests.support.targets import Timers, made_context, run, target
 from tests.support.waiting import eventually
 

@@ -12,7 +12,8 @@ from broker.middlewares.handler import make_handler, make_reader
 from broker.protocol.codecs import make_codec
 from broker.protocol.codecs.json import Codec, JSONCodec
 from broker.protocol.packets import Request
-from broker.services.service import Service, action, define
+from broker.services.decorators import action
+from broker.services.service import Service, define
 
 pytestmark = pytest.mark.anyio
 BROKER: Any = None

@@ -8,7 +8,8 @@ import pytest
 from broker.context import Context
 from broker.registry.endpoints import Endpoint, EndpointList
 from broker.registry.strategies import RoundRobin
-from broker.services.service import Service, action, define
+from broker.services.decorators import action
+from broker.services.service import Service, define
 
 
 class Posts(Service):

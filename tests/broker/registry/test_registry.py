@@ -17,7 +17,8 @@ from broker.context import Context
 from broker.errors import ServiceNotAvailableError, ServiceNotFoundError
 from broker.protocol.packets import Heartbeat, Info
 from broker.registry.registry import Registry
-from broker.services.service import Service, action, define, event
+from broker.services.decorators import action, event
+from broker.services.service import Service, define
 from tests.support.transits import captured, info, make_transit, service_info
 
 

@@ -12,8 +12,9 @@ from broker.context import Context
 from broker.errors import ServiceSchemaError
 from broker.protocol.codecs.json import json_text
 from broker.services.conversion import converted, converting
+from broker.services.decorators import action
 from broker.services.parameters import Parameters
-from broker.services.service import Service, action, define
+from broker.services.service import Service, define
 
 NUMBER, BOOLEAN, TEXT = {"type": "number"}, {"type": "boolean"}, {"type": "string"}
 NONE = Raw(b"null")

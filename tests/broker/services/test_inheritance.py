@@ -8,8 +8,9 @@ import pytest
 from broker.context import Context
 from broker.errors import ServiceSchemaError
 from broker.middlewares.handler import make_listener
+from broker.services.decorators import action, event
 from broker.services.inheritance import merge_declared
-from broker.services.service import Service, action, define, event
+from broker.services.service import Service, define
 
 
 class Limits(Service):

@@ -6,7 +6,8 @@ import pytest
 
 from broker.context import Context
 from broker.errors import ServiceSchemaError
-from broker.services.service import Service, action, define, event
+from broker.services.decorators import action, event
+from broker.services.service import Service, define
 
 
 class Base(Service):
