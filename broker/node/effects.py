@@ -149,7 +149,7 @@ class Performing:
         try:
             data = self._codec.encode(effect.packet) if effect.data is None else effect.data
             if ask:
-                return await self._transport.is_heard(effect.subject, data)
+                return await self._transport.has_subscribers(effect.subject, data)
             await self._transport.publish(effect.subject, data, effect.reply_id)
         except MoleculerError as error:
             self.note_failure(effect.packet, error, broadcast=effect.subject.endswith(".DISCOVER"))

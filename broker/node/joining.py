@@ -56,7 +56,9 @@ class Joining:
         ping = self._transit.packets.ping
         questions = [ping(version, node_id, asker, epoch_ms(), sender=asker) for version in self._versions]
         try:
-            heard = [await self._transport.is_heard(one.subject, self._codec.encode(one.packet)) for one in questions]
+            heard = [
+                await self._transport.has_subscribers(one.subject, self._codec.encode(one.packet)) for one in questions
+            ]
             if any(heard):
                 with anyio.move_on_after(defaults.ID_PROBE_S):
                     await answered.wait()
@@ -122,7 +124,7 @@ class Joining:
             answers = await self._transport.subscribe(subject, self._receiver("PEERS"))
             try:
                 for _ in range(defaults.PEERS_TRIES):
-                    if self._peers.told or not await self._transport.is_heard(question.subject, data):
+                    if self._peers.told or not await self._transport.has_subscribers(question.subject, data):
                         break
                     await self._until(lambda: self._peers.told, defaults.PEERS_WAIT_S)
                 if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription

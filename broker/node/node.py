@@ -168,7 +168,7 @@ class Node:
 
     async def _connect(self, transport: Transport) -> None:
         observer = Observer(
-            nobody_listens=self._no_responders,
+            no_responders=self._no_responders,
             replied=self._replied,
             denied=self._denied,
             disconnected=self._disconnected,

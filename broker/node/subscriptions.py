@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from broker.node.workers import Workers
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Command, Request, Response
 from broker.protocol.topics import Topics
-from broker.transports.base import Later, Subscription, Transport
+from broker.transports.base import Later, Receiver, Subscription, Transport
 
 logger = logging.getLogger("broker")
 
@@ -37,18 +37,6 @@ def balanced_subscriptions(topics: Topics, services: Iterable[dict[str, Any]]) -
             # NATS matches all from the first `**` on by `>`. That may be more than is meant; the receiver looks again.
             before, stars, _ = event["name"].partition("**")
             yield Balanced("EVENT", topics.balanced_event(event["group"], before + ">" * bool(stars)), event["group"])
-
-
-class Receiver:
-    """Takes the messages of one subscription."""
-
-    def __init__(self, take: Callable[[bytes, str], Later | None]) -> None:
-        self.take = take
-
-    async def __call__(self, data: bytes, reply: str) -> None:
-        later = self.take(data, reply)
-        if later is not None:
-            await later()
 
 
 class Subscriptions:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 OnMessage = Callable[[bytes, str], Awaitable[None]]
 """Takes the bytes of one message and the subject to answer on, empty when no answer is expected. Must not raise, and
@@ -12,14 +12,16 @@ Later = Callable[[], Awaitable[None]]
 """What is left to do with a message, when it may have to wait for something."""
 
 
-@runtime_checkable
-class Receiver(Protocol):
-    """An OnMessage that transports may call without a coroutine for each message."""
+@dataclass(frozen=True)
+class Receiver:
+    """An OnMessage whose `take` does the same without a coroutine for each message, and returns what is left to do."""
 
-    def take(self, data: bytes, reply: str) -> Later | None:
-        """As the call of it. Returns what is left to do."""
+    take: Callable[[bytes, str], Later | None]
 
-    async def __call__(self, data: bytes, reply: str) -> None: ...
+    async def __call__(self, data: bytes, reply: str) -> None:
+        later = self.take(data, reply)
+        if later is not None:
+            await later()
 
 
 async def _ignore(*_: object) -> None:
@@ -30,7 +32,7 @@ async def _ignore(*_: object) -> None:
 class Observer:
     """What a transport calls when something happens to the connection."""
 
-    nobody_listens: Callable[[str], Awaitable[None]] = _ignore
+    no_responders: Callable[[str], Awaitable[None]] = _ignore
     """The message published with this `reply_id` had no responders: its subject has no subscription."""
     replied: Callable[[str, bytes], Awaitable[None]] = _ignore
     """An answer to the message published with this `reply_id`."""
@@ -88,7 +90,7 @@ class Transport(Protocol):
     def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
         """As `publish`, at once. False when it may have to wait, or cannot be done: then `publish` does, or raises."""
 
-    async def is_heard(self, subject: str, data: bytes) -> bool:
+    async def has_subscribers(self, subject: str, data: bytes) -> bool:
         """Send a message and return whether the subject has a subscription. True when that cannot be known."""
 
     async def flush(self) -> None:

@@ -97,13 +97,13 @@ class MemoryTransport:
     async def publish(self, subject: str, data: bytes, reply_id: str | None = None) -> None:
         reply = f"{self._inbox}/{reply_id}" if reply_id is not None else ""
         if not await self._deliver(subject, data, reply) and reply_id is not None:
-            await self._observer.nobody_listens(reply_id)
+            await self._observer.no_responders(reply_id)
 
     def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
         """Never: who receives a message deals with it first."""
         return False
 
-    async def is_heard(self, subject: str, data: bytes) -> bool:
+    async def has_subscribers(self, subject: str, data: bytes) -> bool:
         return await self._deliver(subject, data, "")
 
     async def flush(self) -> None:

@@ -103,7 +103,7 @@ class NATSTransport:
         reply = f"{self._inbox}.{reply_id}" if reply_id and self.has_inbox else ""
         return _PLAIN(subject + reply) is not None and connection.write(subject, data, reply)
 
-    async def is_heard(self, subject: str, data: bytes) -> bool:
+    async def has_subscribers(self, subject: str, data: bytes) -> bool:
         question = new_id()
         heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._asked[question] = heard
@@ -146,7 +146,7 @@ class NATSTransport:
             if not asked.done():
                 asked.set_result(not no_responders)
         elif no_responders:
-            await self._observer.nobody_listens(reply_id)
+            await self._observer.no_responders(reply_id)
         else:
             await self._observer.replied(reply_id, data)
 

@@ -33,10 +33,10 @@ class Bus:
 
     async def connect(self, **observer: Any) -> Transport:
         transport = self.transport()
-        await transport.connect(Observer(nobody_listens=self._nobody_listens, **observer), "test")
+        await transport.connect(Observer(no_responders=self._no_responders, **observer), "test")
         return transport
 
-    async def _nobody_listens(self, reply_id: str) -> None:
+    async def _no_responders(self, reply_id: str) -> None:
         self.unheard.append(reply_id)
 
 
@@ -164,17 +164,17 @@ async def test_a_subject_without_a_subscription_is_reported_and_no_other(bus: Bu
     assert bus.unheard == ["unheard:1", "unheard-2"]
 
 
-async def test_is_heard_tells_whether_there_is_a_subscription(bus: Bus) -> None:
+async def test_has_subscribers_says_whether_a_subject_has_a_subscription(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     heard = Heard()
     subscription = await receiver.subscribe("a.*", heard)
     await receiver.flush()
-    assert await sender.is_heard("a.b", b"x") is True
-    assert await sender.is_heard("b", b"x") is False
+    assert await sender.has_subscribers("a.b", b"x") is True
+    assert await sender.has_subscribers("b", b"x") is False
     await eventually(lambda: heard == ["x"])
     await subscription.cancel()
     await receiver.flush()
-    assert await sender.is_heard("a.b", b"x") is False
+    assert await sender.has_subscribers("a.b", b"x") is False
 
 
 async def test_a_connection_that_closes_takes_its_subscriptions_along(bus: Bus) -> None:
@@ -184,7 +184,7 @@ async def test_a_connection_that_closes_takes_its_subscriptions_along(bus: Bus) 
     await receiver.close()
 
     async def gone() -> bool:
-        return not await sender.is_heard("a", b"x")
+        return not await sender.has_subscribers("a", b"x")
 
     with anyio.fail_after(30):
         while not await gone():
@@ -196,7 +196,7 @@ async def test_c86_a_message_above_the_limit_is_refused_with_size_and_limit(bus:
     heard = Heard()
     await transport.subscribe("a", heard)
     assert transport.max_payload == LIMIT
-    for send in (transport.publish, transport.is_heard):
+    for send in (transport.publish, transport.has_subscribers):
         with pytest.raises(PayloadTooLargeError) as caught:
             await send("a", b"x" * (LIMIT + 1))
         assert caught.value.data == {"size": LIMIT + 1, "limit": LIMIT}
@@ -222,7 +222,7 @@ async def test_without_a_connection_everything_says_so(bus: Bus) -> None:
         uses: list[Coroutine[Any, Any, Any]] = [
             transport.publish("a", b"x"),
             transport.subscribe("a", Heard()),
-            transport.is_heard("a", b"x"),
+            transport.has_subscribers("a", b"x"),
             transport.flush(),
         ]
         for use in uses:

@@ -55,7 +55,7 @@ class Victim:
         assert transport is not None
         subject = self.broker._node.transit.topics.to_node("PONG", "victim")
         with anyio.fail_after(DEADLINE_S):
-            while await transport.is_heard(subject, b""):
+            while await transport.has_subscribers(subject, b""):
                 await anyio.lowlevel.checkpoint()
 
 

@@ -168,7 +168,7 @@ class Cluster:
         """The bus knows that a connection is gone a moment after it is: what is sent before is lost."""
         stranger = await self.stranger("undertaker")
         with anyio.fail_after(DEADLINE_S):
-            while await stranger.transport.is_heard(self.topics.to_node("RES", node_id), b""):
+            while await stranger.transport.has_subscribers(self.topics.to_node("RES", node_id), b""):
                 await anyio.lowlevel.checkpoint()
 
     async def close(self) -> None:

@@ -160,11 +160,11 @@ class Shaky(MemoryTransport):
 
     lost = False
 
-    async def is_heard(self, subject: str, data: bytes) -> bool:
+    async def has_subscribers(self, subject: str, data: bytes) -> bool:
         if not self.lost:
             self.lost = True
             raise BrokerDisconnectedError
-        return await super().is_heard(subject, data)
+        return await super().has_subscribers(subject, data)
 
 
 async def test_a_start_whose_connection_is_lost_at_once_goes_on(cluster: Cluster, namespace: str) -> None:

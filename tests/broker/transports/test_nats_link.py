@@ -242,7 +242,7 @@ def has_moved(transport: NATSTransport) -> bool:
 async def eventually_routed(transports: list[NATSTransport], *subjects: str) -> None:
     for transport in transports:
         for subject in subjects:
-            while not await transport.is_heard(subject, PROBE):
+            while not await transport.has_subscribers(subject, PROBE):
                 await anyio.lowlevel.checkpoint()
 
 
