@@ -23,10 +23,7 @@ from broker.context import ABSENT, PLAIN, CallArguments, Context, Next, call_opt
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
-    FORGET_OFFLINE_S,
     PING_TIMEOUT_S,
-    REQUESTS_IN_WORK,
-    REQUESTS_PENDING,
 )
 from broker.errors import (
     BROKER_STATE,
@@ -91,7 +88,7 @@ class ServiceBroker:
             make_identity(self.node_id, self.options.metadata, self._codec, self.options.protocol),
             Topics(self.options.namespace),
             self.registry,
-            Limits(self.options.heartbeat_timeout, FORGET_OFFLINE_S, REQUESTS_IN_WORK, REQUESTS_PENDING),
+            Limits(self.options.heartbeat_timeout),
             self._codec,
             self.options.protocol,
             visitor=self.options.visitor,

@@ -25,7 +25,11 @@ from broker.conversation.presence import Presence
 from broker.conversation.presence_packets import Identity, PresencePackets
 from broker.conversation.requests import PendingRequests, notices
 from broker.defaults import (
+    FORGET_OFFLINE_S,
+    HEARTBEAT_TIMEOUT_S,
     REQUESTS_ASKED,
+    REQUESTS_IN_WORK,
+    REQUESTS_PENDING,
     STREAM_BUFFER_BYTES,
     STREAM_IDLE_TIMEOUT_S,
     STREAMS_BUFFER_BYTES,
@@ -61,7 +65,6 @@ from broker.protocol.packets import (
 )
 from broker.protocol.topics import Topics, is_token
 from broker.registry.endpoints import EventEndpoint
-from broker.registry.nodes import KnownNode
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition
 from broker.streams.incoming import AnswerMark, IncomingStreams, StreamBuffer
@@ -71,10 +74,9 @@ from broker.streams.packets import STOP, is_part_of_stream
 class Limits(NamedTuple):
     """The bounds the transit keeps."""
 
-    heartbeat_timeout_s: float
-    forget_offline_s: float
-    requests_in_work: int
-    requests_pending: int
+    heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
+    requests_in_work: int = REQUESTS_IN_WORK
+    requests_pending: int = REQUESTS_PENDING
     streams_open: int = STREAMS_OPEN
     stream_buffer_bytes: int = STREAM_BUFFER_BYTES
     streams_buffer_bytes: int = STREAMS_BUFFER_BYTES
@@ -174,10 +176,13 @@ class Transit:
                 continue
             if self.requests.may_answer(node) and now - node.last_heartbeat > self.limits.heartbeat_timeout_s:
                 effects += self.requests.lose(node.id, now, unexpected=True)
-            elif node.offline_since is not None and now - node.last_heartbeat > self.limits.forget_offline_s:
+            elif node.offline_since is not None and now - node.last_heartbeat > FORGET_OFFLINE_S:
                 self.registry.forget(node.id)
-        self.registry.forget_vacant(now - self.limits.forget_offline_s)
+        self.registry.forget_vacant(now - FORGET_OFFLINE_S)
         self.streams.expire(now)
+        if self.registry.full:
+            effects.append(Log(self.registry.full))
+            self.registry.full = None
         if self.peers.searching:
             effects += [*self.peers.look_around(now), *self.presence.discover_others()]
         return effects + self.requests.look_after(now, readers)
@@ -343,22 +348,18 @@ class Transit:
 
     def _on_info(self, info: Info, now: float) -> list[Effect]:
         if not self.registry.has_room_for(info.sender):
-            return self._note_full()
+            return []
         known = self.registry.nodes.get(info.sender)
         replaced = known is not None and known.instance_id != info.instance_id
         new = known is None or not known.available
         changes = self.registry.apply_info(info, now)
         lost = self.requests.introduced(info.sender, replaced=replaced)
         greetings = self.presence.met(info.sender, new=new, ready=self.ready)
-        return [*notices(changes), *greetings, *lost, *self._note_full()]
-
-    def _note_full(self) -> list[Effect]:
-        full, self.registry.full = self.registry.full, None
-        return [Log(full)] if full else []
+        return [*notices(changes), *greetings, *lost]
 
     def _on_heartbeat(self, beat: Heartbeat, now: float) -> list[Effect]:
         node = self.registry.nodes.get(beat.sender)
-        if node is None or not node.available or _is_other_process(node, beat):
+        if node is None or not node.available:
             if self.peers.only not in (None, beat.sender):
                 return []
             return [self.packets.discover(beat.ver, beat.sender)]
@@ -376,12 +377,3 @@ class Transit:
             in_work = {one: one in known for one in ping.requests[:REQUESTS_ASKED] if isinstance(one, str)}
         pong = Pong(ver=ping.ver, sender=self.identity.node_id, time=ping.time, id=ping.id, requests=in_work)
         return Publish(self.topics.to_node("PONG", ping.sender), pong)
-
-
-def _is_other_process(node: KnownNode, beat: Heartbeat) -> bool:
-    """Whether a heartbeat belongs to another state than the stored one (§4.4); NATS nodes do not send these fields."""
-    if beat.sequence is not UNSET and beat.sequence != node.sequence:
-        return True
-    if beat.instance_id is UNSET:
-        return False
-    return not (node.instance_id or "").startswith(str(beat.instance_id))

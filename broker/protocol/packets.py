@@ -46,8 +46,6 @@ class Heartbeat(Packet, kw_only=True):
     """The sender lives. `cpu` in percent, None until measured (§4.4)."""
 
     cpu: float | None = None
-    sequence: int | UnsetType = field(name="seq", default=UNSET)
-    instance_id: str | UnsetType = field(name="instanceID", default=UNSET)
 
 
 class Ping(Packet, kw_only=True):

@@ -72,7 +72,7 @@ def make_transit(
 ) -> Transit:
     """A node that is up: it answers, and it knows nobody."""
     identity = Identity(node_id, f"instance of {node_id}", "host", ["10.0.0.1"], {"type": "python"}, metadata or {})
-    limits = Limits(30.0, 600.0, requests_in_work, requests_pending)
+    limits = Limits(30.0, requests_in_work, requests_pending)
     transit = Transit(identity, Topics(namespace), Registry(node_id), limits, JSONCodec(), protocol, visitor=visitor)
     transit.ready = True
     return transit

@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw, Struct
 
 from broker.errors import InvalidPacketDataError
 from broker.protocol.codecs.cbor import CBORCodec
-from broker.protocol.packets import Heartbeat, Ping, Request
+from broker.protocol.packets import Heartbeat, Ping, Request, Response
 from broker.protocol.values import RegExp
 
 CODEC = CBORCodec()
@@ -124,9 +124,9 @@ def test_c84_undefined_is_none_and_for_typed_parameters_absent() -> None:
     assert isinstance(packet, Request)
     assert CODEC.decode_value(packet.params) == {"a": None, "part": {"b": None}, "items": [None, 1]}
     assert CODEC.value_decoder(Wanted)(packet.params) == Wanted(5, Part(6), [None, 1])
-    beat = CODEC.decode("HEARTBEAT", bytes.fromhex("a46376657261356673656e646572626a7363637075f763736571f7"))
-    assert isinstance(beat, Heartbeat)
-    assert (beat.cpu, beat.sequence) == (None, UNSET)
+    answer = CODEC.decode("RES", bytes.fromhex("a46376657261356673656e646572626a73626964613163736571f7"))
+    assert isinstance(answer, Response)
+    assert answer.sequence is UNSET
 
 
 @pytest.mark.parametrize("data", ["", "01", "80", "a1", "ff", "9bffffffffffffffff", "b9ffff", "7a7fffffff61"])
