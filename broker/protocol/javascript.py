@@ -11,6 +11,7 @@ from typing import Any
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 """What a path leads to when there is nothing: `undefined`."""
 
+_EXPONENT = re.compile(r"e([+-])0*")
 _STEPS = re.compile(r"[.\[\]]+")
 _DECIMAL = re.compile(r"[+-]?(?:Infinity|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
 _RADIX = re.compile(r"0(?:[xX][\da-fA-F]+|[oO][0-7]+|[bB][01]+)", re.ASCII)
@@ -47,26 +48,13 @@ def number(value: float) -> str:
     try:
         value = float(value)
     except OverflowError:
-        return "Infinity" if value > 0 else "-Infinity"
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "Infinity" if value > 0 else "-Infinity"
-    if value == 0:
-        return "0"
-    sign, digits, exponent = Decimal(repr(value)).as_tuple()
-    assert isinstance(exponent, int)
-    figures = "".join(map(str, digits)).rstrip("0")
-    point = len(digits) + exponent  # the place of the decimal point, counted from the first figure
-    if 0 < point <= 21:
-        whole, rest = figures[:point].ljust(point, "0"), figures[point:]
-        printed = f"{whole}.{rest}" if rest else whole
-    elif -6 < point <= 0:
-        printed = f"0.{'0' * -point}{figures}"
-    else:
-        mantissa = f"{figures[0]}.{figures[1:]}" if len(figures) > 1 else figures
-        printed = f"{mantissa}e{'+' if point > 0 else '-'}{abs(point - 1)}"
-    return f"-{printed}" if sign else printed
+        value = math.inf if value > 0 else -math.inf
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    printed = repr(value or 0)
+    if "e" in printed and 1e-6 <= abs(value) < 1e21:  # Python writes an exponent sooner
+        printed = format(Decimal(printed), "f")
+    return _EXPONENT.sub(r"e\1", printed.removesuffix(".0"))
 
 
 def to_number(value: Any) -> float:

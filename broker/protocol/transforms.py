@@ -1,9 +1,8 @@
-"""What changes the bytes of every packet on their way: compression, encryption, or an object of the user's own with the
-same methods (moleculer protocol §13). Nothing in a packet names it, so all nodes of a cluster must have the same ones.
+"""Transit middlewares, which change the bytes of every packet: compression, encryption, or an object of the user's own
+with the same methods (moleculer protocol §13). Nothing in a packet names them, so all nodes of a cluster need the same.
 
-Encryption needs the package cryptography. It hides packets from who may read the bus and from nodes that do not know
-the key. As in Moleculer JS the initialisation vector is the same for all packets and nothing is signed: equal packets
-look equal, and changed ones are not always found.
+Encryption hides packets from readers of the bus and from nodes without the key. As in Moleculer JS the initialisation
+vector is the same for all packets and nothing is signed: equal packets look equal, and not every change is noticed.
 """
 
 import hashlib
@@ -20,8 +19,7 @@ Method = Literal["deflate", "deflateRaw", "gzip"]
 
 _WINDOW_BITS = {"deflate": 15, "deflateRaw": -15, "gzip": 31}  # RFC 1950, 1951 and 1952 in zlib's words
 _PLAIN, _COMPRESSED = b"\x00", b"\x01"
-_UNITS = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?b?)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)b?\s*", re.IGNORECASE)
 _FRAME_BYTES = 64  # more than the flag, headers and checksums take together
 _ALGORITHM = re.compile(r"aes-(128|192|256)-(cbc|ecb)", re.IGNORECASE)
 _BLOCK_BYTES = 16
@@ -43,15 +41,20 @@ class Transform(Protocol):
 class Compression:
     """Compresses packets of at least `threshold` bytes (a number, "1kb", "2mb"…); None: all of them.
 
-    Raises BrokerOptionsError for a method or a threshold that is not known.
+    Raises BrokerOptionsError for an unknown method or threshold.
     """
 
     def __init__(self, method: Method = "deflate", threshold: int | str | None = COMPRESSION_THRESHOLD_BYTES) -> None:
         if method not in _WINDOW_BITS:
             known = ", ".join(_WINDOW_BITS)
             raise BrokerOptionsError(f"The compression '{method}' is not known. Known are: {known}.")
+        size = _SIZE.fullmatch(str(threshold or 0))
+        if size is None:
+            raise BrokerOptionsError(
+                f"A compression threshold is a number of bytes or such as '1kb', not {threshold!r}."
+            )
         self._window_bits = _WINDOW_BITS[method]
-        self._threshold = 0 if threshold is None else _bytes(threshold)
+        self._threshold = int(float(size[1]) * 1024 ** " kmgtp".index(size[2].lower() or " "))
 
     def encode(self, data: bytes) -> bytes:
         """The packet behind a byte 0, or compressed behind a byte 1."""
@@ -82,21 +85,12 @@ class Compression:
         return max(1, limit - limit // 1024 - _FRAME_BYTES)
 
 
-def _bytes(threshold: int | str) -> int:
-    if isinstance(threshold, int) and not isinstance(threshold, bool) and threshold >= 0:
-        return threshold
-    match = _SIZE.fullmatch(threshold) if isinstance(threshold, str) else None
-    if match is None or match[2].lower() not in _UNITS:
-        raise BrokerOptionsError(f"A compression threshold is a number of bytes or such as '1kb', not {threshold!r}.")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
 class Encryption:
     """AES as `Encryption(password, algorithm, iv)` of Moleculer JS.
 
     With `iv` (16 bytes) the password is the key, 32 bytes for `aes-256-cbc`. Without, `cbc` derives key and vector from
-    a password of any length as Moleculer 0.14 does, and `ecb` takes it as the key as 0.15 does; `derive_key` says
-    otherwise. Raises BrokerOptionsError for what does not fit, or without the package cryptography.
+    a password of any length as Moleculer 0.14 does, and `ecb` takes it as the key as 0.15 does; `derive_key` overrides
+    this. Raises BrokerOptionsError for what does not fit, or without the package cryptography.
     """
 
     def __init__(
@@ -112,18 +106,17 @@ class Encryption:
             raise BrokerOptionsError(
                 f"The encryption '{algorithm}' is not known. Known are aes-128, -192, -256, each with -cbc or -ecb."
             )
-        size, mode = int(match[1]) // 8, match[2].lower()
-        key, vector = _octets(password), None if iv is None else _octets(iv)
+        size, is_cbc = int(match[1]) // 8, match[2].lower() == "cbc"
+        key, vector = _octets(password), _octets(iv or b"")
         if not key:
             raise BrokerOptionsError("Encryption needs a password.")
-        derived = vector is None and mode == "cbc" if derive_key is None else derive_key
-        if derived:
-            key, vector = _derive(key, size, _BLOCK_BYTES)
+        if (iv is None and is_cbc) if derive_key is None else derive_key:
+            key, vector = _derived(key, size)
         if len(key) != size:
             raise BrokerOptionsError(f"The key of '{algorithm}' must have {size} bytes, not {len(key)}.")
-        if mode == "cbc" and (vector is None or len(vector) != _BLOCK_BYTES):
+        if is_cbc and len(vector) != _BLOCK_BYTES:
             raise BrokerOptionsError(f"The iv of '{algorithm}' must have {_BLOCK_BYTES} bytes.")
-        self._cipher = _cipher(key, vector if mode == "cbc" else None)
+        self._cipher = _cipher(key, vector if is_cbc else None)
 
     def encode(self, data: bytes) -> bytes:
         """The packet, padded to whole blocks and encrypted."""
@@ -152,13 +145,14 @@ def _octets(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def _derive(password: bytes, key_size: int, iv_size: int) -> tuple[bytes, bytes]:
-    """OpenSSL's EVP_BytesToKey with MD5, without salt, one iteration: what `crypto.createCipher` of Node.js did."""
+def _derived(password: bytes, size: int) -> tuple[bytes, bytes]:
+    """Key and vector by OpenSSL's EVP_BytesToKey with MD5, without salt, one iteration: what `crypto.createCipher` of
+    Node.js did."""
     derived = block = b""
-    while len(derived) < key_size + iv_size:
+    while len(derived) < size + _BLOCK_BYTES:
         block = hashlib.md5(block + password, usedforsecurity=False).digest()
         derived += block
-    return derived[:key_size], derived[key_size : key_size + iv_size]
+    return derived[:size], derived[size : size + _BLOCK_BYTES]
 
 
 def _cipher(key: bytes, iv: bytes | None) -> Any:
