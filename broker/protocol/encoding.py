@@ -76,7 +76,7 @@ def _buffer(data: object) -> bytes:
 
 def packet_of(kind: type[Packet], members: dict[str, Any]) -> Packet:
     """A packet from decoded members; params and data are put in as they are. Raises msgspec.ValidationError."""
-    encoded = {name: members.pop(name) for name in RAW_FIELDS[kind] if name in members}
+    encoded = {name: members.pop(name) for name in ("params", "data") if name in members}
     packet: Packet = typed(members, kind)
     for name, value in encoded.items():
         setattr(packet, name, value)
@@ -148,6 +148,3 @@ TEXT_FIELDS = _names(lambda field: field.type in (str, Id, str | None, str | Uns
 
 PLAIN_FIELDS = _names(lambda field: field.type is not Raw)
 """Everything but params and data, which are encoded apart."""
-
-RAW_FIELDS = _names(lambda field: field.type is Raw)
-"""Params or data."""

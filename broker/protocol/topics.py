@@ -29,7 +29,8 @@ class Topics:
     """The subjects of one namespace."""
 
     def __init__(self, namespace: str = "") -> None:
-        check_token("namespace", namespace, empty=True)
+        if namespace:
+            check_token("namespace", namespace)
         self.prefix = f"MOL-{namespace}" if namespace else "MOL"
 
     @property
@@ -38,19 +39,19 @@ class Topics:
         return f"{self.prefix}.REPLY"
 
     def broadcast(self, command: Command) -> str:
-        """The subject all nodes listen on."""
+        """The subject that all nodes subscribe to."""
         return f"{self.prefix}.{command}"
 
     def to_node(self, command: Command, node_id: str) -> str:
-        """The subject one node listens on."""
+        """The subject that one node subscribes to."""
         return f"{self.prefix}.{command}.{node_id}"
 
     def balanced_request(self, action: str) -> str:
-        """The subject the nodes that offer an action share (§1.3)."""
+        """The subject that the nodes with an action share (§1.3)."""
         return f"{self.prefix}.REQB.{action}"
 
     def balanced_event(self, group: str, event: str) -> str:
-        """The subject the nodes of a group share for an event or a pattern (§1.3)."""
+        """The subject that the nodes of a group share for an event or a pattern (§1.3)."""
         return f"{self.prefix}.EVENTB.{group}.{event}"
 
     def base_subscriptions(self, node_id: str) -> list[tuple[Command, str]]:
@@ -61,10 +62,8 @@ class Topics:
         ]
 
 
-def check_token(what: str, value: str, *, empty: bool = False) -> None:
+def check_token(what: str, value: str) -> None:
     """Refuse a name that NATS cannot carry in a subject (§1.4). Raises BrokerOptionsError."""
-    if not value and empty:
-        return
     if not is_token(value):
         raise BrokerOptionsError(
             f"The {what} {value!r} cannot be part of a NATS subject: use letters, digits, '-', '_' and single dots."

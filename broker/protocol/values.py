@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -88,6 +88,17 @@ def well_formed(text: str) -> str:
 def in_utc(moment: datetime) -> datetime:
     """A datetime without a zone means UTC."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def as_date(number: float, ms: int = 1) -> datetime | float | None:
+    """The date after a number of units of so many milliseconds since 1970: None for an invalid one, the number itself
+    for a year that Python has not."""
+    if number != number:
+        return None
+    try:
+        return EPOCH + timedelta(milliseconds=number * ms)
+    except OverflowError:
+        return number
 
 
 def as_set(values: Any) -> Any:

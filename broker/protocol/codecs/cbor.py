@@ -1,7 +1,7 @@
 """CBOR, as the package cbor-x of JS nodes writes and reads it (protocol §11). Needs the package cbor2."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
@@ -15,9 +15,9 @@ from broker.protocol.codecs.json import json_text, parse_json
 from broker.protocol.encoding import FIELDS, PLAIN_FIELDS, packet_of
 from broker.protocol.packets import COMMANDS, Packet
 from broker.protocol.values import (
-    EPOCH,
     SAFE_INTEGER,
     RegExp,
+    as_date,
     as_set,
     in_utc,
     opened,
@@ -121,13 +121,7 @@ def _plain_tag(tag: CBORTag, _immutable: bool) -> Any:
 
 
 def _date(epoch_s: Any, _immutable: bool) -> Any:
-    """None for an invalid date; the number itself for a year that Python has not."""
-    if not isinstance(epoch_s, int | float) or epoch_s != epoch_s:
-        return None
-    try:
-        return EPOCH + timedelta(seconds=epoch_s)
-    except OverflowError:
-        return epoch_s
+    return as_date(epoch_s, 1000) if isinstance(epoch_s, int | float) else None
 
 
 # No tag may make cycles, share parts (a small packet would unfold into a huge value), or run a parser of other formats.

@@ -16,7 +16,7 @@ from broker.protocol.codecs.base import Codec, ValueDecoder
 from broker.protocol.codecs.json import JSONCodec, json_text, parse_json
 from broker.protocol.encoding import PLAIN_FIELDS, TEXT_FIELDS, rewritten
 from broker.protocol.packets import Packet
-from broker.protocol.values import EPOCH, SAFE_INTEGER, RegExp, as_set, in_utc, opened, rewriter
+from broker.protocol.values import EPOCH, SAFE_INTEGER, RegExp, as_date, as_set, in_utc, opened, rewriter
 
 ESCAPED = "[[ES]]"
 
@@ -37,21 +37,16 @@ def escape(text: bytes) -> bytes:
     return _MARKED.sub(lambda match: b'"[[ES]]' + match[0][1:], text) if has_marks(text) else text
 
 
-def unescape(text: bytes, print_value: Callable[[str], bytes | None]) -> bytes:
-    """JSONExt to JSON: what was escaped becomes what it was.
-
-    `print_value` gives the JSON of any other marked string, None when the mark means nothing and the string stays.
-    """
+def unescape(text: bytes) -> bytes:
+    """JSONExt to JSON: escaped strings are as they were, byte for byte, and other marks become JSON of their values."""
 
     def plain(match: re.Match[bytes]) -> bytes:
         literal = match[0]
         if literal.startswith(b'"[[ES]]'):
             return b'"' + literal[7:]
-        value: str = json.loads(literal)
-        if value.startswith(ESCAPED):
-            return json.dumps(value[len(ESCAPED) :]).encode()
-        printed = print_value(value)
-        return literal if printed is None else printed
+        string = json.loads(literal)
+        value = _revived(string)
+        return literal if value is string else bytes(json_text(value))
 
     return _MARKED.sub(plain, text) if has_marks(text) else text
 
@@ -81,27 +76,8 @@ _marked = rewriter(frozenset({float, bool, type(None)}), _marked_leaf)
 
 def _revived(text: Any) -> Any:
     """What a marked string stands for; itself when its mark is not known, as in JavaScript."""
-    if type(text) is not str or not text.startswith("[["):
-        return text
-    mark, rest = text[:6], text[6:]
-    match mark:
-        case "[[ES]]":
-            return rest
-        case "[[DT]]":
-            return _date(float(rest or 0))
-        case "[[BI]]":
-            return int(rest)
-        case "[[BF]]":
-            return _bytes(rest)
-        case "[[MP]]":
-            return _inner(rest)
-        case "[[ST]]":
-            return _set(_inner(rest))
-        case "[[RE]]":
-            flags, _, source = rest.partition("|")
-            return RegExp(source, flags)
-        case _:
-            return text
+    meaning = _MEANINGS.get(text[:6]) if type(text) is str else None
+    return text if meaning is None else meaning(text[6:])
 
 
 _revive = rewriter(frozenset({int, float, bool, type(None)}), _revived)
@@ -111,33 +87,33 @@ def _inner(text: str) -> Any:
     return _revive(parse_json(Raw(text.encode("utf-8", "surrogatepass"))))
 
 
-def _print(text: str) -> bytes | None:
-    value = _revived(text)
-    return None if value is text else bytes(json_text(value))
-
-
-def _date(epoch_ms: float) -> datetime | float | None:
-    """None for an invalid date; the number itself for a year that Python has not."""
-    if epoch_ms != epoch_ms:
-        return None
-    try:
-        return EPOCH + timedelta(milliseconds=epoch_ms)
-    except OverflowError:
-        return epoch_ms
-
-
 def _bytes(text: str) -> bytes:
     """Base64 as leniently as Node.js reads it."""
     kept = re.sub(r"[^A-Za-z0-9+/]", "", text.partition("=")[0].replace("-", "+").replace("_", "/"))
-    if len(kept) % 4 == 1:
-        kept = kept[:-1]
-    return base64.b64decode(kept + "=" * (-len(kept) % 4))
+    return base64.b64decode(kept[: len(kept) - (len(kept) % 4 == 1)] + "==")
 
 
-def _set(values: Any) -> Any:
+def _set(text: str) -> Any:
+    values = _inner(text)
     if not isinstance(values, list):
         raise ValueError("a set holds an array")
     return as_set(values)
+
+
+def _reg_exp(text: str) -> RegExp:
+    flags, _, source = text.partition("|")
+    return RegExp(source, flags)
+
+
+_MEANINGS: dict[str, Callable[[str], Any]] = {
+    ESCAPED: str,
+    "[[DT]]": lambda text: as_date(float(text or 0)),
+    "[[BI]]": int,
+    "[[BF]]": _bytes,
+    "[[MP]]": _inner,
+    "[[ST]]": _set,
+    "[[RE]]": _reg_exp,
+}
 
 
 class JSONExtCodec(JSONCodec):
@@ -167,7 +143,7 @@ class JSONExtCodec(JSONCodec):
         return {name: member if fields[name] else _revive(member) for name, member in members.items()}
 
     def _text(self, encoded: Raw) -> Raw:
-        return Raw(unescape(bytes(encoded), _print))
+        return Raw(unescape(bytes(encoded)))
 
     def chunk_limit(self, room: int) -> int:
         return max(1, (room - len('"[[BF]]"')) // 4 * 3)
