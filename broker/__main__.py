@@ -2,10 +2,7 @@
 
 import typer
 
-from broker.cli.commands.calling import call
-from broker.cli.commands.events import broadcast, emit, listen
-from broker.cli.commands.lists import actions, services
-from broker.cli.commands.nodes import nodes, ping, run
+from broker.cli.commands import actions, broadcast, call, emit, listen, nodes, ping, run, services
 from broker.cli.output import use_utf8
 
 app = typer.Typer(

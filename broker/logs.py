@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-import time
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -18,8 +18,12 @@ LogFormat = Literal["text", "json"]
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls (C0, DEL, C1), separators of lines and paragraphs, marks and overrides of direction, lone surrogates."""
 
-_TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-8s %(node)s%(name)s: %(message)s"
-_DATE = "%Y-%m-%dT%H:%M:%S"
+_TEXT = "%(asctime)s %(levelname)-8s %(node)s%(name)s: %(message)s"
+
+
+def timestamp(seconds: float) -> str:
+    """A time since the epoch in UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def escaped(text: str) -> str:
@@ -45,11 +49,12 @@ class TextFormatter(logging.Formatter):
     """One line for each record, with the time in UTC and `node/logger` as in Moleculer JS. The lines of a traceback are
     indented, so that text of a peer in it cannot look like a record."""
 
-    converter = staticmethod(time.gmtime)
-
     def __init__(self, node: str = "") -> None:
-        super().__init__(_TEXT, _DATE)
+        super().__init__(_TEXT)
         self.node = node
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return timestamp(record.created)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.node = f"{self.node}/" if self.node else ""
@@ -68,9 +73,8 @@ class JSONFormatter(logging.Formatter):
         self.node = node
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime(_DATE, time.gmtime(record.created))
         entry = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             **({"node": self.node} if self.node else {}),
             "logger": record.name,

@@ -1,12 +1,10 @@
 """What commands on a cluster share: their options, and the visit of a cluster without joining it."""
 
-import asyncio
 import difflib
 import functools
 import inspect
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,10 +12,10 @@ import anyio
 import typer
 
 from broker.broker import ServiceBroker
-from broker.cli.output import print_error, print_note, reader_is_gone
+from broker.cli.output import print_error, print_note
 from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S
-from broker.errors import BrokerOptionsError, MoleculerError
+from broker.errors import BrokerOptionsError, MoleculerError, ServiceNotFoundError
 from broker.logs import configure_logs, encode
 from broker.options import default_node_id
 from broker.services.service import Service
@@ -103,24 +101,6 @@ def on_cluster(function: Callable[..., Coroutine[Any, Any, int | None]]) -> Call
     return command
 
 
-@contextmanager
-def until_signal() -> Iterator[None]:
-    """Ctrl-C, SIGTERM, and a reader of the output that goes away end the block; then the program goes on."""
-    with anyio.CancelScope() as scope:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, scope.cancel)
-        try:
-            yield
-        except BrokenPipeError:
-            reader_is_gone()
-
-
-async def ping_all(broker: ServiceBroker, node_ids: Iterable[str], timeout: float) -> dict[str, dict[str, Any] | None]:
-    """The answer of each node to a ping; None for a node that does not answer in time."""
-    ids = sorted(node_ids)
-    return dict(zip(ids, await asyncio.gather(*(broker.ping(node_id, timeout) for node_id in ids)), strict=True))
-
-
 def known_nodes(broker: ServiceBroker) -> set[str]:
     """The nodes that have answered, and those that only other nodes know."""
     return {node.id for node in broker.registry.nodes.values() if not node.local} | broker.peers.named.keys()
@@ -131,11 +111,25 @@ def unknown_node(broker: ServiceBroker, node_id: str) -> MoleculerError:
     if node_id in broker.peers.named:
         message = f"The node '{node_id}' did not say what it offers: it is frozen or busy."
         return MoleculerError(message, 504, "NODE_NOT_RESPONDING", {"nodeID": node_id})
-    message = f"There is no node '{node_id}'.{did_you_mean(node_id, known_nodes(broker) | broker.peers.listed)}"
+    message = f"There is no node '{node_id}'.{_did_you_mean(node_id, known_nodes(broker) | broker.peers.listed)}"
     return MoleculerError(message, 404, "NODE_NOT_FOUND", {"nodeID": node_id})
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def check_is_offered(broker: ServiceBroker, action: str, node_id: str | None) -> None:
+    """Raises the error for an action that no node offers, or for a node that was not found, with similar names."""
+    if node_id is not None and node_id not in broker.registry.nodes:
+        raise unknown_node(broker, node_id)
+    offered = {name for name, known in broker.registry.actions.items() if known.members}
+    if action in offered:
+        return
+    error = ServiceNotFoundError({"action": action, "nodeID": node_id} if node_id else {"action": action})
+    error.message += _did_you_mean(action, offered)
+    if broker.peers.named:
+        error.message += f" These nodes did not say what they offer: {', '.join(sorted(broker.peers.named))}."
+    raise error
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests similar names; empty when there are none."""
     alike = difflib.get_close_matches(name, known)
     return f" Did you mean {' or '.join(alike)}?" if alike else ""

@@ -34,10 +34,9 @@ def holds_values(name: str) -> bool:
     return Path(name).suffix in (".ndjson", ".jsonl")
 
 
-def size_of(name: str) -> int | None:
+def size_of(name: str | None) -> int | None:
     """The number of bytes to read, where it is known."""
-    path = Path(name)
-    return path.stat().st_size if name != STANDARD and path.is_file() else None
+    return Path(name).stat().st_size if name and name != STANDARD and Path(name).is_file() else None
 
 
 async def read_bytes(name: str, moved: Moved) -> AsyncIterator[bytes]:

@@ -4,23 +4,19 @@ import io
 import json as standard_json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from broker.logs import encode, escaped, escaped_json
 
-_DASH = "–"
-
 
 def use_utf8() -> None:
-    """Results and logs in UTF-8, whatever the locale: JSON is nothing else, and lines of the log are looked for."""
+    """Write results and logs in UTF-8 in any locale: JSON requires it, and people search for lines of the log."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -35,18 +31,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, jso
     """Rows as a table of these columns, or as one JSON array of everything in them."""
     if json or not is_person():
         print_json(rows)
-        return
-    Console().print(_table(rows, columns))
-
-
-@contextmanager
-def live_rows(columns: Sequence[str], *, show: bool) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
-    """A function that draws rows as a table, in the place of what it drew before; nothing unless `show`."""
-    if not show:
-        yield lambda _rows: None
-        return
-    with Live(console=Console(), auto_refresh=False) as live:
-        yield lambda rows: live.update(_table(rows, columns), refresh=True)
+    else:
+        Console().print(make_table(rows, columns))
 
 
 def print_value(value: Any, *, json: bool = False) -> None:
@@ -60,7 +46,7 @@ def print_value(value: Any, *, json: bool = False) -> None:
 
 
 def print_json(value: Any, *, flush: bool = False) -> None:
-    """A value as one line of JSON. `flush`: at once, for a program that reads while this one goes on."""
+    """A value as one line of JSON; `flush` for a program that reads while this one goes on."""
     print(encode(value).decode(), flush=flush)
 
 
@@ -75,7 +61,7 @@ def print_note(text: str) -> None:
 
 
 def reader_is_gone() -> None:
-    """The reader of standard output has gone: what is still to be written goes nowhere, so that nothing fails on it."""
+    """The reader of standard output has gone: discard what is still to be written, so that nothing fails on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -89,16 +75,16 @@ def print_error(message: str) -> None:
 def _cell(value: Any) -> str:
     match value:
         case None:
-            return _DASH
+            return "–"
         case bool():
             return "yes" if value else "no"
         case list() | tuple() | dict():
-            return ", ".join(map(str, value)) or _DASH
+            return ", ".join(map(str, value)) or "–"
         case _:
             return str(value)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+def make_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column)

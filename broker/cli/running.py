@@ -1,22 +1,21 @@
-"""A node as a process: started within a time, stopped cleanly by SIGTERM and SIGINT."""
+"""A command as a process: its event loop, its signals, its exit code."""
 
+import asyncio
 import importlib.util
 import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
 
 from broker.broker import ServiceBroker
 from broker.cli.output import print_error, reader_is_gone
 from broker.errors import MoleculerError
 from broker.logs import name_node
 from broker.masking import masked_text
-from broker.protocol.packets import PROTOCOLS
 
 logger = logging.getLogger("broker")
 
@@ -27,8 +26,9 @@ def run(main: Callable[[], Awaitable[int | None]]) -> int:
     Errors of the broker, and an output that cannot be written, end it with one line and exit code 1; a reader that went
     away, with no line.
     """
+    has_uvloop = importlib.util.find_spec("uvloop") is not None
     try:
-        return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()}) or 0
+        return anyio.run(main, backend_options={"use_uvloop": has_uvloop}) or 0
     except MoleculerError as error:
         print_error(str(error))
     except BrokenPipeError:
@@ -41,6 +41,17 @@ def run(main: Callable[[], Awaitable[int | None]]) -> int:
     return 1
 
 
+@contextmanager
+def until_signal() -> Iterator[None]:
+    """Ctrl-C, SIGTERM, and a reader of the output that goes away end the block; then the program goes on."""
+    with anyio.CancelScope() as scope:
+        _on_signal(lambda _number: scope.cancel())
+        try:
+            yield
+        except BrokenPipeError:
+            reader_is_gone()
+
+
 async def serve(broker: ServiceBroker, start_timeout: float, **uses: str) -> int:
     """Start a node and run it until a signal stops it. Returns the exit code: 0 after a signal; 1 when the node could
     not start within `start_timeout` seconds or had to stop by itself. A second signal ends the process at once, with 1.
@@ -48,24 +59,37 @@ async def serve(broker: ServiceBroker, start_timeout: float, **uses: str) -> int
     The log names what the node is connected to: `uses` adds to that.
     """
     name_node(broker.node_id)
+    stopping = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        stopping = anyio.Event()
-        await tasks.start(_stop_at_a_signal, broker, tasks, stopping)
-        code = 0
+
+        def stop(number: signal.Signals) -> None:
+            if stopping.is_set():  # wait neither for services nor for their threads
+                print_error("Stopped at once, by a second signal: calls that were running are lost.")
+                sys.stdout.flush()
+                os._exit(1)
+            stopping.set()
+            logger.info(
+                "%s received; running calls have %g s to end, then the services stop. A second signal ends the process "
+                "at once",
+                number.name,
+                broker.options.shutdown_timeout,
+            )
+            tasks.start_soon(broker.stop)
+
+        _on_signal(stop)
+        code = 1
         if await _start(broker, start_timeout, stopping):
             _log_start(broker, uses)
             try:
                 await broker.wait_stopped()
+                code = 0
             except MoleculerError as error:
                 print_error(str(error))
-                code = 1
             finally:
                 await broker.stop()
-        else:
-            code = int(not stopping.is_set())
-        if stopping.is_set():
-            logger.info("The node has stopped")
-        tasks.cancel_scope.cancel()
+    if stopping.is_set():
+        logger.info("The node has stopped")
+        code = 0
     return code
 
 
@@ -86,43 +110,17 @@ async def _start(broker: ServiceBroker, timeout: float, stopping: anyio.Event) -
 
 
 def _log_start(broker: ServiceBroker, uses: dict[str, str]) -> None:
-    options, services = broker.options, [service["fullName"] for service in broker.registry.local.services]
+    names = [service["fullName"] for service in broker.registry.local.services]
     facts = {
-        "namespace": repr(options.namespace),
-        "protocol": options.protocol or " and ".join(sorted(PROTOCOLS)),
-        "NATS": masked_text(str(options.transporter)),
-        "services": ", ".join(name for name in services if not name.startswith("$")),
+        "namespace": repr(broker.options.namespace),
+        "protocol": broker.options.protocol or "4 and 5",
+        "NATS": masked_text(str(broker.options.transporter)),
+        "services": ", ".join(name for name in names if not name.startswith("$")),
         **uses,
     }
     logger.info("Node '%s' started; %s", broker.node_id, "; ".join(f"{name}: {fact}" for name, fact in facts.items()))
 
 
-async def _stop_at_a_signal(
-    broker: ServiceBroker, tasks: TaskGroup, stopping: anyio.Event, *, task_status: TaskStatus[None]
-) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            if stopping.is_set():
-                _exit_at_once()
-            stopping.set()
-            logger.info(
-                "%s received; running calls have %g s to end, then the services stop. A second signal ends the process "
-                "at once",
-                number.name,
-                broker.options.shutdown_timeout,
-            )
-            tasks.start_soon(broker.stop)
-
-
-def _exit_at_once() -> NoReturn:
-    """Wait neither for services nor for their threads."""
-    print_error("Stopped at once, by a second signal: calls that were running are lost.")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
-
-
-def _has_uvloop() -> bool:
-    """Whether the extra `speed` is installed; anyio loads it by itself."""
-    return importlib.util.find_spec("uvloop") is not None
+def _on_signal(function: Callable[[signal.Signals], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, function, number)

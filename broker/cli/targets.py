@@ -1,7 +1,7 @@
-"""What `broker run` runs: modules, classes in modules, folders.
+"""What `broker run` runs: modules, classes in modules, files, folders.
 
-A file is imported under the name that other code has for it, where that name leads to it. Else it gets one of its own,
-in a package made for its folder, so that relative imports work with and without `__init__.py`.
+A file is imported under the name by which other code finds it. A file without such a name is imported into a package
+made for its folder, so that relative imports work with and without `__init__.py`.
 """
 
 import importlib
@@ -13,20 +13,23 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 from broker.errors import ServiceSchemaError
 from broker.services.service import Service
 
 _TESTS = re.compile(r"test_.*|conftest")
-"""The stems of files that may be beside services, and import what only a test run has."""
+"""Stems of files that may be beside services, and that import what only a test run has."""
+
+_NOT_OF_THE_USER = (__file__, importlib.__file__, "<frozen importlib")
+"""The beginnings of the names of files in a traceback."""
 
 
 def load_services(targets: list[str]) -> list[Service]:
-    """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class`, or a folder of such files
-    and of folders with such files. Classes are made without arguments.
+    """The services of `package.module`, `package.module:Class`, `file.py`, `file.py:Class`, or of the files in a folder
+    and its subfolders. Classes are made without arguments.
 
-    Raises ServiceSchemaError for a target that cannot be loaded or holds no service; its cause is what the code of the
+    Raises ServiceSchemaError for a target that cannot be loaded or has no service; its cause is what the code of the
     target raised.
     """
     _make_importable(Path.cwd(), first=True)
@@ -46,26 +49,28 @@ def _load(target: str) -> list[Service]:
         return [service for file in files for service in _services_of(_load_file(file, path))]
     if place.endswith("/"):
         raise ServiceSchemaError(f"The folder {place} cannot be loaded: there is no such folder.")
-    module = _load_file(path, path.parent) if path.suffix == ".py" else _load_module(place)
-    if not class_name:
-        found = _services_of(module)
-        if not found:
-            raise ServiceSchemaError(f"There is no service class in {target}.")
-        return found
-    kind = getattr(module, class_name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, Service)):
-        raise ServiceSchemaError(f"{class_name} in {place} is not a service class.")
-    return [_made(kind)]
+    if path.suffix == ".py":
+        module = _load_file(path, path.parent)
+    else:
+        with _running(f"The module {place} cannot be imported"):
+            module = importlib.import_module(place)
+    if class_name:
+        kind = getattr(module, class_name, None)
+        if not (inspect.isclass(kind) and issubclass(kind, Service)):
+            raise ServiceSchemaError(f"{class_name} in {place} is not a service class.")
+        return [_made(kind)]
+    services = _services_of(module)
+    if not services:
+        raise ServiceSchemaError(f"There is no service class in {target}.")
+    return services
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder, then those of its folders: not of hidden and private ones, nor of virtual environments."""
-    entries = sorted(folder.iterdir())
-    for entry in entries:
+    """The files of a folder, then those of its subfolders, except hidden and private ones and virtual environments."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: (entry.is_dir(), entry)):
         if entry.suffix == ".py" and not _TESTS.fullmatch(entry.stem):
             yield entry
-    for entry in entries:
-        if entry.is_dir() and entry.name[0] not in "._" and not (entry / "pyvenv.cfg").exists():
+        elif entry.is_dir() and entry.name[0] not in "._" and not (entry / "pyvenv.cfg").exists():
             yield from _files_below(entry)
 
 
@@ -86,11 +91,6 @@ def _made(kind: type[Service]) -> Service:
         return kind()
 
 
-def _load_module(name: str) -> ModuleType:
-    with _running(f"The module {name} cannot be imported"):
-        return importlib.import_module(name)
-
-
 def _load_file(path: Path, folder: Path) -> ModuleType:
     """A file in a folder that was named, or below it."""
     if not path.exists():
@@ -101,16 +101,14 @@ def _load_file(path: Path, folder: Path) -> ModuleType:
         name = _importable_name(path, top)
         if name is not None:
             return importlib.import_module(name)
-        *folders, stem = path.relative_to(top).with_suffix("").parts
-        if "." in "".join(folders):  # the name of a package has no dot
-            folders, top = [], path.parent
-        package = ".".join([_package(top), *folders])
-        if stem == "__init__":
+        base = top.parent if "." not in str(path.parent.relative_to(top.parent)) else path.parent
+        package = ".".join([_package(base), *path.parent.relative_to(base).parts])
+        if path.stem == "__init__":
             return importlib.import_module(package)
-        if "." not in stem:
-            return importlib.import_module(f"{package}.{stem}")
+        if "." not in path.stem:
+            return importlib.import_module(f"{package}.{path.stem}")
         importlib.import_module(package)
-        return _module(path, f"{package}.{stem.replace('.', '_')}")
+        return _load_by_path(path, f"{package}.{path.stem.replace('.', '_')}")
 
 
 def _top(folder: Path) -> Path:
@@ -125,7 +123,7 @@ def _top(folder: Path) -> Path:
 
 
 def _importable_name(path: Path, top: Path) -> str | None:
-    """The name by which an `import` finds this file; None when there is none, or when it finds another file."""
+    """The name by which an import finds this file; None when there is none, or when it finds another file."""
     is_package = (top / "__init__.py").exists()
     base = top if top == Path.cwd() and not is_package else top.parent
     parts = path.relative_to(base).with_suffix("").parts
@@ -133,40 +131,26 @@ def _importable_name(path: Path, top: Path) -> str | None:
     if "." in "".join(parts) or (base != Path.cwd() and not is_package):
         return None
     _make_importable(base)
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # an import of its package failed
-            raise
-        return None
-    return name if found is not None and found.origin == str(path) else None
+    found = importlib.util.find_spec(parts[0])
+    inside = found is not None and str(base / parts[0]) in (found.submodule_search_locations or ())
+    return name if inside or (found is not None and found.origin == str(path)) else None
 
 
 def _package(folder: Path) -> str:
-    """Make a package of a folder that no import finds. Returns its name."""
+    """The name of a package made for a folder."""
     name = f"broker_target_{zlib.crc32(bytes(folder)):08x}"
-    if (folder / "__init__.py").exists():
-        _module(folder / "__init__.py", name)
-    elif name not in sys.modules:
-        module = sys.modules[name] = ModuleType(name)
-        module.__path__ = [str(folder)]
+    sys.modules.setdefault(name, ModuleType(name)).__path__ = [str(folder)]
     return name
 
 
-def _module(path: Path, name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    folder = [str(path.parent)] if path.stem == "__init__" else None
-    specification = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(specification)
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+def _load_by_path(path: Path, name: str) -> ModuleType:
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, path)
+        assert specification is not None
+        assert specification.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def _make_importable(folder: Path, *, first: bool = False) -> None:
@@ -177,19 +161,13 @@ def _make_importable(folder: Path, *, first: bool = False) -> None:
 
 @contextmanager
 def _running(failure: str) -> Iterator[None]:
-    """Whatever a user's code raises, or that it ends the process, is a failure of the target."""
+    """Whatever a user's code raises is a failure of the target, and its end of the process too. The traceback of the
+    cause begins in that code."""
     try:
         yield
     except (Exception, SystemExit) as error:
         words = "it ended the process" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-        raise ServiceSchemaError(f"{failure}: {words}") from error.with_traceback(_users_part(error.__traceback__))
-
-
-def _users_part(frames: TracebackType | None) -> TracebackType | None:
-    """A traceback from the first frame on that is not of this module or of what imports."""
-    while frames is not None:
-        file = frames.tb_frame.f_code.co_filename
-        if file not in (__file__, importlib.__file__, inspect.__file__) and not file.startswith("<frozen importlib"):
-            break
-        frames = frames.tb_next
-    return frames
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_NOT_OF_THE_USER):
+            frames = frames.tb_next
+        raise ServiceSchemaError(f"{failure}: {words}") from error.with_traceback(frames)

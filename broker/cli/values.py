@@ -7,18 +7,12 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import typer
 
 from broker.context import ABSENT
-
-Pairs = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", help="key=value or key=@FILE, the value JSON or else text; repeatable."),
-]
-Meta = Annotated[str | None, typer.Option(help="Meta as a JSON object, or @FILE.")]
 
 _STANDARD_INPUT = ("-", "@-")
 

@@ -1,1 +1,0 @@
-"""The commands of `broker`, each a function of its options."""
