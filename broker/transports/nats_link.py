@@ -54,6 +54,7 @@ class Link:
         self._subscriptions = {first: None}
         connection = await self._open_one_of(self._servers.in_turn(), NATS_CONNECT_TIMEOUT_S)
         await self._take(connection)
+        logger.info("Connected to the NATS server %s", masked_text(connection.server))
         scope = anyio.CancelScope()  # cancelled until it ends; before Python 3.12 a task alone may not notice
         keeping = asyncio.get_running_loop().create_task(self._keep(connection, scope), name="connection to NATS")
         self._keeper = keeping, scope
@@ -149,6 +150,7 @@ class Link:
                     await self._observer.failed(str(error))
                 tries += 1
             else:
+                logger.info("Connected to the NATS server %s", masked_text(connection.server))
                 await self._observer.reconnected()
                 return connection
 
