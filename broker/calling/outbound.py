@@ -34,8 +34,8 @@ from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Request, Response
 from broker.registry.endpoints import Endpoint
 from broker.registry.registry import Registry
-from broker.streams.reader import LocalStream, Readable, StreamReader
-from broker.streams.source import async_iterator, is_stream
+from broker.streams.flow import Fate
+from broker.streams.reader import LocalStream, Readable, StreamReader, async_iterator, is_stream
 from broker.streams.writer import StreamWriter
 from broker.transports.base import Transport
 
@@ -301,7 +301,7 @@ class OutboundCalls:
         try:
             await self._transport.flush()
         except BrokerDisconnectedError as lost:
-            writer.cut(lost)
+            writer.finish(Fate.LOST, lost)
             raise
         if not waiter.done() or (waiter.exception() is None and writer.outlives(waiter.result())):
             writer.go_on(partial(_fail, waiter))

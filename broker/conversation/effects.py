@@ -9,7 +9,7 @@ from broker.errors import MoleculerError
 from broker.protocol.packets import Event, Id, Packet, Pong, Request, Response
 from broker.registry.endpoints import EventEndpoint
 from broker.services.schema import ActionDefinition
-from broker.streams.incoming import AnswerMark, StreamBuffer
+from broker.streams.incoming import StreamBuffer
 
 
 class Pending(Struct, eq=False):
@@ -74,6 +74,13 @@ class Reject(Struct):
     pending: Pending
     error: MoleculerError
     undelivered: bool = False
+
+
+class AnswerMark(Struct):
+    """Answer the writer of a stream at the reply subject of a chunk: CONTINUE, or STOP when it is not read."""
+
+    reply: str
+    answer: bytes
 
 
 class ReaderGone(Struct):

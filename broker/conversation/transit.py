@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, UnsetType
 
 from broker.conversation.effects import (
+    AnswerMark,
     Conflict,
     Effect,
     Log,
@@ -67,7 +68,7 @@ from broker.protocol.topics import Topics, is_token
 from broker.registry.endpoints import EventEndpoint
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition
-from broker.streams.incoming import AnswerMark, IncomingStreams, StreamBuffer
+from broker.streams.incoming import IncomingStreams, StreamBuffer
 from broker.streams.packets import STOP, is_part_of_stream
 
 
@@ -277,17 +278,18 @@ class Transit:
         return endpoint.action
 
     def _on_stream(self, packet: Request | Response, now: float, reply: str) -> list[Effect]:
+        refusal: list[Effect] = [AnswerMark(reply, STOP)] if reply else []
         if isinstance(packet, Response) and packet.id not in self.requests.pending and not self.streams.has(packet):
-            return [AnswerMark(reply, STOP)] if reply else []  # its call has ended
-        opening, stream, answers = self.streams.take(packet, reply, now)
-        if isinstance(opening, Request):
-            if stream is None:
-                return [self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))]
-            stream.action = opening.action
-            return self._begin(opening, now, stream, reply) + answers
-        if opening is not None:
-            return self._settle(opening, stream) + answers
-        return [*answers]
+            return refusal  # its call has ended
+        opening, stream, unread = self.streams.take(packet, reply, now)
+        if opening is None:
+            return refusal if unread else []
+        if isinstance(opening, Response):
+            return self._settle(opening, stream)
+        if stream is None:
+            return [self.respond_error(opening, opening.meta, self.streams.overfull(opening.action))]
+        stream.action = opening.action
+        return self._begin(opening, now, stream, reply)
 
     def _settle(self, opening: Response, stream: StreamBuffer | None) -> list[Effect]:
         """A call is answered with a stream."""

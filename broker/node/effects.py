@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from broker.conversation.effects import (
+    AnswerMark,
     Conflict,
     Effect,
     Log,
@@ -26,7 +27,7 @@ from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError, MoleculerError, PayloadTooLargeError, error_to_wire
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import NULL, Disconnect, Discover, Info, Packet, Peers, Pong, Response
-from broker.streams.incoming import AnswerMark, StreamBuffer
+from broker.streams.incoming import StreamBuffer
 from broker.streams.outgoing import OutgoingStreams, Tasks
 from broker.streams.reader import StreamReader
 from broker.transports.base import Transport

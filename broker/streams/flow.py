@@ -180,16 +180,16 @@ class Flow:
     _unmarked: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def mark(self, size: int) -> bool:
-        """Count a chunk that goes out now; True when it must carry a reply subject: for the answer of the reader, and
-        that of the server when the reader's node is gone."""
+    def mark(self, size: int, sequence: int) -> str | None:
+        """The reply id of a chunk that goes out now, when it must have one: for the answer of the reader, and that of
+        the server when the reader's node is gone."""
         self._unmarked_bytes += size
         self._unmarked += 1
         if self._unmarked_bytes < STREAM_MARK_BYTES and self._unmarked < STREAM_MARK_CHUNKS:
-            return False
+            return None
         self._unmarked_bytes = self._unmarked = 0
         self._open_marks += self.acknowledges
-        return True
+        return f"{self.key}:{sequence}"
 
     async def room(self, size: int) -> bool:
         """Wait until a message of this size may go out; False when the stream has stopped."""

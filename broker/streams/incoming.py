@@ -3,7 +3,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
@@ -20,7 +20,7 @@ from broker.errors import (
 )
 from broker.protocol.encoding import UNDECODABLE, reason
 from broker.protocol.packets import Address, Id, Request, Response
-from broker.streams.packets import CONTINUE, OBJECT_MODE, STOP, STREAM_ERROR, control, sequence_of, without_control
+from broker.streams.packets import OBJECT_MODE, STREAM_ERROR, control, sequence_of, without_control
 
 Direction = Literal["REQ", "RES"]
 
@@ -28,35 +28,10 @@ Key = tuple[Direction, str, Id]
 """The direction, the sender and the id: only the sender itself may add to its stream."""
 
 
-class StreamOverflowError(MoleculerError):
-    """More of a stream is waiting to be read than this node holds; its writer cannot be slowed down."""
-
-    default_code = 429
-    default_type = "STREAM_OVERFLOW"
-
-    @property
-    def name(self) -> str:
-        return "MoleculerError"
-
-
-class Part(NamedTuple):
-    """What is kept of a packet of a stream: of a chunk nothing else."""
-
-    packet: Request | Response | None
-    """The opening or the end; None for a chunk."""
-    chunk: Raw
-    reply: str
-
-    @property
-    def size(self) -> int:
-        """What it takes to keep it, in bytes."""
-        return STREAM_PART_BYTES + (len(self.chunk) if self.packet is None else 0)
-
-
 @dataclass(eq=False)
 class StreamBuffer:
-    """One stream: its packets in the order of their sequence, and its chunks until they are read, each in at most
-    `limit_bytes`. Once it has ended for its reader, it holds nothing of what still comes."""
+    """One stream: its packets in the order of their sequence, and its chunks until they are read, each in a bounded
+    number of bytes. Once it has ended for its reader, it holds nothing of what still comes."""
 
     streams: "IncomingStreams"
     node_id: str
@@ -74,10 +49,10 @@ class StreamBuffer:
     wake: Callable[[], None] | None = None
     """Called when something has come for the reader."""
     _next: int = 0
-    _early: dict[int, Part] = field(default_factory=dict)
-    """Packets that wait for an earlier one, by their sequence."""
+    _early: dict[int, tuple[Raw, str]] = field(default_factory=dict)
+    """Chunks that wait for an earlier packet, and their reply subjects, by their sequence."""
+    _early_end: tuple[int, MoleculerError | None] | None = None
     _early_bytes: int = 0
-    _end_is_early: bool = False
     _chunks: deque[tuple[Any, int, bool]] = field(default_factory=deque)
     _chunk_bytes: int = 0
 
@@ -100,31 +75,34 @@ class StreamBuffer:
         """The data of the errors of its reader."""
         return {"action": self.action, "nodeID": self.node_id}
 
-    def due(self, packet: Request | Response, value: Raw, reply: str) -> Iterator[Part]:
-        """What can be done now that a packet is here: duplicates are dropped, and one that is early waits for those
-        before it. An end that is not early ends the stream also when a packet before it was lost."""
+    def take(self, packet: Request | Response, value: Raw, reply: str) -> bool:
+        """Do what is due now that a packet is here; whether its writer has ended the stream by that. Duplicates are
+        dropped, and what is early waits for what is before it."""
         sequence = sequence_of(packet)
         early = sequence > self._next
-        if sequence and packet.stream is True:
-            part = Part(None, value.copy() if early else value, reply)  # without the copy it keeps its whole message
+        if sequence and packet.stream is not True:
+            if not early:  # also one that does not wait for what was lost
+                self.finish(_error(packet))
+                return True
+            self._early_end = self._early_end or (sequence, _error(packet))
+        elif sequence < self._next or sequence in self._early:
+            return False
+        elif sequence:
+            self._early[sequence] = (value.copy() if early else value), reply  # without the copy it keeps its message
+            self._early_bytes += len(value) + STREAM_PART_BYTES
         else:
-            part = Part(packet, value, reply)
-            if early and self._end_is_early:
-                return  # a stream has one end
-            self._end_is_early = early
-            if sequence and not early:
-                yield part
-                return
-        if sequence < self._next or sequence in self._early:
-            return
-        self._early[sequence] = part
-        self._early_bytes += part.size
-        while (part_due := self._early.pop(self._next, None)) is not None:
+            self._next, self.opened = 1, True
+        while self._next in self._early:
+            chunk, reply = self._early.pop(self._next)
             self._next += 1
-            self._early_bytes -= part_due.size
-            yield part_due
+            self._early_bytes -= len(chunk) + STREAM_PART_BYTES
+            self._decode(chunk, reply)
+        if self._early_end is not None and self._early_end[0] == self._next and self.end is None:
+            self.finish(self._early_end[1])
+            return True
         if self._early_bytes > self.streams.buffer_bytes:
             self._overflow("A packet of a stream is missing, and more than {limit} bytes behind it have come.")
+        return False
 
     def feed(self, chunk: Any, size: int, reply: str) -> None:
         """Let the reader have a chunk. With `reply` the writer wants to know when it is read."""
@@ -166,30 +144,34 @@ class StreamBuffer:
             self.end = None
         self.finish(error)
 
+    def _decode(self, raw: Raw, reply: str) -> None:
+        try:
+            chunk = self.streams.decode_chunk(raw, objects=self.objects) if raw else None
+        except InvalidPacketDataError as error:
+            self.finish(error)
+        except UNDECODABLE as error:
+            self.finish(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
+        else:
+            if chunk is not None:
+                self.feed(chunk, len(chunk) if isinstance(chunk, bytes) else len(raw), reply)
+
     def _overflow(self, text: str) -> None:
-        limit = self.streams.buffer_bytes
-        self.finish(StreamOverflowError(text.format(limit=limit), data={"limit": limit}))
+        self.finish(_overflow(text, self.streams.buffer_bytes))
 
     def _notify(self) -> None:
         if self.wake is not None:
             self.wake()
 
 
-class AnswerMark(NamedTuple):
-    """Answer the writer of a stream at the reply subject of a chunk: CONTINUE, or STOP when it is not read."""
-
-    reply: str
-    answer: bytes
-
-
 class Arrived(NamedTuple):
     """What follows from a packet of a stream."""
 
     opening: Request | Response | None
-    """The packet that opens the stream, when that is due now: its action is to run, or its call is answered."""
+    """The packet, when it opens the stream: its action is to run, or its call is answered."""
     buffer: StreamBuffer | None
-    """The stream that is opened; None when it is one too many."""
-    answers: list[AnswerMark]
+    """Its stream; None when it is one too many."""
+    unread: bool
+    """Whether it is a chunk that is not read, as its stream has ended for its reader."""
 
 
 @dataclass(eq=False)
@@ -222,28 +204,22 @@ class IncomingStreams:
         buffer = self.open.get(key)
         if buffer is None:
             if len(self.open) >= self.limit:
-                return Arrived(None if sequence_of(packet) else packet, None, [])
+                return Arrived(None if sequence_of(packet) else packet, None, unread=False)
             buffer = StreamBuffer(self, packet.sender, bool(control(packet, OBJECT_MODE)), now)
             self.open[key] = buffer
             self._buffers.add(buffer)
-        buffer.touched = now
-        if buffer.end is not None:
-            return Arrived(None, None, self._swallow(key, packet, reply))
-        opening, answers = None, list[AnswerMark]()
+        buffer.touched, opened, more = now, buffer.opened, packet.stream is True
         value = packet.params if isinstance(packet, Request) else packet.data
-        for part in buffer.due(packet, value, reply):
-            if part.packet is None:
-                answers += self._feed(buffer, part)
-            elif sequence_of(part.packet):
-                self._finish(key, _error(part.packet))
-            else:
-                opening, buffer.opened = packet, True
-                packet.meta, packet.headers = without_control(packet.meta), without_control(packet.headers)
+        if buffer.take(packet, value, reply) if buffer.end is None else not more:
+            del self.open[key]
         self._arrived_bytes += len(value)
         if self._arrived_bytes >= STREAM_MARK_BYTES:
             self._arrived_bytes = 0
             self._keep_bound()
-        return Arrived(opening, buffer, answers)
+        if opened == buffer.opened:
+            return Arrived(None, buffer, unread=more and buffer.end is not None)
+        packet.meta, packet.headers = without_control(packet.meta), without_control(packet.headers)
+        return Arrived(packet, buffer, unread=False)
 
     def overfull(self, action: str) -> QueueIsFullError:
         """The error for a stream that is one too many."""
@@ -259,7 +235,8 @@ class IncomingStreams:
         """A node is gone (None: all are out of reach): what it was sending, until then, breaks off (§4.3)."""
         for key, buffer in list(self.open.items()):
             if node_id in (None, buffer.node_id) and buffer.touched <= until:
-                self._finish(key, error or RequestRejectedError(buffer.about))
+                del self.open[key]
+                buffer.finish(error or RequestRejectedError(buffer.about))
 
     def refuse(self, direction: Direction, address: Address, error: MoleculerError) -> None:
         """A packet that cannot be read: the stream that it belongs to is broken. It stays known, so that what its
@@ -274,20 +251,6 @@ class IncomingStreams:
             if (buffer.end is not None or not buffer.opened) and now - buffer.touched > self.idle_s:
                 del self.open[key]
 
-    def _feed(self, buffer: StreamBuffer, part: Part) -> list[AnswerMark]:
-        try:
-            chunk = self.decode_chunk(part.chunk, objects=buffer.objects) if part.chunk else None
-        except InvalidPacketDataError as error:
-            buffer.finish(error)
-        except UNDECODABLE as error:
-            buffer.finish(InvalidPacketDataError({"command": "stream", "reason": reason(error)}))
-        else:
-            if chunk is not None:
-                buffer.feed(chunk, len(chunk) if isinstance(chunk, bytes) else len(part.chunk), part.reply)
-            elif part.reply:  # no value, which a stream cannot hold (§8.3)
-                return [AnswerMark(part.reply, CONTINUE)]
-        return [AnswerMark(part.reply, STOP)] if part.reply and buffer.end is not None else []
-
     def _keep_bound(self) -> None:
         """When too much waits at this node, give up the streams that are furthest ahead: first those whose writers
         cannot be slowed down, and the others when there is twice as much."""
@@ -297,23 +260,13 @@ class IncomingStreams:
             if waiting <= limit * (2 if buffer.is_slowed else 1):
                 return
             waiting -= buffer.waiting
-            text = (
-                f"More than {limit} bytes of streams wait to be read at this node, and most of this one, so it was "
-                "given up. Read faster, or let the writers send less at a time."
+            buffer.drop(
+                _overflow(
+                    "More than {limit} bytes of streams wait to be read at this node, and most of this one, so it was "
+                    "given up. Read faster, or let the writers send less at a time.",
+                    limit,
+                )
             )
-            buffer.drop(StreamOverflowError(text, data={"limit": limit}))
-
-    def _finish(self, key: Key, error: MoleculerError | None) -> None:
-        buffer = self.open.pop(key, None)  # a peer may send more than one end
-        if buffer is not None:
-            buffer.finish(error)
-
-    def _swallow(self, key: Key, packet: Request | Response, reply: str) -> list[AnswerMark]:
-        """What comes for a stream that is read no further; a writer that can be told learns it."""
-        if packet.stream is True:
-            return [AnswerMark(reply, STOP)] if reply else []
-        del self.open[key]
-        return []
 
 
 def _key(packet: Request | Response) -> Key:
@@ -326,3 +279,7 @@ def _error(end: Request | Response) -> MoleculerError | None:
         return None if end.success else error_from_wire(None if end.error is UNSET else end.error, end.sender)
     broken = control(end, STREAM_ERROR)
     return error_from_wire(broken, end.sender) if broken else None
+
+
+def _overflow(text: str, limit: int) -> MoleculerError:
+    return MoleculerError(text.format(limit=limit), 429, "STREAM_OVERFLOW", {"limit": limit})

@@ -1,15 +1,17 @@
-"""The reading end of a stream: what a handler or a caller holds."""
+"""The reading end of a stream: what a handler or a caller holds, and how what is sent is read."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from broker.cancellation import invoke_user
+from broker.cancellation import failure_of, invoke_user
 from broker.errors import RequestTimeoutError
 from broker.streams.incoming import StreamBuffer
 from broker.streams.packets import CONTINUE, STOP
-from broker.streams.source import close_quietly
+
+logger = logging.getLogger("broker")
 
 
 class Readable:
@@ -40,7 +42,7 @@ class StreamReader(Readable):
     """A stream from another node.
 
     Ends when the writer ends. Raises the writer's error, RequestRejectedError when its node is lost,
-    RequestTimeoutError when nothing came for the idle timeout, StreamOverflowError when a writer that cannot be slowed
+    RequestTimeoutError when nothing came for the idle timeout, STREAM_OVERFLOW when a writer that cannot be slowed
     down is too far ahead. `aclose` (also by leaving `async with`) stops a writer that can be told to; so does dropping
     the reader, as a `break` out of `async for chunk in await ctx.call(…)` does.
     """
@@ -64,7 +66,7 @@ class StreamReader(Readable):
             await self._wait()
         chunk, marked = buffer.pop()
         if marked:
-            self._read_mark()
+            self._let_go_on()
         return chunk
 
     async def aclose(self) -> None:
@@ -82,14 +84,12 @@ class StreamReader(Readable):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._answer, buffer.reply, STOP)
 
-    def _read_mark(self) -> None:
-        """Let the writer go on. While too much waits at this node, only for the last mark that is here: so the writer
-        stays closer to its reader."""
+    def _let_go_on(self) -> None:
+        """Answer a mark. While too much waits at this node, only the last one that is here: so the writer stays closer
+        to its reader."""
         buffer = self._buffer
         self._unanswered += 1
-        answers = self._unanswered
-        if buffer.streams.is_high:
-            answers = 0 if buffer.marks else 1
+        answers = int(not buffer.marks) if buffer.streams.is_high else self._unanswered
         self._unanswered -= answers
         for _ in range(answers):
             self._answer(buffer.reply, CONTINUE)
@@ -123,3 +123,34 @@ class LocalStream(Readable):
         finally:
             if self._along is not None:
                 await self._along.aclose()
+
+
+def is_stream(value: object) -> bool:
+    """Whether a handler's result is to be sent as a stream."""
+    return hasattr(value, "__aiter__")
+
+
+async def async_iterator(items: Any) -> AsyncIterator[Any]:
+    """One async iterator for async and plain iterables; bytes themselves are one chunk."""
+    if isinstance(items, bytes | bytearray | memoryview):
+        yield bytes(items)
+    elif is_stream(items):
+        try:
+            async for item in items:
+                yield item
+        except asyncio.CancelledError as error:
+            raise failure_of(error)  # noqa: B904 - it may be the error itself
+        finally:
+            await close_quietly(items)
+    else:
+        for item in items:
+            yield item
+
+
+async def close_quietly(items: Any) -> None:
+    """Tell an iterable that no more is wanted. What its end raises is logged, as there is no caller to get it."""
+    try:
+        if hasattr(items, "aclose"):
+            await items.aclose()
+    except Exception:
+        logger.exception("The source of a stream failed when it was closed")

@@ -35,9 +35,11 @@ from broker.protocol.packets import NULL, Request, Response
 from broker.streams.flow import FLOW_CONTROL, Fate, Flow
 from broker.streams.outgoing import OutgoingStreams
 from broker.streams.packets import Envelope, has_inbox, open_answer, open_request
-from broker.streams.source import async_iterator, close_quietly
+from broker.streams.reader import async_iterator, close_quietly
 
 logger = logging.getLogger("broker")
+
+BYTES = (bytes, bytearray, memoryview)
 
 
 class StreamWriter:
@@ -48,6 +50,9 @@ class StreamWriter:
     stream of a call goes to is known only when that item is there, or is late, and may be another one when the first
     turns out to be gone.
     """
+
+    _flow: Flow
+    _envelope: Envelope
 
     def __init__(self, streams: OutgoingStreams, items: Any) -> None:
         self.sent = False
@@ -60,16 +65,15 @@ class StreamWriter:
         self._failure: Exception | None = None
         self._of_bytes = True
         """Whether its items are bytes, which may be cut to fit."""
-        self._late = False
+        self._early = False
         """Whether it opens before its first item is there."""
-        self._handed_over = False
         self._begun = asyncio.Event()
         self._decided = asyncio.Event()
+        """Set when it is known what becomes of the items."""
+        self._handed_over = False
         self._section: asyncio.Timeout | None = None
-        self._flow: Flow
-        self._envelope: Envelope
         self._on_lost: Callable[[Exception], None] | None = None
-        self._sequence = self._envelope_bytes = 0
+        self._sequence = 0
         self._errors_from = 0.0
 
     # Before the first chunk
@@ -81,9 +85,8 @@ class StreamWriter:
             raise BrokerDisconnectedError("The broker has stopped.")
         with anyio.move_on_after(STREAM_OPENING_S):
             await self._begun.wait()
-        if not self._begun.is_set():
-            self._late = True
-        elif self._failure is not None:
+        self._early = not self._begun.is_set()
+        if self._failure is not None and not self._early:
             raise self._failure
 
     def along_with(self, request: Request, node_id: str, *, has_params: bool) -> None:
@@ -103,7 +106,7 @@ class StreamWriter:
         marks = node is not None and bool(node.client.get(FLOW_CONTROL))
         if request.timeout and not marks:
             request.timeout += STREAM_TIMEOUT_MARGIN_S * 1000
-        self._envelope = open_request(request, objects=self._late or not self._of_bytes)
+        self._envelope = open_request(request, objects=self._early or not self._of_bytes)
         self._flow = self._streams.open("REQ", request, node_id, marks=marks)
 
     async def answer(self, request: Request, reply: str, ctx: Context, deadline: float | None) -> Self:
@@ -112,9 +115,12 @@ class StreamWriter:
         try:
             async with asyncio.timeout_at(deadline) as in_time:
                 await self.begin()
-            objects = self._late or not self._of_bytes
             self._envelope = open_answer(
-                request, self._streams.node_id, ctx.meta, ctx.response_headers, objects=objects
+                request,
+                self._streams.node_id,
+                ctx.meta,
+                ctx.response_headers,
+                objects=self._early or not self._of_bytes,
             )
             self._flow = self._streams.open("RES", request, request.sender, marks=has_inbox(request, reply))
             try:
@@ -159,23 +165,18 @@ class StreamWriter:
     def answered(self, answer: tuple[Response, object]) -> None:
         """The call is answered: send no more, unless the stream goes on. A JS node forgets the stream of a request that
         it answers with an error, and takes what comes then for a new one, which it keeps (§8.4)."""
-        if self.outlives(answer):
-            return
-        if self._flow.acknowledges:
-            self._give_up(None)
-        else:
-            self._flow.stop(Fate.FORGOTTEN)
-            self.drop()
+        if not self.outlives(answer):
+            self.finish(Fate.STOPPED if self._flow.acknowledges else Fate.FORGOTTEN)
 
     def cancel(self) -> None:
         """The call was cancelled or timed out, and the handler that reads shall know."""
-        self._give_up(self._cut_off())
+        self.finish(Fate.STOPPED, self._cut_off())
 
-    def cut(self, error: Exception) -> None:
-        """The connection was lost behind the request: its handler, which may have begun, learns when it is back that
-        nothing follows."""
-        self._flow.stop(Fate.LOST, error)
-        self.go_on()
+    def finish(self, fate: Fate, error: Exception | None = None) -> None:
+        """Send no more, but the end, also of a stream that had not begun: a handler may wait for it."""
+        self._flow.stop(fate, error)
+        if not self.sent:
+            self.go_on()
 
     def drop(self) -> None:
         """Send no more for a call that reached no node, or whose node is gone."""
@@ -183,12 +184,6 @@ class StreamWriter:
             self._flow.stop(Fate.STOPPED, self._cut_off())
         else:
             self._streams.close(self._flow)
-
-    def _give_up(self, error: MoleculerError | None) -> None:
-        """The end goes out also of a stream that had not begun: its handler waits for it."""
-        if not self.sent:
-            self.go_on()
-        self._flow.stop(Fate.STOPPED, error)
 
     def _cut_off(self) -> RequestRejectedError:
         """What the reader is told when this node ends the stream before its source does."""
@@ -217,7 +212,7 @@ class StreamWriter:
         try:
             async for item in self._items:
                 self._first.append(item)
-                self._of_bytes = isinstance(item, bytes | bytearray | memoryview)
+                self._of_bytes = isinstance(item, BYTES)
                 break
             self._failure = None
         except Exception as error:
@@ -227,9 +222,8 @@ class StreamWriter:
 
     async def _all_items(self) -> AsyncIterator[Any]:
         await self._begun.wait()
-        for item in self._first:
-            yield item
-        self._first.clear()
+        while self._first:
+            yield self._first.pop()
         if self._failure is not None:
             raise self._failure
         async for item in self._items:
@@ -259,13 +253,19 @@ class StreamWriter:
             self._on_lost(self._flow.error)
 
     async def _write(self) -> None:
-        """Send everything, then the end; an exception of the source goes to the reader, not to our caller."""
+        """Send everything, then the end, which tells a reader what broke the source, and lets its node forget a stream
+        that was broken off."""
         flow = self._flow
         self._errors_from = asyncio.get_running_loop().time() + STREAM_ERROR_AFTER_OPENING_S
         try:
-            error = await self._written()
+            failure = None
+            try:
+                async with self._breakable():
+                    await self._send_items()
+            except Exception as error:
+                failure = error
             if flow.fate in (Fate.OPEN, Fate.STOPPED):
-                await self._end(error)
+                await self._end(failure if flow.fate is Fate.OPEN else flow.error)
         finally:
             self.done.set()
             await close_quietly(self._items)
@@ -275,36 +275,22 @@ class StreamWriter:
             else:
                 self._streams.close(flow)
 
-    async def _written(self) -> Exception | None:
-        """Send the chunks. What broke the stream; of one that was broken off, too, the end lets the reader's node
-        forget it."""
-        try:
-            async with self._breakable():
-                await self._send_items()
-        except Exception as failure:
-            if self._flow.fate is Fate.OPEN:
-                return failure
-        return self._flow.error
-
     async def _send_items(self) -> None:
-        flow, room = self._flow, self._room()
+        """Send the chunks, each in a packet that repeats the envelope and fits into `max_payload`."""
+        streams, flow = self._streams, self._flow
+        envelope = len(streams.codec.encode(self._envelope.packet(2**31, True)))
+        limit = None if streams.wire is None else streams.wire.max_payload
+        room = None if limit is None else max(1, limit - envelope - ENVELOPE_MARGIN_BYTES)
         pause_at = monotonic() + SLICE_S  # what is there and has room goes out without a wait
         async for item in self._all_items():
             for chunk in self._chunks(item, room):
-                if not await flow.room(len(chunk) + self._envelope_bytes):
+                if not await flow.room(len(chunk) + envelope):
                     return
-                reply_id = f"{flow.key}:{self._sequence + 1}" if flow.mark(len(chunk)) else None
-                await self._next(True, chunk, reply_id=reply_id)
+                await self._next(True, chunk, reply_id=flow.mark(len(chunk), self._sequence + 1))
                 await flow.pace.sent()
                 if monotonic() >= pause_at:
                     await asyncio.sleep(0)
                     pause_at = monotonic() + SLICE_S
-
-    def _room(self) -> int | None:
-        """What a chunk may take of a packet: every packet of a stream repeats its envelope."""
-        self._envelope_bytes = len(self._streams.codec.encode(self._envelope.packet(2**31, True)))
-        limit = None if self._streams.wire is None else self._streams.wire.max_payload
-        return None if limit is None else max(1, limit - self._envelope_bytes - ENVELOPE_MARGIN_BYTES)
 
     def _chunks(self, item: Any, room: int | None) -> list[Raw]:
         codec = self._streams.codec
@@ -319,7 +305,7 @@ class StreamWriter:
                     {"size": len(raw), "limit": room},
                 )
             return [raw]
-        if not isinstance(item, bytes | bytearray | memoryview):
+        if not isinstance(item, BYTES):
             raise TypeError(f"The stream began with bytes and goes on with {type(item).__name__}.")
         limit = STREAM_CHUNK_BYTES if room is None else min(STREAM_CHUNK_BYTES, codec.chunk_limit(room))
         data = bytes(item)
@@ -327,7 +313,7 @@ class StreamWriter:
 
     async def _end(self, error: Exception | None) -> None:
         """The end of the stream, or what broke it. A JS node that takes in the opening and an error at once has no
-        reader yet to tell: the error is lost there, and with it the end, so that its reader would wait for ever."""
+        reader yet to tell: the error would be lost there, and the end with it."""
         if error is not None and not self._flow.acknowledges:
             await asyncio.sleep(self._errors_from - asyncio.get_running_loop().time())
         try:
@@ -376,23 +362,20 @@ class StreamWriter:
         """Send the end to a reader that lacks chunks, when its node is there; not to another process of that id.
 
         A JS node that lacks a chunk puts aside what comes behind it, but it takes an end of sequence 1 at any time, or
-        as the answer to the call when it lacks the opening, too.
+        as the answer to the call when it lacks the opening, too. A request of sequence 0 would be a call.
         """
         flow = self._flow
-        late = [self._sequence + 1] if flow.acknowledges else [0, 1]
-        if isinstance(self._envelope.rest, Request):
-            late = late[-1:]  # the other one would be a call
+        js_ends = [1] if isinstance(self._envelope.rest, Request) else [0, 1]
         while flow.fate is not Fate.FORGOTTEN:
             node = self._streams.registry.nodes.get(flow.pace.node_id)
             if node is not None and flow.instance_id not in (None, node.instance_id):
                 flow.fate = Fate.FORGOTTEN
             elif node is None or node.available:
-                flow.fate = Fate.STOPPED  # until it is lost, too
+                flow.fate = Fate.STOPPED  # until this is lost, too
                 try:
-                    for sequence in late:
-                        await self._streams.publish(
-                            flow.subject, self._envelope.packet(sequence, False, NULL, flow.error), None
-                        )
+                    for sequence in [self._sequence + 1] if flow.acknowledges else js_ends:
+                        packet = self._envelope.packet(sequence, False, NULL, flow.error)
+                        await self._streams.publish(flow.subject, packet, None)
                     return
                 except MoleculerError as error:
                     logger.debug("Could not send %s: %s", flow.subject, error)

@@ -7,6 +7,7 @@ import pytest
 from msgspec import UNSET, Raw
 
 from broker.conversation.effects import (
+    AnswerMark,
     Conflict,
     Log,
     Notify,
@@ -32,6 +33,7 @@ from broker.protocol.packets import (
     Response,
 )
 from broker.streams.incoming import IncomingStreams
+from broker.streams.packets import STOP
 from tests.support.transits import (
     Math,
     captured,
@@ -275,6 +277,7 @@ def test_a_stream_to_an_unknown_action_is_refused_once_and_its_rest_is_swallowed
     _, error, _ = refusal(transit.receive("REQ", opening, 0.0))
     assert error["name"] == "ServiceNotFoundError"
     assert transit.receive("REQ", chunk, 0.0) == []
+    assert transit.receive("REQ", chunk, 0.0, "mark") == [AnswerMark("mark", STOP)]
 
 
 def test_c33_a_stopping_node_serves_until_it_has_told_so_and_then_refuses() -> None:

@@ -43,28 +43,28 @@ class Node:
 
 async def test_a_reader_that_answers_no_marks_is_not_waited_for() -> None:
     flow = make_flow(acknowledges=False)
-    assert all(flow.mark(STREAM_MARK_BYTES) for _ in range(10))  # the server says when its node is gone
+    assert all(flow.mark(STREAM_MARK_BYTES, 1) for _ in range(10))  # the server says when its node is gone
     with anyio.fail_after(10):
         await flow.room(1)
 
 
 def test_the_first_chunk_is_marked_and_then_one_after_a_number_of_bytes_or_chunks() -> None:
     flow = make_flow(acknowledges=True)
-    assert flow.mark(1)
-    assert [flow.mark(STREAM_MARK_BYTES // 2) for _ in range(4)] == [False, True, False, True]
-    small = [flow.mark(1) for _ in range(STREAM_MARK_CHUNKS)]
-    assert small.index(True) == STREAM_MARK_CHUNKS - 1
+    assert flow.mark(1, 1)
+    assert [flow.mark(STREAM_MARK_BYTES // 2, number) for number in range(4)] == [None, "r1:1", None, "r1:3"]
+    small = [flow.mark(1, 1) for _ in range(STREAM_MARK_CHUNKS)]
+    assert small.index("r1:1") == STREAM_MARK_CHUNKS - 1
 
 
 async def test_the_writer_waits_when_it_is_too_far_ahead_and_goes_on_when_the_reader_has_followed() -> None:
     flow = make_flow(acknowledges=True)
     for _ in range(STREAM_MARKS_AHEAD):  # the first ones only when some were read
         await flow.room(1)
-        assert flow.mark(STREAM_MARK_BYTES)
+        assert flow.mark(STREAM_MARK_BYTES, 1)
         flow.mark_answered(CONTINUE)
     for _ in range(STREAM_MARKS_AHEAD):
         await flow.room(1)
-        assert flow.mark(STREAM_MARK_BYTES)
+        assert flow.mark(STREAM_MARK_BYTES, 1)
     went_on = anyio.Event()
 
     async def write() -> None:
@@ -85,7 +85,7 @@ async def test_the_writer_waits_when_it_is_too_far_ahead_and_goes_on_when_the_re
 async def test_a_waiting_writer_learns_that_its_reader_has_gone(how: str) -> None:
     flow = make_flow(acknowledges=True)
     for _ in range(STREAM_MARKS_AHEAD):
-        flow.mark(STREAM_MARK_BYTES)
+        flow.mark(STREAM_MARK_BYTES, 1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(flow.room, 1)
         await anyio.wait_all_tasks_blocked()

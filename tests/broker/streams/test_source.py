@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from broker import BrokerDisconnectedError, Context, MoleculerError, Service, ServiceBroker, action
-from broker.streams.source import is_stream
+from broker.streams.reader import is_stream
 from broker.streams.writer import StreamWriter
 from tests.support.cluster import Cluster
 

@@ -301,7 +301,7 @@ async def test_what_comes_from_outside_reaches_the_streams_that_it_is_about() ->
     await anyio.sleep(0.001)  # the clock goes on
     late = begin("3")
     assert one.pace is late.pace is not other.pace
-    one.mark(1)
+    one.mark(1, 1)
     streams.marked("REQ-1:1", CONTINUE)
     assert one._ahead == 3
     assert streams.reader_of("REQ-2:7") == "c"
