@@ -37,21 +37,22 @@ class Pinging:
 
     async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
         """See `ServiceBroker.ping`."""
-        return await self._ask(node_id, {node_id}, timeout_s)
+        return await self._ask({node_id}, timeout_s)
 
     async def reach_all(self, timeout_s: float) -> None:
         """Return when every live peer has read what was sent to it until now, as its answer to a ping shows, or after
         `timeout_s` seconds."""
         peers = {node.id for node in self._live_peers()} - self._registry.unresponsive
         if peers:
-            await self._ask(None, peers, timeout_s)
+            await self._ask(peers, timeout_s)
 
-    async def _ask(self, node_id: str | None, peers: set[str], timeout_s: float) -> dict[str, Any] | None:
+    async def _ask(self, peers: set[str], timeout_s: float) -> dict[str, Any] | None:
         ping_id = new_id()
         waiter: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._waiting[ping_id] = peers, waiter
         try:
-            await self._perform(self._presence.ping(node_id, ping_id, epoch_ms()))
+            for node_id in list(peers):  # each in its own version: JS nodes log an error for one to all in the other
+                await self._perform(self._presence.ping(node_id, ping_id, epoch_ms()))
             with anyio.move_on_after(timeout_s):
                 return await waiter
             return None
