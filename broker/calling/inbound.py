@@ -118,12 +118,12 @@ class InboundWork:
         request, stream = job.request, None
         deadline = None if request.timeout == 0 else self._deadline(job)
         ctx = Context.from_request(self._broker, request, self._codec.decode_value, deadline)
-        received = ctx.stream = None if job.stream is None else self._node.performing.reader(job.stream)
+        received = ctx.stream = None if job.stream is None else self._node.effects.reader(job.stream)
         try:
             try:
                 result = await hosted.run(ctx)
                 if hasattr(result, "__aiter__"):
-                    writer = StreamWriter(self._node.performing.writers, result)
+                    writer = StreamWriter(self._node.effects.writers, result)
                     stream = await writer.answer(request, job.reply, ctx, deadline)
                     job.answering = True
                     await stream.done.wait()
@@ -155,7 +155,7 @@ class InboundWork:
         try:
             if self._transit.stopping or not self._node.outage.is_unsettled:
                 try:
-                    await self._node.performing.publish(answer)
+                    await self._node.effects.publish(answer)
                     return
                 except BrokerDisconnectedError:
                     if self._transit.stopping:

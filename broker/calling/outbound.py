@@ -285,7 +285,7 @@ class OutboundCalls:
 
     def _not_sent(self, request: Request, error: MoleculerError) -> None:
         """Raises Undelivered when it is the connection that is lost."""
-        self._node.performing.note_failure(request, error)
+        self._node.effects.note_failure(request, error)
         if isinstance(error, BrokerDisconnectedError):
             raise Undelivered(error) from error
 
@@ -309,7 +309,7 @@ class OutboundCalls:
     async def _writer(self, ctx: Context) -> StreamWriter:
         """The writer of the stream of a call, begun: by an attempt before this one, maybe."""
         if not isinstance(ctx.stream, StreamWriter):
-            ctx.stream = StreamWriter(self._node.performing.writers, ctx.stream)
+            ctx.stream = StreamWriter(self._node.effects.writers, ctx.stream)
             await ctx.stream.begin()
         return ctx.stream
 

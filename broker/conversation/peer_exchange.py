@@ -37,7 +37,7 @@ class PeerExchange:
         """The nodes that are known by their names, and have not said yet what they offer."""
         self.asking = False
         """Whether an answer is awaited; others are ignored."""
-        self.told = False
+        self.answered = False
         """Whether another node has reported all that it knows."""
         self.only: str | None = None
         """The one node that is looked for; None for all."""
@@ -54,7 +54,7 @@ class PeerExchange:
 
     def ask(self, only: str | None = None) -> Publish:
         """The question whom others know. With `only`, no other node is greeted."""
-        self.only, self.asking, self.told, self.listed = only, True, False, set()
+        self.only, self.asking, self.answered, self.listed = only, True, False, set()
         packet = Peers(ver=self._pinned or PROTOCOLS[0], sender=self.asker)
         return Publish(self._packets.topics.broadcast("PEERS"), packet)
 
@@ -75,7 +75,7 @@ class PeerExchange:
             if self.only in (None, node_id) and (known is None or not known.available):
                 self.named[node_id] = ver
         if not packet.more:
-            self.asking, self.told = False, True
+            self.asking, self.answered = False, True
             self.complete = self.complete or self.only is None
             effects += self.greet()
         return effects

@@ -103,7 +103,7 @@ class Transit:
         self.registry = registry
         self.limits = limits
         self.in_work: set[RunAction] = set()
-        """Requests of other nodes. Added here when they are accepted; whoever answers one takes it out."""
+        """Requests of other nodes. Added here when they are accepted; their answer takes them out."""
         self.ready = False
         self.stopping = False
         self.streams = IncomingStreams(

@@ -60,7 +60,7 @@ class Host(Protocol):
     def run_event(self, effect: RunEvent) -> None: ...
 
 
-class Performing:
+class Effects:
     """Performs effects. `notify` takes internal events, `give_way` stops the node when another one has its id, and
     `on_pong` takes the answers to pings that belong to no stream."""
 

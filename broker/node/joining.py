@@ -76,8 +76,8 @@ class Joining:
         if both:
             interval = self._options.heartbeat_interval or defaults.HEARTBEAT_INTERVAL_S
             self._peers.search(begun, interval + defaults.HEARTBEAT_OFFSET_S + defaults.TICK_S)
-        if await self._were_told():
-            self._peers.named.clear()  # who has not answered by now is found by its heartbeat
+        if await self._ask_peers():
+            self._peers.named.clear()  # a node that has not answered by now is found by its heartbeat
             return
         if both:  # nodes of both versions start meanwhile, and say which is theirs
             await self._pause(begun + defaults.DISCOVERY_LISTEN_S - anyio.current_time())
@@ -88,17 +88,17 @@ class Joining:
 
     async def visit(self, node_id: str | None) -> None:
         """Find the nodes that are there, or one of them, without making this one known."""
-        told = await self._were_told(node_id)
+        answered = await self._ask_peers(node_id)
         if node_id is not None:
             node = self._transit.registry.nodes.get(node_id)
             if node_id not in self._peers.named and (node is None or not node.available):
                 await self._look_for(node_id)
-        elif not told:
+        elif not answered:
             await self._perform(self._transit.presence.discover_everywhere())
             await self._pause(defaults.DISCOVERY_WAIT_S)
 
     async def answer_peers(self) -> None:
-        """Tell others whom this node knows, as soon as it knows all of them: never when it speaks one version alone."""
+        """Answer others whom this node knows, once it knows all of them: never when it speaks one version alone."""
         if self._options.protocol or self._options.visitor:
             return
         await self._until(lambda: self._peers.complete, look_s=defaults.TICK_S)
@@ -114,9 +114,9 @@ class Joining:
         if self._answering is not None:
             await self._answering.cancel()
 
-    async def _were_told(self, only: str | None = None) -> bool:
-        """Whether a node like this told whom it knows. Those that it named, or `only` that one, are asked who they are,
-        and have answered then, but for those that cannot."""
+    async def _ask_peers(self, only: str | None = None) -> bool:
+        """Whether a node like this answers whom it knows. Those that it names, or `only` that one, are asked who they
+        are, and have answered then, but for those that cannot."""
         question = self._peers.ask(only)
         data = self._codec.encode(question.packet)
         try:
@@ -124,17 +124,17 @@ class Joining:
             answers = await self._transport.subscribe(subject, self._receiver("PEERS"))
             try:
                 for _ in range(defaults.PEERS_TRIES):
-                    if self._peers.told or not await self._transport.has_subscribers(question.subject, data):
+                    if self._peers.answered or not await self._transport.has_subscribers(question.subject, data):
                         break
-                    await self._until(lambda: self._peers.told, defaults.PEERS_WAIT_S)
-                if self._peers.told:  # the greetings belong to the answer, and are lost with its subscription
+                    await self._until(lambda: self._peers.answered, defaults.PEERS_WAIT_S)
+                if self._peers.answered:  # the greetings belong to the answer, and are lost with its subscription
                     await self._until(lambda: not self._peers.named, defaults.DISCOVERY_WAIT_S)
             finally:
                 await answers.cancel()
         except MoleculerError as error:
             logger.debug("Other nodes could not be asked whom they know: %s", error)
         self._peers.asking = False
-        return self._peers.told
+        return self._peers.answered
 
     async def _look_for(self, node_id: str) -> None:
         """Ask a node that no other one knows who it is, in each version, until it answers or proves not to be there."""

@@ -20,7 +20,7 @@ from broker.conversation.effects import Effect, Publish, trouble
 from broker.conversation.peer_exchange import GREETING
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, GracefulStopTimeoutError, MoleculerError
-from broker.node.effects import Host, Performing
+from broker.node.effects import Effects, Host
 from broker.node.identity import CPUMeter
 from broker.node.joining import Joining
 from broker.node.outage import Outage
@@ -54,7 +54,7 @@ class Node:
         self.transit = transit
         self.notify = notify
         self.pinging = Pinging(transit, self.perform, notify)
-        self.performing = Performing(
+        self.effects = Effects(
             options.node_id, transport, codec, transit, self, notify, self._give_way, self.pinging.arrived
         )
         self.failure: MoleculerError | None = None
@@ -73,7 +73,7 @@ class Node:
         """How it came into the cluster; None without a transport."""
         self._subscriptions: Subscriptions | None = None
         if transport is not None:
-            subscriptions = Subscriptions(transport, codec, transit, self.performing, self.workers)
+            subscriptions = Subscriptions(transport, codec, transit, self.effects, self.workers)
             self._subscriptions = subscriptions
             self.joining = Joining(options, transport, codec, transit, self.perform, subscriptions.receiver)
         self._main: asyncio.Task[None] | None = None
@@ -88,7 +88,7 @@ class Node:
 
     async def open(self, host: Host) -> None:
         """Open the task groups that everything else runs in. `host` runs what peers ask for."""
-        self.performing.open(host)
+        self.effects.open(host)
         self.context = copy_context()
         self.context.run(set_owners, frozenset({self}))
         # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
@@ -153,8 +153,8 @@ class Node:
         if self.transport is not None:
             await self.transport.close()
         self.outage.stop()
-        self.performing.break_streams(BrokerDisconnectedError("The broker has stopped."))
-        self.performing.reject_pending(BrokerDisconnectedError("The broker has stopped."))
+        self.effects.break_streams(BrokerDisconnectedError("The broker has stopped."))
+        self.effects.reject_pending(BrokerDisconnectedError("The broker has stopped."))
         self._finish.set()
         if self._main is not None:
             await self._main
@@ -230,15 +230,15 @@ class Node:
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the transit decided, in order."""
-        await self.performing.perform(effects)
+        await self.effects.perform(effects)
 
     async def send(self, effect: Publish) -> None:
         """Send a packet, in a short outage at its end. Raises BrokerDisconnectedError in a long one."""
         try:
-            await self.performing.publish(effect)
+            await self.effects.publish(effect)
         except BrokerDisconnectedError:
             await self.outage.over(patient=False)
-            await self.performing.publish(effect)
+            await self.effects.publish(effect)
 
     async def deliver(self, answer: Publish) -> None:
         """Send an answer in or after an outage: when this node is connected, and its caller is, which may take it some
@@ -248,7 +248,7 @@ class Node:
             await self.outage.over(patient=True)
             until = min(until, anyio.current_time() + defaults.NODE_RECONNECT_S)
             with suppress(BrokerDisconnectedError):  # lost again
-                if await self.performing.publish(answer, ask=True) or anyio.current_time() > until:
+                if await self.effects.publish(answer, ask=True) or anyio.current_time() > until:
                     return
             await anyio.sleep(defaults.ANSWER_RETRY_S)
 
@@ -263,16 +263,16 @@ class Node:
         requests, now = self.transit.requests, anyio.current_time()
         if reply_id.startswith(GREETING):
             self.transit.peers.met(reply_id.removeprefix(GREETING))
-        elif (reader := self.performing.writers.reader_of(reply_id)) is not None:
+        elif (reader := self.effects.writers.reader_of(reply_id)) is not None:
             await self.perform(requests.reader_unreachable(reader, now))
         else:
             await self.perform(requests.no_responders(reply_id, now))
 
     async def _replied(self, reply_id: str, answer: bytes) -> None:
-        self.performing.writers.marked(reply_id, answer)
+        self.effects.writers.marked(reply_id, answer)
 
     async def _denied(self, subject: str) -> None:
-        self.performing.writers.denied(subject)
+        self.effects.writers.denied(subject)
         await self.perform(self.transit.requests.denied(subject))
 
     def _connected(self) -> None:
@@ -283,7 +283,7 @@ class Node:
         """Packets of streams may be lost now, and answers, which is seen to when the connection is back (§4.5)."""
         logger.warning("The connection to NATS is lost; reconnecting")
         self.outage.begin(anyio.current_time())
-        self.performing.break_streams(BrokerDisconnectedError())
+        self.effects.break_streams(BrokerDisconnectedError())
         self.notify("$transporter.disconnected", {"graceFul": False})
 
     async def _reconnected(self) -> None:
@@ -304,7 +304,7 @@ class Node:
 
     def _give_up_waiting(self) -> None:
         """The outage is long: answers are lost more likely than not."""
-        self.performing.reject_pending(BrokerDisconnectedError())
+        self.effects.reject_pending(BrokerDisconnectedError())
 
     async def _servers_changed(self) -> None:
         self.outage.unsettle()
@@ -358,7 +358,7 @@ class Node:
                 )
             # Connected again, but before `_reconnected`, a node would blame its peers for the outage.
             if self.transport is not None and self.transport.connected and not self.outage.is_on:
-                writers = self.performing.writers
+                writers = self.effects.writers
                 await _safely(self.perform(self.transit.tick(now, writers.waited_for(now))))
                 await _safely(writers.tick(now))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from broker.conversation.effects import Effect, trouble
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError, InvalidPacketDataError, MoleculerError
-from broker.node.effects import Performing
+from broker.node.effects import Effects
 from broker.node.workers import Workers
 from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Command, Request, Response
@@ -43,12 +43,12 @@ class Subscriptions:
     """Of one node. Handlers of events run in `workers`; when these are full, the next event waits."""
 
     def __init__(
-        self, transport: Transport, codec: Codec, transit: Transit, performing: Performing, workers: Workers
+        self, transport: Transport, codec: Codec, transit: Transit, effects: Effects, workers: Workers
     ) -> None:
         self._transport = transport
         self._codec = codec
         self._transit = transit
-        self._performing = performing
+        self._effects = effects
         self._workers = workers
         self._balanced: dict[Balanced, Subscription] = {}
 
@@ -77,7 +77,7 @@ class Subscriptions:
     def receiver(self, command: Command) -> Receiver:
         """The function that takes the packets of a command."""
         clock, codec, transit = asyncio.get_running_loop().time, self._codec, self._transit
-        performing = self._performing
+        runner = self._effects
         workers = self._workers if command == "EVENT" else None
 
         def take(data: bytes, reply: str) -> Later | None:
@@ -86,7 +86,7 @@ class Subscriptions:
                 if type(packet) is Request:
                     job = transit.accepted(packet, clock(), reply)
                     if job is not None:
-                        performing.host.run_action(job)
+                        runner.host.run_action(job)
                         return None
                 elif type(packet) is Response:
                     pending = transit.requests.answered(packet)
@@ -95,7 +95,7 @@ class Subscriptions:
                             pending.waiter.set_result((packet, None))
                         return None
                 effects = transit.receive(command, packet, clock(), reply)
-                if not performing.perform_now(effects):
+                if not runner.perform_now(effects):
                     return partial(self._perform, command, effects)
             except InvalidPacketDataError as error:
                 return partial(self._drop, command, data, error)
@@ -107,20 +107,20 @@ class Subscriptions:
 
     async def _perform(self, command: Command, effects: Sequence[Effect]) -> None:
         try:
-            await self._performing.perform(effects)
+            await self._effects.perform(effects)
         except Exception as error:
             self._not_processed(command, error)
 
     def _not_processed(self, command: Command, error: Exception) -> None:
-        self._performing.notify(*trouble("transit", "failedProcessingPacket", error))
+        self._effects.notify(*trouble("transit", "failedProcessingPacket", error))
         logger.error("A packet of %s could not be processed; dropped", command, exc_info=error)
 
     async def _drop(self, command: Command, data: bytes, error: InvalidPacketDataError) -> None:
         """One line for bytes that are not a packet, and an error for their sender if it asked, or for the call that
         they answer."""
         logger.warning("Dropped %d bytes that are no %s packet: %s", len(data), command, error.data["reason"])
-        self._performing.notify(*trouble("transit", "failedProcessingPacket", error))
+        self._effects.notify(*trouble("transit", "failedProcessingPacket", error))
         address = self._codec.decode_address(data) if command in ("REQ", "RES") else None
         if address is not None:
             refuse = self._transit.refuse_request if command == "REQ" else self._transit.refuse_answer
-            await self._performing.perform(refuse(address, error))
+            await self._effects.perform(refuse(address, error))

@@ -26,8 +26,8 @@ class Workers:
     none of them waits for anything. One that waits keeps its task to itself, and another task goes on with the others.
     So each has a task and context variables as if they were its own, from its beginning to its end.
 
-    `start` runs a coroutine in a task, or says that it no longer does. At most `limit` pieces should be under way: who
-    submits them waits for `room` while they are `full`.
+    `start` runs a coroutine in a task, or says that it no longer does. At most `limit` pieces should be under way:
+    their source waits for `room` while they are `full`.
     """
 
     def __init__(self, start: Callable[[Coroutine[Any, Any, None]], bool], limit: int) -> None:

@@ -234,7 +234,7 @@ async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pai
         await anext(stream)
     with anyio.fail_after(DEADLINE_S):
         await pair.service.closed.wait()
-        while pair.caller._node.transit.streams.open or len(pair.server._node.performing.writers):
+        while pair.caller._node.transit.streams.open or len(pair.server._node.effects.writers):
             await pair.caller.ping("server")  # what the server sent before is here when the answer is
 
 
@@ -395,7 +395,7 @@ async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pai
     with anyio.fail_after(DEADLINE_S / 4):  # well below the time after which a silent stream ends
         await closed.wait()
         await eventually(lambda: not transit.in_work and not transit.streams.open, "the end of all handlers")
-    assert len(pair.caller._node.performing.writers) == 0
+    assert len(pair.caller._node.effects.writers) == 0
 
 
 @pytest.fixture
@@ -456,7 +456,7 @@ async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pa
     with anyio.fail_after(DEADLINE_S / 4):
         await closed.wait()
         await eventually(lambda: not transit.in_work and not transit.streams.open, "the end of the handler")
-    assert len(pair.caller._node.performing.writers) == 0
+    assert len(pair.caller._node.effects.writers) == 0
 
 
 async def test_an_answer_that_opens_after_its_call_was_given_up_ends_its_writer(pair: Pair) -> None:
@@ -468,7 +468,7 @@ async def test_an_answer_that_opens_after_its_call_was_given_up_ends_its_writer(
     with anyio.fail_after(DEADLINE_S / 4):
         await pair.service.closed.wait()
         await eventually(lambda: not pair.server._node.transit.in_work, "the end of the handler")
-    assert len(pair.server._node.performing.writers) == 0
+    assert len(pair.server._node.effects.writers) == 0
 
 
 async def test_an_error_before_the_first_chunk_is_the_answer_to_the_call(pair: Pair) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from broker.errors import BrokerDisconnectedError
-from broker.node.effects import Performing
+from broker.node.effects import Effects
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import (
     NULL,
@@ -42,10 +42,8 @@ def test_a_packet_that_was_not_sent_is_named_but_for_a_good_bye(
     packet: Packet, broadcast: bool, kind: str | None
 ) -> None:
     notices: list[tuple[str, dict[str, Any]]] = []
-    effects: Any = Performing
-    performing = effects(
-        "a", None, JSONCodec(), make_transit(), None, lambda *notice: notices.append(notice), None, None
-    )
+    made: Any = Effects
+    effects = made("a", None, JSONCodec(), make_transit(), None, lambda *notice: notices.append(notice), None, None)
     error = BrokerDisconnectedError()
-    performing.note_failure(packet, error, broadcast=broadcast)
+    effects.note_failure(packet, error, broadcast=broadcast)
     assert notices == ([("$transit.error", {"error": error, "module": "transit", "type": kind})] if kind else [])

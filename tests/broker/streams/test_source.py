@@ -123,7 +123,7 @@ async def test_a_node_that_has_stopped_reads_no_source() -> None:
     async with ServiceBroker("alone") as broker:
         pass
     with pytest.raises(BrokerDisconnectedError):
-        await StreamWriter(broker._node.performing.writers, [1]).begin()
+        await StreamWriter(broker._node.effects.writers, [1]).begin()
 
 
 def test_async_iterables_are_streams_and_other_results_are_not() -> None:
