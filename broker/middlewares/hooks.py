@@ -64,7 +64,15 @@ def _rescued(call_next: Next, answer: Callable[[Context, Exception], Any]) -> Ne
         try:
             return await call_next(ctx)
         except Exception as error:
-            return await settle(answer(ctx, error))
+            origin = error.__traceback__
+            try:
+                return await settle(answer(ctx, error))
+            except Exception as raised:
+                if raised is error:  # the frame of a hook that raises it again holds it, and all that its frames hold
+                    raised.__traceback__ = origin
+                raise
+            finally:
+                del origin
 
     return rescued
 

@@ -1,5 +1,8 @@
 """Hooks of services and actions: which ones run for an action, in which order, and what they may change (§12.1)."""
 
+import gc
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -83,6 +86,29 @@ async def test_an_error_of_a_hook_goes_to_the_error_hooks_too() -> None:
         raise PermissionError("not you")
 
     assert await chain(service, before=refuse)(made_context()) == "caught not you"
+
+
+async def test_what_a_failed_call_held_is_free_at_once_also_when_a_hook_raises_its_error_again() -> None:
+    class Document:
+        pass
+
+    held: list[weakref.ref[Document]] = []
+
+    async def failing(ctx: Context) -> None:
+        document = Document()
+        held.append(weakref.ref(document))
+        raise ValueError("handler")
+
+    def again(ctx: Context, error: Exception) -> None:
+        raise error
+
+    gc.disable()  # it would free what refers to itself, some time
+    try:
+        with suppress(ValueError):
+            await chain(Posts({"error": {"*": again}}), failing)(made_context())
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
