@@ -11,6 +11,8 @@ _CREDENTIALS = re.compile(r"(?<=://)(?:(?!,\s*\w+://)\S)*@")
 
 _PARAMETER = re.compile(r"(?<=[?&])(\w*(?:pass|pwd|secret|token)\w*=)[^&\s]+", re.IGNORECASE)
 
+_DATA = (type(None), str, bool, int, float, Mapping, list, tuple, set, frozenset)
+
 _SECRET = re.compile(r"pass|pwd|secret|token|seed|nkey|credential|private|signature", re.IGNORECASE)
 """Names of options that hold secrets."""
 
@@ -38,13 +40,9 @@ def _masked(value: Any, outer: tuple[int, ...]) -> Any:
             return {
                 str(key): MASK if _SECRET.search(str(key)) and item else _masked(item, inner)
                 for key, item in value.items()
-                if _is_data(item)
+                if isinstance(item, _DATA)
             }
         case list() | tuple() | set() | frozenset():
-            return [_masked(item, (*outer, id(value))) for item in value if _is_data(item)]
+            return [_masked(item, (*outer, id(value))) for item in value if isinstance(item, _DATA)]
         case _:
             return None
-
-
-def _is_data(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int | float | Mapping | list | tuple | set | frozenset)

@@ -7,7 +7,7 @@ In a user's value a `msgspec.Raw` is JSON text, whatever the serializer; in a pa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -35,13 +35,10 @@ LARGE_BYTES = 16_384
 _BINARY_HEADER = 5  # of a byte string with a length of 32 bits
 
 
-class ValueDecoder(Protocol):
-    """Decodes a value into one Struct type; missing and null are an empty object (§2.3).
+ValueDecoder = Callable[[Raw], Any]
+"""Decodes a value into one Struct type; missing and null are an empty object (§2.3).
 
-    Raises msgspec.ValidationError when it does not fit, InvalidPacketDataError when it is broken.
-    """
-
-    def __call__(self, raw: Raw, /) -> Any: ...
+Raises msgspec.ValidationError when it does not fit, InvalidPacketDataError when it is broken."""
 
 
 class Codec(ABC):

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import cbor2
 import msgspec
 from cbor2 import CBORTag
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct
 
 from broker.protocol.codecs.base import Codec
 from broker.protocol.codecs.json import json_text, parse_json
@@ -31,18 +31,15 @@ _DEPTH = 900  # what Python can go through, as it can JSON
 _SIMPLE: frozenset[type] = frozenset({str, int, bool, type(None), bytes, datetime})
 
 
-class Decoded:
+class Decoded(Struct):
     """A value of a packet, decoded with it: what is nested in CBOR cannot be cut out of it. Its length is that of the
     packet, which is on the safe side."""
 
-    __slots__ = ("_size", "value")
-
-    def __init__(self, value: Any, size: int) -> None:
-        self.value = value
-        self._size = size
+    value: Any
+    size: int
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
 
 def _leaf(value: Any) -> Any:
@@ -120,21 +117,13 @@ def _plain_tag(tag: CBORTag, _immutable: bool) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _date(epoch_s: Any, _immutable: bool) -> Any:
-    return as_date(epoch_s, 1000) if isinstance(epoch_s, int | float) else None
-
-
 # No tag may make cycles, share parts (a small packet would unfold into a huge value), or run a parser of other formats.
 _UNUSED = (0, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 260, 261, 1004, 43000, 55799)
-_TAGS = cast(
-    "dict[int, Any]",
-    {
-        **dict.fromkeys(_UNUSED, lambda value, _immutable: value),
-        1: _date,
-        258: lambda values, _immutable: as_set(values),
-    },
-)
-
+_TAGS: dict[int, Any] = {
+    **dict.fromkeys(_UNUSED, lambda value, _immutable: value),
+    1: lambda epoch_s, _immutable: as_date(epoch_s, 1000) if isinstance(epoch_s, int | float) else None,
+    258: lambda values, _immutable: as_set(values),
+}
 
 _NAMES = {kind: [(item.encode_name, item.name) for item in msgspec.structs.fields(kind)] for kind in COMMANDS.values()}
 
