@@ -1,4 +1,4 @@
-"""What `$node` tells of the cluster, against the answers captured from JS nodes (lines 127 to 132)."""
+"""What `$node` lists of the cluster, against the answers captured from JS nodes (lines 127 to 132)."""
 
 from typing import Any
 

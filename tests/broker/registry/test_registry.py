@@ -264,7 +264,7 @@ def test_listeners_are_kept_by_pattern_and_group() -> None:
     assert list(registry.find_listeners("user.created", ["absent"])) == []
 
 
-def test_listeners_that_come_later_hear_events_that_were_sent_before() -> None:
+def test_listeners_that_come_later_are_found_for_names_that_were_sent_before() -> None:
     registry = Registry("py-1")
     assert list(registry.find_listeners("user.created")) == []
     registry.apply_info(info("js-1", service_info("mail", events=("user.*",))), 5.0)
@@ -358,7 +358,7 @@ def test_endpoints_are_always_those_of_the_last_info_that_counted(steps: list[An
 
 def test_a_long_life_leaves_no_endpoints_behind() -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    print(f"seed {seed}")  # noqa: T201 - a randomised test prints its seed
     chance = random.Random(seed)
     registry = Registry("py-1")
     for step in range(500):

@@ -10,7 +10,7 @@ from broker.transports.memory import Hub, MemoryTransport
 pytestmark = pytest.mark.anyio
 
 
-def test_a_name_means_one_hub_for_as_long_as_somebody_holds_it() -> None:
+def test_a_name_means_one_hub_for_as_long_as_a_transport_holds_it() -> None:
     hub = Hub.named("here")
     assert Hub.named("here") is hub
     assert Hub.named("there") is not hub
@@ -27,14 +27,14 @@ def test_a_name_means_one_hub_for_as_long_as_somebody_holds_it() -> None:
 async def test_messages_are_delivered_when_publish_returns() -> None:
     transport = MemoryTransport(Hub())
     await transport.connect(Observer(), "test")
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def on_message(data: bytes, _reply: str) -> None:
-        heard.append(data)
+        received.append(data)
 
     await transport.subscribe("a", on_message)
     await transport.publish("a", b"1")
-    assert heard == [b"1"]
+    assert received == [b"1"]
 
 
 async def test_there_is_no_limit_by_default() -> None:

@@ -87,7 +87,7 @@ async def test_a_reconnection_that_came_to_nothing_leaves_no_socket_open(
 
 
 @pytest.mark.anyio
-async def test_who_closes_while_the_connection_comes_back_does_not_find_it_open_later(
+async def test_a_transport_closed_while_it_reconnects_stays_closed(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Python 3.12 a connection that is made in the moment of its cancellation is not cancelled."""
@@ -106,13 +106,13 @@ async def test_who_closes_while_the_connection_comes_back_does_not_find_it_open_
 
 
 @pytest.mark.anyio
-async def test_a_flush_that_was_given_up_does_not_end_the_reading(nats_server: NatsServer) -> None:
+async def test_a_flush_that_was_cancelled_does_not_stop_the_reading(nats_server: NatsServer) -> None:
     transport = NATSTransport([nats_server.url])
     await transport.connect(Observer(), "one")
-    heard = anyio.Event()
+    received = anyio.Event()
 
     async def on_message(_data: bytes, _reply: str) -> None:
-        heard.set()
+        received.set()
 
     await transport.subscribe("subject", on_message)
     nats_server.pause()
@@ -125,12 +125,12 @@ async def test_a_flush_that_was_given_up_does_not_end_the_reading(nats_server: N
     await transport.flush()
     await transport.publish("subject", b"")
     with anyio.fail_after(10):
-        await heard.wait()
+        await received.wait()
     await transport.close()
 
 
 @pytest.mark.anyio
-async def test_nothing_is_said_in_the_clear_to_an_address_that_says_tls(nats_server: NatsServer) -> None:
+async def test_no_greeting_goes_in_the_clear_to_a_tls_address(nats_server: NatsServer) -> None:
     transport = NATSTransport([nats_server.url.replace("nats://", "tls://user:topsecret@")])
     with pytest.raises(BrokerDisconnectedError, match="offers no TLS") as caught:
         await transport.connect(Observer(), "one")
@@ -139,7 +139,7 @@ async def test_nothing_is_said_in_the_clear_to_an_address_that_says_tls(nats_ser
 
 
 @pytest.mark.anyio
-async def test_an_attempt_to_connect_that_fails_is_no_lost_connection() -> None:
+async def test_a_failed_attempt_to_connect_is_not_a_lost_connection() -> None:
     lost: list[str] = []
 
     async def disconnected() -> None:

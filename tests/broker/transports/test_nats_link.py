@@ -30,7 +30,7 @@ PROBE = b"is it routed?"
 
 
 class Seen:
-    """What a transport has told its observer, and whom it has tried to connect to."""
+    """What a transport has reported, and the servers that it has tried to connect to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("broker.transports.nats_link.NATS_RECONNECT_MAX_S", 0.1)
