@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from broker import ServiceBroker
+from broker.services.decorators import ActionOptions
 from services.environments_store.service import EnvironmentsStore
 from tests.support.blocks import NATS_ADDRESS, Block, read_blocks, run_python_block
 from tests.support.js_node import VERSIONS, js_node
@@ -161,7 +162,9 @@ async def test_the_service_runs_and_stops_as_shown(
 def test_the_table_of_actions_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", _section("Actions"), re.MULTILINE))
     marks = {name: getattr(member, "_moleculer", None) for name, member in vars(EnvironmentsStore).items()}
-    offered = {mark[1]["name"] or name for name, mark in marks.items() if mark and mark[0] == "action"}
+    offered = {
+        mark.options.name or name for name, mark in marks.items() if mark and isinstance(mark.options, ActionOptions)
+    }
     assert rows.keys() == offered
 
 
