@@ -13,9 +13,9 @@ from broker.internals.listing import list_actions, list_events, list_nodes, list
 from broker.masking import masked
 from broker.options import BrokerOptions
 from broker.protocol.javascript import camel
-from broker.services.conversion import converted
 from broker.services.decorators import action
 from broker.services.service import Service
+from broker.services.validator_schema import converted
 
 NAME = "$node"
 

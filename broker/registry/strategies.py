@@ -10,7 +10,7 @@ from broker import defaults
 from broker.errors import BrokerOptionsError
 from broker.protocol.javascript import MISSING, dig, text
 from broker.registry.nodes import KnownNode, Latencies
-from broker.services.policies import NAMES, StrategyOptions, from_wire, read_options, strategy_name
+from broker.services.policies import NAMES, StrategyOptions, from_wire, merge, strategy_name
 
 E = TypeVar("E")
 
@@ -123,7 +123,7 @@ class StrategyMaker:
         self, nodes: Mapping[str, KnownNode], latencies: Latencies, name: str, options: Mapping[str, Any]
     ) -> None:
         self._nodes, self._latencies = nodes, latencies
-        self._default = strategy_name(name), read_options(options)
+        self._default = strategy_name(name), merge(StrategyOptions(), options)
 
     def announced(self, info: Mapping[str, Any]) -> Strategy:
         """The strategy that an action or event of an INFO asks for. That of the broker when it asks for none that is
@@ -133,7 +133,8 @@ class StrategyMaker:
         if name is None:
             return self._make(*self._default)
         try:
-            return self._make(name, read_options(from_wire(given, StrategyOptions) if isinstance(given, dict) else {}))
+            changes = from_wire(given, StrategyOptions) if isinstance(given, dict) else {}
+            return self._make(name, merge(StrategyOptions(), changes))
         except BrokerOptionsError:
             return self._make(name, StrategyOptions())
 

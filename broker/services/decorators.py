@@ -24,40 +24,57 @@ Seconds = Annotated[float, Meta(ge=0)]
 ALIKE = 0.8
 """From this likeness on, an unknown option is a known one misspelt: `retry_polcy`, not `rest`."""
 
+MARK = "_moleculer"
+"""Where a method keeps its options."""
 
-class ActionOptions(Struct, frozen=True, kw_only=True):
-    """The options of an action that have one form."""
+_OWN = ("name", "timeout", "visibility", "rename", "convert", "strategy", "strategy_options")
+_POLICIES = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
 
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What a decorator says about a method."""
+
+    balancing: dict[str, Any]
+    settings: dict[str, Any]
+    extra: dict[str, Any] = {}
+
+
+class ActionOptions(Options, frozen=True, kw_only=True):
     name: WireName | None = None
     timeout: Seconds | None = None
     visibility: Visibility | None = None
-    rename: dict[str, WireName] | None = None
+    rename: dict[str, WireName] = {}
     convert: bool | None = None
-    strategy: Any = None
-    strategy_options: Any = None
 
 
-class EventOptions(Struct, frozen=True, kw_only=True):
-    """Those of an event handler."""
-
+class EventOptions(Options, frozen=True, kw_only=True):
     pattern: Annotated[str, Meta(min_length=1)]
     group: WireName | None = None
-    strategy: Any = None
-    strategy_options: Any = None
     debounce: Seconds | None = None
     throttle: Seconds | None = None
 
 
-Options = TypeVar("Options", ActionOptions, EventOptions)
-
-
-def checked_options(kind: type[Options], what: str, given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
-    """The options of an action or event, and how its calls are balanced, in the words of INFO."""
+def _marker(kind: type[Options], what: str, given: dict[str, Any], settings: dict[str, Any], **more: Any) -> Any:
+    """A function that makes a method an action or a handler of events. Raises ServiceSchemaError for options that do
+    not fit."""
     try:
-        options = msgspec.convert(given, kind)
-        return options, announcement(options.strategy, options.strategy_options or {})
+        settings = {name: value for name, value in settings.items() if value is not None}
+        more |= {"balancing": announcement(given["strategy"], given["strategy_options"] or {}), "settings": settings}
+        given = {name: value for name, value in given.items() if value is not None}
+        options = msgspec.convert({**given, **settings, **more}, kind)
     except (msgspec.ValidationError, BrokerOptionsError) as error:
         raise ServiceSchemaError(f"The options of {what} do not fit: {error}.") from None
+
+    def mark(method: Any) -> Any:
+        check_coroutine_function(method, streams=kind is ActionOptions)
+        if hasattr(method, MARK):  # this one would take its place
+            raise ServiceSchemaError(
+                f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
+            )
+        setattr(method, MARK, options)
+        return method
+
+    return mark
 
 
 def check_coroutine_function(method: Any, *, streams: bool = False) -> None:
@@ -65,28 +82,6 @@ def check_coroutine_function(method: Any, *, streams: bool = False) -> None:
     if not inspect.iscoroutinefunction(method) and not (streams and inspect.isasyncgenfunction(method)):
         yields = " that does not `yield`" if inspect.isasyncgenfunction(method) else ""
         raise ServiceSchemaError(f"{getattr(method, '__qualname__', method)} must be an `async def` method{yields}.")
-
-
-MARK = "_moleculer"
-_SETTINGS = ("retry_policy", "circuit_breaker", "bulkhead", "fallback", "hooks")
-
-
-class Mark(Struct, frozen=True):
-    """What a decorator says about a method."""
-
-    options: ActionOptions | EventOptions
-    balancing: dict[str, Any]
-    settings: dict[str, Any]
-    extra: dict[str, Any] = {}
-
-    def put(self, method: Any) -> Any:
-        check_coroutine_function(method, streams=isinstance(self.options, ActionOptions))
-        if hasattr(method, MARK):  # this one would take its place
-            raise ServiceSchemaError(
-                f"{method.__qualname__} is an action or a handler of an event already: write a method for each."
-            )
-        setattr(method, MARK, self)
-        return method
 
 
 @overload
@@ -132,14 +127,13 @@ def action(handler: Any = None, /, **given: Any) -> Any:
     if isinstance(handler, str):
         raise ServiceSchemaError(f"The name of an action is an option: @action(name={handler!r}).")
     about = f"action '{given['name']}'" if given.get("name") else "an action"
-    own = {name: given.pop(name) for name in ActionOptions.__struct_fields__ if name in given}
-    settings = {name: given.pop(name) for name in _SETTINGS if name in given}
+    own, policies = ({name: given.pop(name, None) for name in names} for names in (_OWN, _POLICIES))
     for name in given:  # goes into INFO as it is
-        meant = difflib.get_close_matches(name, (*ActionOptions.__struct_fields__, *_SETTINGS, "cache"), 1, ALIKE)
+        meant = difflib.get_close_matches(name, (*_OWN, *_POLICIES, "cache"), 1, ALIKE)
         if meant and meant[0] != name:
             raise ServiceSchemaError(f"There is no option '{name}' of {about}. Did you mean '{meant[0]}'?")
-    mark = Mark(*checked_options(ActionOptions, about, own), _given(settings), given)
-    return mark.put(handler) if handler is not None else mark.put
+    mark = _marker(ActionOptions, about, own, policies, extra=given)
+    return mark if handler is None else mark(handler)
 
 
 def event(
@@ -162,10 +156,7 @@ def event(
 
     if callable(pattern):
         raise ServiceSchemaError("An event handler needs the name of its event: @event('user.created').")
+    own = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options}
     settings = {"bulkhead": bulkhead, "debounce": debounce, "throttle": throttle}
-    own = {"pattern": pattern, "group": group, "strategy": strategy, "strategy_options": strategy_options, **settings}
-    return Mark(*checked_options(EventOptions, f"event {pattern!r}", own), _given(settings)).put
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
+    marker: Callable[[F], F] = _marker(EventOptions, f"event {pattern!r}", own, settings)
+    return marker

@@ -13,8 +13,7 @@ from msgspec import inspect as types
 
 from broker.errors import ServiceSchemaError, ValidationError
 from broker.protocol.values import holds_bytes, typed, with_bytes
-from broker.services.conversion import converted, converting
-from broker.services.validator_schema import rule_of
+from broker.services.validator_schema import converted, converting, rule_of
 
 _NULL = Raw(b"null")
 
@@ -26,7 +25,7 @@ _VALUES = ("str", "int", "float", "bool", "bytes", "list", "dict", "set", "tuple
 
 class Parameters:
     """What a handler takes after its context. With `convert`, text may stand for a number, a boolean or a date, and
-    one value for a list of one (`broker.services.conversion`).
+    one value for a list of one.
 
     `kind` is the msgspec Struct that params are decoded into. A parameter annotated `msgspec.Raw` receives the JSON
     bytes of its value, unparsed; one annotated `msgspec.Raw | None`, None for null. `rename` maps Python names to wire

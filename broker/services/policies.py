@@ -29,8 +29,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     delay: Seconds = defaults.RETRY_DELAY_S
     max_delay: Seconds = defaults.RETRY_MAX_DELAY_S
     factor: float = defaults.RETRY_FACTOR
-    check: Any = None
-    """A function of the error that decides whether to try again; by default its `retryable` does."""
+    check: Any = None  # a function of the error that decides whether to try again; by default its `retryable` does
 
 
 class CircuitBreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,8 +41,7 @@ class CircuitBreakerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fie
     window_time: Annotated[float, Meta(gt=0)] = defaults.BREAKER_WINDOW_S
     min_request_count: Count = defaults.BREAKER_MIN_REQUESTS
     half_open_time: Seconds = defaults.BREAKER_HALF_OPEN_S
-    check: Any = None
-    """A function of the error that decides whether it counts as a failure; by default its code does, from 500 on."""
+    check: Any = None  # a function of the error that decides whether it is a failure; by default a code from 500 on is
 
 
 class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,29 +49,20 @@ class BulkheadPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     enabled: bool = False
     concurrency: Annotated[int, Meta(ge=1)] = defaults.BULKHEAD_CONCURRENCY
-    max_queue_size: Count = defaults.BULKHEAD_QUEUE
-    """0 for no bound."""
+    max_queue_size: Count = defaults.BULKHEAD_QUEUE  # 0 for no bound
 
 
 class StrategyOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of all strategies; each reads its own."""
 
-    sample_count: int | None = None
-    """CpuUsage (3), Latency (5): how many endpoints to look at; 0 for all."""
-    low_cpu_usage: float = defaults.CPU_USAGE_LOW_PERCENT
-    """CpuUsage: an endpoint below this is taken at once. Percent."""
-    low_latency: Seconds = defaults.LATENCY_LOW_S
-    """Latency: an endpoint below this is taken at once. Seconds."""
-    collect_count: Annotated[int, Meta(ge=1)] = defaults.LATENCY_COLLECT
-    """Latency: the times of how many pings make the average."""
-    ping_interval: Annotated[float, Meta(gt=0)] = defaults.LATENCY_PING_INTERVAL_S
-    """Latency: seconds between pings."""
-    shard_key: Any = None
-    """Shard: a path into the params, `#path` into the meta, or a function of the context."""
-    vnodes: Annotated[int, Meta(ge=1)] = defaults.SHARD_VNODES
-    """Shard: parts of the ring for each node."""
-    ring_size: Annotated[int, Meta(ge=1)] | None = None
-    """Shard: hash values of the ring; 2^32 by default."""
+    sample_count: int | None = None  # CpuUsage (3), Latency (5): how many endpoints to look at; 0 for all
+    low_cpu_usage: float = defaults.CPU_USAGE_LOW_PERCENT  # CpuUsage: below this percentage one is taken at once
+    low_latency: Seconds = defaults.LATENCY_LOW_S  # Latency: below this one is taken at once
+    collect_count: Annotated[int, Meta(ge=1)] = defaults.LATENCY_COLLECT  # Latency: how many pings make the average
+    ping_interval: Annotated[float, Meta(gt=0)] = defaults.LATENCY_PING_INTERVAL_S  # Latency: seconds between pings
+    shard_key: Any = None  # Shard: a path into the params, `#path` into the meta, or a function of the context
+    vnodes: Annotated[int, Meta(ge=1)] = defaults.SHARD_VNODES  # Shard: parts of the ring for each node
+    ring_size: Annotated[int, Meta(ge=1)] | None = None  # Shard: hash values of the ring; 2^32 by default
 
 
 P = TypeVar("P", RetryPolicy, CircuitBreakerPolicy, BulkheadPolicy, StrategyOptions)
@@ -146,16 +135,11 @@ def strategy_name(name: str) -> str:
     return known
 
 
-def read_options(options: Mapping[str, Any]) -> StrategyOptions:
-    """Raises BrokerOptionsError for an option that no strategy has, or that does not fit."""
-    return merge(StrategyOptions(), options)
-
-
 def announcement(strategy: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """`strategy` and `strategyOptions` of an action or event, in the words of INFO. Raises BrokerOptionsError."""
     if strategy is None:
         return {}
-    read_options(options)
+    merge(StrategyOptions(), options)
     return {"strategy": strategy_name(strategy), "strategyOptions": to_wire(options)}
 
 

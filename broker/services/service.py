@@ -11,7 +11,7 @@ from msgspec import structs
 
 from broker.context import Caller
 from broker.errors import ServiceSchemaError
-from broker.services.decorators import MARK, ActionOptions, EventOptions, Mark, check_coroutine_function
+from broker.services.decorators import MARK, ActionOptions, EventOptions, check_coroutine_function
 from broker.services.inheritance import entries, merge_declared
 from broker.services.parameters import Parameters, signature_of
 from broker.services.schema import (
@@ -26,13 +26,12 @@ from broker.services.schema import (
 
 class Service:
     """Base of all services. `name` and `version` make the name on the wire: `version = 2` gives `v2.greeter`, and
-    `version = "staging"` gives `staging.greeter`.
+    `version = "staging"` gives `staging.greeter`; `$noVersionPrefix` in the settings leaves the version out of it, and
+    `$noServiceNamePrefix` the service out of the names of actions.
 
-    `settings` and `metadata` are published in INFO, except what `settings["$secureSettings"]` lists, a path such as
-    `"database.password"` each. With `$noVersionPrefix` in the settings the version is not part of the name; with
-    `$noServiceNamePrefix` the names of the actions are used alone. `dependencies` must be there before `started` runs:
-    full names, or `{"name": …, "version": …}`. `hooks` are functions around the actions: see
-    `broker.middlewares.hooks`.
+    `settings` and `metadata` are published in INFO, except the paths that `settings["$secureSettings"]` lists, such as
+    `"database.password"`. `dependencies`, full names or `{"name": …, "version": …}`, must be there before `started`
+    runs. `hooks` are functions around the actions: see `broker.middlewares.hooks`.
 
     A mixin is a base class, a service itself or not. Actions and events are inherited and overridden as methods are;
     of several methods that listen to one pattern all run. `settings` and `metadata` are merged to any depth, the class
@@ -138,13 +137,13 @@ def define(service: Service, *, convert: bool = False) -> ServiceDefinition:
     actions: dict[str, ActionDefinition] = {}
     events: dict[str, EventDefinition] = {}
     for method in methods:
-        mark: Mark = getattr(method, MARK)
-        if isinstance(mark.options, EventOptions):
-            listener = _define_event(method, full_name, name, mark, mark.options)
+        options: ActionOptions | EventOptions = getattr(method, MARK)
+        if isinstance(options, EventOptions):
+            listener = _define_event(method, full_name, name, options)
             before = events.get(listener.name)
             events[listener.name] = _with_both(before, listener) if before else listener
             continue
-        definition = _define_action(method, full_name, settings, mark, mark.options, convert=convert)
+        definition = _define_action(method, full_name, settings, options, convert=convert)
         if definition.name in actions:
             raise ServiceSchemaError(f"The service '{full_name}' has two actions called '{definition.name}'.")
         actions[definition.name] = definition
@@ -173,11 +172,11 @@ def _full_name(service: str, dependency: Any) -> str:
 
 
 def _define_action(
-    method: Any, service: str, service_settings: dict[str, Any], mark: Mark, options: ActionOptions, *, convert: bool
+    method: Any, service: str, service_settings: dict[str, Any], options: ActionOptions, *, convert: bool
 ) -> ActionDefinition:
     raw_name = options.name or method.__name__
     converts = convert if options.convert is None else options.convert
-    parameters = Parameters(method, options.rename or {}, convert=converts)
+    parameters = Parameters(method, options.rename, convert=converts)
     if options.convert and not parameters.names:
         raise ServiceSchemaError(f"Action '{raw_name}' has convert=True, but no typed parameters that it is for.")
     cache = {"cache": service_settings["$cache"]} if "$cache" in service_settings else {}
@@ -189,13 +188,13 @@ def _define_action(
         parameters=parameters if parameters.names else None,
         visibility=options.visibility,
         timeout_s=options.timeout,
-        settings=mark.settings,
-        balancing=mark.balancing,
-        extra=cache | mark.extra,
+        settings=options.settings,
+        balancing=options.balancing,
+        extra=cache | options.extra,
     )
 
 
-def _define_event(method: Any, service: str, group: str, mark: Mark, options: EventOptions) -> EventDefinition:
+def _define_event(method: Any, service: str, group: str, options: EventOptions) -> EventDefinition:
     _, *others = signature_of(method)
     named = [one.name for one in others if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if named:
@@ -207,8 +206,8 @@ def _define_event(method: Any, service: str, group: str, mark: Mark, options: Ev
         group=options.group or group,
         service=service,
         handlers=(method,),
-        settings=mark.settings,
-        balancing=mark.balancing,
+        settings=options.settings,
+        balancing=options.balancing,
     )
 
 

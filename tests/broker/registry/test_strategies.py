@@ -15,7 +15,6 @@ from broker.services.policies import (
     NAMES,
     StrategyOptions,
     announcement,
-    read_options,
     strategy_name,
     without_functions,
 )
@@ -95,7 +94,7 @@ def test_options_are_announced_in_the_words_of_js_without_functions() -> None:
 
 
 def test_the_defaults_are_those_of_the_reference() -> None:
-    options = read_options({})
+    options = StrategyOptions()
     assert (options.vnodes, options.ring_size, options.low_cpu_usage) == (10, None, 10)
     assert (options.low_latency, options.collect_count, options.ping_interval) == (0.01, 5, 10)
 

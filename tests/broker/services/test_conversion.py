@@ -11,10 +11,10 @@ from msgspec import Meta, Raw, Struct
 from broker.context import Context
 from broker.errors import ServiceSchemaError
 from broker.protocol.codecs.json import json_text
-from broker.services.conversion import converted, converting
 from broker.services.decorators import action
 from broker.services.parameters import Parameters
 from broker.services.service import Service, define
+from broker.services.validator_schema import converted, converting
 
 NUMBER, BOOLEAN, TEXT = {"type": "number"}, {"type": "boolean"}, {"type": "string"}
 NONE = Raw(b"null")
