@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from broker import (
     action,
     event,
 )
+from broker.conversation.transit import Limits
 from broker.protocol.packets import Command
 from broker.protocol.topics import Topics
 from broker.transports.memory import Hub
@@ -132,7 +134,7 @@ async def test_a_result_of_the_reply_limit_just_fits(small_cluster: Cluster) -> 
 
 
 async def test_past_the_bound_calls_are_refused_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.broker.REQUESTS_IN_WORK", 3)
+    monkeypatch.setattr("broker.broker.Limits", partial(Limits, requests_in_work=3))
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
     answers: list[Any] = []
@@ -154,7 +156,7 @@ async def test_past_the_bound_calls_are_refused_at_once(cluster: Cluster, monkey
 
 
 async def test_past_the_bound_calls_are_not_even_sent(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.broker.REQUESTS_PENDING", 2)
+    monkeypatch.setattr("broker.broker.Limits", partial(Limits, requests_pending=2))
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:

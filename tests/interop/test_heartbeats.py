@@ -224,7 +224,7 @@ async def test_c28_c29_calls_of_a_node_that_goes_are_rejected(quick: Quick) -> N
 async def test_c30_a_node_that_is_gone_for_long_is_forgotten(
     version: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.broker.FORGET_OFFLINE_S", 2.0)
+    monkeypatch.setattr("broker.conversation.transit.FORGET_OFFLINE_S", 2.0)
     async with ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[PythonMath()]) as broker:
         async with js_node(version, nats_url, namespace, "js") as js:
             await js.wait_for_services("pymath")
