@@ -276,8 +276,8 @@ class Context(Struct, eq=False):
             _decode=decode,
         )
 
-    def to_request(self, ver: Protocol, timeout_ms: float) -> Request:
-        """The packet of this call, with its params as they are: `Codec.encode_request` encodes them."""
+    def to_request(self, ver: Protocol, now: float) -> Request:
+        """The packet of this call, sent at `now`, with its params as they are: `Codec.encode_with` encodes them."""
         return Request(
             ver=ver,
             sender=self.broker.node_id,
@@ -286,7 +286,7 @@ class Context(Struct, eq=False):
             params=self._params,
             meta=self.meta,
             headers=UNSET if ver == "4" else self.headers,
-            timeout=timeout_ms,
+            timeout=0.0 if self.deadline is None else max(self.deadline - now, 0.001) * 1000,
             level=self.level,
             tracing=self.tracing,
             parent_id=self.parent_id,

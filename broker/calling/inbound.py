@@ -60,7 +60,7 @@ class InboundWork:
         for listener in effect.listeners:
             handler = self._host.handler(listener.event) if listener.event is not None else None
             if handler is not None:
-                handler.in_work.begin()
+                handler.in_work.count += 1
                 self._node.workers.submit(self._handle, handler, effect.event)
 
     def start_listener(self, listener: EventEndpoint, ctx: Context) -> None:
@@ -77,7 +77,7 @@ class InboundWork:
             self._start(handler, ctx)
 
     def _start(self, handler: EventHandler, ctx: Context) -> None:
-        handler.in_work.begin()
+        handler.in_work.count += 1
         self._node.start_handler(self._enter(handler, ctx))
 
     def reply_limit(self, ctx: Context) -> int | None:

@@ -67,6 +67,7 @@ class OutboundCalls:
         self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, all endpoints are here
         self._transit = transit
         self._waiting = transit.requests
+        self._version_for = transit.presence.version_for
         self._registry = registry
         self._codec = codec
         self._host = host
@@ -86,7 +87,7 @@ class OutboundCalls:
         ctx = Context.outgoing(self._broker, self._node_id, options, action=action, params=params)
         tracked = not self._transit.stopping  # later calls are made by what is waited for anyway
         if tracked:
-            self._node.tracker.begin()
+            self._node.tracker.count += 1
         runs_users_code = self._chains.has_users_code or options.fallback is not ABSENT
         before = belong_to(self._node) if runs_users_code else None
         try:
@@ -189,10 +190,15 @@ class OutboundCalls:
         while True:
             if self._node.outage.is_on:
                 await self._require_connection()
-            request = self._request(endpoint, ctx)
-            waiter: asyncio.Future[Answer] = loop.create_future()
-            subject = self._transit.topics.balanced_request(endpoint.name) if balanced else endpoint.subject
-            self._waiting.expect(request, None if balanced else endpoint.node_id, waiter, loop.time())
+            now, waiter = loop.time(), loop.create_future()
+            node = self._registry.nodes.get(endpoint.node_id)
+            version = self._version_for(endpoint.node_id) if node is None or node.local else node.ver
+            request = ctx.to_request(version, now)
+            if balanced:
+                subject = self._transit.topics.balanced_request(endpoint.name)
+            else:
+                subject = endpoint.subject or self._subject(endpoint)
+            self._waiting.expect(request, None if balanced else endpoint.node_id, waiter, now)
             try:
                 try:
                     data = self._codec.encode_with(request, request.params)
@@ -259,14 +265,14 @@ class OutboundCalls:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
         writer = await self._writer(ctx)
-        request = self._request(endpoint, ctx)
+        request = ctx.to_request(self._version_for(endpoint.node_id), loop.time())
         request.params = self._codec.encode_value(ctx.params)
         has_params = ctx.params is not ABSENT and ctx.params not in (None, {})
         writer.along_with(request, target, has_params=has_params)
         try:
             self._waiting.expect(request, target, waiter, loop.time())
             try:
-                await self._transport.publish(endpoint.subject, self._codec.encode(request), ctx.id)
+                await self._transport.publish(self._subject(endpoint), self._codec.encode(request), ctx.id)
             except MoleculerError as error:
                 self._not_sent(request, error)
                 raise
@@ -317,14 +323,9 @@ class OutboundCalls:
         if not self._transport.connected:
             await self._node.outage.over(patient=self._options.wait_for_connection)
 
-    def _request(self, endpoint: Endpoint, ctx: Context) -> Request:
-        """The packet of a call, with its params as they are."""
-        if not endpoint.subject:
-            endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
-        node = self._registry.nodes.get(endpoint.node_id)
-        version = self._transit.presence.version_for(endpoint.node_id) if node is None or node.local else node.ver
-        left_ms = 0.0 if ctx.deadline is None else max(ctx.deadline - anyio.current_time(), 0.001) * 1000
-        return ctx.to_request(version, left_ms)
+    def _subject(self, endpoint: Endpoint) -> str:
+        endpoint.subject = self._transit.topics.to_node("REQ", endpoint.node_id)
+        return endpoint.subject
 
     def _result(self, response: Response, reader: StreamReader | None, ctx: Context) -> Any:
         """The data of an answer, or its error raised. The callee's meta wins over the caller's (§5.4)."""

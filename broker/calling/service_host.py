@@ -221,7 +221,7 @@ class ServiceHost:
                 gone.set()
                 self._withdrawing.end()
 
-        self._withdrawing.begin()
+        self._withdrawing.count += 1
         self._node.background.start_soon(stop)
         if not within:
             await gone.wait()
@@ -279,7 +279,7 @@ class ServiceHost:
         removed."""
         found = self._actions.get(action.name)
         if found is not None:
-            found.entry.in_work.begin()
+            found.entry.in_work.count += 1
         return found
 
     def handler(self, event: EventDefinition) -> "EventHandler | None":

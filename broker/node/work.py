@@ -37,14 +37,11 @@ def belong_to(owner: object) -> Owners:
 
 
 class Tracker:
-    """Counts what is under way: each `begin` has its `end`."""
+    """Counts what is under way: whoever adds one calls `end` later."""
 
     def __init__(self) -> None:
         self.count = 0
         self._idle: anyio.Event | None = None
-
-    def begin(self) -> None:
-        self.count += 1
 
     def end(self) -> None:
         self.count -= 1

@@ -32,9 +32,6 @@ MAY_NOT_PUBLISH = (
 
 _DENIED = re.compile(r'Permissions Violation for (?P<what>Publish|Subscription) to "(?P<subject>.*?)"( using queue|$)')
 
-_PLAIN = re.compile(rf"[!-~]{{1,{NATS_SUBJECT_BYTES}}}").fullmatch
-"""Whether a text is right for a subject at a glance, as most are."""
-
 
 class NATSTransport:
     """A connection to one NATS server of a list, made again whenever it is lost.
@@ -101,7 +98,9 @@ class NATSTransport:
         if connection is None or not connection.is_open:
             return False
         reply = f"{self._inbox}.{reply_id}" if reply_id and self.has_inbox else ""
-        return _PLAIN(subject + reply) is not None and connection.write(subject, data, reply)
+        names = subject + reply  # most show at a glance that `_check` has nothing against them
+        plain = names.isascii() and names.isprintable() and " " not in names and len(names) <= NATS_SUBJECT_BYTES
+        return plain and subject != "" and connection.write(subject, data, reply)
 
     async def has_subscribers(self, subject: str, data: bytes) -> bool:
         question = new_id()

@@ -112,7 +112,7 @@ class Connection(Client):
             if flusher.done():
                 return False
             queue.put_nowait(asyncio.get_running_loop().create_future())
-        message = b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data)
+        message = b"".join((f"PUB {subject} {reply} {size}\r\n".encode(), data, b"\r\n"))
         self._pending.append(message)
         self._pending_data_size += len(message)
         return True

@@ -18,8 +18,8 @@ async def test_it_waits_until_nothing_is_under_way() -> None:
         await tracker.wait_idle()
         done.set()
 
-    tracker.begin()
-    tracker.begin()
+    tracker.count += 1
+    tracker.count += 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await eventually(lambda: tracker._idle is not None)
@@ -33,12 +33,12 @@ async def test_it_waits_until_nothing_is_under_way() -> None:
 
 async def test_it_goes_on_waiting_when_something_new_began_in_between() -> None:
     tracker = Tracker()
-    tracker.begin()
+    tracker.count += 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tracker.wait_idle)
         await eventually(lambda: tracker._idle is not None)
         tracker.end()
-        tracker.begin()
+        tracker.count += 1
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
         assert len(tasks._tasks) == 1  # type: ignore[attr-defined]  # whether it still waits
