@@ -7,7 +7,7 @@ HEARTBEAT_TIMEOUT_S = 30.0
 TICK_S = 0.25  # how often peers are looked after; JS looks once per timeout and so needs up to twice as long
 LOOP_STANDS_STILL_S = 3.0  # worth a line: far above what a busy machine does, far below what makes peers drop us
 FORGET_OFFLINE_S = 600.0
-DISCOVERY_LISTEN_S = 0.55  # a JS node answers nobody for 0.5 s after its own DISCOVER
+DISCOVERY_LISTEN_S = 0.55  # a JS node answers no DISCOVER for 0.5 s after its own
 DISCOVERY_WAIT_S = 0.5
 DISCOVERY_SECOND_VERSION_S = 0.25  # half the wait: a live node answers within milliseconds
 PEERS_WAIT_S = 0.2  # the same; then another node may be asked…
@@ -50,7 +50,7 @@ DECOMPRESSED_BYTES = 134_217_728  # JS has no bound; far above what any node sen
 
 # Streams (protocol §8).
 STREAM_CHUNK_BYTES = 262_144  # JS `transit.maxChunkSize`; less where max_payload asks for it
-STREAM_MARK_BYTES = 1_048_576  # between two nodes of this kind, how often the reader tells how far it is…
+STREAM_MARK_BYTES = 1_048_576  # between two Python nodes, how often the reader reports how far it is…
 STREAM_MARK_CHUNKS = 256
 STREAM_MARKS_AHEAD = 4  # …and how many such steps the writer may be ahead: 4 MiB
 STREAM_FLIGHT_BYTES = 4_194_304  # on their way to one node: far below a server's `max_pending` of 64 MiB
@@ -64,7 +64,7 @@ STREAM_PART_BYTES = 256  # what holding a chunk takes beside its own bytes: many
 STREAM_OPENING_S = 1.0  # how long a stream waits for its first item to open; what it opens without one is of values
 STREAM_ERROR_AFTER_OPENING_S = 0.1  # for JS to hand a stream to its reader: far above one turn of its event loop
 STREAM_TIMEOUT_MARGIN_S = 1.0  # what a JS node has beyond the caller's timeout: after its own it drops even an end
-STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits for ever for a chunk that was lost
+STREAM_IDLE_TIMEOUT_S = 60.0  # JS waits without end for a chunk that was lost
 STREAMS_OPEN = 10_000  # from other nodes; same bound as for requests in work
 
 # A node that rebuilds its balanced subscriptions is away for a moment (protocol §1.3); JS nodes do so at each change.

@@ -4,6 +4,7 @@ Class names, codes, types and the `retryable` flags are those of Moleculer JS, s
 """
 
 from collections.abc import Mapping
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -276,12 +277,9 @@ _KINDS = {
 
 def _stack(name: str, message: object, traceback: TracebackType | None) -> str:
     """A stack in the form JS tools show. File lines are not read: an error reply must stay cheap."""
-    lines = [f"{name}: {message}"]
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        lines.append(f"    at {code.co_qualname} ({code.co_filename}:{traceback.tb_lineno})")
-        traceback = traceback.tb_next
-    return "\n".join(lines)
+    frames = ((frame.f_code, line) for frame, line in walk_tb(traceback))
+    places = [f"    at {code.co_qualname} ({code.co_filename}:{line})" for code, line in frames]
+    return "\n".join([f"{name}: {message}", *places])
 
 
 def publish_denied(subject: str) -> MoleculerError:

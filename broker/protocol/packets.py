@@ -1,15 +1,14 @@
 """One Struct a packet, as they travel (moleculer protocol §2.3).
 
-The command is not in the packet: the subject names it. Field names here are Python's, the wire's are in
-`field(name=)`. What a peer may leave out has a default; a field that is `UNSET` is not sent. Values of the user (params
-and data) stay `Raw`: they are decoded once, into the type that the action asks for. Fields that no code acts on are
-not declared and so skipped (§2.1: unknown fields are ignored).
+The command is not in the packet: the subject names it. What a peer may leave out has a default; a field that is `UNSET`
+is not sent. Values of the user (params and data) stay `Raw`: they are decoded once, into the type that the action asks
+for. Fields that no code acts on are not declared and so skipped (§2.1: unknown fields are ignored).
 """
 
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 Protocol = Literal["4", "5"]
 """Protocol 4 is spoken by Moleculer 0.14, protocol 5 by 0.15."""
@@ -27,7 +26,13 @@ NULL: Any = None
 """No value, where a packet must have one: every serializer has a form for None, while a Raw has the form of one."""
 
 
-class Packet(Struct, kw_only=True):
+_WIRE_NAMES = {
+    **{"instance_id": "instanceID", "ip_list": "ipList", "need_ack": "needAck"},
+    **{"parent_id": "parentID", "request_id": "requestID", "sequence": "seq"},
+}
+
+
+class Packet(Struct, kw_only=True, rename=_WIRE_NAMES):
     """What every packet has (§2.1). `ver` is any value here: a peer's number 4 is a mismatch, not bad bytes (§0.2)."""
 
     ver: Any = None
@@ -54,7 +59,7 @@ class Ping(Packet, kw_only=True):
     time: Any = None
     id: Any = UNSET
     requests: Any = UNSET
-    """Between nodes of this kind: a list of ids of the sender's requests, of which the answers may be lost."""
+    """Between Python nodes: a list of ids of the sender's requests, of which the answers may be lost."""
 
 
 class Pong(Packet, kw_only=True):
@@ -64,24 +69,24 @@ class Pong(Packet, kw_only=True):
     id: Any = UNSET
     arrived: Any = None
     requests: Any = UNSET
-    """Whether the responder works at each of these requests."""
+    """Whether the responder works on each of these requests."""
 
 
 class Info(Packet, kw_only=True):
     """What a node offers (§3.1). Entries of `services` are read leniently by the registry, so they stay plain."""
 
     services: list[Any] | None = None
-    ip_list: list[Any] | None = field(name="ipList", default=None)
+    ip_list: list[Any] | None = None
     hostname: str | None = None
     client: Objects | None = None
     config: Objects | None = None
-    instance_id: str | None = field(name="instanceID", default=None)
+    instance_id: str | None = None
     metadata: Objects | None = None
-    sequence: int | None = field(name="seq", default=None)
+    sequence: int | None = None
 
 
 class Peers(Packet, kw_only=True):
-    """Asks a node like this whom it knows, or answers: `nodes` holds an object with `id` and `ver` for each. `more`
+    """Asks a Python node which nodes it knows, or answers: `nodes` holds an object with `id` and `ver` for each. `more`
     parts may follow (§4.1). JS nodes have no such packet."""
 
     nodes: list[Any] | None = None
@@ -103,11 +108,11 @@ class Request(Packet, kw_only=True, gc=False):
     timeout: float | None = None
     level: float | None = None
     tracing: Any = None
-    parent_id: Any = field(name="parentID", default=None)
-    request_id: Any = field(name="requestID", default=None)
+    parent_id: Any = None
+    request_id: Any = None
     caller: Any = None
     stream: Any = False
-    sequence: int | UnsetType | None = field(name="seq", default=UNSET)
+    sequence: int | UnsetType | None = UNSET
 
 
 class Response(Packet, kw_only=True, gc=False):
@@ -120,7 +125,7 @@ class Response(Packet, kw_only=True, gc=False):
     data: Raw = Raw()
     error: Any = UNSET
     stream: Any = UNSET
-    sequence: int | UnsetType | None = field(name="seq", default=UNSET)
+    sequence: int | UnsetType | None = UNSET
 
 
 class Event(Packet, kw_only=True, gc=False):
@@ -135,10 +140,10 @@ class Event(Packet, kw_only=True, gc=False):
     headers: Objects | UnsetType | None = UNSET
     level: float | None = None
     tracing: Any = None
-    parent_id: Any = field(name="parentID", default=None)
-    request_id: Any = field(name="requestID", default=None)
+    parent_id: Any = None
+    request_id: Any = None
     caller: Any = None
-    need_ack: Any = field(name="needAck", default=None)
+    need_ack: Any = None
 
 
 COMMANDS: dict[Command, type[Packet]] = {
