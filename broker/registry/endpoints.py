@@ -37,11 +37,6 @@ class Endpoint:
     def __post_init__(self) -> None:
         self.renew(self)
 
-    @property
-    def key(self) -> str:
-        """What its list is known by."""
-        return self.name
-
     def set_available(self, *, available: bool) -> None:
         """Let calls come, or keep them away."""
         self.available = available
@@ -70,15 +65,11 @@ class EventEndpoint:
     service: str
     event: EventDefinition | None = None
     offered: Optional["EndpointList[EventEndpoint]"] = None
+    """The list that it is in; None when it is offered no more."""
 
     @property
     def local(self) -> bool:
         return self.event is not None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What its list is known by."""
-        return self.name, self.group
 
     def renew(self, other: "EventEndpoint") -> None:
         """Take over what may have changed when the service was announced again."""

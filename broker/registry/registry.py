@@ -138,7 +138,7 @@ class Registry:
         """Choose a node only when no other can be; or again like the others."""
         (self.unresponsive.add if avoided else self.unresponsive.discard)(node_id)
         for member in self.nodes[node_id].offers if node_id in self.nodes else ():
-            self._lists_of(member)[member.key].changed()
+            member.offered.changed()
 
     def lose_node(self, node_id: str, now: float, *, unexpected: bool) -> list[Change]:
         """A node left or fell silent: its endpoints can no longer be chosen (§4.3)."""
@@ -225,7 +225,8 @@ class Registry:
 
     def _lists_here(self, event: str) -> Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]:
         """Looks at this node's own lists alone: peers cannot make more of these."""
-        own = dict.fromkeys(self.listeners[one.key] for one in self.local.offers if isinstance(one, EventEndpoint))
+        events = (one for one in self.local.offers if isinstance(one, EventEndpoint))
+        own = dict.fromkeys(one.offered for one in events if one.offered is not None)
         return [(choices, choices.of_node(self.local.id)) for choices in _matching(event, own)]
 
     def _register(self, node: KnownNode, services: list[dict[str, Any]]) -> None:
@@ -268,13 +269,16 @@ class Registry:
 
     def _offer(self, node: KnownNode, member: Endpoint | EventEndpoint, info: Mapping[str, Any]) -> None:
         """Put an endpoint in its list. The first node that announces a name says how one is chosen (§3.2)."""
-        lists = self._lists_of(member)
-        choices = lists.get(member.key)
+        lists: dict[Any, EndpointList[Any]] = self.actions
+        key: Any = member.name
+        if isinstance(member, EventEndpoint):
+            lists, key = self.listeners, (member.name, member.group)
+        choices = lists.get(key)
         if choices is None:
             if not self._has_room_for_name(node):
                 return
             strategy = self._strategies.announced(info)
-            choices = lists[member.key] = EndpointList(
+            choices = lists[key] = EndpointList(
                 member.name, strategy, self.unresponsive, member.group, prefer_local=self._prefer_local
             )
             self._heard_by.cache_clear()
@@ -286,15 +290,13 @@ class Registry:
         elif node.local:
             self._heard_here.cache_clear()
 
-    def _lists_of(self, member: Endpoint | EventEndpoint) -> dict[Any, EndpointList[Any]]:
-        return self.actions if isinstance(member, Endpoint) else self.listeners
-
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | EventEndpoint]) -> None:
         for member in members:
             node.offers.pop(member, None)
             if self.own.get(member.name) is member:
                 del self.own[member.name]
-            choices: EndpointList[Any] = self._lists_of(member)[member.key]
+            choices: EndpointList[Any] | None = member.offered
+            assert choices is not None
             choices.drop(member)
             if not choices:
                 self._vacant[choices] = self._now

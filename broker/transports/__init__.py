@@ -22,8 +22,8 @@ def make_transport(transporter: object, options: dict[str, Any] | None = None) -
         from broker.transports.nats import NATSTransport  # its client is loaded only where NATS is used
 
         return NATSTransport([server.strip() for server in servers if server.strip()], **(options or {}))
-    if callable(getattr(transporter, "publish", None)):
-        return transporter  # type: ignore[return-value]  # a Transport of the user's own: duck-typed
+    if isinstance(transporter, Transport):  # also of the user's own
+        return transporter
     raise BrokerOptionsError(
         f"The transporter cannot be a {type(transporter).__name__}. Use 'nats://host:4222', 'memory://name' or None."
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 OnMessage = Callable[[bytes, str], Awaitable[None]]
 """Takes the bytes of one message and the subject to answer on, empty when no answer is expected. Must not raise, and
@@ -55,6 +55,7 @@ class Subscription(Protocol):
         """Receive no more messages. It may be cancelled already."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """A connection to a bus. Raises only errors of `broker.errors`."""
 

@@ -100,7 +100,7 @@ class MemoryTransport:
             await self._observer.no_responders(reply_id)
 
     def try_publish(self, subject: str, data: bytes, reply_id: str | None = None) -> bool:
-        """Never: who receives a message deals with it first."""
+        """Never: the receivers of a message handle it first."""
         return False
 
     async def has_subscribers(self, subject: str, data: bytes) -> bool:

@@ -76,9 +76,8 @@ class NATSTransport:
         _check(f"{subject}{queue}")
         if "" in subject.split("."):
             raise _invalid_subject()
-        take = (
-            on_message.take if isinstance(on_message, Receiver) else partial(partial, on_message)
-        )  # all is left to do
+        # Of another function, everything is left to do.
+        take = on_message.take if isinstance(on_message, Receiver) else partial(partial, on_message)
         return await self._link.subscribe(
             NATSSubscription(self._link, lambda connection: connection.subscribe_taker(subject, queue, take))
         )
@@ -104,15 +103,15 @@ class NATSTransport:
 
     async def has_subscribers(self, subject: str, data: bytes) -> bool:
         question = new_id()
-        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._asked[question] = heard
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asked[question] = answer
         try:
             await self.publish(subject, data, question)
             if not self.has_inbox:
                 return True
             with translated(), anyio.fail_after(NATS_CONNECT_TIMEOUT_S):
                 await self._use().publish(f"{self._inbox}.{question}", b"")  # comes behind what the server says
-                return await heard
+                return await answer
         finally:
             del self._asked[question]
 
@@ -184,11 +183,8 @@ class NATSTransport:
 def _check(subject: str) -> None:
     """Raises for what would end the subject, or is so long that it would end the connection for good. A star that is
     only part of a token is a letter to the server, and JS nodes subscribe to it so (§1.3)."""
-    if (
-        not subject
-        or re.search(r"[ \t\r\n]", subject)
-        or len(subject.encode(errors="surrogatepass")) > NATS_SUBJECT_BYTES
-    ):
+    size = len(subject.encode(errors="surrogatepass"))
+    if size > NATS_SUBJECT_BYTES or not re.fullmatch(r"[^ \t\r\n]+", subject):
         raise _invalid_subject()
 
 

@@ -42,7 +42,13 @@ def test_a_transport_is_taken_as_it_is() -> None:
     assert make_transport(transport) is transport
 
 
-@pytest.mark.parametrize("transporter", [5, {"type": "NATS"}, [5], object(), b"nats://a:1"])
+class Half:
+    """A transport that lacks most of what a node calls."""
+
+    def publish(self) -> None: ...
+
+
+@pytest.mark.parametrize("transporter", [5, {"type": "NATS"}, [5], object(), b"nats://a:1", Half()])
 def test_anything_else_is_refused(transporter: Any) -> None:
     with pytest.raises(BrokerOptionsError, match=r"Use 'nats://host:4222', 'memory://name' or None"):
         make_transport(transporter)
