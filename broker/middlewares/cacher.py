@@ -14,12 +14,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from broker.cancellation import settle
 from broker.context import Context, Next
@@ -29,6 +29,7 @@ from broker.middlewares.base import Target, Wrap
 from broker.middlewares.retry_and_fallback import timeout
 from broker.protocol.javascript import MISSING, dig, epoch_ms, text
 from broker.registry.patterns import matches
+from broker.services.policies import Seconds
 
 MISS: Any = type("Miss", (), {"__repr__": lambda self: "<miss>"})()
 """Nothing is kept under this key. None may well be."""
@@ -124,31 +125,23 @@ def make_cacher(option: Any) -> MemoryCacher | None:
     raise BrokerOptionsError(f"cacher must be True, options of the memory cacher, or a MemoryCacher, not {option!r}.")
 
 
-Seconds = Annotated[float, Meta(ge=0)]
-
-
 class LockSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How calls of one key wait for the first of them. A lock has no `ttl`, which JS takes for Redis alone."""
 
     enabled: bool = True
     stale_time: Seconds = 0
-    """A result that is kept for less than this many seconds more is renewed in the background, and the caller gets the
-    old one."""
+    """What is kept for less than this many seconds more is renewed in the background, and the caller gets it still."""
 
 
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an action says about its cache: `@action(cache={"keys": ["id", "#user.id"], "ttl": 30})`."""
 
-    enabled: Any = True
-    """False, or a function of the context that decides."""
+    enabled: Any = True  # False, or a function of the context that decides
     keys: list[str] | None = None
     """Paths into the params, `#path` into the meta, `@path` into the headers; all params by default."""
-    ttl: Seconds | None = None
-    """Seconds; the cacher's own by default."""
-    keygen: Any = None
-    """A function of the context that gives the key."""
-    lock: bool | LockSettings = False
-    """Whether calls of one key wait for the first of them, instead of running the action too."""
+    ttl: Seconds | None = None  # the cacher's own by default
+    keygen: Any = None  # a function of the context that gives the key
+    lock: bool | LockSettings = False  # whether calls of one key wait for the first, instead of running the action too
 
 
 def caching(cacher: MemoryCacher | None, start: Callable[[Next, Context], None]) -> Wrap:

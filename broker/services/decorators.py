@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from broker.errors import BrokerOptionsError, ServiceSchemaError
-from broker.services.policies import announcement
+from broker.services.policies import Seconds, announcement
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,8 +18,6 @@ Visibility = Literal["published", "public", "protected", "private"]
 
 WireName = Annotated[str, Meta(min_length=1, pattern=r"^[^\s*>]+$")]
 """A name that can be part of a NATS subject."""
-
-Seconds = Annotated[float, Meta(ge=0)]
 
 ALIKE = 0.8
 """From this likeness on, an unknown option is a known one misspelt: `retry_polcy`, not `rest`."""

@@ -1,4 +1,4 @@
-"""Code of users that waits for a task which somebody cancelled: its own failure, and nobody else's end."""
+"""Users' code that waits for a task which was cancelled fails by itself, and ends nothing else."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def wait_for_what_is_cancelled() -> None:
-    """Ends by CancelledError, though nobody cancels the task it runs in."""
+    """Ends by CancelledError, though the task it runs in is not cancelled."""
     async with asyncio.TaskGroup() as tasks:
         work = tasks.create_task(asyncio.sleep(3600))
         await asyncio.sleep(0)
@@ -74,13 +74,13 @@ class Patient(Hasty):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[str | None] = []
+        self.received: list[str | None] = []
 
     @event("hasty.*")
-    async def hear(self, ctx: Context) -> None:
+    async def on_hasty(self, ctx: Context) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
-        self.heard.append(ctx.event)
+        self.received.append(ctx.event)
 
 
 async def test_a_service_whose_start_waits_for_something_cancelled_fails_the_start(cluster: Cluster) -> None:
@@ -152,7 +152,7 @@ async def test_other_handlers_of_the_same_event_run_to_their_end(cluster: Cluste
     patient = Patient()
     node = await cluster.start_one("one", [patient])
     await node.emit("hasty.now")
-    await eventually(lambda: patient.heard == ["hasty.now"], "the other handler")
+    await eventually(lambda: patient.received == ["hasty.now"], "the other handler")
 
 
 async def test_a_middleware_that_waits_for_something_cancelled_keeps_no_node_from_stopping(

@@ -88,7 +88,7 @@ def test_only_what_is_overridden_is_a_hook() -> None:
     assert hooks([both, loose, function], "emit") == hooks([Middleware()], "started") == []
 
 
-def test_what_is_no_middleware_is_refused() -> None:
+def test_what_is_not_a_middleware_is_refused() -> None:
     check_middlewares([Both(), Loose(), function])
     for wrong in (5, "name", object()):
         with pytest.raises(BrokerOptionsError, match="middlewares must be"):

@@ -60,7 +60,7 @@ def test_with_a_bound_what_was_not_used_for_longest_makes_room() -> None:
     assert cacher.keys() == ["997", "998", "999"]
 
 
-def test_it_tells_how_long_something_is_still_kept() -> None:
+def test_it_says_how_long_something_is_still_kept() -> None:
     cacher, timers = timed(ttl=10)
     cacher.set("a", 1)
     cacher.set("without end", 1, 0)

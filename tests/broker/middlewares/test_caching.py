@@ -61,7 +61,7 @@ async def test_a_result_of_none_is_kept_too() -> None:
 
 
 @pytest.mark.parametrize("meta", [{"$cache": False}, {"$cache": False, "other": 1}], ids=["alone", "with more"])
-async def test_meta_can_pass_by_the_cache(meta: dict[str, Any]) -> None:
+async def test_meta_can_bypass_the_cache(meta: dict[str, Any]) -> None:
     handler = Handler()
     chain = cached(handler)
     await chain(made_context())
@@ -204,7 +204,7 @@ class Stale:
             await chain(ctx)
 
 
-async def test_a_stale_result_is_answered_and_made_anew_once_behind_the_callers_back() -> None:
+async def test_a_stale_result_is_answered_and_renewed_once_in_the_background() -> None:
     stale = Stale()
     assert await stale.chain(made_context()) == 1
     stale.timers.advance(6)
@@ -222,7 +222,7 @@ async def test_a_stale_result_is_answered_and_made_anew_once_behind_the_callers_
     assert len(stale.started) == 1, "the next time it is renewed again"
 
 
-async def test_a_result_that_cannot_be_made_anew_is_kept_no_longer() -> None:
+async def test_a_result_that_cannot_be_renewed_is_kept_no_longer() -> None:
     stale = Stale()
     await stale.chain(made_context())
     stale.timers.advance(7)
@@ -233,7 +233,7 @@ async def test_a_result_that_cannot_be_made_anew_is_kept_no_longer() -> None:
         await stale.chain(made_context())
 
 
-async def test_making_a_result_anew_takes_no_longer_than_the_call_may_that_found_it_stale() -> None:
+async def test_renewing_a_result_takes_no_longer_than_the_call_may_that_found_it_stale() -> None:
     stale = Stale()
     await stale.chain(made_context())
     stale.timers.advance(7)

@@ -9,17 +9,21 @@ from tests.support.targets import Timers
 
 
 class Watched:
-    """A circuit, and what it told."""
+    """A circuit, and the events of its changes."""
 
     def __init__(self, *, minimum: int = 4, threshold: float = 0.5, window: float = 60) -> None:
         self.timers = Timers()
-        self.told: list[str | None] = []
+        self.events: list[str | None] = []
         endpoint = Endpoint("js-1", "posts.find", "posts", {})
         policy = CircuitBreakerPolicy(
             min_request_count=minimum, threshold=threshold, half_open_time=10, window_time=window
         )
         self.circuit = Circuit(
-            endpoint, policy, lambda: self.timers.now, self.timers.after, lambda circuit, event: self.told.append(event)
+            endpoint,
+            policy,
+            lambda: self.timers.now,
+            self.timers.after,
+            lambda circuit, event: self.events.append(event),
         )
 
     @property
@@ -40,13 +44,13 @@ class Watched:
 def test_c78_it_stays_closed_while_too_few_calls_were_made() -> None:
     watched = Watched()
     watched.results("---")
-    assert (watched.state, watched.usable, watched.told) == ("close", True, [])
+    assert (watched.state, watched.usable, watched.events) == ("close", True, [])
 
 
 def test_c78_it_opens_when_enough_calls_were_made_and_the_share_of_failures_is_reached() -> None:
     watched = Watched()
     watched.results("--++")
-    assert (watched.state, watched.usable, watched.told) == ("open", False, ["opened"])
+    assert (watched.state, watched.usable, watched.events) == ("open", False, ["opened"])
     assert (watched.circuit.count, watched.circuit.failures, watched.circuit.rate) == (4, 2, 0.5)
 
 
@@ -61,7 +65,7 @@ def test_c78_results_of_calls_under_way_do_not_open_it_twice() -> None:
     watched.results("----")
     watched.circuit.end(failed=True)
     watched.circuit.end(failed=False)
-    assert (watched.told, watched.circuit.count) == (["opened"], 6)
+    assert (watched.events, watched.circuit.count) == (["opened"], 6)
     assert watched.timers.pending == 1
 
 
@@ -74,16 +78,16 @@ def test_c78_it_is_half_open_after_its_time_and_one_call_is_a_trial() -> None:
     assert (watched.state, watched.usable) == ("half_open", True)
     watched.circuit.begin()
     assert (watched.state, watched.usable) == ("half_open_wait", False)
-    assert watched.told == ["opened", "half-opened", None]
+    assert watched.events == ["opened", "half-opened", None]
 
 
-def test_c78_a_trial_that_goes_well_closes_it_and_counts_anew() -> None:
+def test_c78_a_trial_that_goes_well_closes_it_and_resets_the_counts() -> None:
     watched = Watched()
     watched.results("----")
     watched.timers.advance(10)
     watched.results("+")
     assert (watched.state, watched.circuit.count, watched.circuit.failures) == ("close", 0, 0)
-    assert watched.told == ["opened", "half-opened", None, "closed"]
+    assert watched.events == ["opened", "half-opened", None, "closed"]
     assert watched.timers.pending == 0
     watched.results("---")
     assert watched.state == "close"
@@ -95,7 +99,7 @@ def test_c78_a_trial_that_fails_opens_it_at_once_as_the_counts_survived() -> Non
     watched.timers.advance(10)
     watched.results("-")
     assert (watched.state, watched.circuit.count) == ("open", 5)
-    assert watched.told == ["opened", "half-opened", None, "opened"]
+    assert watched.events == ["opened", "half-opened", None, "opened"]
     watched.timers.advance(10)
     assert watched.state == "half_open"
 
@@ -136,7 +140,7 @@ def test_a_circuit_that_is_cancelled_does_nothing_later() -> None:
     watched.results("----")
     watched.circuit.cancel()
     watched.timers.advance(100)
-    assert (watched.state, watched.told) == ("open", ["opened"])
+    assert (watched.state, watched.events) == ("open", ["opened"])
 
 
 def test_a_trial_that_was_made_elsewhere_leaves_the_next_call_to_be_the_trial() -> None:
@@ -148,7 +152,7 @@ def test_a_trial_that_was_made_elsewhere_leaves_the_next_call_to_be_the_trial() 
     watched.circuit.release()
     assert (watched.state, watched.usable, watched.timers.pending) == ("half_open", True, 0)
     watched.results("+")
-    assert (watched.state, watched.told[-1]) == ("close", "closed")
+    assert (watched.state, watched.events[-1]) == ("close", "closed")
 
 
 def test_a_closed_or_open_circuit_stays_so_when_a_call_went_elsewhere() -> None:

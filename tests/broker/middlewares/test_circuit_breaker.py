@@ -1,4 +1,4 @@
-"""Which results count for which endpoint, and what is told (protocol §12.3, §7.4)."""
+"""Which results count for which endpoint, and what is broadcast (protocol §12.3, §7.4)."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class Setting:
 
     def __init__(self, **policy: Any) -> None:
         self.timers = Timers()
-        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
         self.list: EndpointList[Endpoint] = EndpointList("posts.find", RoundRobin())
         self.endpoint = self.offer("js-1")
         wanted = CircuitBreakerPolicy(**{"enabled": True, "min_request_count": 2, **policy})
@@ -31,7 +31,7 @@ class Setting:
             wanted,
             lambda: self.timers.now,
             self.timers.after,
-            lambda event, data: self.told.append((event, data)),
+            lambda event, data: self.events.append((event, data)),
             self.find,
         )
 
@@ -64,16 +64,16 @@ def error_of(node_id: str | None, code: int = 500) -> MoleculerError:
     return error
 
 
-async def test_c78_an_open_circuit_makes_its_endpoint_unavailable_and_tells_everybody() -> None:
+async def test_c78_an_open_circuit_makes_its_endpoint_unavailable_and_broadcasts_that() -> None:
     setting = Setting()
     await setting.fail(error_of("js-1"), error_of(None))
     assert not setting.endpoint.available
     about = {"nodeID": "js-1", "service": "v2.posts", "action": "posts.find"}
-    assert setting.told == [("$circuit-breaker.opened", about | {"failures": 2, "count": 2, "rate": 1.0})]
+    assert setting.events == [("$circuit-breaker.opened", about | {"failures": 2, "count": 2, "rate": 1.0})]
     setting.timers.advance(10)
     assert setting.endpoint.available
     assert await setting.chain(succeed)(made_context()) == "done"
-    assert setting.told[1:] == [("$circuit-breaker.half-opened", about), ("$circuit-breaker.closed", about)]
+    assert setting.events[1:] == [("$circuit-breaker.half-opened", about), ("$circuit-breaker.closed", about)]
 
 
 async def test_c78_an_error_of_a_third_node_counts_neither_way() -> None:
@@ -81,7 +81,7 @@ async def test_c78_an_error_of_a_third_node_counts_neither_way() -> None:
     await setting.fail(*[error_of("js-3")] * 5)
     assert setting.endpoint.available
     await setting.fail(error_of("js-1"), error_of("js-1"))
-    assert setting.told[0][1]["count"] == 2
+    assert setting.events[0][1]["count"] == 2
 
 
 async def test_c78_errors_of_the_caller_do_not_count() -> None:
@@ -91,7 +91,7 @@ async def test_c78_errors_of_the_caller_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("code", [None, "E_NO", [], True])
-async def test_a_code_that_is_no_number_does_not_count(code: Any) -> None:
+async def test_a_code_that_is_not_a_number_does_not_count(code: Any) -> None:
     setting = Setting()
     error = MoleculerServerError("no")
     error.code = code
@@ -99,7 +99,7 @@ async def test_a_code_that_is_no_number_does_not_count(code: Any) -> None:
     assert setting.endpoint.available
 
 
-async def test_a_check_of_ones_own_decides() -> None:
+async def test_a_check_of_the_user_decides() -> None:
     setting = Setting(check=lambda error: isinstance(error, MoleculerClientError))
     await setting.fail(*[error_of(None)] * 3)
     assert setting.endpoint.available
@@ -125,7 +125,7 @@ async def test_no_answer_in_time_counts_though_the_timeout_is_around_the_breaker
     assert not setting.endpoint.available
 
 
-async def test_a_caller_that_gives_up_is_no_failure() -> None:
+async def test_a_caller_that_gives_up_is_not_a_failure() -> None:
     setting = Setting(min_request_count=1)
     waiting = anyio.Event()
 
@@ -158,10 +158,10 @@ async def test_c78_a_result_counts_for_the_node_that_answered() -> None:
     with pytest.raises(MoleculerServerError):
         await setting.chain(answered_by("js-2", error_of("js-2")))(made_context())
     assert (setting.endpoint.available, other.available) == (True, False)
-    assert [data["nodeID"] for _, data in setting.told] == ["js-2"]
+    assert [data["nodeID"] for _, data in setting.events] == ["js-2"]
     setting.timers.advance(10)
     await setting.chain(answered_by("js-2"))(made_context())
-    assert [(event, data["nodeID"]) for event, data in setting.told[1:]] == [
+    assert [(event, data["nodeID"]) for event, data in setting.events[1:]] == [
         ("$circuit-breaker.half-opened", "js-2"),
         ("$circuit-breaker.closed", "js-2"),
     ]
@@ -173,7 +173,7 @@ async def test_c78_a_trial_that_another_node_answered_is_to_be_made_again() -> N
     setting.timers.advance(10)
     await setting.chain(answered_by("js-2"))(made_context())  # which has left since
     assert setting.endpoint.available
-    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened", "$circuit-breaker.half-opened"]
+    assert [event for event, _ in setting.events] == ["$circuit-breaker.opened", "$circuit-breaker.half-opened"]
 
 
 async def test_an_own_action_that_was_called_over_the_wire_is_counted_by_its_own_breaker_alone() -> None:
@@ -183,7 +183,7 @@ async def test_an_own_action_that_was_called_over_the_wire_is_counted_by_its_own
     with pytest.raises(MoleculerServerError):
         await setting.chain(answered_by("py-1", error_of("py-1")))(made_context())
     assert setting.others["py-1"].available
-    assert setting.told == []
+    assert setting.events == []
 
 
 async def test_c78_a_window_zeroes_the_counts_and_keeps_the_state() -> None:
@@ -203,13 +203,13 @@ async def test_nothing_is_pending_when_nothing_was_called_for_a_while() -> None:
     assert setting.timers.pending == 0
 
 
-async def test_a_node_that_left_starts_anew() -> None:
+async def test_a_node_that_left_starts_with_a_closed_circuit() -> None:
     setting = Setting()
     await setting.fail(error_of(None), error_of(None))
     setting.list.drop(setting.endpoint)
     setting.endpoint = setting.offer("js-1")
     setting.timers.advance(1000)
-    assert [event for event, _ in setting.told] == ["$circuit-breaker.opened"]
+    assert [event for event, _ in setting.events] == ["$circuit-breaker.opened"]
     await setting.fail(error_of(None))
     assert setting.endpoint.available
 

@@ -78,7 +78,7 @@ async def test_it_does_nothing_to_a_success_nor_to_a_call_without_one() -> None:
         await fallback(failing, target())(made_context())
 
 
-def test_one_that_is_no_function_is_refused() -> None:
+def test_one_that_is_not_a_function_is_refused() -> None:
     with pytest.raises(ServiceSchemaError, match=r"fallback of action 'posts.find'.*'missing'"):
         fallback(failing, target(fallback="missing", instance=Owner()))
 

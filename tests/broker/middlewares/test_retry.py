@@ -67,7 +67,7 @@ async def test_c77_the_waits_grow_to_a_second(waits: list[float]) -> None:
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
 
-def test_c77_waits_of_a_policy_of_ones_own() -> None:
+def test_c77_the_waits_follow_the_policy() -> None:
     policy = RetryPolicy(delay=0.05, factor=3, max_delay=0.3)
     assert [round(retry_delay(policy, number), 3) for number in (1, 2, 3, 4)] == [0.05, 0.15, 0.3, 0.3]
 
@@ -108,7 +108,7 @@ async def test_what_another_attempt_may_mend_is_tried_again(error: Exception, wa
     assert await Attempts(error, policy=ENABLED).chain(made_context()) == "done"
 
 
-async def test_a_check_of_ones_own_decides(waits: list[float]) -> None:
+async def test_a_check_of_the_user_decides(waits: list[float]) -> None:
     policy = RetryPolicy(enabled=True, check=lambda error: isinstance(error, ValueError))
     assert await Attempts(ValueError("mine"), policy=policy).chain(made_context()) == "done"
     with pytest.raises(MoleculerServerError):

@@ -1,4 +1,4 @@
-"""A slip in what a service declares is told where it is written."""
+"""A slip in what a service declares raises where it is written."""
 
 from typing import Any
 

@@ -103,7 +103,7 @@ def test_c58_every_violation_is_named_with_its_field() -> None:
     ]
 
 
-def test_c58_a_value_out_of_its_limits_tells_the_limit_and_the_value() -> None:
+def test_c58_a_value_out_of_its_limits_names_the_limit_and_the_value() -> None:
     (item,) = violations({"name": "Ada", "age": 151}).data
     assert (item["type"], item["field"], item["actual"]) == ("number", "age", 151)
     assert "150" in item["message"]
