@@ -27,6 +27,9 @@ from broker.streams.packets import CONTINUE, STOP
 FLOW_CONTROL = "streamMarks"
 """The key in the `client` of INFO by which a node says that it answers marks."""
 
+PACE = "pace:"
+"""Begins the ids of the pings behind chunks."""
+
 
 @dataclass(eq=False)
 class Pace:
@@ -122,7 +125,7 @@ class Pace:
         return next(iter(self._open.values()))[0] if self._open else now
 
     async def _ask(self) -> str:
-        ping_id = new_id()
+        ping_id = f"{PACE}{new_id()}"
         if self._unlimited:
             self.forget()
         else:
@@ -144,12 +147,9 @@ class Fate(Enum):
     """What becomes of a stream."""
 
     OPEN = auto()
-    STOPPED = auto()
-    """Its reader has gone, or its writer gives up: only the end is sent."""
-    LOST = auto()
-    """Its reader may lack chunks, as its node or the connection went away."""
-    FORGOTTEN = auto()
-    """Its reader's node does not know it any more, so that nothing is sent, not even the end."""
+    STOPPED = auto()  # its reader has gone, or its writer gives up: only the end is sent
+    LOST = auto()  # its reader may lack chunks, as its node or the connection went away
+    FORGOTTEN = auto()  # its reader's node does not know it any more: nothing is sent, not even the end
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakSet
 
 from msgspec import UNSET, Raw
@@ -22,9 +22,7 @@ from broker.protocol.encoding import UNDECODABLE, reason
 from broker.protocol.packets import Address, Id, Request, Response
 from broker.streams.packets import OBJECT_MODE, STREAM_ERROR, control, sequence_of, without_control
 
-Direction = Literal["REQ", "RES"]
-
-Key = tuple[Direction, str, Id]
+Key = tuple[Literal["REQ", "RES"], str, Id]
 """The direction, the sender and the id: only the sender itself may add to its stream."""
 
 
@@ -163,17 +161,6 @@ class StreamBuffer:
             self.wake()
 
 
-class Arrived(NamedTuple):
-    """What follows from a packet of a stream."""
-
-    opening: Request | Response | None
-    """The packet, when it opens the stream: its action is to run, or its call is answered."""
-    buffer: StreamBuffer | None
-    """Its stream; None when it is one too many."""
-    unread: bool
-    """Whether it is a chunk that is not read, as its stream has ended for its reader."""
-
-
 @dataclass(eq=False)
 class IncomingStreams:
     """Every stream on its way to this node."""
@@ -198,13 +185,19 @@ class IncomingStreams:
         """Whether a packet belongs to a stream that is open."""
         return _key(packet) in self.open
 
-    def take(self, packet: Request | Response, reply: str, now: float) -> Arrived:
-        """A packet of a stream has come; `reply` is where its writer wants to know how far it is read."""
+    def take(
+        self, packet: Request | Response, reply: str, now: float
+    ) -> tuple[Request | Response | None, StreamBuffer | None, bool]:
+        """A packet of a stream has come; `reply` is where its writer wants to know how far it is read.
+
+        Returns the packet when it opens its stream, so that its action is to run, or its call is answered; the stream,
+        or None when it is one too many; and whether the packet is a chunk of a stream that has ended for its reader.
+        """
         key = _key(packet)
         buffer = self.open.get(key)
         if buffer is None:
             if len(self.open) >= self.limit:
-                return Arrived(None if sequence_of(packet) else packet, None, unread=False)
+                return None if sequence_of(packet) else packet, None, False
             buffer = StreamBuffer(self, packet.sender, bool(control(packet, OBJECT_MODE)), now)
             self.open[key] = buffer
             self._buffers.add(buffer)
@@ -217,9 +210,9 @@ class IncomingStreams:
             self._arrived_bytes = 0
             self._keep_bound()
         if opened == buffer.opened:
-            return Arrived(None, buffer, unread=more and buffer.end is not None)
+            return None, buffer, more and buffer.end is not None
         packet.meta, packet.headers = without_control(packet.meta), without_control(packet.headers)
-        return Arrived(packet, buffer, unread=False)
+        return packet, buffer, False
 
     def overfull(self, action: str) -> QueueIsFullError:
         """The error for a stream that is one too many."""
@@ -238,7 +231,7 @@ class IncomingStreams:
                 del self.open[key]
                 buffer.finish(error or RequestRejectedError(buffer.about))
 
-    def refuse(self, direction: Direction, address: Address, error: MoleculerError) -> None:
+    def refuse(self, direction: Literal["REQ", "RES"], address: Address, error: MoleculerError) -> None:
         """A packet that cannot be read: the stream that it belongs to is broken. It stays known, so that what its
         writer still sends is not kept for its sake."""
         buffer = self.open.get((direction, address.sender, address.id))

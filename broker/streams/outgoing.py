@@ -1,4 +1,4 @@
-"""The streams that this node sends, and what comes from outside to their writers."""
+"""The streams that this node sends: their packets, and what comes from outside to their writers (protocol §8)."""
 
 import asyncio
 import math
@@ -6,28 +6,101 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from broker.errors import MoleculerError, RequestRejectedError, publish_denied
+from msgspec import UNSET, Raw
+from msgspec.structs import replace
+
+from broker.context import Context
+from broker.defaults import STREAM_CHUNK_BYTES
+from broker.errors import MoleculerError, PayloadTooLargeError, RequestRejectedError, error_to_wire, publish_denied
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import PROTOCOLS, Command, Packet, Ping, Pong, Request
+from broker.protocol.packets import NULL, PROTOCOLS, Command, Packet, Ping, Pong, Request, Response
 from broker.protocol.topics import Topics
 from broker.registry.registry import Registry
-from broker.streams.flow import Fate, Flow, Pace
+from broker.streams.flow import FLOW_CONTROL, PACE, Fate, Flow, Pace
+from broker.streams.packets import OBJECT_MODE, STREAM_ERROR
 
-PACE = "pace:"
-"""Begins the ids of the pings behind chunks."""
+BYTES = (bytes, bytearray, memoryview)
+
+
+class Envelope(NamedTuple):
+    """What the packets of a stream that goes out are made of."""
+
+    rest: Request | Response
+    bare: Request | Response
+    """The same without the user's meta and headers: for an error that says that something is too large."""
+
+    def packet(
+        self, sequence: int, more: bool, chunk: Raw = NULL, error: BaseException | None = None
+    ) -> Request | Response:
+        """One of them: whether more follow, the chunk, and what broke the stream."""
+        base = self.bare if isinstance(error, PayloadTooLargeError) else self.rest
+        wire_error = None if error is None else error_to_wire(error, base.sender)
+        if isinstance(base, Response):
+            failure = {} if error is None else {"success": False, "error": wire_error}
+            return replace(base, data=chunk, stream=more, sequence=sequence, **failure)
+        packet = replace(base, params=chunk, stream=more, sequence=sequence)
+        if error is not None:
+            place = "meta" if base.ver == "4" else "headers"
+            setattr(packet, place, {**getattr(base, place), STREAM_ERROR: wire_error})
+        return packet
+
+
+def open_request(request: Request, *, objects: bool) -> Envelope:
+    """Make a request the opening packet of a stream: in protocol 4 the stream takes the place of its params."""
+    flags = {OBJECT_MODE: True} if objects else {}
+    request.stream, request.sequence = True, 0
+    if request.ver == "4":
+        request.params, request.meta = NULL, {**(request.meta or {}), **flags}
+        rest = replace(request, meta=flags, headers=UNSET)
+        return Envelope(rest, rest)
+    request.headers = {**(request.headers or {}), **flags}
+    rest = replace(request, meta={})
+    return Envelope(rest, replace(rest, headers=flags))
+
+
+def open_answer(request: Request, node_id: str, ctx: Context, *, objects: bool) -> Envelope:
+    """The packets of an answer, with the meta and headers of the moment in which it opens."""
+    flags = {OBJECT_MODE: True} if objects else {}
+    bare = Response(ver=request.ver, sender=node_id, id=request.id, meta={}, success=True)
+    if request.ver == "4":
+        return Envelope(replace(bare, meta={**ctx.meta, **flags}), bare)
+    return Envelope(replace(bare, meta=dict(ctx.meta), headers={**ctx.response_headers, **flags}), bare)
+
+
+def chunks_of(item: Any, codec: Codec, room: int | None, *, of_bytes: bool) -> list[Raw]:
+    """The chunks of an item of a stream: bytes are cut to fit into what a packet has room for, values are not.
+
+    Raises TypeError for what the stream cannot hold, PayloadTooLargeError for a value that does not fit.
+    """
+    if item is None:
+        raise TypeError("A stream cannot hold None: in JavaScript that is the end of a stream.")
+    if of_bytes:
+        if not isinstance(item, BYTES):
+            raise TypeError(f"The stream began with bytes and goes on with {type(item).__name__}.")
+        limit = STREAM_CHUNK_BYTES if room is None else min(STREAM_CHUNK_BYTES, codec.chunk_limit(room))
+        data = bytes(item)
+        return [codec.encode_value(data[start : start + limit]) for start in range(0, len(data) or 1, limit)]
+    raw = codec.encode_value(item)
+    if room is not None and len(raw) > room and codec.size(raw) > room:
+        raise PayloadTooLargeError(
+            f"A value of a stream has {len(raw)} bytes, and the NATS server leaves room for {room} (max_payload). "
+            "Send smaller values, or bytes, which are cut to fit.",
+            {"size": len(raw), "limit": room},
+        )
+    return [raw]
 
 
 class Wire(Protocol):
     """What is needed of the transport."""
 
     @property
-    def max_payload(self) -> int | None: ...
+    def has_inbox(self) -> bool: ...
 
     @property
-    def has_inbox(self) -> bool: ...
+    def max_payload(self) -> int | None: ...
 
 
 class Tasks(Protocol):
@@ -56,14 +129,18 @@ class OutgoingStreams:
     def __len__(self) -> int:
         return len(self._flows)
 
-    def open(self, command: Command, request: Request, node_id: str, *, marks: bool) -> Flow:
-        """A stream begins. `marks`: its reader can answer them."""
+    def open(self, command: Command, request: Request, node_id: str, reply: str = "") -> Flow:
+        """A stream to a node begins, with a request, or as the answer to one that came with the reply subject."""
+        node = self.registry.nodes.get(node_id)
+        if command == "REQ":
+            marks = node is not None and bool(node.client.get(FLOW_CONTROL))
+        else:  # only Python nodes publish calls with a reply subject of their id
+            marks = bool(reply and request.id) and reply.endswith(str(request.id))
         pace = self._paces.get(node_id)
         if pace is None:
             ver = request.ver if request.ver in PROTOCOLS else PROTOCOLS[0]
             pace = Pace(node_id, partial(self._ping, node_id, ver), partial(self.lose, node_id))
             self._paces[node_id] = pace
-        node = self.registry.nodes.get(node_id)
         key = f"{command}-{request.id}"
         flow = self._flows[key] = Flow(
             request.action,
@@ -94,12 +171,10 @@ class OutgoingStreams:
 
     def pong(self, pong: Pong) -> bool:
         """A ping was answered. Whether it was one of these."""
-        if not isinstance(pong.id, str) or not pong.id.startswith(PACE):
-            return False
-        pace = self._paces.get(pong.sender)
-        if pace is not None:
-            pace.answered(pong.id.removeprefix(PACE))
-        return True
+        is_ours = isinstance(pong.id, str) and pong.id.startswith(PACE)
+        if is_ours and (pace := self._paces.get(pong.sender)) is not None:
+            pace.answered(pong.id)
+        return is_ours
 
     def lose(self, node_id: str | None, error: Exception | None = None, until: float = math.inf) -> None:
         """The streams to a node (None: to all) that were opened until then may lack chunks."""
@@ -138,6 +213,6 @@ class OutgoingStreams:
         return self._flows.get(reply_id.partition(":")[0])
 
     async def _ping(self, node_id: str, ver: Any, ping_id: str) -> None:
-        ping = Ping(ver=ver, sender=self.node_id, time=0, id=f"{PACE}{ping_id}")
+        ping = Ping(ver=ver, sender=self.node_id, time=0, id=ping_id)
         with suppress(MoleculerError):
             await self.publish(self.topics.to_node("PING", node_id), ping, None)

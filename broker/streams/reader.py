@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any, Self
@@ -14,18 +15,12 @@ from broker.streams.packets import CONTINUE, STOP
 logger = logging.getLogger("broker")
 
 
-class Readable:
+class Readable(AsyncIterator[Any]):
     """What a handler or a caller reads: `async for chunk in stream`, bytes or values as the writer sent them."""
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        raise NotImplementedError
-
+    @abstractmethod
     async def aclose(self) -> None:
         """Read no further. Calling it again has no effect."""
-        raise NotImplementedError
 
     async def read(self) -> bytes:
         """Everything that is left of a stream of bytes."""
@@ -63,7 +58,12 @@ class StreamReader(Readable):
         while not buffer:
             if buffer.end is not None:
                 raise buffer.end
-            await self._wait()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._idle_timeout_s or None):
+                    await self._arrived.wait()
+            except TimeoutError:
+                buffer.finish(RequestTimeoutError(buffer.about))
         chunk, marked = buffer.pop()
         if marked:
             self._let_go_on()
@@ -93,14 +93,6 @@ class StreamReader(Readable):
         self._unanswered -= answers
         for _ in range(answers):
             self._answer(buffer.reply, CONTINUE)
-
-    async def _wait(self) -> None:
-        self._arrived.clear()
-        try:
-            async with asyncio.timeout(self._idle_timeout_s or None):
-                await self._arrived.wait()
-        except TimeoutError:
-            self._buffer.finish(RequestTimeoutError(self._buffer.about))
 
 
 class LocalStream(Readable):

@@ -16,7 +16,6 @@ from broker.defaults import (
     ENVELOPE_MARGIN_BYTES,
     FORGET_OFFLINE_S,
     SLICE_S,
-    STREAM_CHUNK_BYTES,
     STREAM_ERROR_AFTER_OPENING_S,
     STREAM_OPENING_S,
     STREAM_PING_AGAIN_S,
@@ -27,19 +26,15 @@ from broker.errors import (
     BrokerDisconnectedError,
     MoleculerClientError,
     MoleculerError,
-    PayloadTooLargeError,
     RequestRejectedError,
     RequestTimeoutError,
 )
 from broker.protocol.packets import NULL, Request, Response
-from broker.streams.flow import FLOW_CONTROL, Fate, Flow
-from broker.streams.outgoing import OutgoingStreams
-from broker.streams.packets import Envelope, has_inbox, open_answer, open_request
+from broker.streams.flow import Fate, Flow
+from broker.streams.outgoing import BYTES, Envelope, OutgoingStreams, chunks_of, open_answer, open_request
 from broker.streams.reader import async_iterator, close_quietly
 
 logger = logging.getLogger("broker")
-
-BYTES = (bytes, bytearray, memoryview)
 
 
 class StreamWriter:
@@ -102,12 +97,10 @@ class StreamWriter:
                 400,
                 "STREAM_REPLACES_PARAMS",
             )
-        node = self._streams.registry.nodes.get(node_id)
-        marks = node is not None and bool(node.client.get(FLOW_CONTROL))
-        if request.timeout and not marks:
+        self._flow = self._streams.open("REQ", request, node_id)
+        if request.timeout and not self._flow.acknowledges:
             request.timeout += STREAM_TIMEOUT_MARGIN_S * 1000
         self._envelope = open_request(request, objects=self._early or not self._of_bytes)
-        self._flow = self._streams.open("REQ", request, node_id, marks=marks)
 
     async def answer(self, request: Request, reply: str, ctx: Context, deadline: float | None) -> Self:
         """Answer a request with the stream. Raises what its source raises before, RequestTimeoutError when the deadline
@@ -115,14 +108,9 @@ class StreamWriter:
         try:
             async with asyncio.timeout_at(deadline) as in_time:
                 await self.begin()
-            self._envelope = open_answer(
-                request,
-                self._streams.node_id,
-                ctx.meta,
-                ctx.response_headers,
-                objects=self._early or not self._of_bytes,
-            )
-            self._flow = self._streams.open("RES", request, request.sender, marks=has_inbox(request, reply))
+            objects = self._early or not self._of_bytes
+            self._envelope = open_answer(request, self._streams.node_id, ctx, objects=objects)
+            self._flow = self._streams.open("RES", request, request.sender, reply)
             try:
                 await self._streams.publish(self._flow.subject, self._envelope.packet(0, True), None)
             except BaseException:
@@ -283,7 +271,7 @@ class StreamWriter:
         room = None if limit is None else max(1, limit - envelope - ENVELOPE_MARGIN_BYTES)
         pause_at = monotonic() + SLICE_S  # what is there and has room goes out without a wait
         async for item in self._all_items():
-            for chunk in self._chunks(item, room):
+            for chunk in chunks_of(item, streams.codec, room, of_bytes=self._of_bytes):
                 if not await flow.room(len(chunk) + envelope):
                     return
                 await self._next(True, chunk, reply_id=flow.mark(len(chunk), self._sequence + 1))
@@ -291,25 +279,6 @@ class StreamWriter:
                 if monotonic() >= pause_at:
                     await asyncio.sleep(0)
                     pause_at = monotonic() + SLICE_S
-
-    def _chunks(self, item: Any, room: int | None) -> list[Raw]:
-        codec = self._streams.codec
-        if item is None:
-            raise TypeError("A stream cannot hold None: in JavaScript that is the end of a stream.")
-        if not self._of_bytes:
-            raw = codec.encode_value(item)
-            if room is not None and len(raw) > room and codec.size(raw) > room:
-                raise PayloadTooLargeError(
-                    f"A value of a stream has {len(raw)} bytes, and the NATS server leaves room for {room} "
-                    "(max_payload). Send smaller values, or bytes, which are cut to fit.",
-                    {"size": len(raw), "limit": room},
-                )
-            return [raw]
-        if not isinstance(item, BYTES):
-            raise TypeError(f"The stream began with bytes and goes on with {type(item).__name__}.")
-        limit = STREAM_CHUNK_BYTES if room is None else min(STREAM_CHUNK_BYTES, codec.chunk_limit(room))
-        data = bytes(item)
-        return [codec.encode_value(data[start : start + limit]) for start in range(0, len(data) or 1, limit)]
 
     async def _end(self, error: Exception | None) -> None:
         """The end of the stream, or what broke it. A JS node that takes in the opening and an error at once has no
@@ -361,11 +330,10 @@ class StreamWriter:
     async def _end_late(self) -> None:
         """Send the end to a reader that lacks chunks, when its node is there; not to another process of that id.
 
-        A JS node that lacks a chunk puts aside what comes behind it, but it takes an end of sequence 1 at any time, or
-        as the answer to the call when it lacks the opening, too. A request of sequence 0 would be a call.
+        Its node puts aside what comes behind a lost chunk, but takes an end of sequence 1 at any time, and one of
+        sequence 0 as the answer to the call when it lacks the opening, too. In a request that would be a call.
         """
         flow = self._flow
-        js_ends = [1] if isinstance(self._envelope.rest, Request) else [0, 1]
         while flow.fate is not Fate.FORGOTTEN:
             node = self._streams.registry.nodes.get(flow.pace.node_id)
             if node is not None and flow.instance_id not in (None, node.instance_id):
@@ -373,7 +341,7 @@ class StreamWriter:
             elif node is None or node.available:
                 flow.fate = Fate.STOPPED  # until this is lost, too
                 try:
-                    for sequence in [self._sequence + 1] if flow.acknowledges else js_ends:
+                    for sequence in [1] if isinstance(self._envelope.rest, Request) else [0, 1]:
                         packet = self._envelope.packet(sequence, False, NULL, flow.error)
                         await self._streams.publish(flow.subject, packet, None)
                     return
