@@ -1,7 +1,7 @@
 """Leave an endpoint alone that keeps failing (moleculer protocol §12.3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -90,6 +90,7 @@ class Circuit:
         self.changed(self, event)
 
 
+@dataclass(eq=False)
 class CircuitBreaker:
     """The circuits of the endpoints that a node calls, its own included.
 
@@ -101,24 +102,16 @@ class CircuitBreaker:
     (JS counts all of these for the first node of its list, whichever answered, and refuses none.)
     """
 
-    def __init__(
-        self,
-        policy: CircuitBreakerPolicy,
-        clock: Callable[[], float],
-        after: After,
-        broadcast: Broadcast,
-        find: Find,
-    ) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._after = after
-        self._broadcast = broadcast
-        self._find = find
-        self._circuits: WeakSet[Circuit] = WeakSet()
-        """Each belongs to its endpoint, and goes with it."""
+    policy: CircuitBreakerPolicy
+    clock: Callable[[], float]
+    after: After
+    broadcast: Broadcast
+    find: Find
+    _circuits: WeakSet[Circuit] = field(default_factory=WeakSet)
+    """Each belongs to its endpoint, and goes with it."""
 
     def wrap(self, call_next: Next, target: Target) -> Next:
-        policy = merge(self._policy, target.settings.get("circuit_breaker"))
+        policy = merge(self.policy, target.settings.get("circuit_breaker"))
         if not policy.enabled:
             return call_next
 
@@ -157,7 +150,7 @@ class CircuitBreaker:
         answerer: Endpoint | None = circuit.endpoint
         if ctx.node_id != circuit.endpoint.node_id:
             circuit.release()
-            answerer = self._find(circuit.endpoint.name, ctx.node_id)
+            answerer = self.find(circuit.endpoint.name, ctx.node_id)
         if answerer is None or answerer.local:
             return None
         if answerer is not circuit.endpoint:
@@ -167,7 +160,7 @@ class CircuitBreaker:
 
     def _circuit(self, endpoint: Endpoint, policy: CircuitBreakerPolicy) -> Circuit:
         if endpoint.circuit is None:
-            endpoint.circuit = Circuit(endpoint, policy, self._clock, self._after, self._changed)
+            endpoint.circuit = Circuit(endpoint, policy, self.clock, self.after, self._changed)
             self._circuits.add(endpoint.circuit)
         circuit: Circuit = endpoint.circuit
         return circuit
@@ -181,7 +174,7 @@ class CircuitBreaker:
         if event == "opened":
             payload |= {"failures": circuit.failures, "count": circuit.count, "rate": circuit.rate}
         if event is not None:
-            self._broadcast(f"$circuit-breaker.{event}", payload)
+            self.broadcast(f"$circuit-breaker.{event}", payload)
 
 
 def _came_from_there(error: Exception, ctx: Context) -> bool:

@@ -32,22 +32,20 @@ KINDS = ("before", "after", "error")
 
 def action_hooks(call_next: Next, target: Target) -> Next:
     """Raises ServiceSchemaError for a hook that is not a function."""
-    before, after, error = (_groups(kind, target) for kind in KINDS)
-    first = [hook for group in reversed(before) for hook in group]
-    then, failed = [hook for group in after for hook in group], [hook for group in error for hook in group]
-    if not first and not then and not failed:
+    before, after, error = (_declared(kind, target) for kind in KINDS)
+    if not before and not after and not error:
         return call_next
 
     async def run(ctx: Context) -> Any:
-        for hook in first:
+        for hook in before:
             await settle(hook(ctx))
         result = await call_next(ctx)
-        for hook in then:
+        for hook in after:
             result = await settle(hook(ctx, result))
         return result
 
     chain: Next = run
-    for hook in failed:
+    for hook in error:
         chain = _rescued(chain, hook)
     return chain
 
@@ -77,8 +75,8 @@ def _rescued(call_next: Next, answer: Callable[[Context, Exception], Any]) -> Ne
     return rescued
 
 
-def _groups(kind: str, target: Target) -> list[list[Hook]]:
-    """The hooks of one kind for an action: its own, those of patterns that fit, those of `*`."""
+def _declared(kind: str, target: Target) -> list[Hook]:
+    """The hooks of one kind for an action, in the order in which they run."""
     own = _of_kind(target.settings.get("hooks"), kind)
     declared = _of_kind(getattr(target.instance, "hooks", None), kind)
     if not isinstance(declared, Mapping):
@@ -86,7 +84,8 @@ def _groups(kind: str, target: Target) -> list[list[Hook]]:
     name = str(target.settings.get("raw_name", target.name))
     fitting = [key for key in declared if key != "*" and any(matches(name, one) for one in key.split("|"))]
     by_pattern = [hook for key in fitting for hook in _hooks(declared[key], target)]
-    return [_hooks(own, target), by_pattern, _hooks(declared.get("*"), target)]
+    groups = [_hooks(own, target), by_pattern, _hooks(declared.get("*"), target)]
+    return [hook for group in (reversed(groups) if kind == "before" else groups) for hook in group]
 
 
 def _of_kind(hooks: Any, kind: str) -> Any:

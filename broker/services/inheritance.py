@@ -2,6 +2,7 @@
 `settings` of a class hide those of its bases altogether."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 _DECLARED = "_declared"
@@ -19,10 +20,7 @@ def merge_declared(cls: type) -> None:
     for name, merge in _MERGE.items():
         values = [declared[name] for declared in bases if name in declared]
         if values and all(_can_be_merged(name, value) for value in values):
-            merged, *others = values
-            for value in others:
-                merged = merge(merged, value)
-            setattr(cls, name, merged)
+            setattr(cls, name, reduce(merge, values))
 
 
 def _can_be_merged(name: str, value: Any) -> bool:
