@@ -39,7 +39,7 @@ from broker.middlewares.cacher import make_cacher
 from broker.middlewares.chains import Chains
 from broker.node.identity import make_identity
 from broker.node.node import Node
-from broker.node.work import Interruptible
+from broker.node.work import Life, State
 from broker.options import ignored_settings, make_options
 from broker.protocol.codecs import make_codec
 from broker.protocol.topics import Topics, check_token
@@ -112,9 +112,8 @@ class ServiceBroker:
         self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
         self._hooks_local = bool(hooks(self.options.middlewares, "broadcast_local"))
         self._listen_inside(self._events)
-        self._state = "new"
+        self._life = Life()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._starting = Interruptible()
         for service in [NodeService(), *services] if self.options.internal_services else services:
             self._adopt(service)
         for hook in hooks(self.options.middlewares, "created"):
@@ -129,13 +128,12 @@ class ServiceBroker:
         raises, BrokerOptionsError when the node id is taken, and MoleculerServerError `BROKER_STATE` when somebody
         stopped the broker meanwhile; the node is stopped again then.
         """
-        if self._state != "new":
-            raise MoleculerServerError(f"The broker is {self._state}; a broker starts once.", type=BROKER_STATE)
+        if self._loop is not None:
+            raise MoleculerServerError(f"The broker is {self._life.state}; a broker starts once.", type=BROKER_STATE)
         self._loop = _running_loop()
-        self._state = "starting"
         try:
-            await self._starting.run(self._start)
-            if self._state != "started":
+            await self._life.start(self._start)
+            if self._life.state is not State.STARTED:
                 raise MoleculerServerError("The broker was stopped while it started.", type=BROKER_STATE)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -147,9 +145,9 @@ class ServiceBroker:
         await self._run_hooks("starting", self)
         await self._node.join()
         await self._host.start_all(self.wait_for_services)
-        if self._state != "starting":
+        if self._life.state is not State.STARTING:
             return
-        self._state = "started"
+        self._life.state = State.STARTED
         self._events.fire("$broker.started", {})
         await self._run_hooks("started", self)
 
@@ -160,21 +158,17 @@ class ServiceBroker:
         its own end: called from there it returns at once, and the node stops when that work is done. A start that is
         under way is ended.
         """
-        if self._state in ("new", "stopped"):
+        if self._life.state in (State.NEW, State.STOPPED):
             return
         self._require_own_loop()
-        starting = self._state == "starting"
-        if self._state != "stopping":
-            self._state = "stopping"
-            self._node.run_to_the_end(self._stop())
-        if not self._node.is_own_work():
-            # It may be the start that asks, in a service's `started`: then this wait must end with the start.
-            with anyio.CancelScope(shield=not starting):
-                await self._node.ended()
+        before = self._life.ask_to_stop()
+        if before is not State.STOPPING:
+            self._node.run_to_the_end(self._life.stop(self._stop, self.options.shutdown_timeout))
+        # It may be the start that asks, in a service's `started`: then this wait must end with the start.
+        with anyio.CancelScope(shield=before is not State.STARTING):
+            await self._life.ended(self._node)
 
     async def _stop(self) -> None:
-        with anyio.move_on_after(self.options.shutdown_timeout):
-            await self._starting.end()
         broadcast_local = hooks(self.options.middlewares, "broadcast_local")
         farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._run_hooks("stopping", self)
@@ -186,7 +180,6 @@ class ServiceBroker:
         await self._node.close()
         await farewell.send("$broker.stopped", {})
         await self._run_hooks("stopped", self)
-        self._state = "stopped"
         self._events.end()
 
     async def wait_stopped(self) -> None:
@@ -209,11 +202,13 @@ class ServiceBroker:
     async def add_service(self, service: Service) -> None:
         """Offer one more service. On a started broker, its `started` runs before it is announced; when that fails, the
         service is not kept. Raises MoleculerServerError `BROKER_STATE` on a broker that stops or has stopped."""
-        if self._state in ("stopping", "stopped"):
-            raise MoleculerServerError(f"The broker is {self._state}; it takes no more services.", type=BROKER_STATE)
+        if self._life.state in (State.STOPPING, State.STOPPED):
+            raise MoleculerServerError(
+                f"The broker is {self._life.state}; it takes no more services.", type=BROKER_STATE
+            )
         self._require_own_loop()
         name = self._adopt(service)
-        if self._state == "started":
+        if self._life.state is State.STARTED:
             try:
                 await self._host.start_some([name], self.wait_for_services)
             except BaseException:
@@ -229,11 +224,7 @@ class ServiceBroker:
         From a handler of that service it returns at once, and the service stops when the handler is done.
         """
         self._require_own_loop()
-        name = service if isinstance(service, str) else service.full_name
-        if self._state == "new" or self._host.service(name) is None:
-            await self._host.stop(name)
-            return
-        await self._host.withdraw(name)
+        await self._host.stop(service if isinstance(service, str) else service.full_name)
 
     async def wait_for_services(self, *names: str, timeout: float | None = None) -> None:
         """Return when all services, by full name, are offered by some node.
@@ -274,7 +265,7 @@ class ServiceBroker:
         Raises the callee's error; ServiceNotFoundError, ServiceNotAvailableError, RequestTimeoutError,
         RequestRejectedError (its node went away), BrokerDisconnectedError, PayloadTooLargeError, QueueIsFullError.
         """
-        if self._loop is None or asyncio.get_running_loop() is not self._loop or self._state == "stopped":
+        if self._loop is None or asyncio.get_running_loop() is not self._loop or self._life.state is State.STOPPED:
             self._require_running()
         if self._around_calls:
             return await compose(self._around_calls, self._calls.call)(action, params, call_options(options))
@@ -413,7 +404,7 @@ class ServiceBroker:
             self._node.start_handler(send(event, payload, {}))
 
     def _require_running(self) -> None:
-        if self._state in ("new", "stopped"):
+        if self._life.state in (State.NEW, State.STOPPED):
             raise BrokerDisconnectedError("The broker is not running: start it first.")
         self._require_own_loop()
 

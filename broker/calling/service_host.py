@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.internals.service import NAME as NODE_SERVICE
 from broker.middlewares.chains import Chains
 from broker.node.node import Node
-from broker.node.work import Interruptible, Owners, Tracker, belong_to, owners, set_owners
+from broker.node.work import Life, Owners, State, Tracker, belong_to, set_owners
 from broker.protocol.codecs.json import Codec
 from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
@@ -47,8 +47,7 @@ class _Entry:
     service: Service
     definition: ServiceDefinition
     node: Node
-    running: bool = False
-    starting: Interruptible = field(default_factory=Interruptible)
+    life: Life = field(default_factory=Life)
     background: list[_Background] = field(default_factory=list)
     in_work: Tracker = field(default_factory=Tracker)
     context: contextvars.Context = field(default_factory=contextvars.Context)
@@ -110,7 +109,7 @@ class ServiceHost:
         self._entries: dict[str, _Entry] = {}
         self._actions: dict[str, HostedAction] = {}
         self._handlers: dict[EventDefinition, EventHandler] = {}
-        self._withdrawing = Tracker()
+        self._ending: set[Life] = set()
         self._tell = tell
 
     def add(self, service: Service) -> ServiceDefinition:
@@ -163,7 +162,7 @@ class ServiceHost:
         """
         entry = self._entries.get(full_name)
         if entry is not None:
-            await entry.starting.run(partial(self._start, entry, wait_for_services))
+            await entry.life.start(partial(self._start, entry, wait_for_services))
 
     async def _start(self, entry: _Entry, wait_for_services: Callable[..., Awaitable[None]]) -> None:
         full_name = entry.definition.full_name
@@ -180,9 +179,9 @@ class ServiceHost:
         except Exception as error:
             logger.error("Service '%s' could not start: %s: %s", full_name, type(error).__name__, text_of(error))
             raise
-        if self._entries.get(full_name) is not entry:  # withdrawn, and its `started` did not heed that
+        if entry.life.state is not State.STARTING:  # withdrawn, and its `started` did not heed that
             return
-        entry.running = True
+        entry.life.state = State.STARTED
         self._node.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
         await self._tell("service_started", entry.service)
@@ -205,46 +204,34 @@ class ServiceHost:
         except* Exception as group:
             raise first_error(group) from None
 
-    async def withdraw(self, full_name: str) -> None:
-        """Stop a service in a task of its own: one that withdraws itself ends the task that asks for it. Returns when
-        it has stopped; at once when a handler of it asks. Raises ServiceNotFoundError when somebody else was first."""
-        within, gone = self._entries.get(full_name) in owners(), anyio.Event()
-        failure: Exception | None = None
-
-        async def stop() -> None:
-            nonlocal failure
-            try:
-                await self.stop(full_name)
-            except Exception as error:  # for who asked: here it would end all background work
-                failure = error
-            finally:
-                gone.set()
-                self._withdrawing.end()
-
-        self._withdrawing.count += 1
-        self._node.background.start_soon(stop)
-        if not within:
-            await gone.wait()
-            if failure is not None:
-                raise failure
-
     async def stop_all(self) -> None:
-        """In the reverse order, and those that somebody withdraws to their end."""
+        """In the reverse order, and those that are withdrawn meanwhile to their end."""
         for name in reversed(self.names()):
-            if name in self._entries:  # somebody may withdraw it while the others stop
+            if name in self._entries:
                 await self.stop(name)
         with anyio.move_on_after(self._node.options.shutdown_timeout):
-            await self._withdrawing.wait_idle()
+            for life in list(self._ending):
+                await life.stopped.wait()
 
     async def stop(self, full_name: str) -> None:
-        """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. A
-        failure is logged."""
+        """Withdraw a service, end its start or finish what it does, end its background work, run its `stopped`. All
+        this in a task of its own: a start that withdraws its service ends the task that asks for it. Returns when the
+        service has stopped; at once when a handler of it asks. Raises ServiceNotFoundError."""
         entry = self._entries.pop(full_name, None)
         if entry is None:
             raise ServiceNotFoundError({"service": full_name})
-        with anyio.move_on_after(self._node.options.shutdown_timeout):
-            await entry.starting.end()
-        if entry.running:
+        offered = entry.life.ask_to_stop() is State.STARTED
+        self._ending.add(entry.life)
+        stop, timeout_s = partial(self._stop, entry, offered=offered), self._node.options.shutdown_timeout
+        if self._node.is_open:
+            self._node.background.start_soon(entry.life.stop, stop, timeout_s)
+        else:
+            await entry.life.stop(stop, timeout_s)
+        await entry.life.ended(entry)
+
+    async def _stop(self, entry: _Entry, *, offered: bool) -> None:
+        full_name = entry.definition.full_name
+        if offered:
             self._node.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
             await self._wait_until_idle(entry)
@@ -260,7 +247,8 @@ class ServiceHost:
         for event in entry.definition.events:
             del self._handlers[event]
         await self._tell("service_stopped", entry.service)
-        if entry.running:
+        self._ending.discard(entry.life)
+        if offered:
             _log(full_name, "stopped")
 
     async def run(self, action: ActionDefinition, ctx: Context) -> Any:

@@ -26,7 +26,7 @@ from broker.node.joining import Joining
 from broker.node.outage import Outage
 from broker.node.pinging import Pinging
 from broker.node.subscriptions import Subscriptions
-from broker.node.work import HandlerTasks, Tracker, belong_to, owners, set_owners
+from broker.node.work import HandlerTasks, Tracker, belong_to, set_owners
 from broker.node.workers import Workers
 from broker.options import BrokerOptions
 from broker.protocol.codecs.json import Codec
@@ -196,17 +196,9 @@ class Node:
 
     def run_to_the_end(self, stop: Coroutine[Any, Any, None]) -> None:
         """Run the stop of this node outside its own groups, which end with it, and outside the task that asked."""
-        self._ending = asyncio.get_running_loop().create_task(stop, name="moleculer node stops")
-
-    async def ended(self) -> None:
-        """Return when the stop is done; raises what it raised."""
-        if self._ending is not None:
-            await asyncio.wait([self._ending])
-            self._ending.result()
-
-    def is_own_work(self) -> bool:
-        """Whether a handler, a call made here, or background work of this node is asking."""
-        return self in owners()
+        context = copy_context()
+        context.run(set_owners, frozenset({self}))
+        self._ending = asyncio.get_running_loop().create_task(stop, name="moleculer node stops", context=context)
 
     def start_handler(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run the work for one request or one event. What it raises is logged: it would end all other work, and the

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import Context, ContextVar
+from enum import StrEnum
 from typing import Any
 
 import anyio
@@ -103,26 +104,63 @@ class HandlerTasks:
             logger.error("Some work of the node failed; it goes on", exc_info=error)
 
 
-class Interruptible:
-    """Holds one piece of work. `end` from within that work ends it too, without waiting for itself."""
+class State(StrEnum):
+    """Of a node, and of each of its services. A stop may be asked for in any of the first three."""
+
+    NEW = "new"
+    STARTING = "starting"
+    STARTED = "started"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Life:
+    """The way from new to stopped: `ask_to_stop` asks, `stop` does it once, and `ended` waits for it. A start is ended
+    by a stop, also by one that it asks for itself."""
 
     def __init__(self) -> None:
-        self._scope: anyio.CancelScope | None = None
-        self._over: anyio.Event | None = None
+        self.state = State.NEW
+        self.stopped = anyio.Event()
+        self._failure: Exception | None = None
+        self._starting: anyio.CancelScope | None = None
+        self._start_over: anyio.Event | None = None
 
-    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the work. Returns as well when it was ended: look at what it was to change."""
-        self._over = anyio.Event()
+    async def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do the work of a start, which sets the state to STARTED. Returns as well when a stop ended it."""
+        self.state, self._start_over = State.STARTING, anyio.Event()
         try:
-            with anyio.CancelScope() as self._scope:
+            with anyio.CancelScope() as self._starting:
                 await work()
         finally:
-            self._scope = None
-            self._over.set()
+            self._starting = None
+            self._start_over.set()
 
-    async def end(self) -> None:
-        """Cancel the work if it is under way, and return when it is over."""
-        if self._scope is not None:
-            self._scope.cancel()
-        if self._over is not None:
-            await self._over.wait()
+    def ask_to_stop(self) -> State:
+        """The state until now."""
+        before = self.state
+        if before is not State.STOPPED:
+            self.state = State.STOPPING
+        return before
+
+    async def stop(self, work: Callable[[], Awaitable[None]], timeout_s: float) -> None:
+        """End the start, if it is under way, and do the work of a stop. A failure is for those who wait."""
+        try:
+            with anyio.move_on_after(timeout_s):
+                if self._starting is not None:
+                    self._starting.cancel()
+                if self._start_over is not None:
+                    await self._start_over.wait()
+            await work()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self.state = State.STOPPED
+            self.stopped.set()
+
+    async def ended(self, owner: object) -> None:
+        """Return when it has stopped; at once in work of its owner, which would wait for its own end. Raises what the
+        stop raised."""
+        if owner not in owners():
+            await self.stopped.wait()
+            if self._failure is not None:
+                raise self._failure

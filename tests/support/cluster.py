@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from broker import Service, ServiceBroker
+from broker.node.work import State
 from broker.protocol.packets import Command
 from broker.protocol.topics import Topics
 from broker.transports import make_transport
@@ -137,7 +138,7 @@ class Cluster:
 
         def known() -> bool:
             mine = [broker for broker in self.brokers if broker.options.namespace == self.namespace]
-            live = [broker for broker in mine if broker._state == "started"]
+            live = [broker for broker in mine if broker._life.state is State.STARTED]
             return all(_knows(one, other) for one in live for other in live if one is not other)
 
         await eventually(known, "the brokers to know each other")

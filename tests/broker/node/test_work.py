@@ -5,7 +5,7 @@ from contextvars import copy_context
 import anyio
 import pytest
 
-from broker.node.work import HandlerTasks, Interruptible, Tracker
+from broker.node.work import HandlerTasks, Life, State, Tracker, belong_to, set_owners
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -73,23 +73,32 @@ async def test_tasks_that_take_too_long_are_cancelled_and_none_starts_after_them
     assert not tasks.start(anyio.sleep_forever(), copy_context())
 
 
-async def test_work_runs_to_its_end_and_ending_it_later_is_nothing() -> None:
-    work, done = Interruptible(), []
-
-    async def run() -> None:
-        done.append("work")
-
-    await work.end()
-    await work.run(run)
-    await work.end()
-    assert done == ["work"]
+async def nothing() -> None: ...
 
 
-async def test_who_ends_work_waits_until_it_has_cleaned_up() -> None:
-    work, notes = Interruptible(), []
+async def test_a_start_runs_to_its_end_and_a_stop_after_it_does_its_own_work() -> None:
+    life, done = Life(), []
+
+    async def start() -> None:
+        done.append(life.state)
+        life.state = State.STARTED
+
+    async def stop() -> None:
+        done.append(life.state)
+
+    await life.start(start)
+    assert life.ask_to_stop() is State.STARTED
+    await life.stop(stop, 30)
+    await life.ended(None)
+    assert done == [State.STARTING, State.STOPPING]
+    assert life.state is life.ask_to_stop() is State.STOPPED
+
+
+async def test_a_stop_ends_a_start_and_waits_until_it_has_cleaned_up() -> None:
+    life, notes = Life(), []
     begun = anyio.Event()
 
-    async def run() -> None:
+    async def start() -> None:
         begun.set()
         try:
             await anyio.sleep_forever()
@@ -98,31 +107,49 @@ async def test_who_ends_work_waits_until_it_has_cleaned_up() -> None:
                 await anyio.lowlevel.checkpoint()
             notes.append("cleaned up")
 
+    async def stop() -> None:
+        notes.append("stopped")
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work.run, run)
+        tasks.start_soon(life.start, start)
         await begun.wait()
-        await work.end()
-        assert notes == ["cleaned up"]
+        assert life.ask_to_stop() is State.STARTING
+        await life.stop(stop, 30)
+    assert notes == ["cleaned up", "stopped"]
 
 
-async def test_work_may_end_itself() -> None:
-    work, notes = Interruptible(), []
+async def test_a_start_may_ask_for_its_own_stop() -> None:
+    life, notes = Life(), []
+    async with anyio.create_task_group() as tasks:
 
-    async def run() -> None:
-        await work.end()
-        notes.append("never")
+        async def start() -> None:
+            life.ask_to_stop()
+            tasks.start_soon(life.stop, nothing, 30)
+            await life.ended(life)
+            notes.append("never")
 
-    with anyio.fail_after(30):
-        await work.run(run)
+        with anyio.fail_after(30):
+            await life.start(start)
     assert notes == []
 
 
-async def test_an_exception_of_the_work_passes() -> None:
-    work = Interruptible()
+async def test_its_own_work_does_not_wait_for_a_stop() -> None:
+    life = Life()
+    before = belong_to(life)
+    with anyio.fail_after(30):
+        await life.ended(life)
+    set_owners(before)
 
-    async def run() -> None:
+
+async def test_what_a_start_raises_passes_and_what_a_stop_raises_is_for_those_who_wait() -> None:
+    life = Life()
+
+    async def fail() -> None:
         raise ValueError("the work failed")
 
     with pytest.raises(ValueError, match="the work failed"):
-        await work.run(run)
-    await work.end()
+        await life.start(fail)
+    await life.stop(fail, 30)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the work failed"):
+            await life.ended(None)
