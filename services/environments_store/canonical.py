@@ -23,9 +23,9 @@ __all__ = [
     "after_gap",
     "canonical_text",
     "encoded",
+    "name_order",
     "parse",
     "quote",
-    "sorted_names",
 ]
 
 _SAFE_DIGITS = 15  # so many digits fit into a double exactly
@@ -119,10 +119,15 @@ def sorted_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The members as JavaScript lists them after they were added sorted."""
     members = dict(pairs)
     members.pop("__proto__", None)
-    return {name: members[name] for name in sorted_names(members)}
+    return {name: members[name] for name in _sorted_names(members)}
 
 
-def sorted_names(members: Iterable[str]) -> list[str]:
+def name_order(name: str) -> tuple[int, int | bytes]:
+    """What names are sorted by one at a time: slower than `_sorted_names`."""
+    return (0, int(name)) if name[:1].isdigit() and _is_array_index(name) else (1, _utf16(name))
+
+
+def _sorted_names(members: Iterable[str]) -> list[str]:
     """The names in that order."""
     names = sorted(members)
     if not all(map(str.isascii, names)):

@@ -1,16 +1,19 @@
 """The canonical form of a large document, made of its bytes in windows: neither its text nor its values are ever held
 whole, and no step keeps the interpreter, and with it the event loop, for longer than a window takes.
 
-Runs of small values are parsed and printed together by `canonical`. A value that does not fit into a window is entered:
-what is below the members of an object waits as printed text, since they are printed in another order than they come.
-So the peak is the document, its printed form and a few windows.
+Runs of small values are parsed and printed together by `canonical`. A value that does not fit into a window is entered.
+The members of an object wait as printed text, run by run, and get their order when the whole is read: the peak is the
+document, its printed form and a few windows.
 """
 
+import heapq
 import re
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from json.decoder import scanstring  # type: ignore[attr-defined]  # the type stubs leave it out
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from services.environments_store.canonical import (
@@ -20,14 +23,11 @@ from services.environments_store.canonical import (
     after_gap,
     canonical_text,
     encoded,
+    name_order,
     quote,
-    sorted_names,
 )
 
-__all__ = ["Pieces", "Printed", "print_large"]
-
-Pieces = list[bytearray]
-Members = dict[str, bytes | Pieces]
+__all__ = ["Printed", "print_large"]
 
 _WINDOW = 65_536
 """Characters that are seen ahead, and bytes that are read at once: parsed and printed in some 2 ms."""
@@ -43,6 +43,7 @@ _VALUE = rf'(?:{_STRING}|[^\s"\[\]{{}},:]++|{_NESTED})'
 # Complete ones alone: what follows the last comma may go on behind the window. Whether they are valid the parser says.
 _ELEMENTS = re.compile(rf"(?:\s*+{_VALUE}\s*+,)++", re.DOTALL)
 _MEMBERS = re.compile(rf"(?:\s*+{_STRING}\s*+:\s*+{_VALUE}\s*+,)++", re.DOTALL)
+_PRINTED_MEMBER = re.compile(rf"({_STRING}):{_VALUE}".encode(), re.DOTALL)
 # Of a string, ending neither in an escape nor between the halves of a surrogate pair.
 _PART = re.compile(
     rf'(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u(?![dD][89abAB]){_HEX}{{4}}'
@@ -52,11 +53,69 @@ _PART = re.compile(
 _NUMBER_STARTS = "-0123456789"
 
 
-class Printed(NamedTuple):
-    """`pieces` together are the canonical form; `members` those of the document itself, each as it is printed."""
+Pieces = list["bytearray | Members"]
+"""Printed text, and the objects in it that were entered."""
 
-    pieces: Pieces
+
+class Members:
+    """An object that was entered: runs of members, each printed in its order, and those whose value was entered."""
+
+    def __init__(self) -> None:
+        self.runs: list[bytes | tuple[str, Pieces]] = []
+        self.uuid: Pieces = [bytearray(b'""')]
+        """The value of the last member of this name."""
+
+    def printed(self) -> "Iterator[bytes | bytearray | Members]":
+        yield b"{"
+        comma = b""
+        for _, same in groupby(heapq.merge(*map(_members, self.runs), key=_ORDER), key=_ORDER):
+            *_, (_, text, value) = same  # of a repeated one the last counts
+            yield comma + text
+            yield from value
+            comma = b","
+        yield b"}"
+
+
+_ORDER = itemgetter(0)
+
+
+def _members(run: bytes | tuple[str, Pieces]) -> Iterator[tuple[Any, bytes, Pieces]]:
+    """What each is ordered by, its text, and a value that goes on behind it."""
+    if isinstance(run, tuple):
+        name, value = run
+        yield name_order(name), encoded(quote(name)) + b":", value
+        return
+    for found in _PRINTED_MEMBER.finditer(run):
+        yield name_order(scanstring(found[1].decode(), 1, True)[0]), found[0], []
+
+
+def _texts(pieces: Pieces) -> Iterator[bytes | bytearray]:
+    """All text, without recursion."""
+    entered: list[Iterator[bytes | bytearray | Members]] = [iter(pieces)]
+    while entered:
+        for piece in entered[-1]:
+            if isinstance(piece, Members):
+                entered.append(piece.printed())
+                break
+            yield piece
+        else:
+            entered.pop()
+
+
+class Printed(NamedTuple):
+    """A document that was read to its end."""
+
     members: Members
+
+    @property
+    def uuid(self) -> bytes:
+        """As it is printed; an empty string where there is none."""
+        return b"".join(_texts(self.members.uuid))
+
+    @property
+    def pieces(self) -> Iterator[bytes | bytearray]:
+        """Together the canonical form."""
+        return _texts([self.members])
 
 
 def print_large(raw: bytes) -> Printed:
@@ -124,8 +183,7 @@ class _Text:
 
 
 class _Entered:
-    """An object or array whose values are printed one by one. `to` takes the text: of an array as its values come, of
-    an object, whose `members` wait for their order, at its end."""
+    """An array, the text of which goes `to` there as its values come, or an object with its `members`."""
 
     def __init__(self, to: Pieces, members: Members | None) -> None:
         self.to = to
@@ -140,15 +198,17 @@ class _Printer:
         self._entered: list[_Entered] = []
 
     def run(self) -> Printed:
-        pieces, members = Pieces(), Members()
+        document = Pieces()
         if self._text.pass_gap() != "{":
             raise NotAnObjectError
-        self._enter(pieces, members)
+        self._enter(document, "{")
+        members = self._entered[-1].members
         while self._entered:
             self._step(self._entered[-1])
         if self._text.pass_gap():
             raise self._text.broken()
-        return Printed(pieces, members)
+        assert members is not None
+        return Printed(members)
 
     def _step(self, inside: _Entered) -> None:
         """Print the next values, or enter the next one."""
@@ -162,14 +222,14 @@ class _Printer:
         to = inside.to
         if inside.members is not None:
             to = Pieces()
-            inside.members[self._name()] = to
+            self._keep(inside.members, self._name(), to)
             next = self._text.pass_gap()
         elif not inside.is_empty:
             _add(to, b",")
         inside.is_empty = False
         if next == "{" or next == "[":
             if not self._fits(to):
-                self._enter(to, {} if next == "{" else None)
+                self._enter(to, next)
                 return
         elif next == '"':
             self._string(to)
@@ -191,8 +251,10 @@ class _Printer:
                 _add(inside.to, b",")
             _add(inside.to, self._printed(value)[1:-1])
         else:
-            for name, value in self._hooks.decoder.decode(f"{{{found[0][:-1]}}}").items():
-                inside.members[name] = self._printed(value)
+            values = self._hooks.decoder.decode(f"{{{found[0][:-1]}}}")
+            inside.members.runs.append(self._printed(values)[1:-1])
+            if "uuid" in values:
+                inside.members.uuid = [bytearray(self._printed(values["uuid"]))]
         inside.is_empty = False
         self._text.position = found.end()
         return True
@@ -213,9 +275,19 @@ class _Printer:
     def _printed(self, value: Any) -> bytes:
         return canonical_text(Document(value, self._hooks.tiny))
 
-    def _enter(self, to: Pieces, members: Members | None) -> None:
+    def _keep(self, members: Members, name: str, value: Pieces) -> None:
+        if name != "__proto__":
+            members.runs.append((name, value))
+        if name == "uuid":
+            members.uuid = value
+
+    def _enter(self, to: Pieces, opening: str) -> None:
         self._text.position += 1
-        if members is None:
+        members = None
+        if opening == "{":
+            members = Members()
+            to.append(members)
+        else:
             _add(to, b"[")
         self._entered.append(_Entered(to, members))
 
@@ -224,15 +296,6 @@ class _Printer:
         inside = self._entered.pop()
         if inside.members is None:
             _add(inside.to, b"]")
-        else:
-            inside.members.pop("__proto__", None)
-            _add(inside.to, b"{")
-            for number, name in enumerate(sorted_names(inside.members)):
-                _add(inside.to, encoded(("," if number else "") + quote(name) + ":"))
-                printed = inside.members[name]
-                for piece in (printed,) if isinstance(printed, bytes) else printed:
-                    _add(inside.to, piece)
-            _add(inside.to, b"}")
 
     def _end_value(self) -> None:
         """Behind a value: go on to the next one, and leave what ends here."""
@@ -281,11 +344,10 @@ def _closing(inside: _Entered) -> str:
     return "]" if inside.members is None else "}"
 
 
-def _add(to: Pieces, text: bytes | bytearray) -> None:
-    """Large pieces are moved, small ones go together."""
-    if isinstance(text, bytearray) and len(text) >= _WINDOW:
-        to.append(text)
-    elif to and len(to[-1]) < _WINDOW:
-        to[-1] += text
+def _add(to: Pieces, text: bytes) -> None:
+    """Small pieces go together."""
+    last = to[-1] if to else None
+    if isinstance(last, bytearray) and len(last) < _WINDOW:
+        last += text
     else:
         to.append(bytearray(text))

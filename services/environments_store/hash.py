@@ -28,9 +28,8 @@ class Content:
                 raise NotAnObjectError
             self.uuid: Any = self._document.value.get("uuid", "")
         else:
-            printed = self._printed = print_large(text)
-            uuid = printed.members.get("uuid", b'""')
-            self.uuid = json.loads(uuid if isinstance(uuid, bytes) else b"".join(uuid))
+            self._printed = print_large(text)
+            self.uuid = json.loads(self._printed.uuid)
 
     def hash(self) -> str:
         """SHA-1, in hexadecimal, of the canonical form."""
