@@ -226,7 +226,7 @@ async def test_an_id_twice_in_one_import_is_a_conflict_with_itself(bench: Bench)
 
 
 BAD = {
-    "no JSON": (b"{nonsense\n", "no key"),
+    "no JSON": (b"{nonsense\n", "does not end"),
     "no object": (b"[1]\n", "no JSON object"),
     "cut off": (b'{"environment":{"uuid":"x"', "does not end"),
     "no environment": (b'{"id":"x"}\n', "no 'environment'"),
