@@ -151,6 +151,5 @@ class Liveness:
                 watched.unanswered_since = now
 
     def forget(self, node_id: str) -> None:
-        """The node is gone."""
         self._watched.pop(node_id, None)
         self.begun.pop(node_id, None)

@@ -93,7 +93,6 @@ class PeerExchange:
 
     @property
     def searching(self) -> bool:
-        """Whether nodes may be unknown yet."""
         return self._complete_at is not None and not self.complete
 
     def search(self, now: float, complete_after_s: float) -> None:

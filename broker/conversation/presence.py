@@ -75,13 +75,11 @@ class Presence:
         self._services_changed = True
 
     def announce(self) -> list[Effect]:
-        """Say what this node offers."""
         if self._visitor and not self.hidden:
             return [self.info(node.ver, node.id) for node in self._live_peers()]
         return self._broadcast(self.info)
 
     def heartbeat(self, cpu: float | None) -> list[Effect]:
-        """Say that this node lives."""
         self._registry.local.heard_cpu(cpu)
         return self._broadcast(lambda ver: self._packets.heartbeat(ver, cpu))
 
@@ -92,17 +90,14 @@ class Presence:
         return self.announce()
 
     def disconnect(self) -> list[Effect]:
-        """Say good-bye."""
         return self._broadcast(self._packets.disconnect)
 
     def ping(self, node_id: str | None, ping_id: str, epoch_ms: int) -> list[Effect]:
-        """Ask a node, or all, for a sign of life."""
         if node_id is None:
             return self._broadcast(lambda ver: self._packets.ping(ver, None, ping_id, epoch_ms))
         return [self._packets.ping(self.version_for(node_id), node_id, ping_id, epoch_ms)]
 
     def version_for(self, node_id: str) -> Protocol:
-        """The protocol version to use towards a node."""
         node = self._registry.nodes.get(node_id)
         if node is not None and not node.local:
             return node.ver

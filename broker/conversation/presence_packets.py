@@ -28,11 +28,9 @@ class PresencePackets:
         self.topics = topics
 
     def discover(self, ver: Protocol, node_id: str | None = None, reply_id: str | None = None) -> Publish:
-        """Ask who is there, or who a node is."""
         return self._publish("DISCOVER", Discover(ver=ver, sender=self.identity.node_id), node_id, reply_id)
 
     def info(self, ver: Protocol, node_id: str | None, services: list[dict[str, Any]], sequence: int) -> Publish:
-        """What this node is and offers."""
         me = self.identity
         info = Info(
             ver=ver,
@@ -49,11 +47,9 @@ class PresencePackets:
         return self._publish("INFO", info, node_id)
 
     def heartbeat(self, ver: Protocol, cpu: float | None) -> Publish:
-        """This node lives."""
         return self._publish("HEARTBEAT", Heartbeat(ver=ver, sender=self.identity.node_id, cpu=cpu))
 
     def disconnect(self, ver: Protocol) -> Publish:
-        """This node leaves."""
         return self._publish("DISCONNECT", Disconnect(ver=ver, sender=self.identity.node_id))
 
     def ping(

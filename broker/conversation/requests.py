@@ -253,13 +253,11 @@ class PendingRequests:
         return topics.to_node("REQ", pending.node_id)
 
     def _asked_until(self, until: float, node_id: str | None = None) -> list[Pending]:
-        """What a node, or any, was asked until then."""
         asked = takewhile(lambda one: one.since <= until, self.pending.values())
         return [one for one in asked if node_id is None or one.node_id == node_id]
 
 
 def notices(changes: Iterable[Change]) -> Iterator[Effect]:
-    """Changes of the registry as internal events."""
     return (Notify(event, payload) for event, payload in changes)
 
 

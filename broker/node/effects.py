@@ -95,7 +95,6 @@ class Effects:
         self.host = host
 
     async def perform(self, effects: Iterable[Effect]) -> None:
-        """Do what the transit decided, in order."""
         for effect in effects:
             if isinstance(effect, Publish):
                 await self._publish_quietly(effect)
@@ -169,7 +168,6 @@ class Effects:
             self.notify(*trouble("transit", kind, error))
 
     def reject_pending(self, error: MoleculerError) -> None:
-        """Fail every request that waits for an answer."""
         for pending in list(self._transit.requests.pending.values()):
             self._transit.requests.take(pending.id)
             reject(Reject(pending, error))
@@ -227,7 +225,6 @@ class Effects:
 
 
 def reject(effect: Reject) -> None:
-    """Fail a request's waiter."""
     waiter = effect.pending.waiter
     if not waiter.done():
         waiter.set_exception(Undelivered(effect.error) if effect.undelivered else effect.error)

@@ -146,7 +146,6 @@ class Joining:
                 return
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for answers, where they take time."""
         await anyio.sleep(0 if self._transport.delivers_at_once else max(0, seconds))
 
     async def _until(

@@ -97,7 +97,6 @@ class Node:
 
     @property
     def is_open(self) -> bool:
-        """Whether work can be given to the task groups."""
         return self._main is not None and not self._main.done()
 
     async def join(self) -> None:
@@ -221,7 +220,6 @@ class Node:
     # For calls and services
 
     async def perform(self, effects: Iterable[Effect]) -> None:
-        """Do what the transit decided, in order."""
         await self.effects.perform(effects)
 
     async def send(self, effect: Publish) -> None:

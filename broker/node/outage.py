@@ -35,13 +35,11 @@ class Outage:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
 
     def begin(self, now: float) -> None:
-        """The connection is lost."""
         self.is_on, self.is_long, self.began = True, False, now
         self._after(SHORT_OUTAGE_S, self._grow)
         self._wake()
 
     def end(self) -> None:
-        """The connection is back."""
         self._cancel(self._grow)
         self.is_on = self.is_long = False
         self._wake()

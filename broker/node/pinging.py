@@ -36,7 +36,6 @@ class Pinging:
         """By the id of a ping: the nodes that have not answered it."""
 
     async def ping(self, node_id: str, timeout_s: float) -> dict[str, Any] | None:
-        """See `ServiceBroker.ping`."""
         return await self._ask({node_id}, timeout_s)
 
     async def reach_all(self, timeout_s: float) -> None:

@@ -20,8 +20,6 @@ logger = logging.getLogger("broker")
 
 
 class Balanced(NamedTuple):
-    """A subscription that nodes share."""
-
     command: Command
     subject: str
     queue: str
@@ -75,7 +73,6 @@ class Subscriptions:
         await self._transport.flush()
 
     def receiver(self, command: Command) -> Receiver:
-        """The function that takes the packets of a command."""
         clock, codec, transit = asyncio.get_running_loop().time, self._codec, self._transit
         runner = self._effects
         workers = self._workers if command == "EVENT" else None

@@ -20,7 +20,6 @@ _OWNERS: ContextVar[Owners] = ContextVar("owners", default=frozenset())
 
 
 def owners() -> Owners:
-    """Those of the current task."""
     return _OWNERS.get()
 
 
@@ -50,7 +49,6 @@ class Tracker:
             self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Return when nothing is under way."""
         while self.count:
             self._idle = anyio.Event()
             await self._idle.wait()
@@ -68,7 +66,6 @@ class HandlerTasks:
 
     @property
     def count(self) -> int:
-        """How many are running."""
         return len(self._tasks) + len(self._requests)
 
     def start(self, work: Coroutine[Any, Any, None], context: Context) -> bool:

@@ -11,8 +11,6 @@ from broker.defaults import SLICE_S
 
 
 class Place(Protocol):
-    """What pieces of work belong to."""
-
     def enter(self) -> None:
         """Set the context variables that they begin with, whatever those of another place were."""
 
@@ -52,7 +50,6 @@ class Workers:
         return len(self._due) + self._waiting >= self._limit
 
     async def room(self) -> None:
-        """Return when they are not full."""
         while self.full:
             self._room.clear()
             await self._room.wait()
