@@ -10,7 +10,7 @@ from broker.context import Context
 from broker.errors import MoleculerClientError, ValidationError
 from broker.internals.health import health
 from broker.internals.listing import list_actions, list_events, list_nodes, list_services
-from broker.masking import masked
+from broker.masking import masked, masked_servers
 from broker.options import BrokerOptions
 from broker.protocol.javascript import camel
 from broker.services.decorators import action
@@ -117,9 +117,9 @@ def show_options(options: BrokerOptions) -> dict[str, Any]:
 
 
 def _address(transporter: Any) -> Any:
-    """With `://`, so that the password in it is found. A transport object of the user's own is shown by its kind."""
+    """A transport object of the user's own is shown by its kind."""
     if isinstance(transporter, str):
-        return ",".join(part if "://" in part else f"nats://{part}" for part in transporter.split(","))
+        return masked_servers(transporter)
     if isinstance(transporter, list | tuple):
         return [_address(part) for part in transporter]
     return None if transporter is None else type(transporter).__name__

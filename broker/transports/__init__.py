@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker.errors import BrokerOptionsError
+from broker.masking import split_servers
 from broker.transports.base import Transport
 from broker.transports.memory import Hub, MemoryTransport
 
@@ -17,11 +18,11 @@ def make_transport(transporter: object, options: dict[str, Any] | None = None) -
         return None
     if isinstance(transporter, str) and transporter.startswith("memory://"):
         return MemoryTransport(Hub.named(transporter.removeprefix("memory://")))
-    servers = transporter.split(",") if isinstance(transporter, str) else transporter
+    servers = split_servers(transporter) if isinstance(transporter, str) else transporter
     if isinstance(servers, Sequence) and all(isinstance(server, str) for server in servers):
         from broker.transports.nats import NATSTransport  # its client is loaded only where NATS is used
 
-        return NATSTransport([server.strip() for server in servers if server.strip()], **(options or {}))
+        return NATSTransport(list(servers), **(options or {}))
     if isinstance(transporter, Transport):  # also of the user's own
         return transporter
     raise BrokerOptionsError(

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.masking import masked, masked_text
+from broker.masking import masked, masked_servers, masked_text
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,19 @@ def test_a_text_shows_no_password(text: str, shown: str) -> None:
 def test_an_option_of_such_a_name_is_not_shown(name: str) -> None:
     assert masked({name: "hidden", "inner": [{name: {"a": "hidden"}}]}) == {name: "***", "inner": [{name: "***"}]}
     assert masked({name: None}) == {name: None}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a:1,b:2", "nats://a:1,nats://b:2"),
+        ("nats://a:1, b:2 ,", "nats://a:1,nats://b:2"),
+        ("nats://u:hid,den@a:1,nats://hid,d,en@b:2,c:3", "nats://***@a:1,nats://***@b:2,nats://c:3"),
+        ("u:hidden@a", "nats://***@a"),
+    ],
+)
+def test_servers_are_shown_without_passwords_that_may_hold_commas(text: str, shown: str) -> None:
+    assert masked_servers(text) == shown
 
 
 def test_what_is_not_data_is_left_out() -> None:

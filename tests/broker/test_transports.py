@@ -23,7 +23,14 @@ def test_a_name_in_memory_is_a_hub_of_this_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "transporter", ["nats://a:1,nats://b:2", "nats://a:1, nats://b:2 ,", ["nats://a:1", "nats://b:2"], ("a:1", "b:2")]
+    "transporter",
+    [
+        "nats://a:1,nats://b:2",
+        "nats://a:1, nats://b:2 ,",
+        "nats://u:p,w@a:1,b:2",
+        ["nats://a:1", "nats://b:2"],
+        ("a:1", "b:2"),
+    ],
 )
 def test_servers_of_nats_as_text_or_list(transporter: Any) -> None:
     transport = make_transport(transporter)
