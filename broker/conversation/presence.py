@@ -80,7 +80,7 @@ class Presence:
         return self._broadcast(self.info)
 
     def heartbeat(self, cpu: float | None) -> list[Effect]:
-        self._registry.local.heard_cpu(cpu)
+        self._registry.local.note_cpu(cpu)
         return self._broadcast(lambda ver: self._packets.heartbeat(ver, cpu))
 
     def leave(self) -> list[Effect]:

@@ -367,7 +367,7 @@ class Transit:
             return [self.packets.discover(beat.ver, beat.sender)]
         self.registry.speaks(node, beat.ver)
         node.last_heartbeat = now
-        node.heard_cpu(beat.cpu)
+        node.note_cpu(beat.cpu)
         return []
 
     def _pong(self, ping: Ping) -> Publish:

@@ -45,7 +45,7 @@ class KnownNode:
         spoken = self.client.get(SPOKEN)
         return isinstance(spoken, list) and all(ver in spoken for ver in PROTOCOLS)
 
-    def heard_cpu(self, percent: float | None) -> None:
+    def note_cpu(self, percent: float | None) -> None:
         """Note how busy the node is, by its heartbeat."""
         if percent is not None:
             self.cpu, self.cpu_sequence = percent, (self.cpu_sequence or 0) + 1 if self.local else 1

@@ -59,8 +59,8 @@ class Registry:
         self.latencies = Latencies()
         self._strategies = StrategyMaker(self.nodes, self.latencies, strategy, strategy_options or {})
         self._prefer_local, self._now = prefer_local, 0.0
-        self._heard_by = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_for)
-        self._heard_here = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_here)
+        self._lists_by_event = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_for)
+        self._own_lists_by_event = lru_cache(REMEMBERED_EVENT_NAMES)(self._lists_here)
         self._providers: dict[str, set[str]] = {}
         """The nodes that offer a service, by its full name."""
         self._speakers: dict[Protocol, set[str]] = {ver: set() for ver in PROTOCOLS}
@@ -129,7 +129,7 @@ class Registry:
         return [change, ("$services.changed", {"localService": False})] if renewed else [change]
 
     def speaks(self, node: KnownNode, ver: Protocol) -> None:
-        """The protocol version of a node's last packet. To one that takes both, 5 is spoken: 4 has no headers."""
+        """Note the protocol version of a node's last packet. To one that takes both, 5 is spoken: 4 has no headers."""
         node.ver = PROTOCOLS[0] if node.bilingual else ver
         for spoken, nodes in self._speakers.items():
             (nodes.add if spoken == ver and not node.bilingual else nodes.discard)(node.id)
@@ -141,7 +141,7 @@ class Registry:
             member.offered.changed()
 
     def lose_node(self, node_id: str, now: float, *, unexpected: bool) -> list[Change]:
-        """A node left or fell silent: its endpoints can no longer be chosen (§4.3)."""
+        """Withdraw the endpoints of a node that left or fell silent (§4.3)."""
         node = self.nodes.get(node_id)
         if node is None or not node.available or node.local:
             return []
@@ -195,14 +195,14 @@ class Registry:
         self, event: str, groups: Collection[str] | None = None
     ) -> Iterator[EndpointList[EventEndpoint]]:
         """The lists of listeners that an event is meant for; no groups means all (§7.1)."""
-        find = self._heard_by if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_for
+        find = self._lists_by_event if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_for
         for choices in find(event):
             if choices and (not groups or choices.group in groups):
                 yield choices
 
     def find_listeners_here(self, event: str) -> Sequence[tuple[EndpointList[EventEndpoint], Sequence[EventEndpoint]]]:
         """Those of them that this node has listeners in, of all groups, each with these listeners."""
-        return (self._heard_here if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_here)(event)
+        return (self._own_lists_by_event if len(event) <= REMEMBERED_EVENT_NAME_CHARACTERS else self._lists_here)(event)
 
     def endpoint_on(self, name: str, node_id: str) -> Endpoint | None:
         """A node's endpoint of an action, usable or not."""
@@ -281,14 +281,14 @@ class Registry:
             choices = lists[key] = EndpointList(
                 member.name, strategy, self.unresponsive, member.group, prefer_local=self._prefer_local
             )
-            self._heard_by.cache_clear()
+            self._lists_by_event.cache_clear()
         self._vacant.pop(choices, None)
         member = choices.put(member)
         node.offers[member] = None
         if node.local and isinstance(member, Endpoint):
             self.own[member.name] = member
         elif node.local:
-            self._heard_here.cache_clear()
+            self._own_lists_by_event.cache_clear()
 
     def _withdraw(self, node: KnownNode, members: Iterable[Endpoint | EventEndpoint]) -> None:
         for member in members:
@@ -301,7 +301,7 @@ class Registry:
             if not choices:
                 self._vacant[choices] = self._now
         if node.local:
-            self._heard_here.cache_clear()
+            self._own_lists_by_event.cache_clear()
 
     def _has_room_for_name(self, node: KnownNode) -> bool:
         """Names that no node offers make room for others. This node's own names always have some."""
@@ -320,7 +320,7 @@ class Registry:
             del self.actions[choices.name]
         else:
             del self.listeners[choices.name, choices.group]
-            self._heard_by.cache_clear()
+            self._lists_by_event.cache_clear()
 
     def _fill(self, what: str) -> bool:
         """Note, once, that there is no room for something."""

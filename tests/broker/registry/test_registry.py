@@ -290,10 +290,10 @@ def test_memory_for_event_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     registry.apply_info(info("js-1", service_info("mail", events=("**",))), 5.0)
     for number in range(100):
         assert len(list(registry.find_listeners(f"event.{number}"))) == 1
-    assert registry._heard_by.cache_info().currsize == 10
-    misses = registry._heard_by.cache_info().misses
+    assert registry._lists_by_event.cache_info().currsize == 10
+    misses = registry._lists_by_event.cache_info().misses
     list(registry.find_listeners("x" * 21))
-    assert registry._heard_by.cache_info().misses == misses, "a long name is not remembered"
+    assert registry._lists_by_event.cache_info().misses == misses, "a long name is not remembered"
 
 
 @pytest.mark.parametrize("protocol", ["4", "5"])
