@@ -312,20 +312,17 @@ class StreamWriter:
         flow = self._flow
         try:
             if flow.fate is not Fate.LOST:
-                with anyio.move_on_after(STREAM_SETTLED_S):
-                    await self._received()
+                async with self._breakable():
+                    with anyio.move_on_after(STREAM_SETTLED_S):
+                        await flow.pace.settled()
             if flow.fate is Fate.LOST:
                 logger.warning("A stream of '%s' to '%s' broke off: %s", flow.action, flow.pace.node_id, flow.error)
             with anyio.move_on_after(FORGET_OFFLINE_S):
                 while flow.fate is Fate.LOST:
                     await self._end_late()
-                    await self._received()
+                    await flow.pace.settled()
         finally:
             self._streams.close(flow)
-
-    async def _received(self) -> None:
-        async with self._breakable():
-            await self._flow.pace.settled()
 
     async def _end_late(self) -> None:
         """Send the end to a reader that lacks chunks, when its node is there; not to another process of that id.
@@ -333,7 +330,7 @@ class StreamWriter:
         Its node puts aside what comes behind a lost chunk, but takes an end of sequence 1 at any time, and one of
         sequence 0 as the answer to the call when it lacks the opening, too. In a request that would be a call.
         """
-        flow = self._flow
+        flow, wait_s = self._flow, STREAM_PING_AGAIN_S
         while flow.fate is not Fate.FORGOTTEN:
             node = self._streams.registry.nodes.get(flow.pace.node_id)
             if node is not None and flow.instance_id not in (None, node.instance_id):
@@ -347,4 +344,5 @@ class StreamWriter:
                     return
                 except MoleculerError as error:
                     logger.debug("Could not send %s: %s", flow.subject, error)
-            await asyncio.sleep(STREAM_PING_AGAIN_S)
+            await asyncio.sleep(wait_s)
+            wait_s *= 1.2
