@@ -27,7 +27,7 @@ from typing import Any
 import anyio
 
 from broker.context import Context, Next
-from broker.middlewares.base import After, Target, Wrap, compose, hooks, wrapped
+from broker.middlewares.base import After, Target, compose, hooks, wrapped
 from broker.middlewares.bulkhead import bulkhead
 from broker.middlewares.cacher import MemoryCacher, caching
 from broker.middlewares.circuit_breaker import Broadcast, CircuitBreaker
@@ -57,67 +57,61 @@ class Chains:
     ) -> None:
         self._registry = registry
         self._codec = codec
-        around = {name: hooks(options.middlewares, name) for name in ("local_action", "remote_action", "local_event")}
-        self._users_around_actions = bool(around["local_action"])
+        self._users = {
+            kind: hooks(options.middlewares, kind) for kind in ("local_action", "remote_action", "local_event")
+        }
         retries = merge(RetryPolicy(), options.retry_policy)
         breaker = merge(CircuitBreakerPolicy(), options.circuit_breaker)
         self.breaker = CircuitBreaker(breaker, anyio.current_time, after, broadcast, registry.endpoint_on)
         self.has_users_code = bool(
-            options.error_handler or around["remote_action"] or retries.check is not None or breaker.check is not None
+            options.error_handler or self._users["remote_action"] or retries.check or breaker.check
         )
         """Whether functions of the user run around calls to other nodes, in the task of the caller."""
         on_error = handling_errors(options.error_handler)
         asked = as_asked(retries, lambda ctx: ctx.broker.call_again(ctx))
         gate = bulkhead(merge(BulkheadPolicy(), options.bulkhead))
-        cached = caching(cacher, _run_rest)
-        users = {name: _users_own(found) for name, found in around.items()}
-        self._local_action: tuple[Wrap, ...] = (
-            *(on_error, asked, self.breaker.wrap, cached, gate, _validation, action_hooks),
-            users["local_action"],
-        )
-        self._remote_action: tuple[Wrap, ...] = (on_error, asked, self.breaker.wrap, users["remote_action"])
-        self._local_event: tuple[Wrap, ...] = (
-            *(throttle(anyio.current_time), debounce(after, _run_rest), on_error, gate),
-            users["local_event"],
-        )
+        self._local_action = (on_error, asked, self.breaker.wrap, caching(cacher, _run_rest), gate)
+        self._remote_action = (on_error, asked, self.breaker.wrap)
+        self._local_event = (throttle(anyio.current_time), debounce(after, _run_rest), on_error, gate)
 
     def local_action(self, definition: ActionDefinition, service: Any) -> Next:
         """The chain of an action of this node. Raises ServiceSchemaError or BrokerOptionsError for a setting that does
         not fit."""
-        name, settings = definition.name, {**definition.settings, "raw_name": definition.raw_name}
-        settings["cache"] = definition.extra.get("cache")
-        if definition.parameters and (self._users_around_actions or settings.get("hooks") or service.hooks):
-            settings["check"] = make_reader(definition.parameters, name, self._codec)
-        own = partial(self._registry.own.get, name)
-        target = Target(name, definition.service, local=True, settings=settings, instance=service, endpoint=own)
-        return wrapped(self._local_action, make_handler(definition, self._codec), target)
+        name, handler = definition.name, make_handler(definition, self._codec)
+        own = {"raw_name": definition.raw_name, "cache": definition.extra.get("cache")}
+        target = Target(
+            name,
+            definition.service,
+            local=True,
+            settings={**definition.settings, **own},
+            instance=service,
+            endpoint=partial(self._registry.own.get, name),
+        )
+        chain = action_hooks(compose(self._users["local_action"], handler), target)
+        if chain is not handler and definition.parameters is not None:
+            chain = _validated(chain, make_reader(definition.parameters, name, self._codec))
+        return wrapped(self._local_action, chain, target)
 
     def remote_action(self, endpoint: Endpoint, send: Next) -> Next:
         """The chain of calls to an endpoint of another node."""
         settings = announced_policies(endpoint.info)
         target = Target(endpoint.name, endpoint.service, local=False, settings=settings, endpoint=lambda: endpoint)
-        return wrapped(self._remote_action, send, target)
+        return wrapped(self._remote_action, compose(self._users["remote_action"], send), target)
 
     def local_event(self, definition: EventDefinition, service: Any) -> Next:
         """The chain of an event handler of this node."""
         target = Target(definition.name, definition.service, local=True, settings=definition.settings, instance=service)
-        return wrapped(self._local_event, make_listener(definition), target)
+        return wrapped(self._local_event, compose(self._users["local_event"], make_listener(definition)), target)
 
 
-def _users_own(around: list[Callable[..., Any]]) -> Wrap:
-    return lambda call_next, _target: compose(around, call_next)
-
-
-def _validation(call_next: Next, target: Target) -> Next:
-    """The handler reads its parameters itself, so there is a check only when other code runs before it."""
-    check: Callable[[Context], Any] | None = target.settings.get("check")
+def _validated(call_next: Next, read: Callable[[Context], Any]) -> Next:
+    """The handler reads its parameters itself: a check for other code that runs before it."""
 
     def checked(ctx: Context) -> Awaitable[Any]:
-        assert check is not None
-        check(ctx)
+        read(ctx)
         return call_next(ctx)
 
-    return call_next if check is None else checked
+    return checked
 
 
 def _run_rest(chain: Next, ctx: Context) -> None:

@@ -400,7 +400,7 @@ async def test_an_owner_answers_from_its_cache_whoever_asks(cluster: Cluster) ->
     assert info["cache"] == {"keys": ["id", "#user"], "ttl": 60}
 
 
-async def test_a_hit_passes_by_validation_and_hooks(cluster: Cluster) -> None:
+async def test_a_hit_bypasses_validation_and_hooks(cluster: Cluster) -> None:
     class Hooked(Books):
         hooks: Mapping[str, Any] = {"before": {"all": "note"}}
         notes = 0
@@ -414,7 +414,7 @@ async def test_a_hit_passes_by_validation_and_hooks(cluster: Cluster) -> None:
     assert hooked.notes == 1
 
 
-async def test_a_stale_result_is_answered_at_once_and_made_anew(cluster: Cluster) -> None:
+async def test_a_stale_result_is_answered_at_once_and_renewed(cluster: Cluster) -> None:
     class Numbers(Service):
         name = "numbers"
         made = 0
@@ -431,7 +431,7 @@ async def test_a_stale_result_is_answered_at_once_and_made_anew(cluster: Cluster
     assert [await caller.call("numbers.make") for _ in range(2)] == [1, 1]
     now = 15.0
     assert await caller.call("numbers.make", timeout=DEADLINE_S) == 1
-    await eventually(lambda: numbers.made == 2, "the result to be made anew")
+    await eventually(lambda: numbers.made == 2, "a new result")
     assert await caller.call("numbers.make") == 2
 
 
