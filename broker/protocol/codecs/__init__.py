@@ -26,9 +26,9 @@ def make_codec(serializer: str, transforms: Sequence[Transform] = ()) -> Codec:
     if find is None:
         raise BrokerOptionsError(f"The serializer '{serializer}' is not known. Known are: {', '.join(_CODECS)}.")
     kind = find()
-    if transforms:
-        kind = type(f"Transforming{kind.__name__}", (_Transforming, kind), {"_transforms": tuple(transforms)})
-    return kind()
+    transforming = type(f"Transforming{kind.__name__}", (_Transforming, kind), {"_transforms": tuple(transforms)})
+    make: Callable[[], Codec] = transforming if transforms else kind
+    return make()
 
 
 class _Transforming(Codec):

@@ -29,9 +29,6 @@ from broker.protocol.encoding import (
 from broker.protocol.packets import COMMANDS, Address, Command, Packet, Request, Response
 from broker.protocol.values import Rewrite, holds, holds_bytes, typed, with_bytes
 
-LARGE_BYTES = 16_384
-"""From here on a packet may be worth a look at what is in it before it is decoded."""
-
 _BINARY_HEADER = 5  # of a byte string with a length of 32 bits
 
 
@@ -45,19 +42,29 @@ class Codec(ABC):
     """A serializer of Moleculer. What each of them has of its own are the members that begin with an underscore."""
 
     name: str
-    _decoders: Mapping[Command, Callable[[bytes], Packet]]
-    """Decode a packet that fits its type, and raise one of UNDECODABLE for any other."""
-    _user_fields = USER_FIELDS
-    """The fields of a packet that `_prepare` has to look at."""
 
-    _prepare: Rewrite
-    """Makes of a user's value what `_write` takes. Raises one of UNENCODABLE."""
-    _write: Callable[[Any], bytes]
-    """The bytes of a packet or a value. Raises UnicodeEncodeError for halves of surrogate pairs."""
-    _escape: Rewrite
-    """Makes of a value with such halves one that `_write` takes."""
-    _load: Callable[[Raw], Any]
-    """A value. Raises one of UNDECODABLE."""
+    def __init__(
+        self,
+        decoders: Mapping[Command, Callable[[bytes], Packet]],
+        *,
+        load: Callable[[Raw], Any],
+        prepare: Rewrite,
+        write: Callable[[Any], bytes],
+        escape: Rewrite,
+        user_fields: Mapping[type[Packet], tuple[str, ...]] = USER_FIELDS,
+    ) -> None:
+        """`decoders` and `load` raise one of UNDECODABLE for a packet that does not fit its type, or a broken value.
+
+        `prepare` makes of a user's value, and of the `user_fields` of a packet, what `write` takes. `write` raises
+        UnicodeEncodeError for halves of surrogate pairs, of which `escape` makes what it takes. They raise one of
+        UNENCODABLE for anything else.
+        """
+        self._decoders = decoders
+        self._load = load
+        self._prepare = prepare
+        self._write = write
+        self._escape = escape
+        self._user_fields = user_fields
 
     @abstractmethod
     def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
@@ -68,18 +75,14 @@ class Codec(ABC):
     def _text(self, encoded: Any) -> Raw:
         """An encoded member as JSON text."""
 
-    def _decode_large(self, command: Command, data: bytes) -> Packet | None:
-        """A large packet in a faster way, where there is one."""
-        return None
-
     def decode(self, command: Command, data: bytes) -> Packet:
         """A packet. Raises InvalidPacketDataError, with what is wrong in `data`."""
-        if len(data) >= LARGE_BYTES and (packet := self._decode_large(command, data)) is not None:
-            return packet
         try:
             return self._decoders[command](data)
         except UNDECODABLE as error:
-            refusal = error
+            return self._decode_leniently(command, data, error)
+
+    def _decode_leniently(self, command: Command, data: bytes, refusal: Exception) -> Packet:
         kind = COMMANDS[command]
         try:
             return lenient_packet_of(kind, self._split(data, FIELDS[kind]))
@@ -113,10 +116,10 @@ class Codec(ABC):
         Raises MoleculerError `UNSERIALIZABLE`.
         """
         encoded = self.encode_value(value)
-        if isinstance(packet, Request):
-            packet.params = encoded
-        else:
+        if type(packet) is Response:
             packet.data = encoded
+        elif isinstance(packet, Request):
+            packet.params = encoded
         return self.encode(packet)
 
     def encode_value(self, value: object) -> Raw:
@@ -169,10 +172,12 @@ class Codec(ABC):
         def decode(raw: Raw) -> Any:
             try:
                 members = self._split(raw, wanted) if raw else {}
-                members |= {name: self._text(member) for name, member in members.items() if wanted[name]}
-                if as_json:
-                    return json_decoder.decode(msgspec.json.encode(members))
-                return typed(members | {name: with_bytes(members[name]) for name in binary if name in members}, kind)
+                for name in members:
+                    if wanted[name]:
+                        members[name] = self._text(members[name])
+                    elif name in binary:
+                        members[name] = with_bytes(members[name])
+                return json_decoder.decode(msgspec.json.encode(members)) if as_json else typed(members, kind)
             except msgspec.ValidationError:
                 raise
             except UNDECODABLE:

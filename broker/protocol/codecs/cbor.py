@@ -29,6 +29,7 @@ from broker.protocol.values import (
 _INT32 = 2**32
 _DEPTH = 900  # what Python can go through, as it can JSON
 _SIMPLE: frozenset[type] = frozenset({str, int, bool, type(None), bytes, datetime})
+_SCALARS = _SIMPLE | {float}
 
 
 class Decoded(Struct):
@@ -89,7 +90,7 @@ def _whole_leaf(value: Any) -> Any:
 
 
 _whole = rewriter(_SIMPLE, _whole_leaf)
-_with_null = rewriter(_SIMPLE | {float}, lambda value: None if value is cbor2.undefined else value)
+_with_null = rewriter(_SCALARS, lambda value: None if value is cbor2.undefined else value)
 
 
 def _present(value: Any) -> Any:
@@ -135,43 +136,50 @@ def _write_encoded(encoder: Any, value: Any) -> None:
     encoder.write(bytes(value))
 
 
+def _write(prepared: Any) -> bytes:
+    if type(prepared) not in _NAMES:
+        return cbor2.dumps(prepared, datetime_as_timestamp=True)
+    fields = ((wire, getattr(prepared, name)) for wire, name in _NAMES[type(prepared)])
+    present = [field for field in fields if field[1] is not UNSET]
+    members = dict(sorted(present, key=lambda field: type(field[1]) is Raw))
+    written = cbor2.dumps(members, datetime_as_timestamp=True, default=_write_encoded)
+    return b"\xb9" + len(members).to_bytes(2, "big") + written[1:]  # the length as cbor-x writes it: in 16 bits
+
+
+def _load(data: Any) -> Any:
+    return _with_null(data.value if type(data) is Decoded else _loads(bytes(data)))
+
+
+def _split(data: Any, fields: Mapping[str, bool]) -> dict[str, Any]:
+    members = data.value if type(data) is Decoded else _loads(bytes(data))
+    if members is None:
+        return {}
+    if type(members) is not dict:
+        raise ValueError("it is not an object")
+    return {
+        name: Decoded(value, len(data)) if fields[name] else value if type(value) in _SCALARS else _present(value)
+        for name in fields
+        if name in members and (value := members[name]) is not cbor2.undefined
+    }
+
+
+def _packet(kind: type[Packet], data: bytes) -> Packet:
+    return packet_of(kind, _split(data, FIELDS[kind]))
+
+
 class CBORCodec(Codec):
     """A datetime is a Date, bytes are a Buffer, a set is a Set, an int is a BigInt where a JavaScript number could not
     hold it."""
 
     name = "CBOR"
-    _user_fields = PLAIN_FIELDS
-    _prepare = staticmethod(_prepare)
-    _escape = staticmethod(_well_formed)
 
     def __init__(self) -> None:
-        self._decoders = {command: partial(self._packet, kind) for command, kind in COMMANDS.items()}
+        decoders = {command: partial(_packet, kind) for command, kind in COMMANDS.items()}
+        super().__init__(
+            decoders, load=_load, prepare=_prepare, write=_write, escape=_well_formed, user_fields=PLAIN_FIELDS
+        )
 
-    def _packet(self, kind: type[Packet], data: bytes) -> Packet:
-        return packet_of(kind, self._split(data, FIELDS[kind]))
-
-    def _write(self, prepared: Any) -> bytes:
-        if not isinstance(prepared, Packet):
-            return cbor2.dumps(prepared, datetime_as_timestamp=True)
-        fields = ((wire, getattr(prepared, name)) for wire, name in _NAMES[type(prepared)])
-        present = [field for field in fields if field[1] is not UNSET]
-        members = dict(sorted(present, key=lambda field: type(field[1]) is Raw))
-        written = cbor2.dumps(members, datetime_as_timestamp=True, default=_write_encoded)
-        return b"\xb9" + len(members).to_bytes(2, "big") + written[1:]  # the length as cbor-x writes it: in 16 bits
-
-    def _load(self, data: Raw) -> Any:
-        return _with_null(data.value if isinstance(data, Decoded) else _loads(bytes(data)))
-
-    def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
-        members = data.value if isinstance(data, Decoded) else _loads(bytes(data))
-        if not isinstance(members, dict | None):
-            raise ValueError("it is not an object")
-        present = {name: value for name, value in (members or {}).items() if value is not cbor2.undefined}
-        return {
-            name: Decoded(value, len(data)) if fields[name] else _present(value)
-            for name, value in present.items()
-            if name in fields
-        }
+    _split = staticmethod(_split)
 
     def _text(self, encoded: Decoded) -> Raw:
         return json_text(_present(encoded.value))

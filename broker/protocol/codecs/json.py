@@ -30,6 +30,9 @@ _ENCODER = msgspec.json.Encoder(enc_hook=no_form)
 _IN_ONE_GO = frozenset({dict, list, str, int, float, bool, type(None), Raw})
 _NULL, _EMPTY = Raw(b"null"), Raw(b"{}")
 
+LARGE_BYTES = 16_384
+"""Below this a packet is decoded in one go sooner than it is searched for a Buffer."""
+
 HEAD, TAIL = b'{"type":"Buffer","data":[', b"]}"
 _JSON_BYTES_A_BYTE = 4  # "255,"
 _NUMBERS = msgspec.json.Decoder(list[int])
@@ -108,17 +111,22 @@ class JSONCodec(Codec):
     """UTF-8 JSON; halves of surrogate pairs are escaped."""
 
     name = "JSON"
-    _prepare = staticmethod(_plain)
-    _write = staticmethod(_ENCODER.encode)
-    _escape = staticmethod(_escaped)
-    _load = staticmethod(parse_json)
 
     def __init__(self) -> None:
-        self._decoders = {command: msgspec.json.Decoder(kind).decode for command, kind in COMMANDS.items()}
+        decoders = {command: msgspec.json.Decoder(kind).decode for command, kind in COMMANDS.items()}
+        super().__init__(decoders, load=parse_json, prepare=_plain, write=_ENCODER.encode, escape=_escaped)
 
-    def _decode_large(self, command: Command, data: bytes) -> Packet | None:
-        """A packet whose value is one large Buffer, several times faster."""
-        parts = cut_buffer(data) if command in ("REQ", "RES") else None
+    def decode(self, command: Command, data: bytes) -> Packet:
+        if len(data) >= LARGE_BYTES and command in ("REQ", "RES") and (packet := self._decode_cut(command, data)):
+            return packet
+        try:
+            return self._decoders[command](data)
+        except UNDECODABLE as error:
+            return self._decode_leniently(command, data, error)
+
+    def _decode_cut(self, command: Command, data: bytes) -> Packet | None:
+        """A packet whose value is one large Buffer, several times faster; None for any other."""
+        parts = cut_buffer(data)
         if parts is None:
             return None
         rest, buffer = parts
@@ -149,10 +157,10 @@ class JSONCodec(Codec):
                     packet.meta = _plain(packet.meta)
                 if packet.headers:
                     packet.headers = _plain(packet.headers)
-                if isinstance(packet, Request):
-                    packet.params = plain
-                else:
+                if type(packet) is Response:
                     packet.data = plain
+                elif isinstance(packet, Request):
+                    packet.params = plain
                 return _ENCODER.encode(packet)
             except UNENCODABLE:
                 pass

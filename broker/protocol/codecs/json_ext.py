@@ -116,6 +116,11 @@ _MEANINGS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def _load(data: Raw) -> Any:
+    value = parse_json(data)
+    return _revive(value) if has_marks(bytes(data)) else value
+
+
 class JSONExtCodec(JSONCodec):
     """As JSON where nothing is marked.
 
@@ -124,19 +129,14 @@ class JSONExtCodec(JSONCodec):
     """
 
     name = "JSONExt"
-    _user_fields = PLAIN_FIELDS
-    _prepare = staticmethod(_marked)
 
     def __init__(self) -> None:
         super().__init__()
         self._decoders = {command: _reviving(decode) for command, decode in self._decoders.items()}
+        self._load, self._prepare, self._user_fields = _load, _marked, PLAIN_FIELDS
 
     encode_with = Codec.encode_with
     decode_value = Codec.decode_value
-
-    def _load(self, data: Raw) -> Any:
-        value = parse_json(data)
-        return _revive(value) if has_marks(bytes(data)) else value
 
     def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
         members = super()._split(data, fields)

@@ -61,15 +61,12 @@ class MsgPackCodec(Codec):
     """A datetime is a Date, bytes are a Buffer; a set goes out as an array."""
 
     name = "MsgPack"
-    _prepare = staticmethod(_prepare)
-    _write = staticmethod(_ENCODER.encode)
-    _escape = staticmethod(_well_formed)
-    _load = staticmethod(_DECODER.decode)
 
     def __init__(self) -> None:
-        self._decoders = {
+        decoders = {
             command: msgspec.msgpack.Decoder(kind, ext_hook=_extension).decode for command, kind in COMMANDS.items()
         }
+        super().__init__(decoders, load=_DECODER.decode, prepare=_prepare, write=_ENCODER.encode, escape=_well_formed)
 
     def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
         members = {} if data == _NIL else _MEMBERS.decode(data)

@@ -6,8 +6,7 @@ import random
 import pytest
 from msgspec import Raw
 
-from broker.protocol.codecs.base import LARGE_BYTES
-from broker.protocol.codecs.json import HEAD, JSONCodec, cut_buffer
+from broker.protocol.codecs.json import HEAD, LARGE_BYTES, JSONCodec, cut_buffer
 from broker.protocol.packets import Request, Response
 
 DATA = random.Random(1).randbytes(LARGE_BYTES)
