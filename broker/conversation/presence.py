@@ -35,6 +35,7 @@ class Presence:
         self._introduced = not visitor
         self._default: Protocol = pinned or PROTOCOLS[0]
         """The version of broadcasts where no peer needs one."""
+        self._newcomer = ""
         self._active: set[Protocol] = {self._default}
         self._asked: set[Protocol] = set()
         self._services_changed = False
@@ -111,9 +112,13 @@ class Presence:
         self._services_changed = False
         return self._packets.info(ver, node_id, local.services, local.sequence)
 
-    def asked_in(self, ver: Protocol) -> None:
-        """A node that starts asks in its version: while no peer needs another one, broadcasts go out in that."""
-        self._default = ver
+    def asked_in(self, ver: Protocol, node_id: str) -> None:
+        """A node that starts asks in its version: while no peer needs another one, broadcasts go out in that. One that
+        asks in both takes either."""
+        node = self._registry.nodes.get(node_id)
+        if node is None or not node.available:
+            both = self._newcomer == node_id and ver != self._default
+            self._newcomer, self._default = node_id, PROTOCOLS[0] if both else ver
 
     def met(self, node_id: str, *, new: bool, ready: bool) -> list[Effect]:
         """A node said what it is. The first one of its version: introduce this node to it, and where others of that

@@ -343,7 +343,7 @@ class Transit:
     def _on_discover(self, packet: Discover, now: float) -> list[Effect]:
         self.requests.began(packet.sender, now)
         self.peers.starts(packet.sender, packet.ver, now)
-        self.presence.asked_in(packet.ver)
+        self.presence.asked_in(packet.ver, packet.sender)
         if not self.ready or self.presence.hidden:  # §4.1: not answered while starting
             return []
         return [self.presence.info(packet.ver, packet.sender)]

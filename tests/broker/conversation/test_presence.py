@@ -83,8 +83,12 @@ def test_c14_a_version_that_nobody_speaks_any_more_is_not_used() -> None:
     transit.receive("DISCOVER", Discover(ver="4", sender="js-4"), 2.0)
     assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "4")], "it starts again"
     meet(transit, "js-4", ver="4")
+    transit.receive("DISCOVER", Discover(ver="4", sender="js-4"), 2.5)
     transit.receive("DISCONNECT", Disconnect(ver="4", sender="js-4"), 3.0)
     assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
+    for ver in ("5", "4"):
+        transit.receive("DISCOVER", Discover(ver=ver, sender="visitor"), 4.0)
+    assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "5")], "it takes either"
 
 
 def test_the_first_peer_of_a_version_makes_the_node_known_in_it() -> None:
