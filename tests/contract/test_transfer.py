@@ -74,6 +74,18 @@ async def test_a_pretty_printed_document_stands_once_in_its_line(bench: Bench) -
 
 
 @both
+async def test_the_space_around_a_document_is_kept_however_much_it_is(bench: Bench) -> None:
+    sizes = {"U": 3, "V": 65_536, "W": 99_999}
+    texts = {uuid: " " * size + json.dumps({"uuid": uuid}) + "\n" * size for uuid, size in sizes.items()}
+    for uuid, text in texts.items():
+        await bench.create(uuid)
+        await bench.run(f"UPDATE environments SET environment = '{text}' WHERE id = '{uuid}'")
+    lines = await exported(bench)
+    await imported(bench, io.BytesIO(b"\n".join(lines)), "replace")
+    assert {uuid: await bench.stored_text(uuid) for uuid in texts} == texts
+
+
+@both
 async def test_large_documents_stand_in_their_place_and_are_of_the_same_moment(bench: Bench) -> None:
     sizes = [10, 100_000, 20, 70_000, 2_000_000, 30]
     records = [await bench.create(str(number), text="é" * size) for number, size in enumerate(sizes)]

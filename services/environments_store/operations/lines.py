@@ -28,6 +28,7 @@ from services.environments_store.queries.transfer import StoredRow
 __all__ = ["NotJsonError", "export_pieces", "import_rows", "layout_of"]
 
 _SPACE = b" \t\r\n"
+_STEP = 65_536  # bytes looked at for the end of a document
 _OPENING = re.compile(rb"[ \t\r\n]*")
 _BREAK = re.compile(rb"[\r\n]")
 _BREAKS = bytes.maketrans(b"\r\n", b"  ")
@@ -118,8 +119,12 @@ def export_pieces(environment: Environment, hash: str | None, layout: bytes, siz
 def _inner(document: bytes) -> tuple[int, int]:
     """Where the document starts and ends without the space around it."""
     start, end = _OPENING.match(document), len(document)
-    while end and document[end - 1] in _SPACE:
-        end -= 1
+    while end:
+        before = max(0, end - _STEP)
+        if rest := document[before:end].rstrip(_SPACE):
+            end = before + len(rest)
+            break
+        end = before
     return start.end() if start else 0, end
 
 
