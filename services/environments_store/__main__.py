@@ -44,7 +44,10 @@ NodeId = Annotated[str | None, typer.Option(help="Unique in the cluster.  [env: 
 Format = Annotated[str | None, typer.Option(help="text or json.  [env: LOG_FORMAT]", show_default=False)]
 Retention = Annotated[
     str | None,
-    typer.Option(help="Purge the trash daily after so many days.  [env: RETENTION_DAYS]", show_default=False),
+    typer.Option(
+        help="Purge the trash daily; days a record stays in it.  [env: RETENTION_DAYS]",
+        show_default=False,
+    ),
 ]
 
 PoolSize = Annotated[

@@ -109,7 +109,7 @@ def _check_servers(urls: str) -> None:
         match = _SERVER.match(url.strip())
         if match is None or not 0 < int(match["port"] or 4222) < 65536:
             raise ConfigError(
-                f"NATS_URL '{masked_servers(url.strip())}' is no NATS address. A right one looks like"
+                f"NATS_URL '{masked_servers(url.strip())}' is not a NATS address. A right one looks like"
                 " nats://127.0.0.1:4222 or nats://user:password@host:4222; several are separated by commas."
             )
 

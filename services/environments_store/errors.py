@@ -87,7 +87,7 @@ class EnvironmentDeletedError(EnvironmentStateError):
 
 class EnvironmentChangedError(EnvironmentStateError):
     default_type = "ENVIRONMENT_CHANGED"
-    text = "The environment '{uuid}' was changed by somebody else. Read it again and repeat the change."
+    text = "The environment '{uuid}' was changed by another caller. Read it again and repeat the change."
 
 
 class EnvironmentNotDeletedError(EnvironmentStateError):

@@ -100,7 +100,7 @@ class TableShape:
             self._report_mismatch()
             if self.status.without_table:
                 status = self.status
-                why = status.public or "There is no table of environments yet: it is being made."
+                why = status.public or "There is no table of environments yet: it is being created."
                 raise DatabaseUnavailableError(status.error or why, public=why) from error
             again = "Its schema is being inspected again; nothing was stored: try again."
             raise SoftDeleteUnavailableError(

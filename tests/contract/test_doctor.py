@@ -80,7 +80,7 @@ async def test_what_only_a_file_can_hold_is_found(bench: Bench, request: pytest.
         await bench.run(f"UPDATE environments SET environment = {document} WHERE id = $1", uuid)
     await bench.run("UPDATE environments SET deletedAt = 1748336087123 WHERE id = 'dated'")
     by_subject = await found(url_of(bench, request, tmp_path))
-    assert by_subject["null-id"].message == "1 environment has no id: nobody can reach them."
+    assert by_subject["null-id"].message == "1 environment has no id: no call can reach them."
     assert by_subject["damaged"].message.startswith("3 environments have a document that cannot be read")
     for uuid in ("broken", "list", "bytes"):
         assert f"{uuid} (" in by_subject["damaged"].message

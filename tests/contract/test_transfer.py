@@ -239,7 +239,7 @@ async def test_an_id_twice_in_one_import_is_a_conflict_with_itself(bench: Bench)
 
 BAD = {
     "no JSON": (b"{nonsense\n", "does not end"),
-    "no object": (b"[1]\n", "no JSON object"),
+    "no object": (b"[1]\n", "not a JSON object"),
     "cut off": (b'{"environment":{"uuid":"x"', "does not end"),
     "no environment": (b'{"id":"x"}\n', "no 'environment'"),
     "an array": (b'{"id":"x","environment":[1]}\n', "must be an object"),
@@ -253,11 +253,11 @@ BAD = {
     "an id that is none": (b'{"id":7,"environment":{}}\n', "'id' must be a string"),
     "an empty id": (b'{"id":"","environment":{}}\n', "must not be empty"),
     "a long id": (b'{"id":"%s","environment":{}}\n' % (b"x" * 256), "longer than 255"),
-    "a bad date": (b'{"environment":{"uuid":"x"},"deletedAt":"yesterday"}\n', "'deletedAt' is no date: 'yesterday'"),
-    "an impossible date": (b'{"environment":{"uuid":"x"},"createdAt":"2025-02-30 00:00:00.000 +00:00"}\n', "no date"),
-    "a date that is true": (b'{"environment":{"uuid":"x"},"deletedAt":true}\n', "no date"),
-    "a bad timestamp": (b'{"environment":{"uuid":"x"},"timestamp":"now"}\n', "'timestamp' is no number"),
-    "a bad text": (b'{"environment":{"uuid":"x"},"environmentText":7}\n', "'environmentText' is no text"),
+    "a bad date": (b'{"environment":{"uuid":"x"},"deletedAt":"yesterday"}\n', "'deletedAt' is not a date: 'yesterday'"),
+    "an impossible date": (b'{"environment":{"uuid":"x"},"createdAt":"2025-02-30T00:00:00.000Z"}\n', "not a date"),
+    "a date that is true": (b'{"environment":{"uuid":"x"},"deletedAt":true}\n', "not a date"),
+    "a bad timestamp": (b'{"environment":{"uuid":"x"},"timestamp":"now"}\n', "'timestamp' is not a number"),
+    "a bad text": (b'{"environment":{"uuid":"x"},"environmentText":7}\n', "'environmentText' is not text"),
     "too deep": (b'{"environment":{"uuid":"x","a":%s%s}}\n' % (b"[" * 500, b"]" * 500), "nested deeper"),
 }
 
@@ -315,8 +315,8 @@ async def test_a_file_is_taken_in_each_form_byte_for_byte(bench: Bench, form: st
 async def test_a_file_that_is_neither_lines_nor_one_document_is_refused_with_what_is_expected(bench: Bench) -> None:
     limits = OperationLimits(line_bytes=len(PRETTY))
     for text, reason in (
-        (PRETTY[:-1], "does not end; expected is"),
-        (PRETTY + b"\n" + PRETTY, "something after the JSON object; expected is"),
+        (PRETTY[:-1], "or something follows it; expected is"),
+        (PRETTY + b"\n" + PRETTY, "or something follows it; expected is"),
         (PRETTY + b" ", f"which may have {len(PRETTY)} bytes"),
     ):
         with pytest.raises(ImportRefusedError) as caught:

@@ -157,7 +157,7 @@ def folder(path: Path) -> Path:
 
 
 async def test_m34_a_file_that_is_no_database_is_named_with_the_reason(letter: Path, lines: Lines) -> None:
-    with pytest.raises(DatabaseError, match="is no SQLite database") as caught:
+    with pytest.raises(DatabaseError, match="is not a SQLite database") as caught:
         await migrate_once(url(letter), logger=lines.logger, budgets=BUDGETS)
     assert str(letter) in str(caught.value)
 

@@ -145,7 +145,7 @@ def test_purge_shows_first_and_asks_before_it_deletes(path: Path, url: str) -> N
     assert "pass --yes" in refused.stderr
     code, shown = on_terminal("purge", answer="n", DATABASE_URL=url)
     assert code == 1
-    assert "Delete for ever" in shown
+    assert "Permanently delete" in shown
     assert count(path, "deletedAt IS NOT NULL") == 1
     code, shown = on_terminal("purge", answer="y", DATABASE_URL=url)
     assert code == 0
@@ -323,7 +323,7 @@ def test_a_wrong_file_gets_its_own_message_in_every_command(tmp_path: Path) -> N
         result = run(*command, DATABASE_URL=f"sqlite:///{letter}")
         assert result.returncode == 1, command
         assert result.stderr.startswith("Error: "), command
-        assert "is no SQLite database" in result.stderr, command
+        assert "is not a SQLite database" in result.stderr, command
         assert result.stderr.count("\n") == 1, command
     for command in commands[1:2] + commands[3:]:
         result = run(*command, DATABASE_URL=f"sqlite:///{tmp_path / 'none.sqlite'}")

@@ -140,7 +140,7 @@ async def test_without_a_moment_alone_the_file_keeps_its_journal_mode_and_serves
 
 async def test_a_file_that_is_no_database_is_told_with_its_path(letter: Path) -> None:
     database = SqliteDatabase(letter, SETTINGS)
-    with pytest.raises(DatabaseError, match="is no SQLite database"):
+    with pytest.raises(DatabaseError, match="is not a SQLite database"):
         await database.open()
     with pytest.raises(DatabaseUnavailableError, match="not open"):
         await database.fetch("SELECT 1")

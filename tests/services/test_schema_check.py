@@ -199,7 +199,7 @@ async def test_a_check_makes_no_file(tmp_path: Path) -> None:
 
 
 async def test_a_check_of_no_database_says_so(letter: Path) -> None:
-    with pytest.raises(DatabaseError, match="is no SQLite database"):
+    with pytest.raises(DatabaseError, match="is not a SQLite database"):
         await check(f"sqlite:///{letter}")
 
 

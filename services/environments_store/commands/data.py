@@ -134,7 +134,7 @@ def purge(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete for ever what has been in the trash for long, in small batches beside the running service."""
+    """Permanently delete what has been in the trash for long, in small batches, also while the service runs."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -149,7 +149,7 @@ def purge(
             if forecast.candidates:
                 place = f"before {work.cutoff} from {opened.location.label}"
                 many = counted(forecast.candidates, "environment", "environments")
-                confirm(f"Delete for ever what was deleted {place}, {many}?", yes)
+                confirm(f"Permanently delete what was deleted {place}, {many}?", yes)
             deleted = 0
             with progress() as report:
                 async with aclosing(work.batches(batch_size)) as batches:

@@ -58,7 +58,7 @@ def read_location(url: str) -> Location:
         return _postgres(url)
     if scheme == "sqlite":
         return _sqlite(url)
-    raise ConfigError(f"'{masked(url)}' is no database URL. {EXAMPLES}")
+    raise ConfigError(f"'{masked(url)}' is not a database URL. {EXAMPLES}")
 
 
 def masked(url: str) -> str:
@@ -82,7 +82,7 @@ def _postgres(url: str) -> Location:
         for host in hosts:
             _check_port(host)
     except ValueError as error:
-        raise ConfigError(f"'{masked(url)}' is no database URL: {error}. {EXAMPLES}") from None
+        raise ConfigError(f"'{masked(url)}' is not a database URL: {error}. {EXAMPLES}") from None
     if not url.split(":", 1)[1].startswith("//") or (parts.netloc == "" and not _names_a_socket(parts)):
         raise ConfigError(f"'{masked(url)}' names no host. {EXAMPLES}")
     asked = parse_qs(parts.query)
@@ -116,7 +116,7 @@ def _sort_out(query: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _check_port(host: str) -> None:
     port = re.sub(r"^\[.*\]", "", host).rpartition(":")[2] if ":" in re.sub(r"^\[.*\]", "", host) else ""
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"'{port}' is no port")
+        raise ValueError(f"'{port}' is not a port")
 
 
 def _names_a_socket(parts: SplitResult) -> bool:
@@ -131,7 +131,8 @@ def _sqlite(url: str) -> Location:
     name = unquote(path[3:])
     if not name or name.startswith(":memory:"):
         raise ConfigError(
-            f"'{url}' names no file: a database in memory would be lost at the end and shared by nobody. {EXAMPLES}"
+            f"'{url}' names no file: a database in memory would be lost at the end, and no other process could use it."
+            f" {EXAMPLES}"
         )
     if "\0" in name:
         raise ConfigError(f"The path in '{url!r}' holds a NUL. {EXAMPLES}")

@@ -129,7 +129,7 @@ def _cannot_share_memory(path: Path) -> StatementFailure:
 def _explain(text: str, state: str | None, path: Path) -> str:
     name = state or ""
     if name == "SQLITE_NOTADB":
-        return f"'{path}' is no SQLite database ({text}). Give the right path, or move the file away for a new one."
+        return f"'{path}' is not a SQLite database ({text}). Give the right path, or move the file away for a new one."
     if name.startswith("SQLITE_CORRUPT"):
         return (
             f"'{path}' is damaged ({text}). Stop the service, look with `PRAGMA integrity_check`, and restore a backup."

@@ -156,7 +156,7 @@ def _row(members: _Line, made: Callable[[], str], limits: StoreLimits, checked: 
     raw = bytes(members.environment)
     if members.environment_text is not None:
         if not isinstance(members.environment_text, str):
-            raise ValueError("its 'environmentText' is no text")
+            raise ValueError("its 'environmentText' is not text")
         raw = members.environment_text.encode()
     elif members.environment_layout is not None:
         raw = _laid_out(raw, members.environment_layout)
@@ -187,7 +187,7 @@ def _members(text: bytes) -> _Line:
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError:
-        raise ValueError(f"it is no JSON object; {EXPECTED}") from None
+        raise ValueError(f"it is not a JSON object; {EXPECTED}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     # Half of a surrogate pair, or deep nesting: both are documents that a database may hold.
@@ -266,14 +266,14 @@ def _date(field: str, value: Any) -> str | None:
 
 
 def _refuse(field: str, value: Any) -> str:
-    raise ValueError(f"its '{field}' is no date: {value!r}")
+    raise ValueError(f"its '{field}' is not a date: {value!r}")
 
 
 def _timestamp(value: Any, updated: str) -> int:
     if value is None:
         return round(datetime.fromisoformat(updated).timestamp() * 1000)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 2**53:
-        raise ValueError(f"its 'timestamp' is no number of milliseconds: {value!r}")
+        raise ValueError(f"its 'timestamp' is not a number of milliseconds: {value!r}")
     return int(value)
 
 

@@ -44,7 +44,7 @@ async def build_list_index(url: str, logger: logging.Logger, budgets: MigrationB
 
 def _obstacle(found: Inspection) -> str | None:
     if found.kind != "r":
-        return "It is no ordinary table: create the index by hand on the tables that hold its rows."
+        return "It is not an ordinary table: create the index by hand on the tables that hold its rows."
     if not found.writable:
         return "The database only reads: name the primary in the URL."
     if not (found.can_alter and found.can_index):
@@ -96,7 +96,7 @@ async def _build_on_server(url: str, found: Inspection, budgets: MigrationBudget
         if invalid is not None:
             if found.maintained:
                 raise OperationError(
-                    f"Somebody works on the table, perhaps building {quoted(invalid.name)}: look again."
+                    f"Another session uses the table, perhaps to build {quoted(invalid.name)}. Try again later."
                 )
             logger.warning('Dropping the INVALID index "%s" of an interrupted build', invalid.name)
             await remove_index(session, found, invalid.name, budgets)

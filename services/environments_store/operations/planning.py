@@ -90,8 +90,8 @@ def _step(name: str, found: Inspection, pending: bool) -> PlannedStep:
 
 
 _LOCKS = {
-    "table": "none that anybody waits for",
-    "column": "ACCESS EXCLUSIVE, waited for 50 to 250 ms at a time, so that readers are not held up",
+    "table": "none that other sessions wait for",
+    "column": "ACCESS EXCLUSIVE, waited for 50 to 250 ms at a time, so that readers are not blocked",
     "index": "SHARE UPDATE EXCLUSIVE: reads and writes go on",
     "statistics": "SHARE UPDATE EXCLUSIVE: reads and writes go on",
 }
@@ -125,14 +125,14 @@ def _seconds(value: float) -> str:
 def _will_not(found: Inspection) -> tuple[str, ...]:
     common = (
         "change a row, or any other column or table",
-        "drop anything, but an INVALID index of its own name that nobody is building",
-        "add an index for lists of live rows, which `migrate list-index` does when asked, or a table of versions",
+        "drop anything, except an INVALID index of its own name that no session is building",
+        "add an index for lists of live rows, which only `migrate list-index` does, or a table of versions",
     )
     if found.dialect == "sqlite":
         return (*common, "drop a copy of the table that an interrupted start of the original left behind")
     return (
         *common,
-        "end the session or the transaction of anybody",
+        "end any session or transaction",
         "wait for a lock without a bound, or make readers wait for more than 250 ms at a time",
         "change a TIMESTAMP column to TIMESTAMPTZ: `migrate check` prints the statements",
     )

@@ -103,7 +103,7 @@ async def _alone(session: PostgresSession, found: Inspection, force: bool) -> As
         # Its locks live and end with the transaction: what a session locked would stay behind in the pooler.
         if not force:
             raise OperationError(
-                "A transaction pooler stands before the database, and behind one nobody can tell who serves. Nothing"
+                "A transaction pooler is in front of the database, so the nodes that serve are not visible. Nothing"
                 " was changed. Give the direct address, or stop every node and pass --force."
             )
     else:

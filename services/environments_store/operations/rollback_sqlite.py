@@ -43,7 +43,7 @@ async def others_in_file(path: Path) -> tuple[str, ...]:
             await query(connection, path, "PRAGMA journal_mode = WAL")
             return ()
     except StatementFailure as failure:
-        raise OperationError(f"Whether somebody has the file open could not be told: {failure}.") from failure
+        raise OperationError(f"It is unknown whether another process has the file open: {failure}.") from failure
 
 
 async def drop_column(path: Path, found: Inspection, copy: str, remove: bool, *, force: bool) -> int:

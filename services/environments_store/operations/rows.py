@@ -75,7 +75,7 @@ _LITE = (
     _Question(
         "null-id",
         "id IS NULL",
-        "have no id: nobody can reach them",
+        "have no id: no call can reach them",
         "UPDATE environments SET id = environmentUuid WHERE id IS NULL AND environmentUuid IS NOT NULL; or delete.",
         "error",
     ),

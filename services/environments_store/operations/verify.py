@@ -42,7 +42,7 @@ def _column(found: Inspection) -> Check:
     if column is None or not found.soft_delete:
         detail = "it is missing: run `environments-store migrate run`"
         if column is not None:
-            detail = f"its type is {column.type}, which is no timestamp"
+            detail = f"its type is {column.type}, which is not a timestamp"
         return Check(name="column", state="failed", detail=detail)
     if not found.deleted_at_zone:
         detail = f"{column.type}: served as UTC. `migrate check` prints the statements that give it a zone"
@@ -176,4 +176,4 @@ async def _clean_up(opened: Opened, uuid: str) -> Check:
         return Check(name="clean up", state="ok", detail="nothing was stored")
     except MoleculerError as error:
         return Check(name="clean up", state="failed", detail=f"'{uuid}' may still be there: {error}")
-    return Check(name="clean up", state="ok", detail="it is deleted for ever")
+    return Check(name="clean up", state="ok", detail="it is deleted permanently")

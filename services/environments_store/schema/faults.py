@@ -271,15 +271,15 @@ def _about_columns(found: Inspection) -> Iterator[Finding]:
         if ours and column.type == "uuid":
             yield _unsupported(
                 f"The column {quoted(column.name)} of {table_name(found)} has the type uuid; the service needs text.",
-                f"As its owner run: {_alter(found)} ALTER COLUMN {quoted(column.name)} TYPE varchar(255); which writes"
-                " the table anew, while it is locked.",
+                f"As its owner run: {_alter(found)} ALTER COLUMN {quoted(column.name)} TYPE varchar(255); which"
+                " rewrites the table and locks it meanwhile.",
                 f"The column {column.name} has the type uuid, and not text.",
                 ("list", "insert"),
             )
         elif column.name == "id" and any(index.name == ROW_NUMBER for index in found.indexes):
             yield _unsupported(
                 f"The column {quoted(column.name)} of {table_name(found)} is an INTEGER PRIMARY KEY and takes no text.",
-                "Make the table anew, with an id of type VARCHAR(255).",
+                "Create the table again, with an id of type VARCHAR(255).",
                 f"The column {column.name} takes numbers, and not text.",
                 ("insert",),
             )
@@ -355,7 +355,7 @@ def _about_durability(found: Inspection) -> Iterator[Finding]:
             subject="unlogged",
             reason="unlogged",
             message=f"{table_name(found)} is UNLOGGED: a crash of the server empties it, and no standby has it.",
-            remedy=f"As its owner run: {_alter(found)} SET LOGGED; which writes the table anew, while it is locked.",
+            remedy=f"As its owner run: {_alter(found)} SET LOGGED; which rewrites the table and locks it meanwhile.",
             public="The table is UNLOGGED: a crash of the database empties it.",
         )
 

@@ -32,12 +32,12 @@ def next_action(found: Inspection, budgets: MigrationBudgets) -> IndexAction:
         return IndexAction("none", found.index.name)
     if found.kind != "r":
         return IndexAction(
-            "leave", detail="it is no ordinary table: create the index by hand on the tables that hold its rows"
+            "leave", detail="it is not an ordinary table: create the index by hand on the tables that hold its rows"
         )
     invalid = next((index for index in found.indexes if _is_ours(index.name) and not index.valid), None)
     if invalid is not None and invalid.on_column:
         if found.maintained:
-            return IndexAction("wait", invalid.name, "somebody works on the table, perhaps building this index")
+            return IndexAction("wait", invalid.name, "another session uses the table, perhaps to build this index")
         if not found.can_alter:
             return IndexAction("leave", invalid.name, "an INVALID index is in the way, and only its owner can drop it")
         return IndexAction("drop", invalid.name)

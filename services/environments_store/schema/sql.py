@@ -33,34 +33,34 @@ KEY = "environments_id_key"
 MOMENTS: dict[Dialect, str] = {"postgresql": "TIMESTAMP WITH TIME ZONE", "sqlite": "DATETIME"}
 
 POSTGRES_SCRIPT = """\
--- Adds the {column} column and its index to {table}. Existing rows stay as they are; all of them count as live.
+-- Adds the {column} column and its index to {table}. Existing rows do not change; all of them are live.
 -- Run it as the owner of the table, statement by statement and in no transaction (psql -f does that): PostgreSQL
 -- refuses CREATE INDEX CONCURRENTLY in a transaction. Take the backup before, not at the same time: pg_dump holds
 -- a lock that the first step waits for.
 
--- 1. The column, in a millisecond. "canceled due to lock timeout" changes nothing: somebody reads the table in a long
---    transaction; run this again. Without the timeout everybody would queue behind the wait.
+-- 1. The column, in a millisecond. "canceled due to lock timeout" changes nothing: a long transaction reads the
+--    table; run this again. Without the timeout, other sessions would queue behind the wait.
 {timeouts}
 {add_column};
 
--- 2. Rights. Roles that have theirs column by column have none on the new one, so that the service could read, but not
---    delete softly. What this prints, run; no row means that there is no such role.
+-- 2. Privileges. A role with privileges on single columns has none on the new column, so the service could read but not
+--    delete softly. Run the statements that this prints; no row means that there is no such role.
 {column_grants};
 
--- 3. The index, built while everybody works. It waits for transactions that are older, so no timeout may end it.
+-- 3. The index, built while other sessions read and write. It waits for older transactions, so no timeout may end it.
 SET lock_timeout = 0;
 SET statement_timeout = 0;
---    An interrupted build leaves an INVALID index, which IF NOT EXISTS takes for a good one. When this shows a row:
+--    An interrupted build leaves an INVALID index, which IF NOT EXISTS takes for a valid one. If this shows a row
 SELECT indexrelid::regclass AS invalid_index FROM pg_index WHERE indrelid = '{table}'::regclass AND NOT indisvalid;
---    and nobody is building it now, remove it first: {drop_index};
---    For the same reason without IF NOT EXISTS: an error is better than a wrong index that stays.
+--    and no session is building it now, remove it first: {drop_index};
+--    For the same reason it has no IF NOT EXISTS: an error is better than an invalid index.
 -- squawk-ignore prefer-robust-stmts
 {create_index};
 
--- 4. Statistics of the new column; before them the planner believes that nearly every row is deleted.
+-- 4. Statistics of the new column; without them the planner assumes that nearly every row is deleted.
 ANALYZE {table} ({column});
 
--- 5. Look: one row, of type timestamp with time zone, and one row with valid = t.
+-- 5. Check: one row, of type timestamp with time zone, and one row with valid = t.
 SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
 WHERE attrelid = '{table}'::regclass AND attname = '{name}' AND NOT attisdropped;
 SELECT indexrelid::regclass AS index, indisvalid AND indisready AS valid FROM pg_index
@@ -80,7 +80,7 @@ WHERE grantee = 0 OR NOT has_table_privilege(grantee, '{table}'::regclass, privi
 GROUP BY grantee ORDER BY grantee"""
 
 SQLITE_SCRIPT = """\
--- Adds the {column} column and its index to {table}. Existing rows stay as they are; all of them count as live.
+-- Adds the {column} column and its index to {table}. Existing rows do not change; all of them are live.
 -- SQLite has no ADD COLUMN IF NOT EXISTS: "duplicate column name" means that it is there already, and nothing changed.
 
 BEGIN IMMEDIATE;
@@ -90,7 +90,7 @@ BEGIN IMMEDIATE;
 COMMIT;
 ANALYZE {table};
 
--- Look: a line for {name}.
+-- Check: a line for {name}.
 PRAGMA table_info({table});
 """
 
