@@ -82,9 +82,9 @@ def test_c14_a_version_that_nobody_speaks_any_more_is_not_used() -> None:
     assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
     transit.receive("DISCOVER", Discover(ver="4", sender="js-4"), 2.0)
     assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "4")], "it starts again"
-    meet(transit, "js-4", ver="4")
-    transit.receive("DISCOVER", Discover(ver="4", sender="js-4"), 2.5)
-    transit.receive("DISCONNECT", Disconnect(ver="4", sender="js-4"), 3.0)
+    meet(transit, "js-4b", ver="4")
+    transit.receive("DISCOVER", Discover(ver="4", sender="js-4b"), 2.5)
+    transit.receive("DISCONNECT", Disconnect(ver="4", sender="js-4b"), 3.0)
     assert subjects(transit.presence.heartbeat(5)) == [("MOL.HEARTBEAT", "5")]
     for ver in ("5", "4"):
         transit.receive("DISCOVER", Discover(ver=ver, sender="visitor"), 4.0)
