@@ -65,6 +65,7 @@ class Effects:
     `on_pong` takes the answers to pings that belong to no stream."""
 
     host: Host
+    """Set before any peer can ask for something."""
 
     def __init__(
         self,
@@ -89,10 +90,6 @@ class Effects:
         self.writers = OutgoingStreams(
             node_id, transit.topics, transit.registry, codec, transport, self._publish_part, tasks
         )
-
-    def open(self, host: Host) -> None:
-        """Peers may ask for something from now on."""
-        self.host = host
 
     async def perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:

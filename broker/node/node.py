@@ -88,7 +88,7 @@ class Node:
 
     async def open(self, host: Host) -> None:
         """Open the task groups that everything else runs in. `host` runs what peers ask for."""
-        self.effects.open(host)
+        self.effects.host = host
         self.context = copy_context()
         self.context.run(set_owners, frozenset({self}))
         # The one task outside a group: it holds the group, so that start and stop may come from different tasks.
