@@ -33,12 +33,11 @@ PACE = "pace:"
 
 @dataclass(eq=False)
 class Pace:
-    """How much is on its way to one node, in all streams together.
+    """The window of one node: how many bytes are in flight to it, in all streams together.
 
     Every node answers a ping when it has received what was sent to it before. So a ping goes out behind each MiB, only
-    some MiB are sent ahead of the answers, and an answer that stays away after a later one shows that something was
-    lost. It may come a little late: a JS node with compression unpacks and packs its packets in threads.
-    JS nodes send as fast as they can instead, until the NATS server drops a reader that is too slow.
+    some MiB are sent ahead of the answers, and an answer that stays away after a later one shows a loss. It may come a
+    little late: a JS node with compression unpacks and packs its packets in threads.
     """
 
     node_id: str
@@ -51,7 +50,7 @@ class Pace:
     _overtaken: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Pings that a later one overtook: when that one was sent, and when it was answered."""
     _bytes: int = 0
-    """Behind the last ping."""
+    """What was sent after the last ping."""
     _in_flight: int = 0
     _asked: float = 0.0
     _unlimited: bool = False
@@ -204,8 +203,8 @@ class Flow:
         return self.fate is Fate.OPEN
 
     def mark_answered(self, answer: bytes) -> None:
-        """The reader answered a mark. Anything else that is sent there, such as the acknowledgement of a JetStream
-        stream that stores all subjects, is no answer."""
+        """The reader answered a mark. Any other payload, such as the acknowledgement of a JetStream stream that stores
+        all subjects, is ignored."""
         if answer == CONTINUE:
             self._open_marks -= 1
             self._ahead = min(self._ahead + 1, STREAM_MARKS_AHEAD)
@@ -214,8 +213,8 @@ class Flow:
             self.stop(Fate.STOPPED)
 
     def stop(self, fate: Fate, error: Exception | None = None) -> None:
-        """Write no more. With `error` the reader is told why; it may not have learned why the writer had given up
-        before when the stream is lost then."""
+        """Write no more; the end carries `error`. A stream that has stopped with an error can still be lost: its reader
+        may not have received the error."""
         if self.fate is Fate.OPEN:
             self.fate, self.error = fate, error
             self._changed.set()

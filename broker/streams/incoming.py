@@ -65,7 +65,8 @@ class StreamBuffer:
 
     @property
     def is_slowed(self) -> bool:
-        """Whether its writer waits for its reader: it asks how far that is, and is no further ahead than it may be."""
+        """Whether backpressure holds its writer: it asks for acknowledgements, and is no further ahead than they
+        allow."""
         return bool(self.reply) and self.waiting <= STREAM_SLOWED_BYTES
 
     @property
@@ -173,7 +174,7 @@ class IncomingStreams:
     total_bytes: int
     """About what may wait to be read of all of them together, also of those that have ended."""
     idle_s: float
-    """A stream without a reader is forgotten so long after its last packet."""
+    """How long a stream without a reader is kept after its last packet."""
     decode_chunk: Callable[..., Any]
     open: dict[Key, StreamBuffer] = field(default_factory=dict)
     is_high: bool = False
@@ -267,7 +268,7 @@ def _key(packet: Request | Response) -> Key:
 
 
 def _error(end: Request | Response) -> MoleculerError | None:
-    """What broke a stream, told by its last packet."""
+    """What broke a stream, according to its last packet."""
     if isinstance(end, Response):
         return None if end.success else error_from_wire(None if end.error is UNSET else end.error, end.sender)
     broken = control(end, STREAM_ERROR)

@@ -38,8 +38,8 @@ class StreamReader(Readable):
 
     Ends when the writer ends. Raises the writer's error, RequestRejectedError when its node is lost,
     RequestTimeoutError when nothing came for the idle timeout, STREAM_OVERFLOW when a writer that cannot be slowed
-    down is too far ahead. `aclose` (also by leaving `async with`) stops a writer that can be told to; so does dropping
-    the reader, as a `break` out of `async for chunk in await ctx.call(…)` does.
+    down is too far ahead. `aclose` (also by leaving `async with`) stops a Python writer; so does dropping the reader,
+    as a `break` out of `async for chunk in await ctx.call(…)` does.
     """
 
     def __init__(self, buffer: StreamBuffer, idle_timeout_s: float, answer: Callable[[str, bytes], None]) -> None:
@@ -140,7 +140,7 @@ async def async_iterator(items: Any) -> AsyncIterator[Any]:
 
 
 async def close_quietly(items: Any) -> None:
-    """Tell an iterable that no more is wanted. What its end raises is logged, as there is no caller to get it."""
+    """Close an iterable, if it can be closed. What that raises is logged, as no caller is left to get it."""
     try:
         if hasattr(items, "aclose"):
             await items.aclose()

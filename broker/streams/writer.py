@@ -41,9 +41,8 @@ class StreamWriter:
     """Sends one source to one node, until it ends, its reader goes, or this node stops.
 
     The source is read in one task from its first item to its end: what it opens on the way, such as a scope or a task
-    group, can be closed in no other. The first item tells whether it is one of bytes or of values. The node that the
-    stream of a call goes to is known only when that item is there, or is late, and may be another one when the first
-    turns out to be gone.
+    group, can be closed in no other. The first item decides whether it is a stream of bytes or of values. A call goes
+    to a node only when that item is there, or is late, and to another node when the first turns out to be gone.
     """
 
     _flow: Flow
@@ -146,7 +145,7 @@ class StreamWriter:
 
     def outlives(self, answer: tuple[Response, object]) -> bool:
         """Whether it goes on when its call is answered: a handler that answers with a stream reads on, and one of a JS
-        node may. One of a Python node has read what it wanted; after an error there is no reader."""
+        node may. One of a Python node has finished reading; after an error there is no reader."""
         response, stream = answer
         return stream is not None or (bool(response.success) and not self._flow.acknowledges)
 
@@ -174,7 +173,7 @@ class StreamWriter:
             self._streams.close(self._flow)
 
     def _cut_off(self) -> RequestRejectedError:
-        """What the reader is told when this node ends the stream before its source does."""
+        """The error for the reader when this node ends the stream before its source does."""
         return RequestRejectedError({"action": self._flow.action, "nodeID": self._streams.node_id})
 
     # The task that reads and writes
@@ -241,7 +240,7 @@ class StreamWriter:
             self._on_lost(self._flow.error)
 
     async def _write(self) -> None:
-        """Send everything, then the end, which tells a reader what broke the source, and lets its node forget a stream
+        """Send all items, then the end, with what broke the source. The end also lets the reader's node forget a stream
         that was broken off."""
         flow = self._flow
         self._errors_from = asyncio.get_running_loop().time() + STREAM_ERROR_AFTER_OPENING_S
@@ -281,8 +280,8 @@ class StreamWriter:
                     pause_at = monotonic() + SLICE_S
 
     async def _end(self, error: Exception | None) -> None:
-        """The end of the stream, or what broke it. A JS node that takes in the opening and an error at once has no
-        reader yet to tell: the error would be lost there, and the end with it."""
+        """The end of the stream, or what broke it. A JS node that receives the opening and an error at once has no
+        reader yet: the error would be lost there, and the end with it."""
         if error is not None and not self._flow.acknowledges:
             await asyncio.sleep(self._errors_from - asyncio.get_running_loop().time())
         try:

@@ -500,7 +500,7 @@ async def test_params_headers_and_meta_travel_beside_a_stream(pair: Pair) -> Non
     assert meta == {"m": 1, "left": 1}
 
 
-async def test_a_stream_to_an_action_nobody_has_is_refused(pair: Pair) -> None:
+async def test_a_stream_to_an_unknown_action_is_refused(pair: Pair) -> None:
     with pytest.raises(ServiceNotFoundError):
         await pair.call("no_such", stream=[b"a"])
 

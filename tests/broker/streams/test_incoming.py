@@ -26,7 +26,7 @@ def response(sequence: int, *, more: bool = True, data: bytes = b"null", **field
 
 
 class Side:
-    """One receiving node, and what it was told to do."""
+    """One receiving node, and what it made of packets."""
 
     def __init__(
         self, *, accept: bool = True, limit: int = 10, buffer_bytes: int = 1000, total_bytes: int = 10_000
@@ -146,7 +146,7 @@ def test_c71_a_broken_stream_ends_with_its_error(opening: Request | Response, en
     assert (error.name, error.code, error.message) == ("MyError", 418, "no")
 
 
-def test_the_rest_of_a_refused_stream_is_swallowed_and_its_writer_hears_so() -> None:
+def test_the_rest_of_a_refused_stream_is_dropped_and_known_as_unread() -> None:
     side = Side(accept=False)
     side.take(request(0))
     assert side.take(request(1, params=b'"1"'))
@@ -210,7 +210,7 @@ def test_a_stream_that_was_broken_off_keeps_nothing_of_what_still_comes() -> Non
     assert not side.incoming.has(request(31))
 
 
-def test_a_chunk_that_cannot_be_read_breaks_its_stream_and_its_writer_hears_so() -> None:
+def test_a_chunk_that_cannot_be_decoded_breaks_its_stream_and_is_known_as_unread() -> None:
     side = Side()
     side.take(request(0))
     assert side.take(request(1, params=b'{"type":"Buffer","data":[256]}'), reply="mark")

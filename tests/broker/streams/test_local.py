@@ -55,7 +55,7 @@ class Streams(Service):
 
 
 class Source:
-    """Chunks, and whether somebody closed it."""
+    """Chunks, and whether it was closed."""
 
     def __init__(self, *chunks: Any) -> None:
         self.chunks = chunks

@@ -90,7 +90,7 @@ async def test_reading_makes_room() -> None:
         assert await anext(side.reader) == b"12345678"
 
 
-async def test_the_writer_hears_what_was_read_and_not_before() -> None:
+async def test_a_marked_chunk_is_acknowledged_when_it_is_read() -> None:
     side = Side()
     side.feed(b"a", marked=True)
     side.feed(b"b")
@@ -106,7 +106,7 @@ async def test_nothing_for_the_idle_timeout_is_a_timeout() -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-async def test_stopping_early_is_told_once_and_nothing_is_kept(how: str) -> None:
+async def test_stopping_early_is_sent_once_and_nothing_is_kept(how: str) -> None:
     side = Side()
     side.feed(b"a", marked=True)
     side.feed(b"b")
@@ -124,7 +124,7 @@ async def test_stopping_early_is_told_once_and_nothing_is_kept(how: str) -> None
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-async def test_stopping_after_the_end_is_not_told(how: str) -> None:
+async def test_stopping_after_the_end_is_not_sent(how: str) -> None:
     side = Side()
     side.feed(b"a", marked=True)
     side.buffer.finish()

@@ -72,7 +72,7 @@ async def test_a_source_may_hold_a_scope_or_a_task_group_open(name: str, cluster
         assert [number async for number in made] == [0, 1, 2]
 
 
-async def test_a_timeout_in_a_source_breaks_its_stream_and_cancels_nobody(cluster: Cluster) -> None:
+async def test_a_timeout_in_a_source_breaks_its_stream_and_cancels_nothing_else(cluster: Cluster) -> None:
     _, there = await cluster.start(("here", [Streams()]), ("there", []))
     with pytest.raises(MoleculerError) as caught:
         await there.call("streams.values", stream=in_too_little_time(), timeout=DEADLINE_S)

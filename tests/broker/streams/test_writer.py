@@ -133,7 +133,7 @@ async def test_an_exception_of_the_source_reaches_the_reader() -> None:
     assert (packets[-1]["success"], packets[-1]["error"]["message"]) == (False, "broke")
 
 
-async def test_an_exception_that_is_too_large_is_told_as_such_in_its_place() -> None:
+async def test_an_exception_that_is_too_large_is_replaced_by_one_that_says_so() -> None:
     async def breaking() -> AsyncIterator[bytes]:
         yield b"a"
         raise MoleculerError("much" * 2000)
@@ -143,7 +143,7 @@ async def test_an_exception_that_is_too_large_is_told_as_such_in_its_place() -> 
     assert "max_payload" in packets[-1]["error"]["message"]
 
 
-async def test_c71_an_early_error_comes_to_a_js_node_when_it_has_a_reader_to_tell() -> None:
+async def test_c71_an_early_error_reaches_a_js_node_when_it_has_a_reader() -> None:
     async def breaking() -> AsyncIterator[bytes]:
         yield b"a"
         raise ValueError("broke")
@@ -164,7 +164,7 @@ async def test_an_error_that_cannot_be_sent_still_ends_the_stream(data: Any) -> 
     assert not packets[-1]["success"]
 
 
-async def test_an_error_of_the_source_is_told_though_it_speaks_of_a_lost_connection() -> None:
+async def test_an_error_of_the_source_is_sent_even_if_it_is_about_a_lost_connection() -> None:
     async def passing_on() -> AsyncIterator[bytes]:
         yield b"a"
         raise BrokerDisconnectedError("of a third node")
@@ -211,7 +211,7 @@ async def test_c74_a_node_that_stops_ends_a_stream_that_has_nothing_to_send(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wire.send, silent())
         with anyio.fail_after(30):
-            while len(wire.packets) < 1 + len(first):  # noqa: ASYNC110 - no event tells of it
+            while len(wire.packets) < 1 + len(first):  # noqa: ASYNC110 - no event announces it
                 await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
     assert (wire.packets[-1]["stream"], wire.packets[-1]["success"]) == (False, False)
@@ -241,7 +241,7 @@ async def broken_off(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("acknowledges", [False, True])
-async def test_a_reader_that_may_lack_chunks_is_told_later_in_a_form_that_it_takes(acknowledges: bool) -> None:
+async def test_a_reader_that_may_lack_chunks_gets_a_late_end_in_a_form_that_it_takes(acknowledges: bool) -> None:
     """A node puts aside what comes behind a lost chunk."""
     wire = Wire(acknowledges=acknowledges)
     await broken_off(wire)
