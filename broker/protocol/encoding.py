@@ -56,22 +56,18 @@ def short(text: str) -> str:
 def chunk_of(value: Any, *, objects: bool) -> Any:
     """The chunk of a stream that a decoded value stands for, as JS nodes take it (§8.3). Raises ValueError."""
     if isinstance(value, dict) and value.get("type") == "Buffer":
-        return _buffer(value.get("data"))
+        value = value.get("data")  # text in it is UTF-8, not base64
+        if isinstance(value, list):
+            with suppress(TypeError):
+                return bytes(value)
+        if not isinstance(value, str):
+            raise ValueError("a Buffer has a list of numbers as its data")
+        objects = False
     if objects or value is None or isinstance(value, bytes):
         return value
     if isinstance(value, str):  # a JS stream of text in binary mode
         return value.encode("utf-8", "surrogatepass")
     raise ValueError(f"a chunk of bytes was expected, not {type(value).__name__}")
-
-
-def _buffer(data: object) -> bytes:
-    """The bytes of a JS Buffer object. Text in `data` is UTF-8, not base64 (§8.3)."""
-    if isinstance(data, str):
-        return data.encode("utf-8", "surrogatepass")
-    if isinstance(data, list):
-        with suppress(TypeError):
-            return bytes(data)
-    raise ValueError("a Buffer has a list of numbers as its data")
 
 
 def packet_of(kind: type[Packet], members: dict[str, Any]) -> Packet:

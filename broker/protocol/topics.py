@@ -1,25 +1,13 @@
 """Subject names (moleculer protocol §1). They are made once a node, not once a message."""
 
 import re
+from typing import cast
 
 from broker.errors import BrokerOptionsError
 from broker.protocol.packets import Command
 
-# §1.2: the base subscriptions in the order in which JS nodes make them; True is "to this node".
-BASE_SUBSCRIPTIONS: tuple[tuple[Command, bool], ...] = (
-    ("EVENT", True),
-    ("REQ", True),
-    ("RES", True),
-    ("DISCOVER", False),
-    ("DISCOVER", True),
-    ("INFO", False),
-    ("INFO", True),
-    ("DISCONNECT", False),
-    ("HEARTBEAT", False),
-    ("PING", False),
-    ("PING", True),
-    ("PONG", True),
-)
+# §1.2: the base subscriptions in the order in which JS nodes make them; the star is the node's own id.
+BASE_SUBSCRIPTIONS = "EVENT.* REQ.* RES.* DISCOVER DISCOVER.* INFO INFO.* DISCONNECT HEARTBEAT PING PING.* PONG.*"
 
 # §1.4: no blanks, wildcards, empty tokens or characters without bytes; and far below the server's longest line, 4 kB.
 _TOKEN = re.compile(r"(?!\.)(?!.*\.\.)[^\s*>\0\ud800-\udfff]{1,1024}(?<!\.)")
@@ -35,7 +23,7 @@ class Topics:
 
     @property
     def inboxes(self) -> str:
-        """Below this subject and its id each node gets answers that are no packets. JS nodes do not know it."""
+        """Below this subject and its own id a node gets answers that are not packets. JS nodes do not know it."""
         return f"{self.prefix}.REPLY"
 
     def broadcast(self, command: Command) -> str:
@@ -57,8 +45,8 @@ class Topics:
     def base_subscriptions(self, node_id: str) -> list[tuple[Command, str]]:
         """The command and the subject of each of the twelve subscriptions that a node starts with (§1.2)."""
         return [
-            (command, self.to_node(command, node_id) if targeted else self.broadcast(command))
-            for command, targeted in BASE_SUBSCRIPTIONS
+            (cast(Command, pattern.partition(".")[0]), f"{self.prefix}.{pattern.replace('*', node_id)}")
+            for pattern in BASE_SUBSCRIPTIONS.split()
         ]
 
 

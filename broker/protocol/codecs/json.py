@@ -86,14 +86,6 @@ def parse_json(raw: Raw) -> Any:
         return load(bytes(raw))
 
 
-def _slices(data: bytes | Raw) -> dict[str, Raw]:
-    """The members of a JSON object, each as it is written. Raises one of UNDECODABLE for what is not JSON."""
-    try:
-        return _MEMBERS.decode(data)
-    except UNDECODABLE:
-        return {name: Raw(member) for name, member in split_object(bytes(data)).items()}
-
-
 def cut_buffer(data: bytes) -> tuple[bytes, Raw] | None:
     """A packet without its one large Buffer, and that Buffer; None when there is not exactly one."""
     start = data.find(HEAD)
@@ -141,7 +133,10 @@ class JSONCodec(Codec):
         return packet
 
     def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
-        members = _slices(data)
+        try:
+            members = _MEMBERS.decode(data)
+        except UNDECODABLE:
+            members = {name: Raw(member) for name, member in split_object(bytes(data)).items()}
         values = {name: parse_json(members[name]) for name in fields if name in members}
         return values | {name: members[name] for name in values if fields[name]}
 
