@@ -40,8 +40,8 @@ from broker.services.service import Service
 
 Row = dict[str, Any]
 
-Document = Annotated[
-    str | None, typer.Argument(metavar="JSON|@FILE|-", help="JSON, a file of it, or - for standard input.")
+Documents = Annotated[
+    list[str] | None, typer.Argument(metavar="JSON|@FILE|-", help="JSON, a file of it, or - for standard input.")
 ]
 Pairs = Annotated[
     list[str] | None, typer.Option("--param", "-p", help="key=value or key=@FILE, the value JSON or text; repeatable.")
@@ -83,7 +83,7 @@ async def run(
 async def call(
     visit: Visit,
     action: Annotated[str, typer.Argument(help="The full name, as in environments-store.list.")],
-    params: Document = None,
+    params: Documents = None,
     pairs: Pairs = None,
     meta: Meta = None,
     node: Annotated[str | None, typer.Option(help="Call this node.")] = None,
@@ -93,7 +93,7 @@ async def call(
     values: Annotated[bool, typer.Option("--values", help="Send JSON values, one a line, as in .ndjson.")] = False,
 ) -> None:
     """Call an action and print its result. A stream of values is printed as JSON, one a line."""
-    check_input_is_read_once(pairs, params, meta, stream_in)
+    check_input_is_read_once(pairs, *(params or ()), meta, stream_in)
     given, given_meta = read_params(params, pairs), read_object(meta, "--meta")
     async with visit.broker(node=node) as broker:
         check_is_offered(broker, action, node)
@@ -136,12 +136,12 @@ def _sender(how: Literal["emit", "broadcast"], explanation: str) -> Callable[...
     async def command(
         visit: Visit,
         name: Annotated[str, typer.Argument(metavar="EVENT", help="The event's name, as in user.created.")],
-        payload: Document = None,
+        payload: Documents = None,
         pairs: Pairs = None,
         groups: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeatable.")] = None,
         meta: Meta = None,
     ) -> None:
-        check_input_is_read_once(pairs, payload, meta)
+        check_input_is_read_once(pairs, *(payload or ()), meta)
         data, given_meta = read_params(payload, pairs), read_object(meta, "--meta")
         async with visit.broker() as broker:
             rows = _listeners(broker, name, groups)

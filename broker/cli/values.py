@@ -17,11 +17,15 @@ from broker.context import ABSENT
 _STANDARD_INPUT = ("-", "@-")
 
 
-def read_params(text: str | None, pairs: list[str] | None) -> Any:
-    """JSON and `key=value` pairs as one value; ABSENT for neither."""
-    if text is None and not pairs:
+def read_params(documents: list[str] | None, pairs: list[str] | None) -> Any:
+    """A JSON document and `key=value` pairs as one value; ABSENT for neither."""
+    if not documents and not pairs:
         return ABSENT
-    params = {} if text is None else read_json(text, "The parameters", _as_pair(text))
+    text, *more = documents or ["{}"]
+    hint = _as_pairs([text, *more])
+    if more:
+        raise typer.BadParameter(f"One JSON document is expected, not {len(more) + 1}.{hint}")
+    params = read_json(text, "The parameters", hint)
     if pairs and not isinstance(params, dict):
         raise typer.BadParameter("-p adds to an object, and the parameters given are not an object.")
     for pair in pairs or ():
@@ -59,9 +63,10 @@ def check_input_is_read_once(pairs: list[str] | None, *texts: str | None) -> Non
         raise typer.BadParameter("Standard input can be read once: name a file for the others.")
 
 
-def _as_pair(text: str) -> str:
-    """The suggestion for a `key=value` without its `-p`."""
-    return f" Did you mean -p {shlex.quote(text)}?" if re.match(r"[\w.$-]+=", text) else ""
+def _as_pairs(texts: list[str]) -> str:
+    """The suggestion for `key=value` without `-p`."""
+    pairs = [f"-p {shlex.quote(text)}" for text in texts if re.match(r"[\w.$-]+=", text)]
+    return f" Did you mean {' '.join(pairs)}?" if pairs else ""
 
 
 def _read_value(text: str, key: str) -> Any:

@@ -99,7 +99,7 @@ async def test_nodes_services_and_actions_are_listed(command: Commands) -> None:
 
 
 @pytest.mark.usefixtures("node")
-async def test_ping_measures_and_fails_for_who_does_not_answer(command: Commands) -> None:
+async def test_ping_measures_and_fails_for_a_node_that_does_not_answer(command: Commands) -> None:
     pongs = output(await command("ping"))
     assert isinstance(pongs, list)
     (pong,) = pongs

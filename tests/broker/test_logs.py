@@ -63,7 +63,7 @@ HOSTILE = "node\x1b[2J\r\n2026-01-01T00:00:00.000Z INFO broker: all is well\x85\
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_what_a_peer_is_called_or_sends_forges_no_line_and_moves_no_cursor(
+def test_text_of_a_peer_cannot_forge_a_line_or_move_the_cursor(
     form: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logs("info", form)

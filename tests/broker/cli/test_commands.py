@@ -105,7 +105,7 @@ def output(process: Process) -> Any:
     return json.loads(line)
 
 
-async def test_emit_sends_to_each_group_and_tells_them(shell: Shell) -> None:
+async def test_emit_sends_to_each_group_and_prints_the_groups(shell: Shell) -> None:
     told = output(await shell("emit", "user.created", '{"id": 1}', "-p", "name=Ada", "--meta", '{"user": 7}'))
     assert told == [{"group": "audit", "nodes": ["py-1"]}, {"group": "mail", "nodes": ["py-1"]}]
     payload = {"id": 1, "name": "Ada"}
@@ -146,7 +146,9 @@ async def test_listen_prints_events_as_lines_of_json_until_it_has_enough(shell: 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", [["listen", "**"], ["services", "--watch"]])
-async def test_what_goes_on_for_ever_ends_in_order_by_a_signal(shell: Shell, command: list[str], stop: int) -> None:
+async def test_a_signal_ends_listening_and_watching_with_exit_code_0(
+    shell: Shell, command: list[str], stop: int
+) -> None:
     async with shell.start(*command) as process:
         if command[0] == "listen":
             await process.line("Listening")
@@ -157,9 +159,7 @@ async def test_what_goes_on_for_ever_ends_in_order_by_a_signal(shell: Shell, com
     assert not any("Traceback" in line for line in process.stderr)
 
 
-async def test_watched_services_are_told_as_they_come_change_and_go(
-    shell: Shell, nats_url: str, namespace: str
-) -> None:
+async def test_watching_prints_services_as_they_come_change_and_go(shell: Shell, nats_url: str, namespace: str) -> None:
     def is_(change: str, name: str, nodes: list[str]) -> Any:
         def holds(text: str) -> bool:
             line = json.loads(text)
@@ -196,7 +196,7 @@ async def test_a_file_goes_through_an_action_byte_for_byte(shell: Shell, tmp_pat
     assert told == {"size": 3_000_000, "sha": sha, "params": {"a": 1}}
 
 
-async def test_params_come_from_a_file_that_no_command_line_could_hold(shell: Shell, tmp_path: Path) -> None:
+async def test_params_come_from_a_file_that_is_too_large_for_a_command_line(shell: Shell, tmp_path: Path) -> None:
     document = {"routes": [{"body": "é" * 300} for _ in range(900)]}
     (tmp_path / "document.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
     digest = ["files.digest", "--stream-in", "/dev/null"]
@@ -318,7 +318,7 @@ def test_an_option_in_the_environment_that_no_broker_takes_is_exit_code_2(monkey
     assert "BROKER_REQUEST_TIMEOUT must be a number" in result.output
 
 
-async def test_the_cluster_may_be_named_as_for_programs_of_ones_own(shell: Shell) -> None:
+async def test_variables_of_other_programs_name_the_cluster_too(shell: Shell) -> None:
     url, namespace = shell.environment["NATS_URL"], shell.environment["NAMESPACE"]
     shell.environment = {"BROKER_TRANSPORTER": url, "BROKER_NAMESPACE": namespace, "BROKER_NAMSPACE": "misspelt"}
     process = await shell("nodes")

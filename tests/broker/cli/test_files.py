@@ -29,7 +29,7 @@ async def test_bytes_are_read_in_chunks_and_counted(tmp_path: Path) -> None:
     assert size_of(str(file)) == 600_000
 
 
-async def test_standard_input_is_read_as_far_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_standard_input_is_read_as_soon_as_there_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"one\ntwo")))
     assert [chunk async for chunk in read_bytes("-", lambda _: None)] == [b"one\ntwo"]
     assert size_of("-") is None
@@ -66,5 +66,5 @@ async def test_a_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "holds"), [("a.ndjson", True), ("a.jsonl", True), ("a.json", False), ("-", False)])
-def test_the_name_tells_of_values(name: str, holds: bool) -> None:
+def test_the_name_of_a_file_says_whether_it_holds_values(name: str, holds: bool) -> None:
     assert holds_values(name) is holds

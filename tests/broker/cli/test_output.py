@@ -54,7 +54,7 @@ def test_a_value_is_json_in_both_cases(
     assert found == [value] * 3
 
 
-def test_a_person_is_who_reads_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_on_a_terminal_is_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
     for terminal in (True, False):
         monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
         assert output.is_person() is terminal

@@ -149,7 +149,7 @@ def test_a_folder_holds_the_services_of_its_folders_and_they_import_relatively(
         assert names(f"{place}/sub/three.py:One", f"{place}/sub/two.py") == ["hello below!", "hello below"]
 
 
-def test_a_package_with_the_name_of_another_is_run_all_the_same(folder: Path) -> None:
+def test_a_package_with_the_name_of_another_runs(folder: Path) -> None:
     """`services` is the name of many a folder, and of a package that is installed beside the broker."""
     package = folder / "elsewhere" / "services"
     package.mkdir(parents=True)

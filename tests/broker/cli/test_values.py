@@ -24,23 +24,25 @@ from broker.context import ABSENT
     ],
 )
 def test_json_and_pairs_are_one_value(text: str | None, pairs: list[str] | None, value: Any) -> None:
-    assert read_params(text, pairs) == value
+    assert read_params(None if text is None else [text], pairs) == value
 
 
 @pytest.mark.parametrize(("text", "pairs"), [("{", None), ("[1]", ["a=1"]), (None, ["a"]), (None, ["=1"])])
-def test_what_cannot_be_meant_is_refused(text: str | None, pairs: list[str] | None) -> None:
+def test_values_that_cannot_be_combined_are_refused(text: str | None, pairs: list[str] | None) -> None:
     with pytest.raises(typer.BadParameter):
-        read_params(text, pairs)
+        read_params(None if text is None else [text], pairs)
 
 
-def test_a_pair_in_the_place_of_the_document_is_suggested_with_its_option() -> None:
+def test_pairs_in_place_of_the_document_are_suggested_with_their_option() -> None:
     with pytest.raises(typer.BadParameter, match=r"must be JSON: .*\. Did you mean -p 'name=two words'\?"):
-        read_params("name=two words", None)
+        read_params(["name=two words"], None)
+    with pytest.raises(typer.BadParameter, match=r"One JSON document is expected, not 2\..* -p a=1 -p b=2\?"):
+        read_params(["a=1", "b=2"], None)
     with pytest.raises(typer.BadParameter, match=r"must be JSON: [^?]*\.$"):
-        read_params('{"a=1', None)
+        read_params(['{"a=1'], None)
 
 
-def test_an_object_is_asked_for_by_its_name() -> None:
+def test_an_error_names_the_option_that_must_be_an_object() -> None:
     assert read_object(None, "--meta") is None
     assert read_object('{"a": 1}', "--meta") == {"a": 1}
     with pytest.raises(typer.BadParameter, match="--meta must be a JSON object"):
@@ -78,7 +80,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_values_come_from_files_and_standard_input(
     files: Path, text: str | None, pairs: list[str] | None, value: Any
 ) -> None:
-    assert read_params(text, pairs) == value
+    assert read_params(None if text is None else [text], pairs) == value
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_a_file_that_cannot_be_used_is_named(
     files: Path, text: str | None, pairs: list[str] | None, words: str
 ) -> None:
     with pytest.raises(typer.BadParameter, match=words):
-        read_params(text, pairs)
+        read_params(None if text is None else [text], pairs)
 
 
 def test_standard_input_is_read_once() -> None:
