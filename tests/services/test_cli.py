@@ -113,7 +113,9 @@ def test_demo_shows_the_guides_six_steps_and_the_migration() -> None:
     assert lines[-1] == "All six steps showed what the guide says."
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(one, marks=pytest.mark.long) for one in ("latin-1", "cp1252"))]
+)
 def test_in_any_locale_the_lines_are_as_the_guide_has_them(encoding: str, tmp_path: Path) -> None:
     def output(*arguments: str) -> tuple[str, str]:
         url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
