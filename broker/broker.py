@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -94,23 +94,24 @@ class ServiceBroker:
             visitor=self.options.visitor,
         )
         transport = make_transport(self.options.transporter, self.options.transporter_options)
-        self._events = InternalEvents(transit, self._tell_here)
+        self._events = InternalEvents(transit, self._broadcast_internal_here)
         self._node = node = Node(self.options, transport, self._codec, transit, self._events.fire)
         self.cacher = make_cacher(self.options.cacher)
         """The memory cacher, to `clean` it when what it holds is old; None when there is none."""
-        self._chains = Chains(self.options, self.registry, self._codec, self.cacher, node.after, self._tell_everybody)
+        self._chains = Chains(
+            self.options, self.registry, self._codec, self.cacher, node.after, self._broadcast_internal
+        )
         self._run_hooks = partial(run_hooks, self.options.middlewares)
         self._host = ServiceHost(self.registry, node, self._codec, self._chains, self._run_hooks)
         self._serving = InboundWork(self, node, transit, self._codec, self._host)
         self._calls = OutboundCalls(
             self, self.options, node, transit, self.registry, self._codec, self._host, self._chains
         )
-        emitting = EventSender(self, node, transit, self.registry, self._codec, self._serving.start_listener)
+        self._sender = EventSender(self, node, transit, self.registry, self._codec, self._serving.start_listener)
         self._around_calls = hooks(self.options.middlewares, "call")
-        self._emit = self._around("emit", emitting.emit)
-        self._broadcast = self._around("broadcast", emitting.broadcast)
-        self._broadcast_local = self._around("broadcast_local", emitting.broadcast_local)
-        self._hooks_local = bool(hooks(self.options.middlewares, "broadcast_local"))
+        self._around_emit = hooks(self.options.middlewares, "emit")
+        self._around_broadcast = hooks(self.options.middlewares, "broadcast")
+        self._around_broadcast_local = hooks(self.options.middlewares, "broadcast_local")
         self._listen_inside(self._events)
         self._life = Life()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,8 +170,7 @@ class ServiceBroker:
             await self._life.ended(self._node)
 
     async def _stop(self) -> None:
-        broadcast_local = hooks(self.options.middlewares, "broadcast_local")
-        farewell = Farewell(self, self.registry, broadcast_local, timeout_s=self.options.shutdown_timeout)
+        farewell = Farewell(self, self.registry, self._around_broadcast_local, timeout_s=self.options.shutdown_timeout)
         await self._run_hooks("stopping", self)
         await self._node.leave()
         await self._host.stop_all()
@@ -289,17 +289,18 @@ class ServiceBroker:
     async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to one node of each group that listens."""
         self._require_running()
-        await self._emit(event, data, event_options(options))
+        await compose(self._around_emit, self._sender.emit)(event, data, event_options(options))
 
     async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to every node that listens, this one too."""
         self._require_running()
-        await self._broadcast(event, data, event_options(options))
+        await compose(self._around_broadcast, self._sender.broadcast)(event, data, event_options(options))
 
     async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to the listeners of this node only."""
         self._require_running()
-        await self._broadcast_local(event, data, event_options(options))
+        send = compose(self._around_broadcast_local, self._sender.broadcast_local)
+        await send(event, data, event_options(options))
 
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
         """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
@@ -376,10 +377,6 @@ class ServiceBroker:
         service.logger = self.logger.getChild(definition.full_name)
         return definition.full_name
 
-    def _around(self, name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """A function of this broker inside the hooks that users' middlewares have for it."""
-        return compose(hooks(self.options.middlewares, name), inner)
-
     def _listen_inside(self, events: InternalEvents) -> None:
         """Parts of this broker act on internal events."""
         events.on("$node.disconnected", self._node.pinging.on_disconnected)
@@ -387,18 +384,16 @@ class ServiceBroker:
             cacher = self.cacher
             events.on("$transporter.connected", lambda payload: cacher.clean())
 
-    def _tell_everybody(self, event: str, payload: dict[str, Any]) -> None:
+    def _broadcast_internal(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event that other nodes may listen to as well (§7.4)."""
-        self._start_sending(self._broadcast, event, payload)
+        self._start_sending(compose(self._around_broadcast, self._sender.broadcast), event, payload)
 
-    def _tell_here(self, event: str, payload: dict[str, Any]) -> None:
+    def _broadcast_internal_here(self, event: str, payload: dict[str, Any]) -> None:
         """Broadcast an internal event to the services of this node: most have no listener, and come with each INFO."""
-        if self._hooks_local or self.registry.find_listeners_here(event):
-            self._start_sending(self._broadcast_local, event, payload)
+        if self._around_broadcast_local or self.registry.find_listeners_here(event):
+            self._start_sending(compose(self._around_broadcast_local, self._sender.broadcast_local), event, payload)
 
-    def _start_sending(
-        self, send: Callable[..., Coroutine[Any, Any, None]], event: str, payload: dict[str, Any]
-    ) -> None:
+    def _start_sending(self, send: Callable[..., Any], event: str, payload: dict[str, Any]) -> None:
         """Send an internal event from where nothing can be awaited."""
         if not self._node.transit.stopping:
             self._node.start_handler(send(event, payload, {}))

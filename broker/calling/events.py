@@ -12,7 +12,6 @@ from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
 from broker.node.node import Node
 from broker.protocol.codecs.json import Codec
-from broker.protocol.packets import Event
 from broker.registry.endpoints import EventEndpoint
 from broker.registry.registry import Registry
 
@@ -20,10 +19,10 @@ logger = logging.getLogger("broker")
 
 
 class EventOptions(TypedDict, total=False):
-    """What may be said with an event."""
+    """The options of an event, as users name them."""
 
     groups: str | Sequence[str] | None
-    """The only groups that shall hear it; None for all."""
+    """The only groups that receive it; None for all."""
     meta: dict[str, Any] | None
     headers: Mapping[str, Any] | None
     parent: Context | None
@@ -62,64 +61,44 @@ class EventSender:
 
     async def emit(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To one node of each group: a group that listens with two patterns still gets it on one node only."""
-        if self._balanced:
-            await self._emit_balanced(event, data, options)
+        root, chosen = self._context(event, data, options), dict[str, str]()
+        lists = self._registry.find_listeners(event, options.get("groups") or ())
+        if self._balanced:  # NATS gives the packet of a group to one of its nodes, this one too (§7.1)
+            for choices in lists:
+                chosen.setdefault(choices.group, choices.members[0].node_id)
+            encoded = self._codec.encode_value(data)
+            for group, node_id in chosen.items():
+                subject = self._transit.topics.balanced_event(group, event)
+                await self._send(root, encoded, node_id, [group], broadcast=False, balanced=(subject, group))
             return
-        groups: Sequence[str] = options.get("groups") or ()
-        root = self._context(event, data, options)
-        chosen: dict[str, str] = {}
         here: list[EventEndpoint] = []
-        for choices in self._registry.find_listeners(event, groups):
+        for choices in lists:
             group = choices.group
-            if group in chosen:
-                listener = choices.choose_on(chosen[group], root)
-            else:
-                listener = choices.choose(root)
-                if listener is not None:
-                    chosen[group] = listener.node_id
-            if listener is not None and listener.local:
-                here.append(listener)
+            listener = choices.choose_on(chosen[group], root) if group in chosen else choices.choose(root)
+            if listener is not None:
+                chosen.setdefault(group, listener.node_id)
+                if listener.local:
+                    here.append(listener)
         by_node: dict[str, list[str]] = {}
         for group, node_id in chosen.items():
             by_node.setdefault(node_id, []).append(group)
-        await self._deliver(event, data, options, here, by_node, broadcast=False)
+        await self._deliver(root, data, options, here, by_node, broadcast=False)
 
     async def broadcast(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of every node."""
-        if self._balanced:
-            await self._broadcast_balanced(event, data, options)
-            return
-        groups: Sequence[str] = options.get("groups") or ()
-        here: list[EventEndpoint] = []
-        by_node: dict[str, list[str]] = {}
-        for choices in self._registry.find_listeners(event, groups):
-            for listener in choices.members:
-                by_node.setdefault(listener.node_id, [])
-                if listener.local:
-                    here.append(listener)
-        await self._deliver(event, data, options, here, by_node, broadcast=True)
-
-    async def _emit_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
-        """One packet for each group, and NATS gives it to one of its nodes, this one too (§7.1)."""
-        nodes: dict[str, str] = {}
-        for choices in self._registry.find_listeners(event, options.get("groups") or ()):
-            nodes.setdefault(choices.group, choices.members[0].node_id)
-        root = self._context(event, data, options)
-        encoded = self._codec.encode_value(data)
-        for group, node_id in nodes.items():
-            packet = self._packet(node_id, root, encoded, [group], broadcast=False)
-            packet.id = root.request_id
-            await self._publish(Publish(self._transit.topics.balanced_event(group, event), packet), event, group)
-
-    async def _broadcast_balanced(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
-        """One packet for each node that listens, this one too, with the groups that are meant (§7.1)."""
         lists = list(self._registry.find_listeners(event, options.get("groups") or ()))
-        groups = list(options.get("groups") or dict.fromkeys(choices.group for choices in lists))
-        root = self._context(event, data, options)
-        encoded = self._codec.encode_value(data)
-        for node_id in dict.fromkeys(listener.node_id for choices in lists for listener in choices.members):
-            packet = self._packet(node_id, root, encoded, groups, broadcast=True)
-            await self._publish(Publish(self._transit.topics.to_node("EVENT", node_id), packet), event, node_id)
+        listeners = [listener for choices in lists for listener in choices.members]
+        root, groups = self._context(event, data, options), options.get("groups") or UNSET
+        if self._balanced:  # the packet names the groups, and this node gets one too (§7.1)
+            if groups is UNSET:
+                groups = list(dict.fromkeys(choices.group for choices in lists))
+            encoded = self._codec.encode_value(data)
+            for node_id in dict.fromkeys(listener.node_id for listener in listeners):
+                await self._send(root, encoded, node_id, groups, broadcast=True)
+            return
+        here = [listener for listener in listeners if listener.local]
+        by_node = dict.fromkeys((listener.node_id for listener in listeners), groups)
+        await self._deliver(root, data, options, here, by_node, broadcast=True)
 
     async def broadcast_local(self, event: str, data: Any, options: Mapping[str, Any]) -> None:
         """To every listener of this node."""
@@ -129,38 +108,49 @@ class EventSender:
             if not options.get("groups") or choices.group in options["groups"]
             for listener in members
         ]
-        await self._deliver(event, data, options, here, {}, broadcast=True)
+        await self._deliver(self._context(event, data, options), data, options, here, {}, broadcast=True)
 
     async def _deliver(
         self,
-        event: str,
+        root: Context,
         data: Any,
         options: Mapping[str, Any],
         here: list[EventEndpoint],
-        by_node: Mapping[str, list[str]],
+        by_node: Mapping[str, Any],
         *,
         broadcast: bool,
     ) -> None:
-        root = self._context(event, data, options)
+        """Run the handlers of this node, and send the event to each other node with its groups."""
         for listener in here:
-            self._run_here(listener, self._context(event, data, options))
+            self._run_here(listener, self._context(root.event or "", data, options))
         others = {node_id: groups for node_id, groups in by_node.items() if node_id != self._node.options.node_id}
-        if not others:
-            return
-        encoded = self._codec.encode_value(data)
-        for node_id, groups in others.items():
-            wanted = (options.get("groups") or UNSET) if broadcast else groups
-            packet = self._packet(node_id, root, encoded, wanted, broadcast=broadcast)
-            await self._publish(Publish(self._transit.topics.to_node("EVENT", node_id), packet), event, node_id)
+        if others:
+            encoded = self._codec.encode_value(data)
+            for node_id, groups in others.items():
+                await self._send(root, encoded, node_id, groups, broadcast=broadcast)
 
-    async def _publish(self, packet: Publish, event: str, receiver: str) -> None:
+    async def _send(
+        self,
+        root: Context,
+        data: Raw,
+        node_id: str,
+        groups: Any,
+        *,
+        broadcast: bool,
+        balanced: tuple[str, str] | None = None,
+    ) -> None:
+        """Send one packet, to a node or with `balanced` to the subject of a group, whose nodes take it with the id of
+        the event."""
+        packet = root.to_event(self._transit.presence.version_for(node_id), data, groups, broadcast=broadcast)
+        if balanced is None:
+            subject, receiver = self._transit.topics.to_node("EVENT", node_id), node_id
+        else:
+            subject, receiver = balanced
+            packet.id = root.request_id
         try:
-            await self._node.send(packet)
+            await self._node.send(Publish(subject, packet))
         except BrokerDisconnectedError as error:  # as in JS, delivery of an event is not guaranteed (§7.1)
-            logger.warning("Event '%s' was not sent to '%s': %s", event, receiver, error)
-
-    def _packet(self, node_id: str, root: Context, data: Raw, groups: Any, *, broadcast: bool) -> Event:
-        return root.to_event(self._transit.presence.version_for(node_id), data, groups, broadcast=broadcast)
+            logger.warning("Event '%s' was not sent to '%s': %s", root.event, receiver, error)
 
     def _context(self, event: str, data: Any, options: Mapping[str, Any]) -> Context:
         given = CallOptions(
