@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls (C0, DEL, C1), separators of lines and paragraphs, marks and overrides of direction, lone surrogates."""

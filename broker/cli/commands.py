@@ -34,7 +34,7 @@ from broker.context import ABSENT, Context
 from broker.defaults import CLI_KNOWN_WAIT_S, CLI_WAIT_S, START_TIMEOUT_S
 from broker.errors import MoleculerClientError, ServiceSchemaError
 from broker.ids import new_id
-from broker.logs import LogFormat, configure_logs, encode, timestamp
+from broker.logs import LogFormat, LogLevel, configure_logs, encode, timestamp
 from broker.services.decorators import event
 from broker.services.service import Service
 
@@ -58,14 +58,11 @@ async def run(
     targets: Annotated[list[str], typer.Argument(help="A module or file.py, either with :Class, or a folder.")],
     node_id: Annotated[str | None, typer.Option(envvar=["NODE_ID", "BROKER_NODE_ID"], help="This node's id.")] = None,
     start_timeout: Annotated[float, typer.Option(min=0, help="Seconds that the start may take.")] = START_TIMEOUT_S,
-    log_level: Annotated[str, typer.Option(envvar="LOG_LEVEL", help="debug, info, warning or error.")] = "info",
-    log_format: Annotated[LogFormat, typer.Option(envvar="LOG_FORMAT", help="text or json.")] = "text",
+    log_level: Annotated[LogLevel, typer.Option(envvar="LOG_LEVEL", case_sensitive=False)] = "info",
+    log_format: Annotated[LogFormat, typer.Option(envvar="LOG_FORMAT")] = "text",
 ) -> int:
     """Run services as a node until SIGTERM or SIGINT."""
-    try:
-        configure_logs(log_level, log_format)
-    except ValueError:
-        raise typer.BadParameter(f"The log level {log_level!r} is not one of debug, info, warning, error.") from None
+    configure_logs(log_level, log_format)
     try:
         services = load_services(targets)
     except ServiceSchemaError as error:
@@ -300,14 +297,6 @@ async def actions(visit: Visit, everything: Everything = False) -> None:
         print_rows(rows, ["name", "nodes", "params"], json=visit.json)
 
 
-def changes(before: dict[str, Row], now: dict[str, Row]) -> list[Row]:
-    """What happened to services between two looks at them: each row with `change` as added, changed or removed."""
-    removed = [{"change": "removed", **row, "nodes": []} for name, row in before.items() if name not in now]
-    added = [{"change": "added", **row} for name, row in now.items() if name not in before]
-    changed = [{"change": "changed", **row} for name, row in now.items() if before.get(name, row) != row]
-    return [*removed, *added, *changed]
-
-
 async def _watch(broker: ServiceBroker, *, everything: bool, json: bool) -> NoReturn:
     known: dict[str, Row] = {}
     with nullcontext() if json else Live(console=Console(), auto_refresh=False) as live:
@@ -316,10 +305,19 @@ async def _watch(broker: ServiceBroker, *, everything: bool, json: bool) -> NoRe
             now = {row["name"]: row for row in rows}
             if live is not None:
                 live.update(make_table(_counted(rows), SERVICE_COLUMNS), refresh=True)
-            for change in changes(known, now) if live is None else ():
+            for change in _changes(known, now) if live is None else ():
                 print_json({"time": timestamp(time.time()), **change}, flush=True)
             known = now
             await broker.registry_changed()
+
+
+def _changes(before: dict[str, Row], now: dict[str, Row]) -> Iterator[Row]:
+    for name in sorted(before.keys() | now.keys()):
+        row = now.get(name)
+        if row is None:
+            yield {"change": "removed", **before[name], "nodes": []}
+        elif row != before.get(name):
+            yield {"change": "changed" if name in before else "added", **row}
 
 
 def _services(broker: ServiceBroker, *, everything: bool) -> list[Row]:

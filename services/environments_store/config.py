@@ -2,18 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 
+from broker.logs import LogFormat, LogLevel
 from services.environments_store.database.location import masked, read_location
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import ConfigError
 
 __all__ = ["Config", "LogFormat", "LogLevel", "load_config", "masked_servers"]
-
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["text", "json"]
 
 _LONGEST_RETENTION_DAYS = 36_500  # a hundred years: far enough, and every database can compute with it
 _LARGEST_POOL = 1_000  # far beyond what one process can use; PostgreSQL's own default is 100 for all of them
