@@ -11,15 +11,14 @@ from typing import Any, Self, Unpack
 import anyio
 from msgspec import structs
 
-from broker.calling.events import EventOptions, EventSender, event_options
+from broker.calling.events import EventSender, event_options
 from broker.calling.farewell import Farewell
 from broker.calling.inbound import InboundWork
 from broker.calling.internal_events import InternalEvents
-from broker.calling.mcall import Calls as MultipleCalls
 from broker.calling.mcall import call_all
 from broker.calling.outbound import OutboundCalls
 from broker.calling.service_host import ServiceHost
-from broker.context import ABSENT, PLAIN, CallArguments, Context, Next, call_options
+from broker.context import ABSENT, PLAIN, CallArguments, Calls, Context, EventOptions, Next, call_options
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
@@ -273,7 +272,7 @@ class ServiceBroker:
 
     async def mcall(
         self,
-        calls: MultipleCalls,
+        calls: Calls,
         *,
         settled: bool = False,
         **options: Unpack[CallArguments],

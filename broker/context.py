@@ -1,7 +1,7 @@
 """What a handler gets: who called with what, how long there is, and the way to call on (moleculer protocol §5.1)."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypedDict, Unpack
 from typing import Protocol as Interface
@@ -15,7 +15,7 @@ from broker.protocol.packets import Event, Protocol, Request
 Objects = dict[str, Any]
 
 UNDECODED: Any = object()
-"""Params that nobody has asked for yet."""
+"""Params that are not decoded yet."""
 
 Next = Callable[["Context"], Awaitable[Any]]
 """A handler of an action, or the rest of the chain around it."""
@@ -61,13 +61,28 @@ class CallArguments(TypedDict, total=False):
 
 
 def call_options(given: CallArguments) -> CallOptions:
-    """Raises TypeError for an option that there is not."""
+    """The options of a call. Raises TypeError for an unknown one."""
     if not given:
         return PLAIN
     for name in given:
         if name not in CallArguments.__annotations__:
             raise TypeError(f"A call has no option '{name}'; there are {', '.join(CallArguments.__annotations__)}.")
     return CallOptions(**given)
+
+
+Calls = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
+"""Several calls; see `ServiceBroker.mcall`."""
+
+
+class EventOptions(TypedDict, total=False):
+    """The options of an event, as users name them."""
+
+    groups: str | Sequence[str] | None
+    """The only groups that receive it; None for all."""
+    meta: dict[str, Any] | None
+    headers: Mapping[str, Any] | None
+    parent: "Context | None"
+    """The context of the request that it belongs to; `ctx.emit` fills it in."""
 
 
 class HostedService(Interface):
@@ -104,41 +119,31 @@ class Caller(Interface):
     @property
     def registry(self) -> Any: ...
 
-    @property
-    def stop(self) -> Callable[[], Awaitable[None]]: ...
+    async def stop(self) -> None: ...
 
-    @property
-    def call(self) -> Callable[..., Awaitable[Any]]: ...
+    async def call(self, action: str, params: Any = ABSENT, **options: Unpack[CallArguments]) -> Any: ...
 
-    @property
-    def mcall(self) -> Callable[..., Awaitable[Any]]: ...
+    async def mcall(self, calls: Calls, *, settled: bool = False, **options: Unpack[CallArguments]) -> Any: ...
 
-    @property
-    def emit(self) -> Callable[..., Awaitable[None]]: ...
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
 
-    @property
-    def broadcast(self) -> Callable[..., Awaitable[None]]: ...
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
 
-    @property
-    def broadcast_local(self) -> Callable[..., Awaitable[None]]: ...
+    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
 
-    @property
-    def ping(self) -> Callable[..., Awaitable[dict[str, Any] | None]]: ...
+    async def ping(self, node_id: str, timeout: float = ...) -> dict[str, Any] | None: ...
 
-    @property
-    def wait_for_services(self) -> Callable[..., Awaitable[None]]: ...
+    async def wait_for_services(self, *names: str, timeout: float | None = None) -> None: ...
 
-    @property
-    def add_service(self) -> Callable[..., Awaitable[None]]: ...
+    async def add_service(self, service: Any) -> None: ...
 
-    @property
-    def remove_service(self) -> Callable[..., Awaitable[None]]: ...
+    async def remove_service(self, service: Any) -> None: ...
 
-    @property
-    def call_own(self) -> Callable[..., Awaitable[Any]]: ...
+    async def call_own(
+        self, service: Any, name: str, params: Any = ABSENT, **options: Unpack[CallArguments]
+    ) -> Any: ...
 
-    @property
-    def start_in_background(self) -> Callable[..., None]: ...
+    def start_in_background(self, service: Any, function: Callable[..., Awaitable[Any]], *arguments: Any) -> None: ...
 
     def call_again(self, ctx: "Context") -> Awaitable[Any]: ...
 
@@ -336,7 +341,7 @@ class Context(Struct, eq=False):
 
     @property
     def raw_params(self) -> Raw | None:
-        """The parameters as they came over the wire; None for a call in this process, or when somebody changed them."""
+        """The parameters as they came over the wire; None for a call in this process, or when they were changed."""
         if self._raw is not None and self._params is not UNDECODED:
             assert self._decode is not None
             if self._decode(self._raw) != self._params:
@@ -373,18 +378,20 @@ class Context(Struct, eq=False):
         options["parent"] = self
         return await self.broker.call(action, params, **options)
 
-    async def mcall(self, calls: Any, *, settled: bool = False, **options: Unpack[CallArguments]) -> Any:
+    async def mcall(self, calls: Calls, *, settled: bool = False, **options: Unpack[CallArguments]) -> Any:
         """Several calls at once; see `ServiceBroker.mcall`."""
         options["parent"] = self
         return await self.broker.mcall(calls, settled=settled, **options)
 
-    async def emit(self, event: str, data: Any = None, **options: Any) -> None:
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to one node of each group; see `ServiceBroker.emit`."""
-        await self.broker.emit(event, data, parent=self, **options)
+        options["parent"] = self
+        await self.broker.emit(event, data, **options)
 
-    async def broadcast(self, event: str, data: Any = None, **options: Any) -> None:
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
         """Send an event to every node that listens; see `ServiceBroker.broadcast`."""
-        await self.broker.broadcast(event, data, parent=self, **options)
+        options["parent"] = self
+        await self.broker.broadcast(event, data, **options)
 
 
 def _level(level: float | None) -> int:

@@ -1,12 +1,12 @@
 """Events sent by this node (moleculer protocol §7.1)."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import UNSET, Raw
 
-from broker.context import Caller, CallOptions, Context
+from broker.context import Caller, CallOptions, Context, EventOptions
 from broker.conversation.effects import Publish
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
@@ -16,17 +16,6 @@ from broker.registry.endpoints import EventEndpoint
 from broker.registry.registry import Registry
 
 logger = logging.getLogger("broker")
-
-
-class EventOptions(TypedDict, total=False):
-    """The options of an event, as users name them."""
-
-    groups: str | Sequence[str] | None
-    """The only groups that receive it; None for all."""
-    meta: dict[str, Any] | None
-    headers: Mapping[str, Any] | None
-    parent: Context | None
-    """The context of the request that it belongs to; `ctx.emit` fills it in."""
 
 
 def event_options(given: EventOptions) -> dict[str, Any]:

@@ -1,14 +1,12 @@
 """Several calls at once (moleculer protocol §5.6). Nothing of it is on the wire."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
 
-from broker.context import ABSENT
+from broker.context import ABSENT, Calls
 from broker.errors import MoleculerServerError, first_error
-
-Calls = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 
 async def call_all(
