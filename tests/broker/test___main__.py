@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from broker import ServiceBroker
 from broker.__main__ import app
-from tests.support.example_services import Echo, Gate, Hearing, Math
+from tests.support.example_services import Echo, Gate, Listener, Math
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.processes import Process, run_python
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def node(nats_url: str, namespace: str) -> AsyncIterator[ServiceBroker]:
     """A node to talk to."""
-    services = [Echo(), Math(), Gate(), Hearing()]
+    services = [Echo(), Math(), Gate(), Listener()]
     async with ServiceBroker("py-1", namespace=namespace, transporter=nats_url, services=services) as broker:
         yield broker
 
@@ -85,11 +85,11 @@ async def test_nodes_services_and_actions_are_listed(command: Commands) -> None:
     assert isinstance(nodes, list)
     (node,) = nodes
     assert (node["id"], node["protocol"], node["available"]) == ("py-1", "5", True)
-    assert node["services"] == ["echo", "math", "gate", "hearing"]
+    assert node["services"] == ["echo", "math", "gate", "listener"]
     assert node["client"].startswith("python ")
     services = output(await command("services"))
     assert isinstance(services, list)
-    assert [service["name"] for service in services] == ["echo", "gate", "hearing", "math"]
+    assert [service["name"] for service in services] == ["echo", "gate", "listener", "math"]
     assert services[1]["actions"] == ["gate.wait"]
     actions = output(await command("actions"))
     assert isinstance(actions, list)

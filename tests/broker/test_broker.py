@@ -16,20 +16,20 @@ from broker import (
     ServiceNotFoundError,
     ServiceSchemaError,
 )
-from tests.support.example_services import Echo, Hearing, Math, Relay
+from tests.support.example_services import Echo, Listener, Math, Relay
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_without_a_transporter_a_broker_serves_itself() -> None:
-    hearing = Hearing()
-    async with ServiceBroker("one", services=[Math(), Relay(), hearing]) as broker:
+    listener = Listener()
+    async with ServiceBroker("one", services=[Math(), Relay(), listener]) as broker:
         assert await broker.call("math.add", {"a": 1, "b": 2}) == 3
         assert await broker.call("relay.forward", {"action": "math.add", "params": {"a": 2, "b": 2}}) == 4
         await broker.emit("user.created", 1)
         await broker.broadcast("user.created", 2)
-        await eventually(lambda: len(hearing.heard) == 4)
+        await eventually(lambda: len(listener.received) == 4)
         with pytest.raises(ServiceNotFoundError):
             await broker.call("echo.where")
         assert await broker.ping("two", 0.01) is None
@@ -168,12 +168,12 @@ async def test_an_option_that_events_do_not_have_is_refused(send: str) -> None:
 
 
 async def test_one_group_may_be_named_without_a_list() -> None:
-    hearing = Hearing()
-    async with ServiceBroker("one", services=[hearing]) as broker:
-        await broker.broadcast_local("user.created", 1, groups="hearings")
-        await broker.broadcast_local("user.created", 2, groups="hearing")
-        await eventually(lambda: hearing.heard)
-        assert {payload for _, _, payload in hearing.heard} == {2}
+    listener = Listener()
+    async with ServiceBroker("one", services=[listener]) as broker:
+        await broker.broadcast_local("user.created", 1, groups="listeners")
+        await broker.broadcast_local("user.created", 2, groups="listener")
+        await eventually(lambda: listener.received)
+        assert {payload for _, _, payload in listener.received} == {2}
 
 
 def test_a_broker_says_that_it_needs_asyncio() -> None:

@@ -124,20 +124,20 @@ async def test_c48_the_callee_ends_the_work_when_the_caller_waits_no_more(cluste
 
 async def test_c48_the_callee_answers_by_itself_when_the_time_is_over(cluster: Cluster) -> None:
     await cluster.start_one("one", [Gate()])
-    stranger = await cluster.stranger("stranger", "RES")
-    answer = await stranger.ask("one", "gate.wait", timeout=20.5)
+    peer = await cluster.raw_peer("peer", "RES")
+    answer = await peer.ask("one", "gate.wait", timeout=20.5)
     assert answer["error"]["name"] == "RequestTimeoutError"
-    assert answer["error"]["data"] == {"action": "gate.wait", "nodeID": "stranger"}
+    assert answer["error"]["data"] == {"action": "gate.wait", "nodeID": "peer"}
 
 
 async def test_c46_no_timeout_means_for_ever_and_a_missing_one_the_callees_default(cluster: Cluster) -> None:
     await cluster.start_one("one", [Echo(), Hurried()], request_timeout=50)
-    stranger = await cluster.stranger("stranger", "RES")
-    assert (await stranger.ask("one", "echo.context", timeout=0))["data"]["left_s"] is None
-    assert 10 < (await stranger.ask("one", "echo.context"))["data"]["left_s"] <= 50
-    assert 10 < (await stranger.ask("one", "echo.context", timeout=None))["data"]["left_s"] <= 50
-    assert 50 < (await stranger.ask("one", "hurried.context"))["data"]["left_s"] <= 60
-    assert 100 < (await stranger.ask("one", "hurried.context", timeout=150_000.5))["data"]["left_s"] <= 150.0005
+    peer = await cluster.raw_peer("peer", "RES")
+    assert (await peer.ask("one", "echo.context", timeout=0))["data"]["left_s"] is None
+    assert 10 < (await peer.ask("one", "echo.context"))["data"]["left_s"] <= 50
+    assert 10 < (await peer.ask("one", "echo.context", timeout=None))["data"]["left_s"] <= 50
+    assert 50 < (await peer.ask("one", "hurried.context"))["data"]["left_s"] <= 60
+    assert 100 < (await peer.ask("one", "hurried.context", timeout=150_000.5))["data"]["left_s"] <= 150.0005
 
 
 class Hurried(Service):
@@ -182,8 +182,8 @@ async def test_c47_a_nested_call_without_time_left_is_skipped_without_a_packet(c
 async def test_work_that_arrives_too_late_is_dropped(cluster: Cluster) -> None:
     gate = Gate()
     await cluster.start_one("one", [gate])
-    stranger = await cluster.stranger("stranger", "RES")
-    answer = await stranger.ask("one", "gate.wait", timeout=0.000001)
+    peer = await cluster.raw_peer("peer", "RES")
+    answer = await peer.ask("one", "gate.wait", timeout=0.000001)
     assert answer["error"]["name"] == "RequestTimeoutError"
     assert gate.entered == []
 

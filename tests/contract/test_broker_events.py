@@ -18,7 +18,7 @@ from broker import (
 )
 from broker.transports.memory import Hub
 from tests.support.cluster import Cluster
-from tests.support.example_services import Hearing
+from tests.support.example_services import Listener
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -32,66 +32,66 @@ async def quiet(*brokers: ServiceBroker) -> None:
                 assert await broker.ping(other.node_id, 10) is not None
 
 
-def handlers(hearing: Hearing) -> list[str]:
-    return [handler for handler, _, _ in hearing.heard]
+def handlers(listener: Listener) -> list[str]:
+    return [handler for handler, _, _ in listener.received]
 
 
 async def test_c60_an_emitted_event_runs_on_one_node_of_a_group(cluster: Cluster) -> None:
-    one, two, other = Hearing(), Hearing(), Hearing("other")
+    one, two, other = Listener(), Listener(), Listener("other")
     brokers = await cluster.start(("one", [one]), ("two", [two]), ("three", [other]), ("sender", []))
     await brokers[-1].emit("user.removed")  # now the two patterns of the group are not at the same turn any more
-    await eventually(lambda: len(one.heard) + len(two.heard) >= 1 and len(other.heard) >= 1)
-    for hearing in (one, two, other):
-        hearing.heard.clear()
+    await eventually(lambda: len(one.received) + len(two.received) >= 1 and len(other.received) >= 1)
+    for listener in (one, two, other):
+        listener.received.clear()
     for number in range(4):
         await brokers[-1].emit("user.created", {"id": number})
-    await eventually(lambda: len(one.heard) + len(two.heard) >= 8 and len(other.heard) >= 8)
+    await eventually(lambda: len(one.received) + len(two.received) >= 8 and len(other.received) >= 8)
     await quiet(*brokers)
     for number in range(4):
-        ran = [hearing for hearing in (one, two) if ("star", "user.created", {"id": number}) in hearing.heard]
+        ran = [listener for listener in (one, two) if ("star", "user.created", {"id": number}) in listener.received]
         assert len(ran) == 1, "one node of the group"
-        assert ("exact", "user.created", {"id": number}) in ran[0].heard, "with all its handlers"
-    assert len(one.heard) == len(two.heard) == 4, "the nodes take turns"
-    assert len(other.heard) == 8, "another group has its own turn"
+        assert ("exact", "user.created", {"id": number}) in ran[0].received, "with all its handlers"
+    assert len(one.received) == len(two.received) == 4, "the nodes take turns"
+    assert len(other.received) == 8, "another group has its own turn"
 
 
-class NextHearing(Hearing):
+class NextListener(Listener):
     version = 2
 
 
 @pytest.mark.parametrize("sender", ["afar", "home"])
 async def test_c60_services_of_one_node_that_share_a_group_take_turns(cluster: Cluster, sender: str) -> None:
-    first, second = Hearing(), NextHearing()  # their group is the name without the version
+    first, second = Listener(), NextListener()  # their group is the name without the version
     brokers = await cluster.start(("home", [first, second]), ("afar", []))
     by_name = {broker.node_id: broker for broker in brokers}
     for number in range(4):
         await by_name[sender].emit("user.created", {"id": number})
-    await eventually(lambda: len(first.heard) + len(second.heard) >= 8)
+    await eventually(lambda: len(first.received) + len(second.received) >= 8)
     await quiet(*brokers)
-    for hearing in (first, second):
-        assert sorted(handlers(hearing)) == ["exact", "exact", "star", "star"], "each handler's pattern has its turns"
+    for listener in (first, second):
+        assert sorted(handlers(listener)) == ["exact", "exact", "star", "star"], "each handler's pattern has its turns"
 
 
 async def test_c61_a_broadcast_runs_everywhere(cluster: Cluster) -> None:
-    one, two = Hearing(), Hearing()
+    one, two = Listener(), Listener()
     brokers = await cluster.start(("one", [one]), ("two", [two]), ("sender", []))
     await brokers[-1].broadcast("user.created", {"id": 1})
     await brokers[0].broadcast("user.created", {"id": 2})
     expected = sorted([(handler, number) for handler in ("exact", "star") for number in (1, 2)])
-    for hearing in (one, two):
-        await eventually(lambda hearing=hearing: len(hearing.heard) >= 4)  # type: ignore[misc]  # a lambda's default
-        assert sorted((handler, params["id"]) for handler, _, params in hearing.heard) == expected
+    for listener in (one, two):
+        await eventually(lambda listener=listener: len(listener.received) >= 4)  # type: ignore[misc]  # a lambda's default
+        assert sorted((handler, params["id"]) for handler, _, params in listener.received) == expected
 
 
 async def test_groups_restrict_who_hears(cluster: Cluster) -> None:
-    one, other = Hearing(), Hearing("other")
+    one, other = Listener(), Listener("other")
     brokers = await cluster.start(("one", [one]), ("two", [other]), ("sender", []))
     await brokers[-1].emit("user.created", 1, groups=["other"])
     await brokers[-1].broadcast("user.created", 2, groups=["other"])
-    await eventually(lambda: len(other.heard) >= 4)
+    await eventually(lambda: len(other.received) >= 4)
     await quiet(*brokers)
-    assert one.heard == []
-    assert sorted((handler, params) for handler, _, params in other.heard) == [
+    assert one.received == []
+    assert sorted((handler, params) for handler, _, params in other.received) == [
         ("exact", 1),
         ("exact", 2),
         ("star", 1),
@@ -100,22 +100,22 @@ async def test_groups_restrict_who_hears(cluster: Cluster) -> None:
 
 
 async def test_a_local_broadcast_stays_on_the_node(cluster: Cluster) -> None:
-    one, two = Hearing(), Hearing()
+    one, two = Listener(), Listener()
     brokers = await cluster.start(("one", [one]), ("two", [two]))
     await brokers[0].broadcast_local("user.created", 1)
     await eventually(lambda: sorted(handlers(one)) == ["exact", "star"])
     await quiet(*brokers)
-    assert two.heard == []
+    assert two.received == []
 
 
 async def test_an_event_that_is_emitted_prefers_the_own_node(cluster: Cluster) -> None:
-    one, two = Hearing(), Hearing()
+    one, two = Listener(), Listener()
     brokers = await cluster.start(("one", [one]), ("two", [two]))
     for number in range(3):
         await brokers[0].emit("user.a", number)
-    await eventually(lambda: [params for *_, params in one.heard] == [0, 1, 2])
+    await eventually(lambda: [params for *_, params in one.received] == [0, 1, 2])
     await quiet(*brokers)
-    assert two.heard == []
+    assert two.received == []
 
 
 class Jobs(Service):
@@ -174,36 +174,36 @@ async def test_c66_the_events_of_users_travel_whatever_their_name_and_a_pattern_
 async def test_c63_patterns_choose_the_handlers_at_home_and_afar(
     cluster: Cluster, name: str, expected: list[str]
 ) -> None:
-    hearing = Hearing()
-    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    listener = Listener()
+    brokers = await cluster.start(("one", [listener]), ("two", []))
     for times, broker in enumerate(brokers, 1):
         await broker.emit(name, {})
         await quiet(*brokers)
-        await eventually(lambda times=times: sorted(handlers(hearing)) == sorted(expected * times))  # type: ignore[misc]  # a lambda's default
+        await eventually(lambda times=times: sorted(handlers(listener)) == sorted(expected * times))  # type: ignore[misc]  # a lambda's default
 
 
 @pytest.mark.parametrize("data", [None, 0, "", [], {"a": [1]}, "text", False])
 async def test_c65_any_data_arrives_as_it_is(cluster: Cluster, data: Any) -> None:
-    hearing = Hearing()
-    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    listener = Listener()
+    brokers = await cluster.start(("one", [listener]), ("two", []))
     for broker in brokers:
         await broker.emit("user.a", data)
-    await eventually(lambda: len(hearing.heard) == 2)
-    assert [params for *_, params in hearing.heard] == [data, data]
+    await eventually(lambda: len(listener.received) == 2)
+    assert [params for *_, params in listener.received] == [data, data]
 
 
 async def test_c65_a_handler_that_fails_is_logged_and_disturbs_nobody(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hearing = Hearing()
-    brokers = await cluster.start(("one", [hearing]), ("two", []))
+    listener = Listener()
+    brokers = await cluster.start(("one", [listener]), ("two", []))
     await brokers[1].emit("bad.thing")
     await brokers[0].emit("bad.thing")
     await brokers[1].emit("user.a")
-    await eventually(lambda: handlers(hearing).count("star") == 1 and handlers(hearing).count("failing") == 2)
+    await eventually(lambda: handlers(listener).count("star") == 1 and handlers(listener).count("failing") == 2)
     await quiet(*brokers)
     lines = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [line.getMessage() for line in lines] == ["The handler of 'bad.thing' in service 'hearing' failed"] * 2
+    assert [line.getMessage() for line in lines] == ["The handler of 'bad.thing' in service 'listener' failed"] * 2
     assert all(line.exc_info for line in lines)
 
 
@@ -249,12 +249,12 @@ class Sender(Service):
 
 
 async def test_an_event_of_a_context_carries_its_request_on(cluster: Cluster) -> None:
-    local, remote = Hearing("local"), Hearing("remote")
+    local, remote = Listener("local"), Listener("remote")
     _, _, root = await cluster.start(("one", [Sender(), local]), ("two", [remote]), ("root", []))
     id, request_id = await root.call("v2.sender.emit", meta={"user": 7}, headers={"not": "inherited"})
-    for hearing in (local, remote):
-        await eventually(lambda hearing=hearing: len(hearing.contexts) == 2)  # type: ignore[misc]  # a lambda's default
-        first, second = sorted(hearing.contexts, key=lambda context: context["event"])
+    for listener in (local, remote):
+        await eventually(lambda listener=listener: len(listener.contexts) == 2)  # type: ignore[misc]  # a lambda's default
+        first, second = sorted(listener.contexts, key=lambda context: context["event"])
         for context in (first, second):
             assert (context["request_id"], context["parent_id"], context["level"]) == (request_id, id, 2)
             assert (context["caller"], context["node_id"]) == ("v2.sender", "one")
@@ -263,13 +263,13 @@ async def test_an_event_of_a_context_carries_its_request_on(cluster: Cluster) ->
 
 
 async def test_an_event_nobody_hears_is_no_error(cluster: Cluster) -> None:
-    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    one, _ = await cluster.start(("one", []), ("two", [Listener()]))
     await one.emit("nobody.hears")
     await one.broadcast("nobody.hears")
 
 
 async def test_what_cannot_be_sent_is_an_error_of_the_sender(cluster: Cluster) -> None:
-    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    one, _ = await cluster.start(("one", []), ("two", [Listener()]))
     for options in ({"data": {"odd": object()}}, {"data": 1, "meta": {"odd": object()}}):
         with pytest.raises(MoleculerError) as caught:
             await one.emit("user.created", **options)
@@ -278,7 +278,7 @@ async def test_what_cannot_be_sent_is_an_error_of_the_sender(cluster: Cluster) -
 
 async def test_the_events_of_the_cluster_reach_the_services_of_the_node(cluster: Cluster) -> None:
     watching = Watching()
-    one, two = await cluster.start(("one", [watching]), ("two", [Hearing()]))
+    one, two = await cluster.start(("one", [watching]), ("two", [Listener()]))
     await eventually(lambda: ("$node.connected", "two") in watching.seen)
     await two.stop()
     await eventually(lambda: ("$node.disconnected", "two") in watching.seen)
@@ -309,16 +309,16 @@ async def test_a_broker_that_does_not_run_sends_nothing(cluster: Cluster) -> Non
 async def test_an_event_above_the_limit_is_an_error_of_the_sender(cluster: Cluster) -> None:
     hub = Hub.named(cluster.transporter.removeprefix("memory://"))
     hub.max_payload = 1 << 20  # as NATS has by default
-    one, _ = await cluster.start(("one", []), ("two", [Hearing()]))
+    one, _ = await cluster.start(("one", []), ("two", [Listener()]))
     with pytest.raises(PayloadTooLargeError):
         await one.emit("user.created", "x" * (1 << 20))
 
 
 async def test_services_may_send_events_while_they_stop(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    parting, staying, listening = Parting(), Hearing("remote"), Hearing("local")
+    parting, staying, listening = Parting(), Listener("remote"), Listener("local")
     one, _ = await cluster.start(("one", [listening, parting]), ("two", [staying]))
     await one.stop()
-    await eventually(lambda: ("star", "user.parted", None) in staying.heard)
+    await eventually(lambda: ("star", "user.parted", None) in staying.received)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -329,7 +329,7 @@ class Parting(Service):
         await self.broker.broadcast("user.parted")
 
 
-class Blank(Hearing):
+class Blank(Listener):
     name = "blank"
 
     @event("not for NATS")
@@ -339,7 +339,7 @@ class Blank(Hearing):
 async def test_c80_an_event_that_nats_cannot_share_out_keeps_no_other_from_being_heard(
     nats_url: str, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blank, other = Blank("blank"), Hearing("other")
+    blank, other = Blank("blank"), Listener("other")
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url, "disable_balancer": True}
     async with (
         ServiceBroker("sender", **options) as sender,

@@ -25,7 +25,7 @@ from broker import (
 )
 from broker.context import Next
 from tests.support.cluster import Cluster
-from tests.support.example_services import Echo, Gate, Hearing, Math
+from tests.support.example_services import Echo, Gate, Listener, Math
 from tests.support.waiting import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.anyio
@@ -240,13 +240,13 @@ async def test_c8_a_node_whose_id_was_taken_over_stops_and_says_so(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "INFO", "DISCONNECT")
+    peer = await cluster.raw_peer("peer", "INFO", "DISCONNECT")
     info = {"ver": "5", "sender": "one", "services": [], "instanceID": "another process", "seq": 1}
-    await stranger.say(cluster.topics.broadcast("INFO"), info)
+    await peer.publish(cluster.topics.broadcast("INFO"), info)
     with anyio.fail_after(30), pytest.raises(BrokerOptionsError, match="'one' has joined, so this one stops"):
         await one.wait_stopped()
     await one.stop()
-    said = [packet for name, packet in stranger.heard if name == "DISCONNECT"]
+    said = [packet for name, packet in peer.received if name == "DISCONNECT"]
     assert said == [], "a good-bye would take the newcomer off, too"
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
@@ -386,16 +386,16 @@ async def test_a_ping_measures_the_way(cluster: Cluster) -> None:
 
 async def test_c33_a_stop_says_good_bye_in_the_order_of_the_reference(cluster: Cluster) -> None:
     one = await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "INFO", "DISCONNECT", "RES")
-    await stranger.say(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "stranger"})
-    before = await stranger.hears("INFO")
+    peer = await cluster.raw_peer("peer", "INFO", "DISCONNECT", "RES")
+    await peer.publish(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "peer"})
+    before = await peer.wait_for("INFO")
     await one.stop()
-    last = await stranger.hears("DISCONNECT")
+    last = await peer.wait_for("DISCONNECT")
     assert last == {"ver": "5", "sender": "one"}
-    *_, info = [packet for name, packet in stranger.heard if name == "INFO"]
+    *_, info = [packet for name, packet in peer.received if name == "INFO"]
     assert info["services"] == []
     assert info["seq"] > before["seq"]
-    assert stranger.heard[-1][0] == "DISCONNECT"
+    assert peer.received[-1][0] == "DISCONNECT"
 
 
 async def test_calls_in_flight_are_finished_by_a_node_that_stops(cluster: Cluster) -> None:
@@ -412,8 +412,8 @@ async def test_calls_in_flight_are_finished_by_a_node_that_stops(cluster: Cluste
         await eventually(lambda: gate.inside == 5)
         tasks.start_soon(one.stop)
         await eventually(lambda: one._node.transit.stopping)
-        stranger = await cluster.stranger("stranger", "RES")
-        refusal = await stranger.ask("one", "gate.wait")
+        peer = await cluster.raw_peer("peer", "RES")
+        refusal = await peer.ask("one", "gate.wait")
         assert refusal["error"]["name"] == "ServiceNotAvailableError"
         gate.opened.set()
     assert answers == ["one"] * 5
@@ -680,17 +680,17 @@ async def test_a_node_that_leaves_serves_until_every_peer_has_read_of_it(
 ) -> None:
     monkeypatch.setattr("broker.defaults.STOP_READ_S", DEADLINE_S)
     one = await cluster.start_one("one", [Echo()])
-    slow = await cluster.stranger("slow", "INFO", "PING", "RES")
+    slow = await cluster.raw_peer("slow", "INFO", "PING", "RES")
     await slow.introduce()
     await eventually(lambda: "slow" in one.registry.nodes)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one.stop)
-        ping = await slow.hears("PING")
-        await slow.hears("INFO", lambda info: info["sender"] == "one" and info["services"] == [])
+        ping = await slow.wait_for("PING")
+        await slow.wait_for("INFO", lambda info: info["sender"] == "one" and info["services"] == [])
         for _ in range(3):
             assert (await slow.ask("one", "echo.where"))["data"] == "one"
         pong = {"ver": "5", "sender": "slow", "id": ping["id"], "time": ping["time"], "arrived": ping["time"]}
-        await slow.say(cluster.topics.to_node("PONG", "one"), pong)
+        await slow.publish(cluster.topics.to_node("PONG", "one"), pong)
 
 
 async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -777,7 +777,7 @@ async def test_a_node_that_lost_its_connection_for_a_moment_still_answers_and_is
     """What is called meanwhile waits for it."""
     service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
     caller = await cluster.start_one("caller", heartbeat_timeout=3600)
-    away = await cluster.stranger("js-1", "REQ", "RES", "PING", "DISCOVER")
+    away = await cluster.raw_peer("js-1", "REQ", "RES", "PING", "DISCOVER")
     await away.introduce(service)
     await caller.wait_for_services("posts", timeout=30)
     answers: list[Any] = []
@@ -787,16 +787,16 @@ async def test_a_node_that_lost_its_connection_for_a_moment_still_answers_and_is
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(call)
-        request = await away.hears("REQ")
+        request = await away.wait_for("REQ")
         await cluster.cut_off(away)
         tasks.start_soon(call)
         await eventually(lambda: not caller.registry.nodes["js-1"].available)
-        back = await cluster.stranger("js-1", "REQ", "RES", "PING", "DISCOVER")  # says nothing, as JS nodes do
-        await back.hears("DISCOVER", lambda packet: packet["sender"] == "caller")
+        back = await cluster.raw_peer("js-1", "REQ", "RES", "PING", "DISCOVER")  # says nothing, as JS nodes do
+        await back.wait_for("DISCOVER", lambda packet: packet["sender"] == "caller")
         await back.introduce(service)
-        for asked in (request, await back.hears("REQ")):
+        for asked in (request, await back.wait_for("REQ")):
             answer = {"ver": "5", "sender": "js-1", "id": asked["id"], "success": True, "data": "found"}
-            await back.say(cluster.topics.to_node("RES", "caller"), answer)
+            await back.publish(cluster.topics.to_node("RES", "caller"), answer)
     assert answers == ["found"] * 2
 
 
@@ -818,7 +818,7 @@ async def test_c28_a_silent_node_is_lost_after_its_heartbeat_timeout(cluster: Cl
 
 async def test_heartbeats_keep_a_busy_node_alive(cluster: Cluster) -> None:
     one, caller = await cluster.start(
-        ("one", [Gate(), Hearing()]), ("caller", []), heartbeat_interval=0.05, heartbeat_timeout=0.5
+        ("one", [Gate(), Listener()]), ("caller", []), heartbeat_interval=0.05, heartbeat_timeout=0.5
     )
     first = caller.registry.nodes["one"].last_heartbeat
     await eventually(lambda: caller.registry.nodes["one"].last_heartbeat > first + 1)
@@ -828,12 +828,12 @@ async def test_heartbeats_keep_a_busy_node_alive(cluster: Cluster) -> None:
 
 async def test_c27_a_node_is_found_by_its_heartbeat(cluster: Cluster) -> None:
     one = await cluster.start_one("one")
-    stranger = await cluster.stranger("stranger", "DISCOVER")
-    await stranger.say(cluster.topics.broadcast("HEARTBEAT"), {"ver": "4", "sender": "stranger", "cpu": 3})
-    assert await stranger.hears("DISCOVER", lambda packet: packet["sender"] == "one") == {"ver": "4", "sender": "one"}
-    await stranger.introduce({"name": "posts"}, ver="4")
+    peer = await cluster.raw_peer("peer", "DISCOVER")
+    await peer.publish(cluster.topics.broadcast("HEARTBEAT"), {"ver": "4", "sender": "peer", "cpu": 3})
+    assert await peer.wait_for("DISCOVER", lambda packet: packet["sender"] == "one") == {"ver": "4", "sender": "one"}
+    await peer.introduce({"name": "posts"}, ver="4")
     await one.wait_for_services("posts", timeout=30)
-    assert one.registry.nodes["stranger"].ver == "4"
+    assert one.registry.nodes["peer"].ver == "4"
 
 
 async def test_cancelling_a_call_anywhere_leaves_nothing_pending(cluster: Cluster) -> None:

@@ -105,13 +105,13 @@ async def test_an_error_or_meta_above_the_limit_is_a_413_too(small_cluster: Clus
 
 async def test_a_refusal_that_repeats_too_much_is_a_413_too(small_cluster: Cluster) -> None:
     await small_cluster.start_one("one")
-    stranger = await small_cluster.stranger("stranger", "RES")
+    peer = await small_cluster.raw_peer("peer", "RES")
     odd: list[dict[str, Any]] = [
         {"action": "no.such", "meta": {"text": "x" * (LIMIT - 300)}},
         {"action": "x" * (LIMIT // 2)},
     ]
     for fields in odd:
-        answer = await stranger.ask("one", **{"id": str(len(stranger.heard)), **fields})
+        answer = await peer.ask("one", **{"id": str(len(peer.received)), **fields})
         assert (answer["error"]["type"], answer["success"], answer["meta"]) == ("PAYLOAD_TOO_LARGE", False, {})
 
 
@@ -188,8 +188,8 @@ class Reading(Service):
             raise
 
 
-class Hearing(Service):
-    name = "hearing"
+class Listener(Service):
+    name = "listener"
 
     @event("heard.*")
     async def on_heard(self, ctx: Context) -> None:
@@ -203,16 +203,16 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("fields", [{"seq": "text"}, {"seq": 1.5}], ids=str)
 async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: Cluster, fields: dict[str, Any]) -> None:
     (one,) = await cluster.start(("one", []))
-    stranger = await cluster.stranger("stranger", "REQ")
+    peer = await cluster.raw_peer("peer", "REQ")
     actions = {"odd.run": {"name": "odd.run", "rawName": "run"}}
-    await stranger.introduce({"name": "odd", "fullName": "odd", "actions": actions})
+    await peer.introduce({"name": "odd", "fullName": "odd", "actions": actions})
     await one.wait_for_services("odd", timeout=30)
     async with anyio.create_task_group() as tasks:
 
         async def answer() -> None:
-            request = await stranger.hears("REQ")
-            packet = {"ver": "5", "sender": "stranger", "id": request["id"], "success": True, "data": 1, **fields}
-            await stranger.say(cluster.topics.to_node("RES", "one"), packet)
+            request = await peer.wait_for("REQ")
+            packet = {"ver": "5", "sender": "peer", "id": request["id"], "success": True, "data": 1, **fields}
+            await peer.publish(cluster.topics.to_node("RES", "one"), packet)
 
         tasks.start_soon(answer)
         with pytest.raises(InvalidPacketDataError) as caught:
@@ -226,19 +226,19 @@ async def test_c27_a_pong_with_an_odd_time_is_a_pong(
     cluster: Cluster, time: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (one,) = await cluster.start(("one", []))
-    stranger = await cluster.stranger("stranger", "PING")
-    await stranger.introduce()
-    await eventually(lambda: "stranger" in one.registry.nodes)
+    peer = await cluster.raw_peer("peer", "PING")
+    await peer.introduce()
+    await eventually(lambda: "peer" in one.registry.nodes)
     caplog.clear()
     async with anyio.create_task_group() as tasks:
 
         async def answer() -> None:
-            ping_id = (await stranger.hears("PING"))["id"].encode()
-            pong = b'{"ver":"5","sender":"stranger","id":"%b","time":%b,"arrived":%b}' % (ping_id, time, time)
-            await stranger.say(cluster.topics.to_node("PONG", "one"), pong)
+            ping_id = (await peer.wait_for("PING"))["id"].encode()
+            pong = b'{"ver":"5","sender":"peer","id":"%b","time":%b,"arrived":%b}' % (ping_id, time, time)
+            await peer.publish(cluster.topics.to_node("PONG", "one"), pong)
 
         tasks.start_soon(answer)
-        answered = await one.ping("stranger", timeout=30)
+        answered = await one.ping("peer", timeout=30)
     assert answered is not None
     assert warnings_of(caplog) == []
 
@@ -246,17 +246,17 @@ async def test_c27_a_pong_with_an_odd_time_is_a_pong(
 async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_once(cluster: Cluster) -> None:
     reader = Reading()
     await cluster.start(("one", [reader]))
-    stranger = await cluster.stranger("stranger", "RES")
+    peer = await cluster.raw_peer("peer", "RES")
     subject = cluster.topics.to_node("REQ", "one")
-    opening = {"ver": "5", "sender": "stranger", "id": "odd", "action": "reading.all", "stream": True, "seq": 0}
-    await stranger.say(subject, opening)
-    await stranger.say(subject, opening | {"seq": 1, "params": {"type": "Buffer", "data": [1]}})
-    await stranger.say(subject, opening | {"seq": "two"})
-    answer = await stranger.answer("odd")
+    opening = {"ver": "5", "sender": "peer", "id": "odd", "action": "reading.all", "stream": True, "seq": 0}
+    await peer.publish(subject, opening)
+    await peer.publish(subject, opening | {"seq": 1, "params": {"type": "Buffer", "data": [1]}})
+    await peer.publish(subject, opening | {"seq": "two"})
+    answer = await peer.answer("odd")
     assert answer["error"]["name"] == "InvalidPacketDataError"
     await eventually(lambda: reader.ended == ["InvalidPacketDataError"])
-    await stranger.say(subject, opening | {"seq": 3, "params": {"type": "Buffer", "data": [3]}})
-    await stranger.say(subject, opening | {"seq": 4, "stream": False})
+    await peer.publish(subject, opening | {"seq": 3, "params": {"type": "Buffer", "data": [3]}})
+    await peer.publish(subject, opening | {"seq": 4, "stream": False})
     assert reader.read == [b"\x01"]
 
 
@@ -268,11 +268,11 @@ async def test_c11_garbage_on_every_subject_is_one_line_each(
     cluster: Cluster, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
-    stranger = await cluster.stranger("stranger", "RES")
+    peer = await cluster.raw_peer("peer", "RES")
     subjects = [subject for _, subject in cluster.topics.base_subscriptions("one")]
     broadcasts = sum(1 for subject in subjects if not subject.endswith(".one"))
     for subject in subjects:
-        await stranger.say(subject, garbage)
+        await peer.publish(subject, garbage)
     expected = len(subjects) + broadcasts  # both nodes hear the broadcasts
     await eventually(lambda: len(warnings_of(caplog)) >= expected)
     assert await two.call("echo.where") == "one"
@@ -283,7 +283,7 @@ async def test_c11_garbage_on_every_subject_is_one_line_each(
     assert all(len(line) < 300 for line in lines)
 
 
-HEAD = b'{"ver":"5","sender":"stranger","id":"1",'
+HEAD = b'{"ver":"5","sender":"peer","id":"1",'
 MANY = 500_000
 
 
@@ -298,16 +298,16 @@ MANY = 500_000
         ("JSONExt", "REQ", HEAD + b'"action":"echo.params","meta":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
         ("JSONExt", "EVENT", HEAD + b'"event":"heard.one","data":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
         ("JSONExt", "REQ", b'{"ver":"5","sender":"[[DT]]1e400","id":"1","action":"echo.params"}'),
-        ("CBOR", "REQ", cbor2.dumps({"ver": 2**MANY, "sender": "stranger", "id": "1", "action": "echo.params"})),
+        ("CBOR", "REQ", cbor2.dumps({"ver": 2**MANY, "sender": "peer", "id": "1", "action": "echo.params"})),
     ],
     ids=["text", "deep", "event text", "deep event", "no end", "date", "event date", "sender", "large version"],
 )
 async def test_c11_a_packet_that_cannot_be_read_is_one_short_line_however_large_it_is(
     serializer: str, command: Command, packet: bytes, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = await cluster.start_one("one", [Echo(), Hearing()], serializer=serializer)
-    stranger = await cluster.stranger("stranger")
-    await stranger.say(cluster.topics.to_node(command, "one"), packet)
+    one = await cluster.start_one("one", [Echo(), Listener()], serializer=serializer)
+    peer = await cluster.raw_peer("peer")
+    await peer.publish(cluster.topics.to_node(command, "one"), packet)
     await eventually(lambda: warnings_of(caplog), "a line")
     assert await one.call("echo.where") == "one"
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -320,16 +320,16 @@ async def test_c10_packets_of_no_known_version_are_one_line_each_and_no_answer(
     cluster: Cluster, ver: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES", "PONG")
+    peer = await cluster.raw_peer("peer", "RES", "PONG")
     for command, subject in cluster.topics.base_subscriptions("one"):
-        packet = {"sender": "stranger", "id": "1", "action": "echo.where", "event": "e", "ver": ver}
+        packet = {"sender": "peer", "id": "1", "action": "echo.where", "event": "e", "ver": ver}
         if ver is None:
             del packet["ver"]
-        await stranger.say(subject, packet)
+        await peer.publish(subject, packet)
         assert command
     await eventually(lambda: len(warnings_of(caplog)) >= 12)
-    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
-    assert [name for name, _ in stranger.heard] == ["RES"]
+    assert (await peer.ask("one", "echo.where"))["data"] == "one"
+    assert [name for name, _ in peer.received] == ["RES"]
     assert all("protocol version" in line for line in warnings_of(caplog))
     assert len(warnings_of(caplog)) == 12
 
@@ -340,15 +340,15 @@ ODD_REQUESTS: list[dict[str, Any]] = [{"action": 5}, {"seq": "first"}, {"seq": 1
 @pytest.mark.parametrize("fields", ODD_REQUESTS)
 async def test_a_request_that_cannot_be_read_is_answered_as_such(cluster: Cluster, fields: dict[str, Any]) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES")
-    packet = {"ver": "4", "sender": "stranger", "id": "odd", "action": "echo.where", **fields}
-    await stranger.say(cluster.topics.to_node("REQ", "one"), packet)
-    answer = await stranger.answer("odd")
+    peer = await cluster.raw_peer("peer", "RES")
+    packet = {"ver": "4", "sender": "peer", "id": "odd", "action": "echo.where", **fields}
+    await peer.publish(cluster.topics.to_node("REQ", "one"), packet)
+    answer = await peer.answer("odd")
     assert answer["success"] is False
     assert answer["ver"] == "4"
     assert answer["error"]["name"] == "InvalidPacketDataError"
     assert isinstance(answer["error"]["data"], dict)
-    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+    assert (await peer.ask("one", "echo.where"))["data"] == "one"
 
 
 @pytest.mark.parametrize(
@@ -367,11 +367,11 @@ async def test_a_request_that_cannot_be_read_is_answered_as_such(cluster: Cluste
 )
 async def test_odd_values_in_a_request_do_not_end_the_node(cluster: Cluster, fields: str) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES")
-    text = f'{{"ver":"5","sender":"stranger","id":"odd","action":"echo.context",{fields}}}'
-    await stranger.say(cluster.topics.to_node("REQ", "one"), text.encode())
-    await stranger.answer("odd")
-    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+    peer = await cluster.raw_peer("peer", "RES")
+    text = f'{{"ver":"5","sender":"peer","id":"odd","action":"echo.context",{fields}}}'
+    await peer.publish(cluster.topics.to_node("REQ", "one"), text.encode())
+    await peer.answer("odd")
+    assert (await peer.ask("one", "echo.where"))["data"] == "one"
 
 
 async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluster) -> None:
@@ -380,18 +380,18 @@ async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluste
     chance = random.Random(seed)
     packets = [(command, packet) for _, command, packet, _ in [*captured("4"), *captured("5")]]
     one = await cluster.start_one("one", [Echo(), Math()])
-    stranger = await cluster.stranger("stranger", "RES")
+    peer = await cluster.raw_peer("peer", "RES")
     for _ in range(600):
         command, packet = chance.choice(packets)
-        data = bytearray(json.dumps({**packet, "sender": chance.choice(["stranger", "js-1", "", "one"])}).encode())
+        data = bytearray(json.dumps({**packet, "sender": chance.choice(["peer", "js-1", "", "one"])}).encode())
         if command == "INFO" and b'"one"' in data:
             continue  # that one means: stop, another process has this id
         for _ in range(chance.randint(0, 3)):
             position = chance.randrange(len(data))
             data[position : position + chance.randint(0, 3)] = chance.choice([b"", b"null", b'"', b"{", b"9", b"\xff"])
         subject = chance.choice([f"{cluster.topics.prefix}.{command}", cluster.topics.to_node(command, "one")])
-        await stranger.say(subject, bytes(data))
-    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+        await peer.publish(subject, bytes(data))
+    assert (await peer.ask("one", "echo.where"))["data"] == "one"
     assert one._node.failure is None
 
 
@@ -399,38 +399,38 @@ async def test_senders_that_no_subject_can_name_do_not_cost_the_connection(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES")
+    peer = await cluster.raw_peer("peer", "RES")
     evil = ["a b", "a\r\nPUB x 0\r\n\r\n", "x" * 20_000, ">", "\ud800", ""]
     for sender in evil:
         for command in ("REQ", "DISCOVER", "HEARTBEAT", "PING"):
             packet = {"ver": "5", "sender": sender, "id": "1", "action": "echo.where"}
             subject = cluster.topics.to_node("REQ", "one") if command == "REQ" else f"{cluster.topics.prefix}.{command}"
-            await stranger.say(subject, json.dumps(packet).encode())
-            await stranger.say(subject, json.dumps({**packet, "meta": [], "cpu": "?"}).encode())
-    assert (await stranger.ask("one", "echo.where"))["data"] == "one"
+            await peer.publish(subject, json.dumps(packet).encode())
+            await peer.publish(subject, json.dumps({**packet, "meta": [], "cpu": "?"}).encode())
+    assert (await peer.ask("one", "echo.where"))["data"] == "one"
     assert not [line for line in warnings_of(caplog) if "connection" in line.lower()]
 
 
 async def test_c42_c43_what_strangers_may_ask_and_say(cluster: Cluster) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES")
-    answer = await stranger.ask("one", "no.such", meta={"a": 1}, ver="4")
+    peer = await cluster.raw_peer("peer", "RES")
+    answer = await peer.ask("one", "no.such", meta={"a": 1}, ver="4")
     assert answer["error"]["name"] == "ServiceNotFoundError"
     assert (answer["meta"], answer["error"]["data"]) == ({"a": 1}, {"action": "no.such", "nodeID": "one"})
     assert "headers" not in answer
     for packet in ({"id": "unknown", "success": True}, {"id": "unknown", "success": False, "error": None}):
-        await stranger.say(cluster.topics.to_node("RES", "one"), {"ver": "5", "sender": "stranger", **packet})
-    bare = {"ver": "5", "sender": "stranger", "id": "bare", "action": "echo.context"}
-    await stranger.say(cluster.topics.to_node("REQ", "one"), bare)  # c37
-    context = (await stranger.answer("bare"))["data"]
+        await peer.publish(cluster.topics.to_node("RES", "one"), {"ver": "5", "sender": "peer", **packet})
+    bare = {"ver": "5", "sender": "peer", "id": "bare", "action": "echo.context"}
+    await peer.publish(cluster.topics.to_node("REQ", "one"), bare)  # c37
+    context = (await peer.answer("bare"))["data"]
     assert (context["level"], context["meta"], context["params"]) == (1, {}, None)
 
 
 async def test_answers_without_a_usable_error_still_end_the_call(cluster: Cluster) -> None:
     one = await cluster.start_one("one")
-    stranger = await cluster.stranger("stranger", "REQ")
+    peer = await cluster.raw_peer("peer", "REQ")
     service = {"name": "odd", "fullName": "odd", "actions": {"odd.answer": {"name": "odd.answer"}}}
-    await stranger.introduce(service)
+    await peer.introduce(service)
     await one.wait_for_services("odd", timeout=30)
     odd: list[dict[str, Any]] = [
         {"success": False},
@@ -441,16 +441,16 @@ async def test_answers_without_a_usable_error_still_end_the_call(cluster: Cluste
         {"success": None, "meta": None, "error": "text"},
     ]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_answer_each, stranger, Topics(cluster.namespace), odd)
+        tasks.start_soon(_answer_each, peer, Topics(cluster.namespace), odd)
         for _ in odd:
             with pytest.raises(MoleculerError) as caught:
                 await one.call("odd.answer", timeout=30)
-            assert caught.value.node_id == "stranger"
+            assert caught.value.node_id == "peer"
 
 
-async def _answer_each(stranger: Any, topics: Topics, answers: list[dict[str, Any]]) -> None:
+async def _answer_each(peer: Any, topics: Topics, answers: list[dict[str, Any]]) -> None:
     for number, answer in enumerate(answers):
-        await eventually(lambda number=number: len(stranger.heard) > number)  # type: ignore[misc]  # a lambda's default
-        _, request = stranger.heard[number]
-        packet = {"ver": "5", "sender": "stranger", "id": request["id"], **answer}
-        await stranger.say(topics.to_node("RES", "one"), packet)
+        await eventually(lambda number=number: len(peer.received) > number)  # type: ignore[misc]  # a lambda's default
+        _, request = peer.received[number]
+        packet = {"ver": "5", "sender": "peer", "id": request["id"], **answer}
+        await peer.publish(topics.to_node("RES", "one"), packet)

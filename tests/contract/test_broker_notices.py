@@ -127,18 +127,18 @@ class Seeing:
 async def test_c66_internal_events_are_local_broadcasts_and_never_leave(cluster: Cluster) -> None:
     seeing, watching = Seeing(), Watching()
     one = await cluster.start_one("one", [watching], middlewares=[seeing])
-    stranger = await cluster.stranger("stranger", "EVENT")
-    await stranger.introduce({"name": "spy", "events": {"$**": {"name": "$**"}}})
+    peer = await cluster.raw_peer("peer", "EVENT")
+    await peer.introduce({"name": "spy", "events": {"$**": {"name": "$**"}}})
     await one.wait_for_services("spy", timeout=30)
     await watching.payload("$node.connected")
     await one.broadcast_local("user.done")
     await one.broadcast("$user.last")
-    await stranger.hears("EVENT")
+    await peer.wait_for("EVENT")
     await one.stop()
     life = ["$broker.started", "$node.connected", "user.done", "$transporter.disconnected", "$broker.stopped"]
     assert [event for event in seeing.seen if event in life] == life
     assert {"$services.changed", "$transporter.connected"} < set(seeing.seen)
-    assert [packet["event"] for _, packet in stranger.heard] == ["$user.last"]
+    assert [packet["event"] for _, packet in peer.received] == ["$user.last"]
     assert watching.payloads("$transporter.disconnected") == [{"graceFul": True}]
     assert watching.payloads("$broker.stopped") == []
 
@@ -146,9 +146,9 @@ async def test_c66_internal_events_are_local_broadcasts_and_never_leave(cluster:
 async def test_a_packet_that_cannot_be_used_is_told(cluster: Cluster) -> None:
     watching = Watching()
     await cluster.start_one("one", [watching])
-    stranger = await cluster.stranger("stranger", "RES")
-    await stranger.say(cluster.topics.to_node("REQ", "one"), b"no packet")
-    await stranger.say(cluster.topics.to_node("EVENT", "one"), {"ver": "3", "sender": "stranger", "event": "x"})
+    peer = await cluster.raw_peer("peer", "RES")
+    await peer.publish(cluster.topics.to_node("REQ", "one"), b"no packet")
+    await peer.publish(cluster.topics.to_node("EVENT", "one"), {"ver": "3", "sender": "peer", "event": "x"})
     first, second = await watching.payload("$transit.error"), await watching.payload("$transit.error", 1)
     assert {(p["module"], p["type"]) for p in (first, second)} == {("transit", "failedProcessingPacket")}
     assert {type(p["error"]).__name__ for p in (first, second)} == {
@@ -195,10 +195,10 @@ async def test_a_node_too_large_to_announce_says_so_once_and_runs_and_tries_agai
         one = cluster.make("one", [Large(), Echo(), watching])
         await one.start()
         await eventually(lines)
-        stranger = await cluster.stranger("stranger", "RES", "INFO")
+        peer = await cluster.raw_peer("peer", "RES", "INFO")
         for _ in range(3):
-            await stranger.say(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "stranger"})
-        assert (await stranger.ask("one", "large.ping"))["data"] == "pong"
+            await peer.publish(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "peer"})
+        assert (await peer.ask("one", "large.ping"))["data"] == "pong"
         [line] = lines()
         assert "max_payload" in line
         assert "1048576" in line
@@ -207,5 +207,5 @@ async def test_a_node_too_large_to_announce_says_so_once_and_runs_and_tries_agai
         assert isinstance(error["error"], PayloadTooLargeError)
 
         await one.remove_service("large")
-        info = await stranger.hears("INFO")
+        info = await peer.wait_for("INFO")
         assert [service["name"] for service in info["services"]] == ["$node", "echo", "watching"]

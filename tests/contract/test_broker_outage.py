@@ -180,15 +180,15 @@ async def test_c32_after_an_outage_a_node_announces_itself_and_asks_who_is_there
     outage: Cluster, nats_server: NatsServer
 ) -> None:
     await outage.start_one("one", [Echo()])
-    stranger = await outage.stranger("stranger", "INFO", "DISCOVER", "HEARTBEAT")
+    peer = await outage.raw_peer("peer", "INFO", "DISCOVER", "HEARTBEAT")
     nats_server.kill()
-    await eventually(lambda: not stranger.transport.connected and cut_off(outage))
-    stranger.heard.clear()
+    await eventually(lambda: not peer.transport.connected and cut_off(outage))
+    peer.received.clear()
     nats_server.start()
-    await eventually(lambda: stranger.transport.connected and connected(outage))
-    fresh = await outage.stranger("fresh", "INFO")
-    await fresh.say(outage.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "fresh"})
-    info = await fresh.hears("INFO")
+    await eventually(lambda: peer.transport.connected and connected(outage))
+    fresh = await outage.raw_peer("fresh", "INFO")
+    await fresh.publish(outage.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "fresh"})
+    info = await fresh.wait_for("INFO")
     assert [service["name"] for service in info["services"]] == ["$node", "echo"]
 
 

@@ -80,8 +80,8 @@ async def test_c42_a_private_action_is_nobody_elses(cluster: Cluster) -> None:
     for broker in (one, two):
         with pytest.raises(ServiceNotFoundError):
             await broker.call("v2.vault.secret")
-    stranger = await cluster.stranger("stranger", "RES", "INFO")
-    answer = await stranger.ask("one", "v2.vault.secret")
+    peer = await cluster.raw_peer("peer", "RES", "INFO")
+    answer = await peer.ask("one", "v2.vault.secret")
     assert answer["error"]["name"] == "ServiceNotFoundError"
 
 

@@ -148,20 +148,20 @@ async def test_an_answer_waits_for_a_caller_that_reconnects_later_than_its_node(
     assert results == ["one"]
 
 
-class Hearing(Service):
-    name = "hearing"
+class Listener(Service):
+    name = "listener"
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     @event("user.created")
     async def on_user(self, ctx: Context) -> None:
-        self.heard.append(ctx.params)
+        self.received.append(ctx.params)
 
 
 async def test_calls_and_events_of_a_node_that_is_away_go_out_when_it_is_back(outage: Cluster) -> None:
-    hearing, results = Hearing(), Results()
-    _, two = await outage.start(("one", [Echo(), hearing]), ("two", []))
+    listener, results = Listener(), Results()
+    _, two = await outage.start(("one", [Echo(), listener]), ("two", []))
     async with anyio.create_task_group() as tasks, away(two):
         tasks.start_soon(results, lambda: two.call("echo.where"))
         tasks.start_soon(results, lambda: two.call("echo.where", node_id="one"))
@@ -169,14 +169,14 @@ async def test_calls_and_events_of_a_node_that_is_away_go_out_when_it_is_back(ou
         await anyio.wait_all_tasks_blocked()
         assert results == []
     assert results == ["one", "one"]
-    await eventually(lambda: hearing.heard == [1])
+    await eventually(lambda: listener.received == [1])
 
 
 async def test_calls_of_a_node_that_is_away_wait_for_it(outage: Cluster) -> None:
     results = Results()
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     async with anyio.create_task_group() as tasks, away(one):
-        await outage._until_unheard("one")
+        await outage._until_disconnected("one")
         for node_id in (None, "one", None):
             tasks.start_soon(results, partial(two.call, "echo.where", node_id=node_id))
             await eventually(lambda: not two.registry.nodes["one"].available)
@@ -249,21 +249,21 @@ async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_w
     results = {"timed": Results(), "not timed": Results()}
     service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
     caller = await outage.start_one("caller", heartbeat_timeout=3600)
-    js = await outage.stranger("js-1", "REQ", "PING", "DISCOVER")
+    js = await outage.raw_peer("js-1", "REQ", "PING", "DISCOVER")
     await js.introduce(service)
     await caller.wait_for_services("posts", timeout=30)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(results["timed"], lambda: caller.call("posts.find", timeout=60))
         tasks.start_soon(results["not timed"], lambda: caller.call("posts.find"))
-        asked = [await js.hears("REQ", lambda packet: packet["timeout"] > 0)]
-        asked.append(await js.hears("REQ", lambda packet: packet["timeout"] == 0))
+        asked = [await js.wait_for("REQ", lambda packet: packet["timeout"] > 0)]
+        asked.append(await js.wait_for("REQ", lambda packet: packet["timeout"] == 0))
         async with away(caller):
             pass
         await eventually(lambda: results["not timed"])
         assert isinstance(results["not timed"][0], BrokerDisconnectedError)
         assert results["timed"] == []
         answer = {"ver": "5", "sender": "js-1", "id": asked[0]["id"], "success": True, "data": "found"}
-        await js.say(outage.topics.to_node("RES", "caller"), answer)
+        await js.publish(outage.topics.to_node("RES", "caller"), answer)
     assert results["timed"] == ["found"]
 
 

@@ -162,12 +162,12 @@ class Watching(Service):
     name = "watching"
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
 
     @event("$circuit-breaker.*")
     async def on_change(self, ctx: Context) -> None:
         assert ctx.event is not None
-        self.heard.append((ctx.event.removeprefix("$circuit-breaker."), ctx.params))
+        self.received.append((ctx.event.removeprefix("$circuit-breaker."), ctx.params))
 
 
 async def fail(broker: ServiceBroker, action: str, times: int) -> None:
@@ -190,9 +190,9 @@ async def test_c66_c78_a_breaker_opens_half_opens_and_closes_and_everybody_hears
     endpoint = caller.registry.actions["flaky.plain"].members[0]
     await eventually(lambda: endpoint.available, "the breaker to be half open")
     assert await caller.call("flaky.plain") == "owner"
-    await eventually(lambda: len(watching.heard) >= 3)
+    await eventually(lambda: len(watching.received) >= 3)
     about = {"nodeID": "owner", "service": "flaky", "action": "flaky.plain"}
-    assert watching.heard == [
+    assert watching.received == [
         ("opened", about | {"failures": 2, "count": 2, "rate": 1}),
         ("half-opened", about),
         ("closed", about),
@@ -258,8 +258,8 @@ async def test_c78_c81_without_the_balancer_results_count_for_the_node_that_answ
     assert opened == {"one": 5, "two": 5}
     with pytest.raises(ServiceNotAvailableError):
         await caller.call("flaky.plain")
-    await eventually(lambda: len(watching.heard) == 2)
-    assert {(name, data["nodeID"], data["count"]) for name, data in watching.heard} == {
+    await eventually(lambda: len(watching.received) == 2)
+    assert {(name, data["nodeID"], data["count"]) for name, data in watching.received} == {
         ("opened", "one", 5),
         ("opened", "two", 5),
     }
@@ -290,7 +290,7 @@ class Narrow(Service):
 
     def __init__(self) -> None:
         self.inside = self.most = self.done = 0
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
         self.opened = anyio.Event()
 
     async def stay(self) -> None:
@@ -307,7 +307,7 @@ class Narrow(Service):
     @event("narrow.event", bulkhead={"enabled": True, "concurrency": 1, "max_queue_size": 2})
     async def on_event(self, ctx: Context) -> None:
         await self.stay()
-        self.heard.append(ctx.params)
+        self.received.append(ctx.params)
 
 
 async def test_c79_an_action_runs_as_often_at_once_as_it_may_and_refuses_what_is_too_much(cluster: Cluster) -> None:
@@ -337,7 +337,7 @@ async def test_c79_events_have_a_bulkhead_too(cluster: Cluster, caplog: pytest.L
         await sender.emit("narrow.event", number)
     await eventually(lambda: caplog.text.count("Queue is full") == 2)
     narrow.opened.set()
-    await eventually(lambda: narrow.heard == [0, 1, 2])
+    await eventually(lambda: narrow.received == [0, 1, 2])
     assert narrow.most == 1
 
 
@@ -571,11 +571,11 @@ class Hears(Service):
     name = "hears"
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     @event("told.*")
     async def on_told(self, ctx: Context) -> None:
-        self.heard.append((ctx.event, ctx.params))
+        self.received.append((ctx.event, ctx.params))
 
     @action
     async def pardon(self, ctx: Context) -> str:
@@ -590,7 +590,7 @@ async def test_a_middleware_hears_of_everything_in_order(cluster: Cluster) -> No
     everything = [Everything("outer", notes), Everything("inner", notes)]
     broker = cluster.make("one", [hears], middlewares=everything, internal_services=False)
     await broker.start()
-    await cluster.acquaint()
+    await cluster.wait_until_connected()
     assert notes == [
         *("outer: created one", "inner: created one"),
         *("outer: starting", "inner: starting"),
@@ -609,8 +609,8 @@ async def test_a_middleware_hears_of_everything_in_order(cluster: Cluster) -> No
     notes.clear()
     await broker.emit("told.one", 1)
     await broker.broadcast("told.all", 2)
-    await eventually(lambda: len(hears.heard) == 2)
-    assert hears.heard == [("told.one", 1), ("told.all", {"changed": {"changed": 2}})]
+    await eventually(lambda: len(hears.received) == 2)
+    assert hears.received == [("told.one", 1), ("told.all", {"changed": {"changed": 2}})]
     assert [note for note in notes if "inner" not in note] == [
         *("outer: emit told.one", "outer: broadcast told.all", "outer: handle told.one", "outer: handle told.all")
     ]

@@ -17,7 +17,7 @@ class Places(Service):
     name = "places"
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     @action
     async def here(self, ctx: Context) -> str:
@@ -37,7 +37,7 @@ class Places(Service):
 
     @event("places.moved", strategy="Shard", strategy_options={"shard_key": "#id"})
     async def on_moved(self, ctx: Context) -> None:
-        self.heard.append(ctx.meta["id"])
+        self.received.append(ctx.meta["id"])
 
 
 NODES = ("node-a", "node-b", "node-c")
@@ -97,38 +97,38 @@ async def test_c75_events_are_sharded_by_their_meta(cluster: Cluster) -> None:
     ring = Ring(NODES, 10, None)
     for number in range(20):
         await caller.emit("places.moved", {}, meta={"id": number})
-    await eventually(lambda: sum(len(one.heard) for one in places.values()) == 20)
+    await eventually(lambda: sum(len(one.received) for one in places.values()) == 20)
     for node_id, one in places.items():
-        assert one.heard == [number for number in range(20) if ring.node_of(str(number)) == node_id]
+        assert one.received == [number for number in range(20) if ring.node_of(str(number)) == node_id]
 
 
 async def test_c75_cpu_usage_takes_the_node_with_the_lowest_figure_in_its_heartbeat(cluster: Cluster) -> None:
     caller, _ = await three(cluster)
-    stranger = await cluster.stranger("busy", "PING")
+    peer = await cluster.raw_peer("busy", "PING")
     for node_id, cpu in (("node-a", 90), ("node-b", 50), ("node-c", 70)):
         heartbeat = {"ver": "5", "sender": node_id, "cpu": cpu}
-        await stranger.say(cluster.topics.broadcast("HEARTBEAT"), heartbeat)
+        await peer.publish(cluster.topics.broadcast("HEARTBEAT"), heartbeat)
     await eventually(lambda: [caller.registry.nodes[node_id].cpu for node_id in NODES] == [90, 50, 70])
     assert {await caller.call("places.idle") for _ in range(5)} == {"node-b"}
 
 
 async def test_c75_latency_pings_all_nodes_once_and_then_one_of_each_host(cluster: Cluster) -> None:
-    stranger = await cluster.stranger("far", "PING")
+    peer = await cluster.raw_peer("far", "PING")
     caller = cluster.make("caller", strategy="Latency", strategy_options={"ping_interval": 0.02, "low_latency": 0})
     near = cluster.make("near", [Places()])
     await near.start()
     await caller.start()
-    await cluster.acquaint()
+    await cluster.wait_until_connected()
     service = next(one for one in near.registry.local.services if one["name"] == "places")
-    await stranger.introduce(service, hostname="far away")
-    first = await stranger.hears("PING", lambda ping: ping["sender"] == "caller")
+    await peer.introduce(service, hostname="far away")
+    first = await peer.wait_for("PING", lambda ping: ping["sender"] == "caller")
 
     def asked() -> int:
-        return sum(1 for _, ping in stranger.heard if ping["sender"] == "caller")
+        return sum(1 for _, ping in peer.received if ping["sender"] == "caller")
 
     await eventually(lambda: asked() > 3, "pings in turn")
     pong = {"ver": "5", "sender": "far", "time": first["time"] - 5000, "id": first["id"], "arrived": first["time"]}
-    await stranger.say(cluster.topics.to_node("PONG", "caller"), pong)
+    await peer.publish(cluster.topics.to_node("PONG", "caller"), pong)
 
     def latency_of(node_id: str) -> float | None:
         return caller.registry.latencies.average(caller.registry.nodes[node_id].hostname)
@@ -140,22 +140,22 @@ async def test_c75_latency_pings_all_nodes_once_and_then_one_of_each_host(cluste
 
 
 async def test_c75_no_node_is_pinged_unless_a_strategy_needs_it(cluster: Cluster) -> None:
-    stranger = await cluster.stranger("listener", "PING")
+    peer = await cluster.raw_peer("listener", "PING")
     broker = await cluster.start_one("one")
     assert not broker.registry.latencies.used
-    assert [ping for _, ping in stranger.heard if ping["sender"] == "one"] == []
+    assert [ping for _, ping in peer.received if ping["sender"] == "one"] == []
     await cluster.start_one("two", [Places()])
-    await stranger.hears("PING", lambda ping: ping["sender"] == "one")
+    await peer.wait_for("PING", lambda ping: ping["sender"] == "one")
 
 
 async def test_c75_the_first_to_announce_an_action_says_how_it_is_chosen(cluster: Cluster) -> None:
     broker = await cluster.start_one("caller")
-    stranger = await cluster.stranger("first", "REQ")
+    peer = await cluster.raw_peer("first", "REQ")
     actions = {
         "odd.one": {"name": "odd.one", "rawName": "one", "strategy": "Homemade"},
         "odd.two": {"name": "odd.two", "rawName": "two", "strategy": "CpuUsage", "strategyOptions": "nonsense"},
     }
-    await stranger.introduce({"name": "odd", "fullName": "odd", "actions": actions, "events": {}})
+    await peer.introduce({"name": "odd", "fullName": "odd", "actions": actions, "events": {}})
     await broker.wait_for_services("odd")
     assert type(broker.registry.actions["odd.one"].strategy).__name__ == "RoundRobin"
     assert type(broker.registry.actions["odd.two"].strategy).__name__ == "Lowest"

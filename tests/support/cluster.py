@@ -1,9 +1,9 @@
-"""Brokers of one cluster inside a test, over whichever transport the test is run with.
+"""The brokers of a cluster, in the process of the test, over the transport that the test runs with.
 
     alice, bob = await cluster.start(("alice", [Greeter()]), ("bob", []))
     await bob.call("greeter.hello", {"name": "Ada"})
 
-The waits of a start are shortened: they exist for slow networks, and the tests wait for what they need.
+The delays of a start are shortened: they are there for slow networks, and tests wait for conditions.
 """
 
 import json
@@ -23,7 +23,7 @@ from broker.transports import make_transport
 from broker.transports.base import Observer, Transport
 from tests.support.waiting import DEADLINE_S, eventually
 
-__all__ = ["Cluster", "Stranger", "open_cluster", "shorten_waits"]
+__all__ = ["Cluster", "RawPeer", "open_cluster", "shorten_waits"]
 
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,43 +38,43 @@ def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.defaults.ID_PROBE_S", 0.3)
 
 
-class Stranger:
-    """A peer made by hand: it says what the test tells it to, and keeps what it hears."""
+class RawPeer:
+    """A peer driven by the test: it publishes the given packets, and keeps what it receives."""
 
     def __init__(self, transport: Transport, topics: Topics, node_id: str) -> None:
         self.transport = transport
         self.topics = topics
         self.node_id = node_id
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.received: list[tuple[str, dict[str, Any]]] = []
 
     async def listen(self, *commands: Command) -> None:
-        """Hear what is sent to it by these commands, and broadcasts of them."""
+        """Subscribe to these commands, sent to this node or broadcast."""
         for command in commands:
             for subject in (self.topics.to_node(command, self.node_id), self.topics.broadcast(command)):
-                await self.transport.subscribe(subject, self._hearing(command))
+                await self.transport.subscribe(subject, self._receive(command))
         await self.transport.flush()
 
-    async def say(self, subject: str, data: bytes | dict[str, Any]) -> None:
+    async def publish(self, subject: str, data: bytes | dict[str, Any]) -> None:
         await self.transport.publish(subject, data if isinstance(data, bytes) else msgspec.json.encode(data))
         await self.transport.flush()
 
     async def ask(self, node_id: str, action: str, **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
-        packet = {"ver": "5", "sender": self.node_id, "id": f"{self.node_id}-{len(self.heard)}", "action": action}
+        packet = {"ver": "5", "sender": self.node_id, "id": f"{self.node_id}-{len(self.received)}", "action": action}
         packet |= fields
-        await self.say(self.topics.to_node("REQ", node_id), packet)
+        await self.publish(self.topics.to_node("REQ", node_id), packet)
         return await self.answer(packet["id"])
 
     async def answer(self, request_id: str) -> dict[str, Any]:
-        return await self.hears("RES", lambda packet: packet.get("id") == request_id)
+        return await self.wait_for("RES", lambda packet: packet.get("id") == request_id)
 
-    async def hears(self, command: Command, wanted: Any = lambda packet: True) -> dict[str, Any]:
-        """The first packet of a command that is wanted, waiting for it."""
+    async def wait_for(self, command: Command, wanted: Any = lambda packet: True) -> dict[str, Any]:
+        """Wait for the first packet of this command that `wanted` accepts."""
 
         def found() -> dict[str, Any] | None:
-            return next((p for name, p in self.heard if name == command and wanted(p)), None)
+            return next((p for name, p in self.received if name == command and wanted(p)), None)
 
-        packet = await eventually(found, f"a {command} at {self.node_id}; heard {self.heard[-3:]}")
+        packet = await eventually(found, f"a {command} at {self.node_id}; received {self.received[-3:]}")
         assert packet is not None
         return packet
 
@@ -87,21 +87,21 @@ class Stranger:
             "instanceID": f"instance of {self.node_id}",
             "seq": 2,
         }
-        await self.say(self.topics.broadcast("INFO"), packet | fields)
+        await self.publish(self.topics.broadcast("INFO"), packet | fields)
 
-    def _hearing(self, command: Command) -> Any:
+    def _receive(self, command: Command) -> Any:
         async def on_message(data: bytes, _reply: str) -> None:
             try:
                 packet = json.loads(data)  # reads lone surrogates, too
             except ValueError:
                 packet = None
-            self.heard.append((command, packet if isinstance(packet, dict) else {"not a packet": data}))
+            self.received.append((command, packet if isinstance(packet, dict) else {"not a packet": data}))
 
         return on_message
 
 
 class Cluster:
-    """Starts brokers, stops them at the end of the test."""
+    """Starts brokers, and stops them at the end of the test."""
 
     def __init__(self, transporter: str, namespace: str) -> None:
         self.transporter = transporter
@@ -111,7 +111,7 @@ class Cluster:
         self._transports: list[Transport] = []
 
     def make(self, node_id: str, services: Sequence[Service] = (), **options: Any) -> ServiceBroker:
-        """A broker that is not started yet; stopped with the others."""
+        """A broker that has not started; it is stopped with the others."""
         options = {"transporter": self.transporter, "namespace": self.namespace, **options}
         broker = ServiceBroker(node_id, services=services, **options)
         self.brokers.append(broker)
@@ -121,7 +121,7 @@ class Cluster:
         """Start a broker, and wait until it and the others know each other."""
         broker = self.make(node_id, services, **options)
         await broker.start()
-        await self.acquaint()
+        await self.wait_until_connected()
         return broker
 
     async def start(self, *nodes: tuple[str, Sequence[Service]], **options: Any) -> list[ServiceBroker]:
@@ -130,10 +130,10 @@ class Cluster:
         async with anyio.create_task_group() as tasks:
             for broker in brokers:
                 tasks.start_soon(broker.start)
-        await self.acquaint()
+        await self.wait_until_connected()
         return brokers
 
-    async def acquaint(self) -> None:
+    async def wait_until_connected(self) -> None:
         """Wait until all running brokers know all services of each other."""
 
         def known() -> bool:
@@ -143,33 +143,33 @@ class Cluster:
 
         await eventually(known, "the brokers to know each other")
 
-    async def stranger(self, node_id: str, *commands: Command) -> Stranger:
-        """A hand-made peer that hears these commands."""
+    async def raw_peer(self, node_id: str, *commands: Command) -> RawPeer:
+        """Connect a raw peer that subscribes to these commands."""
         transport = make_transport(self.transporter)
         assert transport is not None
         self._transports.append(transport)
         await transport.connect(Observer(), node_id, self.topics.inboxes)
-        stranger = Stranger(transport, self.topics, node_id)
-        await stranger.listen(*commands)
-        return stranger
+        peer = RawPeer(transport, self.topics, node_id)
+        await peer.listen(*commands)
+        return peer
 
     async def kill(self, broker: ServiceBroker) -> None:
-        """End a node's connection without a word, as a crash does. The rest of it is stopped at the end."""
+        """Close a node's connection without DISCONNECT, as a crash does. The rest of the node is stopped at the end."""
         transport = broker._node.transport
         assert transport is not None
         await transport.close()
-        await self._until_unheard(broker.node_id)
+        await self._until_disconnected(broker.node_id)
 
-    async def cut_off(self, stranger: Stranger) -> None:
-        """End the connection of a hand-made peer, which hears RES."""
-        await stranger.transport.close()
-        await self._until_unheard(stranger.node_id)
+    async def cut_off(self, peer: RawPeer) -> None:
+        """Close the connection of a raw peer that is subscribed to RES."""
+        await peer.transport.close()
+        await self._until_disconnected(peer.node_id)
 
-    async def _until_unheard(self, node_id: str) -> None:
-        """The bus knows that a connection is gone a moment after it is: what is sent before is lost."""
-        stranger = await self.stranger("undertaker")
+    async def _until_disconnected(self, node_id: str) -> None:
+        """NATS notices a closed connection a moment later; messages sent in between are lost."""
+        peer = await self.raw_peer("observer")
         with anyio.fail_after(DEADLINE_S):
-            while await stranger.transport.has_subscribers(self.topics.to_node("RES", node_id), b""):
+            while await peer.transport.has_subscribers(self.topics.to_node("RES", node_id), b""):
                 await anyio.lowlevel.checkpoint()
 
     async def close(self) -> None:
@@ -190,7 +190,7 @@ def _knows(one: ServiceBroker, other: ServiceBroker) -> bool:
 
 @asynccontextmanager
 async def open_cluster(transporter: str, namespace: str) -> AsyncIterator[Cluster]:
-    """A cluster that is gone at the end of the block; nothing of its brokers is pending then."""
+    """A cluster for the block. When it ends, its brokers have no pending requests."""
     cluster = Cluster(transporter, namespace)
     try:
         yield cluster

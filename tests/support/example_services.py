@@ -9,7 +9,7 @@ from broker import Context, Service, action, event
 from broker import errors as broker_errors
 from broker.errors import MoleculerError, RemoteError
 
-__all__ = ["Echo", "Gate", "Hearing", "Math", "Relay"]
+__all__ = ["Echo", "Gate", "Listener", "Math", "Relay"]
 
 
 class Point(Struct):
@@ -88,7 +88,7 @@ class Echo(Service):
 
     @action
     async def meta(self, ctx: Context) -> None:
-        """Sets what the params hold; fails after it when told so."""
+        """Sets what the params hold; fails after it if the params say so."""
         ctx.meta.update(ctx.params.get("set", {}))
         if ctx.params.get("fail"):
             raise MoleculerError("after setting meta")
@@ -154,19 +154,19 @@ class Gate(Service):
         return self.broker.node_id
 
 
-class Hearing(Service):
-    """Keeps the events it hears: (handler, event, params, context)."""
+class Listener(Service):
+    """Keeps the events it receives: (handler, event, params), and their contexts."""
 
-    name = "hearing"
+    name = "listener"
 
-    def __init__(self, name: str = "hearing") -> None:
+    def __init__(self, name: str = "listener") -> None:
         self.name = name  # type: ignore[misc]  # one class serves as several services
-        self.heard: list[tuple[str, str, Any]] = []
+        self.received: list[tuple[str, str, Any]] = []
         self.contexts: list[dict[str, Any]] = []
 
     def note(self, handler: str, ctx: Context) -> None:
         assert ctx.event is not None
-        self.heard.append((handler, ctx.event, ctx.params))
+        self.received.append((handler, ctx.event, ctx.params))
         self.contexts.append(describe(ctx))
 
     @event("user.created")
@@ -188,7 +188,7 @@ class Hearing(Service):
 
 
 def describe(ctx: Context) -> dict[str, Any]:
-    """What a context tells, as plain values."""
+    """The fields of a context as plain values."""
     return {
         "params": ctx.params,
         "meta": dict(ctx.meta),

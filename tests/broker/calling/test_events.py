@@ -16,14 +16,14 @@ FIELDS = {
 
 async def sent(cluster: Cluster, ver: str, kind: str, **options: Any) -> dict[str, Any]:
     one = await cluster.start_one("one")
-    stranger = await cluster.stranger("stranger", "EVENT")
+    peer = await cluster.raw_peer("peer", "EVENT")
     events = {pattern: {"name": pattern} for pattern in ("user.*", "user.created")}
     other = {"user.**": {"name": "user.**", "group": "other"}}
-    await stranger.introduce({"name": "mail", "events": events}, {"name": "audit", "events": other}, ver=ver)
+    await peer.introduce({"name": "mail", "events": events}, {"name": "audit", "events": other}, ver=ver)
     await one.wait_for_services("audit", timeout=30)
     await getattr(one, kind)("user.created", {"id": 1}, **options)
-    event = await stranger.hears("EVENT")
-    assert len(stranger.heard) == 1, "one packet a node"
+    event = await peer.wait_for("EVENT")
+    assert len(peer.received) == 1, "one packet a node"
     return event
 
 

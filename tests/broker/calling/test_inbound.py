@@ -13,8 +13,8 @@ pytestmark = pytest.mark.anyio
 
 async def asked(cluster: Cluster, action: str, **fields: Any) -> dict[str, Any]:
     await cluster.start_one("one", [Echo(), Math(), Heading()])
-    stranger = await cluster.stranger("stranger", "RES")
-    return await stranger.ask("one", action, **fields)
+    peer = await cluster.raw_peer("peer", "RES")
+    return await peer.ask("one", action, **fields)
 
 
 class Heading(Service):
@@ -74,16 +74,16 @@ async def test_c58_a_violation_on_the_wire(cluster: Cluster) -> None:
         "type": "number",
         "field": "a",
         "actual": "x",
-        "nodeID": "stranger",
+        "nodeID": "peer",
         "action": "math.add",
     }
 
 
 async def test_two_requests_of_one_id_are_both_answered(cluster: Cluster) -> None:
     await cluster.start_one("one", [Echo()])
-    stranger = await cluster.stranger("stranger", "RES")
-    packet = {"ver": "5", "sender": "stranger", "id": "same", "action": "echo.where"}
+    peer = await cluster.raw_peer("peer", "RES")
+    packet = {"ver": "5", "sender": "peer", "id": "same", "action": "echo.where"}
     for _ in range(2):
-        await stranger.say(cluster.topics.to_node("REQ", "one"), packet)
-    await stranger.ask("one", "echo.where")
-    assert [answer["id"] for _, answer in stranger.heard][:2] == ["same", "same"]
+        await peer.publish(cluster.topics.to_node("REQ", "one"), packet)
+    await peer.ask("one", "echo.where")
+    assert [answer["id"] for _, answer in peer.received][:2] == ["same", "same"]

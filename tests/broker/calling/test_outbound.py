@@ -8,7 +8,7 @@ import pytest
 from msgspec import Struct
 
 from broker import Context, Service, action
-from tests.support.cluster import Cluster, Stranger
+from tests.support.cluster import Cluster, RawPeer
 
 pytestmark = pytest.mark.anyio
 
@@ -21,20 +21,20 @@ FIELDS = {
 async def sent(cluster: Cluster, ver: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     """The request that a call makes towards a peer of a version."""
     one = await cluster.start_one("one")
-    stranger = await cluster.stranger("stranger", "REQ")
+    peer = await cluster.raw_peer("peer", "REQ")
     actions = {"odd.answer": {"name": "odd.answer", "rawName": "answer", "timeout": 3000}}
-    await stranger.introduce({"name": "odd", "actions": actions}, ver=ver)
+    await peer.introduce({"name": "odd", "actions": actions}, ver=ver)
     await one.wait_for_services("odd", timeout=30)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_answer, cluster, stranger)
+        tasks.start_soon(_answer, cluster, peer)
         assert await one.call("odd.answer", *arguments, **options) == "answered"
-    return await stranger.hears("REQ")
+    return await peer.wait_for("REQ")
 
 
-async def _answer(cluster: Cluster, stranger: Stranger) -> None:
-    request = await stranger.hears("REQ")
-    answer = {"ver": request["ver"], "sender": "stranger", "id": request["id"], "success": True, "data": "answered"}
-    await stranger.say(cluster.topics.to_node("RES", "one"), answer)
+async def _answer(cluster: Cluster, peer: RawPeer) -> None:
+    request = await peer.wait_for("REQ")
+    answer = {"ver": request["ver"], "sender": "peer", "id": request["id"], "success": True, "data": "answered"}
+    await peer.publish(cluster.topics.to_node("RES", "one"), answer)
 
 
 async def test_c35_a_request_has_every_field_and_c36_headers_in_protocol_5(cluster: Cluster) -> None:

@@ -132,7 +132,7 @@ async def test_a_loop_that_stood_still_is_told_of_and_no_peer_is_blamed(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = await cluster.start_one("one", heartbeat_timeout=0.3)
-    await (await cluster.stranger("peer")).introduce()
+    await (await cluster.raw_peer("peer")).introduce()
     await eventually(lambda: "peer" in one.registry.nodes)
     monkeypatch.setattr("broker.defaults.LOOP_STANDS_STILL_S", 0.3)
     time.sleep(0.5)  # noqa: ASYNC251 - what is tested
