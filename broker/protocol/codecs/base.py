@@ -39,7 +39,7 @@ Raises msgspec.ValidationError when it does not fit, InvalidPacketDataError when
 
 
 class Codec(ABC):
-    """A serializer of Moleculer. What each of them has of its own are the members that begin with an underscore."""
+    """A serializer of Moleculer: packets and values of users to bytes and back."""
 
     name: str
 
@@ -53,11 +53,11 @@ class Codec(ABC):
         escape: Rewrite,
         user_fields: Mapping[type[Packet], tuple[str, ...]] = USER_FIELDS,
     ) -> None:
-        """`decoders` and `load` raise one of UNDECODABLE for a packet that does not fit its type, or a broken value.
+        """What one serializer does in its own way.
 
-        `prepare` makes of a user's value, and of the `user_fields` of a packet, what `write` takes. `write` raises
-        UnicodeEncodeError for halves of surrogate pairs, of which `escape` makes what it takes. They raise one of
-        UNENCODABLE for anything else.
+        `decoders` read packets and `load` reads a value; they raise one of UNDECODABLE. `prepare` turns a user's value,
+        and the `user_fields` of a packet, into what `write` takes. `write` raises UnicodeEncodeError for lone
+        surrogates, which `escape` replaces by what it takes, and one of UNENCODABLE for anything else.
         """
         self._decoders = decoders
         self._load = load
