@@ -12,13 +12,12 @@ import anyio
 from msgspec import structs
 
 from broker.calling.events import EventSender, event_options
-from broker.calling.farewell import Farewell
 from broker.calling.inbound import InboundWork
-from broker.calling.internal_events import InternalEvents
+from broker.calling.internal_events import InternalEvents, LastEvents
 from broker.calling.mcall import call_all
 from broker.calling.outbound import OutboundCalls
 from broker.calling.service_host import ServiceHost
-from broker.context import ABSENT, PLAIN, CallArguments, Calls, Context, EventOptions, Next, call_options
+from broker.context import ABSENT, PLAIN, CallArguments, Calls, Context, EventArguments, Next, call_options
 from broker.conversation.peer_exchange import PeerExchange
 from broker.conversation.transit import Limits, Transit
 from broker.defaults import (
@@ -124,9 +123,9 @@ class ServiceBroker:
     async def start(self) -> None:
         """Connect, find the other nodes, start the services, and announce them.
 
-        Tries for ever to reach the server; cancel it, or call `stop`, to give up. Raises what a service's `started`
-        raises, BrokerOptionsError when the node id is taken, and MoleculerServerError `BROKER_STATE` when somebody
-        stopped the broker meanwhile; the node is stopped again then.
+        Retries without a limit until the server answers; cancel it, or call `stop`, to give up. Raises what a service's
+        `started` raises, BrokerOptionsError when the node id is taken, and MoleculerServerError `BROKER_STATE` when the
+        broker was stopped meanwhile; the node is stopped again then.
         """
         if self._loop is not None:
             raise MoleculerServerError(f"The broker is {self._life.state}; a broker starts once.", type=BROKER_STATE)
@@ -152,11 +151,10 @@ class ServiceBroker:
         await self._run_hooks("started", self)
 
     async def stop(self) -> None:
-        """Leave without loss: announce it, finish running requests, stop the services, say good-bye. Twice is quiet.
+        """Leave gracefully: announce it, finish running requests, stop the services, disconnect. Idempotent.
 
-        Returns when the node has stopped. Work of this node itself (a handler, what `start_soon` runs) would wait for
-        its own end: called from there it returns at once, and the node stops when that work is done. A start that is
-        under way is ended.
+        Returns when the node has stopped. Called from work of this node itself (a handler, what `start_soon` runs), it
+        returns at once, and the node stops when that work is done. A start that is under way is cancelled.
         """
         if self._life.state in (State.NEW, State.STOPPED):
             return
@@ -169,15 +167,16 @@ class ServiceBroker:
             await self._life.ended(self._node)
 
     async def _stop(self) -> None:
-        farewell = Farewell(self, self.registry, self._around_broadcast_local, timeout_s=self.options.shutdown_timeout)
+        timeout_s = self.options.shutdown_timeout
+        last_events = LastEvents(self, self.registry, self._around_broadcast_local, timeout_s=timeout_s)
         await self._run_hooks("stopping", self)
         await self._node.leave()
         await self._host.stop_all()
         self._chains.breaker.stop()
         if self._node.transport is not None:
-            await farewell.send("$transporter.disconnected", {"graceFul": True})
+            await last_events.send("$transporter.disconnected", {"graceFul": True})
         await self._node.close()
-        await farewell.send("$broker.stopped", {})
+        await last_events.send("$broker.stopped", {})
         await self._run_hooks("stopped", self)
         self._events.end()
 
@@ -242,7 +241,7 @@ class ServiceBroker:
         if not missing:  # the last one came in the last moment
             return
         raise MoleculerServerError(
-            f"Waited {timeout} s, and nobody offers: {', '.join(missing)}.",
+            f"Waited {timeout} s, and no node offers: {', '.join(missing)}.",
             500,
             "WAITFOR_SERVICES",
             {"services": list(names), "missing": missing},
@@ -256,7 +255,7 @@ class ServiceBroker:
         `params` absent reaches the callee as `{}`, None as null. `meta` travels along, and what the callee sets in it
         is set in the very dict that was passed. `timeout` in seconds, 0 for none. `retries` counts further attempts
         after retryable errors; None leaves it to the retry policies, 0 allows none. `fallback`, a value or a function
-        of (context of the call, error), stands in for an error, except that of an action that nobody offers.
+        of (context of the call, error), stands in for an error, except that of an action that no node offers.
         `node_id` asks exactly that node. `stream` is any iterable, async or not, of bytes or of values, sent while the
         callee runs, and to a JS node also when that has answered first. An action that answers with a stream gives a
         StreamReader: `async for chunk in …`.
@@ -285,31 +284,31 @@ class ServiceBroker:
         """
         return await call_all(self.call, calls, settled=settled, options=options)
 
-    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None:
         """Send an event to one node of each group that listens."""
         self._require_running()
         await compose(self._around_emit, self._sender.emit)(event, data, event_options(options))
 
-    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None:
         """Send an event to every node that listens, this one too."""
         self._require_running()
         await compose(self._around_broadcast, self._sender.broadcast)(event, data, event_options(options))
 
-    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None:
         """Send an event to the listeners of this node only."""
         self._require_running()
         send = compose(self._around_broadcast_local, self._sender.broadcast_local)
         await send(event, data, event_options(options))
 
     async def ping(self, node_id: str, timeout: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
-        """Ask a node for a sign of life: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
+        """Ping a node: `{nodeID, elapsedTime, timeDiff}` in milliseconds; None after `timeout` s."""
         self._require_running()
         return await self._node.pinging.ping(node_id, timeout)
 
     async def discover(self, node_id: str | None = None) -> None:
         """For a visitor: find the nodes of the cluster, or only that one; they are in `registry` then.
 
-        No JS node logs anything of it where a node like this can tell which there are. Else all nodes are asked in both
+        Where a node like this answers which nodes there are, no JS node logs it. Else all nodes are asked in both
         versions, and each JS node logs one error.
         """
         self._require_running()

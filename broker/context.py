@@ -74,7 +74,7 @@ Calls = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 """Several calls; see `ServiceBroker.mcall`."""
 
 
-class EventOptions(TypedDict, total=False):
+class EventArguments(TypedDict, total=False):
     """The options of an event, as users name them."""
 
     groups: str | Sequence[str] | None
@@ -125,11 +125,11 @@ class Caller(Interface):
 
     async def mcall(self, calls: Calls, *, settled: bool = False, **options: Unpack[CallArguments]) -> Any: ...
 
-    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None: ...
 
-    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None: ...
 
-    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None: ...
+    async def broadcast_local(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None: ...
 
     async def ping(self, node_id: str, timeout: float = ...) -> dict[str, Any] | None: ...
 
@@ -383,12 +383,12 @@ class Context(Struct, eq=False):
         options["parent"] = self
         return await self.broker.mcall(calls, settled=settled, **options)
 
-    async def emit(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+    async def emit(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None:
         """Send an event to one node of each group; see `ServiceBroker.emit`."""
         options["parent"] = self
         await self.broker.emit(event, data, **options)
 
-    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventOptions]) -> None:
+    async def broadcast(self, event: str, data: Any = None, **options: Unpack[EventArguments]) -> None:
         """Send an event to every node that listens; see `ServiceBroker.broadcast`."""
         options["parent"] = self
         await self.broker.broadcast(event, data, **options)

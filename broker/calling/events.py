@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Raw
 
-from broker.context import Caller, CallOptions, Context, EventOptions
+from broker.context import Caller, CallOptions, Context, EventArguments
 from broker.conversation.effects import Publish
 from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
@@ -18,11 +18,11 @@ from broker.registry.registry import Registry
 logger = logging.getLogger("broker")
 
 
-def event_options(given: EventOptions) -> dict[str, Any]:
+def event_options(given: EventArguments) -> dict[str, Any]:
     """The options of an event. Raises TypeError for an unknown one."""
     for name in given:
-        if name not in EventOptions.__annotations__:
-            known = ", ".join(EventOptions.__annotations__)
+        if name not in EventArguments.__annotations__:
+            known = ", ".join(EventArguments.__annotations__)
             raise TypeError(f"An event has no option '{name}'; there are {known}.")
     groups = given.get("groups")
     return {**given, "groups": [groups]} if isinstance(groups, str) else dict(given)

@@ -223,7 +223,7 @@ class OutboundCalls:
                 return await self._run_here(endpoint, ctx)
 
     async def _pause(self, endpoint: Endpoint, ctx: Context, tries: int) -> None:
-        """While a JS node changes its services, there is no node for a moment that NATS could choose."""
+        """While a JS node changes its services, NATS may have no node to choose for a moment."""
         if tries == BALANCED_RETRIES:
             raise ServiceNotAvailableError({"action": endpoint.name})
         await anyio.sleep(BALANCED_RETRY_S)
@@ -302,7 +302,7 @@ class OutboundCalls:
             waiter.exception()
 
     async def _begin_stream(self, writer: StreamWriter, waiter: "asyncio.Future[Answer]") -> None:
-        """Send a stream when the server has taken its request and not said that there are no responders: only what has
+        """Send a stream once the server has taken its request, and not reported no responders: only what has
         not begun can go to another node. A handler that has answered already may still read."""
         try:
             await self._transport.flush()

@@ -83,7 +83,7 @@ class EventHandler:
     entry: _Entry
     chain: Next
     in_work: Tracker
-    """Told when it will run soon, as its service does not stop before it has, and when it has run."""
+    """Counts it from when it is due until it has run: its service does not stop before."""
 
     def enter(self) -> None:
         """The current task runs it for another node."""
@@ -99,9 +99,9 @@ class ServiceHost:
         node: Node,
         codec: Codec,
         chains: Chains,
-        tell: Callable[[str, Service], Awaitable[None]],
+        run_hooks: Callable[[str, Service], Awaitable[None]],
     ) -> None:
-        """`tell` runs users' hooks in the life of a service."""
+        """`run_hooks` runs users' hooks in the life of a service."""
         self._registry = registry
         self._node = node
         self._codec = codec
@@ -110,7 +110,7 @@ class ServiceHost:
         self._actions: dict[str, HostedAction] = {}
         self._handlers: dict[EventDefinition, EventHandler] = {}
         self._ending: set[Life] = set()
-        self._tell = tell
+        self._run_hooks = run_hooks
 
     def add(self, service: Service) -> ServiceDefinition:
         """Take a service in, without starting it. Raises ServiceSchemaError."""
@@ -173,7 +173,7 @@ class ServiceHost:
             if missing:
                 logger.info("Service '%s' waits for: %s", full_name, ", ".join(missing))
             await wait_for_services(*entry.definition.dependencies)
-        await self._tell("service_starting", entry.service)
+        await self._run_hooks("service_starting", entry.service)
         try:
             await invoke_user(entry.service.started)
         except Exception as error:
@@ -184,7 +184,7 @@ class ServiceHost:
         entry.life.state = State.STARTED
         self._node.notify(*self._registry.add_service(entry.definition))
         self._node.announce_soon()
-        await self._tell("service_started", entry.service)
+        await self._run_hooks("service_started", entry.service)
         _log(full_name, "started")
 
     async def start_all(self, wait_for_services: Callable[..., Awaitable[None]]) -> None:
@@ -235,7 +235,7 @@ class ServiceHost:
             self._node.notify(*self._registry.remove_service(full_name))
             self._node.announce_soon()
             await self._wait_until_idle(entry)
-        await self._tell("service_stopping", entry.service)
+        await self._run_hooks("service_stopping", entry.service)
         await self._end_background(entry)
         try:
             await invoke_user(entry.service.stopped)
@@ -246,7 +246,7 @@ class ServiceHost:
             del self._actions[action.name]
         for event in entry.definition.events:
             del self._handlers[event]
-        await self._tell("service_stopped", entry.service)
+        await self._run_hooks("service_stopped", entry.service)
         self._ending.discard(entry.life)
         if offered:
             _log(full_name, "stopped")

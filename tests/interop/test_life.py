@@ -42,7 +42,7 @@ def broker_with_services(nats_url: str, namespace: str, node_id: str = "py", **o
 
 
 async def math_is_gone(broker: ServiceBroker) -> None:
-    """Returns when the broker knows that nobody offers `math` any more."""
+    """Returns when the broker knows that no node offers `math` any more."""
     with anyio.fail_after(DEADLINE_S):
         while True:
             try:
