@@ -129,20 +129,15 @@ _TAGS: dict[int, Any] = {
 _NAMES = {kind: [(item.encode_name, item.name) for item in msgspec.structs.fields(kind)] for kind in COMMANDS.values()}
 
 
-def _write_encoded(encoder: Any, value: Any) -> None:
-    """Params or data of a packet, which are encoded already."""
-    if not isinstance(value, Raw):
-        raise TypeError(f"objects of type {type(value).__name__} have no form in CBOR")
-    encoder.write(bytes(value))
-
-
 def _write(prepared: Any) -> bytes:
     if type(prepared) not in _NAMES:
         return cbor2.dumps(prepared, datetime_as_timestamp=True)
     fields = ((wire, getattr(prepared, name)) for wire, name in _NAMES[type(prepared)])
     present = [field for field in fields if field[1] is not UNSET]
     members = dict(sorted(present, key=lambda field: type(field[1]) is Raw))
-    written = cbor2.dumps(members, datetime_as_timestamp=True, default=_write_encoded)
+    written = cbor2.dumps(
+        members, datetime_as_timestamp=True, default=lambda encoder, encoded: encoder.write(bytes(encoded))
+    )
     return b"\xb9" + len(members).to_bytes(2, "big") + written[1:]  # the length as cbor-x writes it: in 16 bits
 
 

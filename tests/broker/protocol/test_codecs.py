@@ -198,7 +198,7 @@ def test_c84_dates_and_bytes_come_back_as_they_were(codec: Codec, value: Any) ->
 
 
 def javascript_number(text: str) -> int | float:
-    """CBOR tells numbers from big integers, and JSON has none of these."""
+    """CBOR has numbers and big integers, and JSON numbers alone."""
     return int(text) if abs(int(text)) <= 2**53 else float(text)
 
 
@@ -421,7 +421,7 @@ def test_the_parts_of_a_list_are_counted_at_least_as_large_as_the_list_is(codec:
 @pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.long)])
 def test_c11_whatever_bytes_arrive_nothing_else_is_raised(codec: Codec, count: int) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    print(f"seed {seed}")  # noqa: T201 - a randomised test prints its seed
     chance = random.Random(seed)
     packets = []
     for _, command, payload, _ in captured("5"):
@@ -468,7 +468,7 @@ def assert_read_or_refused(codec: Codec, data: bytes) -> None:
 
 @every_codec
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\xff" * 20, b"[" * 100_000, b"\x81" * 100_000, b"\x91" * 100_000])
-def test_c11_bytes_that_are_no_packet_are_named_as_such(codec: Codec, data: bytes) -> None:
+def test_c11_bytes_that_are_not_a_packet_are_named_as_such(codec: Codec, data: bytes) -> None:
     for command in COMMANDS:
         with pytest.raises(InvalidPacketDataError) as caught:
             codec.decode(command, data)
@@ -477,7 +477,7 @@ def test_c11_bytes_that_are_no_packet_are_named_as_such(codec: Codec, data: byte
 
 
 @every_codec
-def test_an_unusable_request_still_tells_whom_to_answer(codec: Codec) -> None:
+def test_an_unusable_request_still_says_whom_to_answer(codec: Codec) -> None:
     request = Request(ver="5", sender="js-1", id="7", action=5, params=NULL)  # type: ignore[arg-type]  # the mistake of a peer
     with pytest.raises(InvalidPacketDataError):
         codec.decode("REQ", codec.encode(request))

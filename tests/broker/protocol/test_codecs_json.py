@@ -1,7 +1,6 @@
 """JSON in and out: what real nodes sent is read, what Python nodes send is what JSON.stringify would (protocol §11)."""
 
 import json
-import random
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,12 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from broker.errors import BrokerOptionsError, InvalidPacketDataError, MoleculerError
-from broker.protocol.codecs import make_codec
+from broker.errors import InvalidPacketDataError, MoleculerError
 from broker.protocol.codecs.json import JSONCodec
 from broker.protocol.packets import COMMANDS, Address, Command, Event, Info, Packet, Request, Response
 from tests.support.transits import captured
@@ -79,28 +75,12 @@ def test_c10_any_version_is_read_so_that_it_can_be_refused_by_name() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"null", b"[]", b"5", b"{", b"{}", b"\xff\xfe", b'{"sender":5,"ver":"5"}', b"[" * 100_000]
 )
-def test_c11_bytes_that_are_no_packet_are_named_as_such(command: Command, data: bytes) -> None:
+def test_c11_bytes_that_are_not_a_packet_are_named_as_such(command: Command, data: bytes) -> None:
     with pytest.raises(InvalidPacketDataError) as caught:
         CODEC.decode(command, data)
     assert caught.value.data["command"] == command
     assert caught.value.data["size"] == len(data)
     assert caught.value.data["reason"]
-
-
-def test_c11_whatever_bytes_arrive_nothing_else_is_raised() -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
-    chance = random.Random(seed)
-    packets = [(command, json.dumps(packet).encode()) for _, command, packet, _ in captured("5")]
-    for _ in range(3000):
-        command, good = chance.choice(packets)
-        damaged = bytearray(good[: chance.randint(1, len(good))])
-        for _ in range(chance.randint(0, 4)):
-            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
-        try:
-            CODEC.decode(command, bytes(damaged))
-        except InvalidPacketDataError:
-            CODEC.decode_address(bytes(damaged))
 
 
 def test_params_keep_their_bytes_on_both_paths() -> None:
@@ -122,7 +102,7 @@ def test_lone_surrogates_of_javascript_are_read_and_written() -> None:
     assert b"stream" not in sent
 
 
-def test_an_unusable_request_still_tells_whom_to_answer() -> None:
+def test_an_unusable_request_still_says_whom_to_answer() -> None:
     address = CODEC.decode_address(b'{"ver":"5","sender":"js-1","id":"7","action":5}')
     assert address is not None
     assert (address.sender, address.id, address.ver) == ("js-1", "7", "5")
@@ -195,14 +175,6 @@ def loop() -> list[Any]:
     return value
 
 
-@pytest.mark.parametrize("value", [object(), {"a": {1, object()}}, [lambda: 1], loop(), {(1, 2): 3}])
-def test_what_has_no_json_form_is_a_typed_error(value: object) -> None:
-    with pytest.raises(MoleculerError) as caught:
-        CODEC.encode_value(value)
-    assert (caught.value.code, caught.value.type) == (500, "UNSERIALIZABLE")
-    assert caught.value.data == {"type": type(value).__name__}
-
-
 @pytest.mark.parametrize(
     "packet",
     [
@@ -217,11 +189,6 @@ def test_a_packet_that_has_no_json_form_is_a_typed_error_too(packet: Any) -> Non
     with pytest.raises(MoleculerError) as caught:
         CODEC.encode(packet)
     assert caught.value.type == "UNSERIALIZABLE"
-
-
-def test_a_missing_value_is_none() -> None:
-    assert CODEC.decode_value(Raw()) is None
-    assert CODEC.decode_value(Raw(b"null")) is None
 
 
 def test_a_value_decoder_reads_into_the_type_also_with_lone_surrogates() -> None:
@@ -247,26 +214,8 @@ def test_a_value_decoder_reads_into_the_type_also_with_lone_surrogates() -> None
         decode(Raw(b'{"a":"x"}'))
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-        max_leaves=15,
-    )
-)
-def test_json_values_come_back_as_they_were(value: Any) -> None:
-    back = CODEC.decode_value(CODEC.encode_value(value))
-    assert back == json.loads(json.dumps(value), parse_constant=lambda _: None)
-
-
 def test_a_decimal_goes_out_as_msgspec_writes_it() -> None:
     assert bytes(CODEC.encode_value(Decimal("1.50"))) == b'"1.50"'
-
-
-def test_the_serializer_is_chosen_by_name() -> None:
-    assert make_codec("json").name == "JSON"
-    with pytest.raises(BrokerOptionsError, match=r"'Yaml' is not known.*JSON"):
-        make_codec("Yaml")
 
 
 def test_a_packet_deeper_than_a_parser_goes_is_invalid_and_its_address_is_read() -> None:

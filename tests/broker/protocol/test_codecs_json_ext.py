@@ -87,7 +87,7 @@ def test_c84_marks_are_read_in_every_part_of_a_packet() -> None:
     assert (address.sender, address.id) == ("[[node", "[[1")
 
 
-def test_what_a_node_tells_of_itself_is_escaped_too() -> None:
+def test_what_a_node_announces_of_itself_is_escaped_too() -> None:
     info = Info(ver="5", sender="py-1", services=[{"name": "s", "settings": {"text": "[[DT]]5"}}], metadata={"a": "[["})
     sent = json.loads(CODEC.encode(info))
     assert sent["services"][0]["settings"] == {"text": "[[ES]][[DT]]5"}

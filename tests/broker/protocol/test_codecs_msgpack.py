@@ -63,7 +63,7 @@ def test_c84_the_captured_heartbeat_decodes_and_one_of_ours_has_the_same_content
     assert msgspec.msgpack.decode(ours) == msgspec.msgpack.decode(captured)
 
 
-def test_what_only_javascript_tells_apart_goes_out_as_the_nearest_form() -> None:
+def test_what_only_javascript_distinguishes_goes_out_as_the_nearest_form() -> None:
     assert CODEC.decode_value(CODEC.encode_value([{1}, frozenset(), (1, 2), bytearray(b"x")])) == [
         [1],
         [],

@@ -72,7 +72,7 @@ def test_what_is_not_an_object_is_refused(data: bytes) -> None:
 def test_any_damage_is_refused_or_read() -> None:
     """Whatever bytes arrive, nothing but ValueError and RecursionError comes out."""
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    print(f"seed {seed}")  # noqa: T201 - a randomised test prints its seed
     chance = random.Random(seed)
     good = json.dumps({"a": {"b": [1, "x\ud800", None]}, "c": "}", "d": -1.5e3}).encode()
     for _ in range(3000):

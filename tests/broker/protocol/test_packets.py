@@ -66,7 +66,7 @@ def test_a_response_without_a_stream_or_error_names_neither() -> None:
     assert sent.keys() == {"ver", "sender", "id", "meta", "headers", "success", "data"}
 
 
-def test_a_heartbeat_tells_no_sequence() -> None:
+def test_a_heartbeat_has_no_sequence() -> None:
     assert wire(Heartbeat(ver="5", sender="py-1", cpu=12)) == {"ver": "5", "sender": "py-1", "cpu": 12}
 
 
