@@ -126,7 +126,8 @@ async def _nothing(_server: NatsServer) -> None:
 @pytest.mark.anyio
 async def test_a_plain_call_passes_few_functions_and_files() -> None:
     """Counts, not times: they are the same on every machine."""
-    (caller, _), _ = await profile_calls.profile(calls=1280, callers=128)
-    assert caller.functions <= 80
-    assert len(caller.ours) <= 25, caller.ours
-    assert caller.files <= 15, caller.ours
+    sides, _ = await profile_calls.profile(calls=1280, callers=128)
+    for side in sides:
+        assert side.functions <= 80
+        assert len(side.ours) <= 20, side.ours
+        assert side.files <= 15, side.ours
