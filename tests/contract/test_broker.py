@@ -30,7 +30,7 @@ async def test_nodes_find_each_other_and_call_both_ways(cluster: Cluster) -> Non
     assert await one.call("math.add", {"a": 1, "b": 2}) == 3
 
 
-async def test_a_node_that_comes_later_is_known_to_those_before(cluster: Cluster) -> None:
+async def test_nodes_discover_a_node_that_joins_later(cluster: Cluster) -> None:
     one = await cluster.start_one("one", [Math()])
     two = await cluster.start_one("two", [Echo()])
     assert await two.call("math.add", {"a": 1, "b": 2}) == 3
@@ -51,13 +51,13 @@ async def test_c1_namespaces_never_mix(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "value", [{}, {"a": [1, {"b": None}]}, None, 5, 0, "", "é\U0001f600\u0000", [], [1, "x"], True, False, 1.5, {"": 1}]
 )
-async def test_c35_params_and_results_of_any_shape_arrive_as_they_are(cluster: Cluster, value: Any) -> None:
+async def test_c35_params_and_results_of_any_shape_arrive_unchanged(cluster: Cluster, value: Any) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     for broker in (one, two):
         assert await broker.call("echo.params", value) == value
 
 
-async def test_c35_absent_params_are_an_empty_object(cluster: Cluster) -> None:
+async def test_c35_absent_params_arrive_as_an_empty_object(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     for broker in (one, two):
         assert await broker.call("echo.params") == {}
@@ -75,13 +75,13 @@ async def test_c35_absent_params_are_an_empty_object(cluster: Cluster) -> None:
         ("text", "é\U0001f600"),
     ],
 )
-async def test_a_local_caller_gets_what_a_remote_one_gets(cluster: Cluster, kind: str, expected: Any) -> None:
+async def test_a_local_caller_gets_the_same_result_as_a_remote_one(cluster: Cluster, kind: str, expected: Any) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
     for broker in (two, one):
         assert await broker.call("math.shapes", kind) == expected
 
 
-async def test_c58_a_call_that_does_not_fit_names_every_violation(cluster: Cluster) -> None:
+async def test_c58_a_validation_error_names_every_violation(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
     for broker in (one, two):
         with pytest.raises(ValidationError) as caught:
@@ -101,7 +101,7 @@ async def test_c58_a_call_that_does_not_fit_names_every_violation(cluster: Clust
 
 
 @pytest.mark.parametrize("params", [None, [], "text", 5])
-async def test_typed_params_that_are_no_object_are_a_422_too(cluster: Cluster, params: Any) -> None:
+async def test_typed_params_that_are_not_an_object_are_rejected_with_422(cluster: Cluster, params: Any) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
     for broker in (one, two):
         with pytest.raises(ValidationError):
@@ -136,7 +136,7 @@ async def test_c56_an_error_of_an_unknown_class_keeps_its_name(cluster: Cluster)
     assert (error.name, error.message, error.code, error.type, error.data) == ("MyError", "mine", 599, "MINE", {"z": 1})
 
 
-async def test_an_error_of_python_is_a_500_that_names_it(cluster: Cluster) -> None:
+async def test_a_python_exception_arrives_as_a_500_with_its_name(cluster: Cluster) -> None:
     _, two = await cluster.start(("one", [Math()]), ("two", []))
     with pytest.raises(RemoteError) as caught:
         await two.call("math.crash")
@@ -152,7 +152,7 @@ async def test_c57_a_forwarded_error_names_the_node_it_came_from(cluster: Cluste
 
 
 @pytest.mark.parametrize("where", ["result", "meta", "data"])
-async def test_what_cannot_be_sent_back_is_a_typed_500(cluster: Cluster, where: str) -> None:
+async def test_a_result_that_cannot_be_encoded_is_a_typed_500(cluster: Cluster, where: str) -> None:
     _, two = await cluster.start(("one", [Math()]), ("two", []))
     with pytest.raises(MoleculerError) as caught:
         await two.call("math.odd", {"where": where})
@@ -161,14 +161,16 @@ async def test_what_cannot_be_sent_back_is_a_typed_500(cluster: Cluster, where: 
 
 
 @pytest.mark.parametrize("options", [{"params": {"odd": object()}}, {"meta": {"odd": object()}}])
-async def test_what_cannot_be_sent_is_a_typed_error_of_the_caller(cluster: Cluster, options: dict[str, Any]) -> None:
+async def test_params_that_cannot_be_encoded_are_a_typed_error_at_the_caller(
+    cluster: Cluster, options: dict[str, Any]
+) -> None:
     _, two = await cluster.start(("one", [Echo()]), ("two", []))
     with pytest.raises(MoleculerError) as caught:
         await two.call("echo.params", **options)
     assert caught.value.type == "UNSERIALIZABLE"
 
 
-async def test_c49_an_action_nobody_ever_had_is_not_found(cluster: Cluster) -> None:
+async def test_c49_an_action_that_no_node_ever_offered_is_not_found(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
     for broker in (one, two):
         with pytest.raises(ServiceNotFoundError) as caught:
@@ -185,7 +187,7 @@ async def test_c49_an_action_whose_last_node_left_is_not_available(cluster: Clus
     assert caught.value.data == {"action": "math.add"}
 
 
-async def test_a_call_may_ask_for_its_node(cluster: Cluster) -> None:
+async def test_a_call_can_be_sent_to_a_named_node(cluster: Cluster) -> None:
     one, *_ = await cluster.start(("one", [Echo()]), ("two", [Echo()]), ("three", [Echo()]))
     for node_id in ("one", "two", "three"):
         assert await one.call("echo.where", node_id=node_id) == node_id
@@ -194,21 +196,21 @@ async def test_a_call_may_ask_for_its_node(cluster: Cluster) -> None:
     assert caught.value.data == {"action": "echo.where", "nodeID": "four"}
 
 
-async def test_c75_calls_go_round_the_nodes_in_turn(cluster: Cluster) -> None:
+async def test_c75_calls_go_to_the_nodes_in_turn(cluster: Cluster) -> None:
     *_, caller = await cluster.start(("one", [Echo()]), ("two", [Echo()]), ("three", [Echo()]), ("caller", []))
     answers = [await caller.call("echo.where") for _ in range(6)]
     assert sorted(answers[:3]) == ["one", "three", "two"]
     assert answers[3:] == answers[:3]
 
 
-async def test_c76_the_own_node_is_preferred_unless_told_otherwise(cluster: Cluster) -> None:
+async def test_c76_the_local_node_is_preferred_by_default(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", [Echo()]), ("two", [Echo()]))
     assert {await one.call("echo.where") for _ in range(4)} == {"one"}
     three = await cluster.start_one("three", [Echo()], prefer_local=False)
     assert {await three.call("echo.where") for _ in range(6)} == {"one", "two", "three"}
 
 
-async def test_ten_slow_calls_to_one_node_run_at_once(cluster: Cluster) -> None:
+async def test_ten_slow_calls_to_one_node_run_concurrently(cluster: Cluster) -> None:
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
@@ -221,7 +223,7 @@ async def test_ten_slow_calls_to_one_node_run_at_once(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 200])
-async def test_calls_there_and_back_again_do_not_wait_for_each_other(cluster: Cluster, times: int) -> None:
+async def test_nested_calls_back_and_forth_do_not_block_each_other(cluster: Cluster, times: int) -> None:
     one, two = await cluster.start(("one", [Relay(), Echo()]), ("two", [BackAndForth()]))
     answers: list[Any] = []
 
@@ -235,7 +237,7 @@ async def test_calls_there_and_back_again_do_not_wait_for_each_other(cluster: Cl
     assert two.registry.has_service("relay")
 
 
-async def test_mcall_keeps_the_shape_of_what_was_asked(cluster: Cluster) -> None:
+async def test_mcall_returns_results_in_the_shape_of_its_calls(cluster: Cluster) -> None:
     _, two = await cluster.start(("one", [Math()]), ("two", []))
     adds = [{"action": "math.add", "params": {"a": number, "b": 1}} for number in range(5)]
     assert await two.mcall(adds) == [1, 2, 3, 4, 5]
@@ -244,7 +246,7 @@ async def test_mcall_keeps_the_shape_of_what_was_asked(cluster: Cluster) -> None
     assert await two.mcall({}) == {}
 
 
-async def test_mcall_raises_the_first_error_or_tells_how_each_call_ended(cluster: Cluster) -> None:
+async def test_mcall_raises_the_first_error_or_returns_all_outcomes(cluster: Cluster) -> None:
     _, two = await cluster.start(("one", [Math()]), ("two", []))
     calls: list[dict[str, Any]] = [{"action": "math.add", "params": {"a": 1, "b": 1}}, {"action": "math.crash"}]
     with pytest.raises(RemoteError, match="by zero"):
@@ -258,7 +260,7 @@ async def test_mcall_raises_the_first_error_or_tells_how_each_call_ended(cluster
     assert (by_name["failed"]["status"], by_name["failed"]["reason"].name) == ("rejected", "ZeroDivisionError")
 
 
-async def test_mcall_ends_the_other_calls_when_one_fails(cluster: Cluster) -> None:
+async def test_mcall_cancels_the_other_calls_when_one_fails(cluster: Cluster) -> None:
     gate = Gate()
     _, two = await cluster.start(("one", [Math(), gate]), ("two", []))
     with pytest.raises(RemoteError):

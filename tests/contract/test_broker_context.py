@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.anyio
 
 
-async def test_c44_meta_travels_down_and_what_the_callee_sets_comes_back(cluster: Cluster) -> None:
+async def test_c44_meta_reaches_the_callee_and_its_changes_come_back(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     for broker in (one, two):
         meta: dict[str, Any] = {"user": 7, "kept": {"a": 1}}
@@ -57,7 +57,7 @@ async def test_c45_the_parent_sees_the_meta_of_a_nested_call_that_failed(cluster
     assert await root.call("relay.meta_after", params) == {"up": 3, "failed": True}
 
 
-async def test_c45_a_nested_call_keeps_the_request_and_goes_one_level_down(cluster: Cluster) -> None:
+async def test_c45_a_nested_call_keeps_the_request_id_and_increments_the_level(cluster: Cluster) -> None:
     *_, root = await cluster.start(("one", [Echo()]), ("two", [Relay(), Noting()]), ("root", []))
     first = await root.call("echo.context", request_id="req-1", headers={"h": 1}, caller="tests")
     assert (first["level"], first["request_id"], first["parent_id"], first["caller"]) == (1, "req-1", None, "tests")
@@ -71,7 +71,7 @@ async def test_c45_a_nested_call_keeps_the_request_and_goes_one_level_down(clust
     assert inner["node_id"] == "two"
 
 
-async def test_a_root_call_names_itself_as_its_request(cluster: Cluster) -> None:
+async def test_a_root_call_has_its_own_id_as_request_id(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     for broker in (one, two):
         context = await broker.call("echo.context")
@@ -90,7 +90,7 @@ class Noting(Service):
         return [describe(ctx), await ctx.call("echo.context")]
 
 
-async def test_calls_may_nest_as_deep_as_allowed_and_no_deeper(cluster: Cluster) -> None:
+async def test_calls_nest_up_to_the_maximum_level(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", [Relay()]), ("two", [Echo()]), max_call_level=3)
 
     def nested(depth: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ async def test_calls_may_nest_as_deep_as_allowed_and_no_deeper(cluster: Cluster)
     assert caught.value.data == {"nodeID": "one", "level": 3}
 
 
-async def test_a_call_that_is_not_answered_in_time_fails_and_is_forgotten(cluster: Cluster) -> None:
+async def test_a_call_without_an_answer_in_time_fails_and_is_forgotten(cluster: Cluster) -> None:
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
     with pytest.raises(RequestTimeoutError) as caught:
@@ -113,7 +113,7 @@ async def test_a_call_that_is_not_answered_in_time_fails_and_is_forgotten(cluste
     gate.opened.set()
 
 
-async def test_c48_the_callee_ends_the_work_when_the_caller_waits_no_more(cluster: Cluster) -> None:
+async def test_c48_the_callee_cancels_its_handler_when_the_caller_times_out(cluster: Cluster) -> None:
     gate = Gate()
     one, two = await cluster.start(("one", [gate]), ("two", []))
     for broker in (one, two):
@@ -122,7 +122,7 @@ async def test_c48_the_callee_ends_the_work_when_the_caller_waits_no_more(cluste
     await eventually(lambda: gate.cancelled == 2, "the handlers to be ended")
 
 
-async def test_c48_the_callee_answers_by_itself_when_the_time_is_over(cluster: Cluster) -> None:
+async def test_c48_the_callee_answers_when_the_time_of_a_call_runs_out(cluster: Cluster) -> None:
     await cluster.start_one("one", [Gate()])
     peer = await cluster.raw_peer("peer", "RES")
     answer = await peer.ask("one", "gate.wait", timeout=20.5)
@@ -130,7 +130,7 @@ async def test_c48_the_callee_answers_by_itself_when_the_time_is_over(cluster: C
     assert answer["error"]["data"] == {"action": "gate.wait", "nodeID": "peer"}
 
 
-async def test_c46_no_timeout_means_for_ever_and_a_missing_one_the_callees_default(cluster: Cluster) -> None:
+async def test_c46_a_timeout_of_zero_means_no_limit_and_a_missing_one_the_callees_default(cluster: Cluster) -> None:
     await cluster.start_one("one", [Echo(), Hurried()], request_timeout=50)
     peer = await cluster.raw_peer("peer", "RES")
     assert (await peer.ask("one", "echo.context", timeout=0))["data"]["left_s"] is None
@@ -148,7 +148,7 @@ class Hurried(Service):
         return describe(ctx)
 
 
-async def test_c50_the_timeout_of_an_action_counts_for_remote_callers_too(cluster: Cluster) -> None:
+async def test_c50_the_timeout_of_an_action_applies_to_remote_callers_too(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Hurried(), Echo()]), ("two", []), request_timeout=5)
     for broker in (one, two):
         assert 50 < (await broker.call("hurried.context"))["left_s"] <= 60
@@ -157,7 +157,7 @@ async def test_c50_the_timeout_of_an_action_counts_for_remote_callers_too(cluste
         assert 0 < (await broker.call("echo.context"))["left_s"] <= 5
 
 
-async def test_c47_the_remaining_time_travels_on_and_no_option_makes_it_longer(cluster: Cluster) -> None:
+async def test_c47_the_remaining_time_is_passed_on_and_no_option_extends_it(cluster: Cluster) -> None:
     *_, root = await cluster.start(("one", [Echo()]), ("two", [Relay()]), ("root", []))
     forward = {"action": "echo.context"}
     assert 100 < (await root.call("relay.forward", forward, timeout=200))["left_s"] <= 200
@@ -179,7 +179,7 @@ async def test_c47_a_nested_call_without_time_left_is_skipped_without_a_packet(c
     assert one._node.transit.requests.pending == {}
 
 
-async def test_work_that_arrives_too_late_is_dropped(cluster: Cluster) -> None:
+async def test_a_request_whose_time_is_already_over_is_not_run(cluster: Cluster) -> None:
     gate = Gate()
     await cluster.start_one("one", [gate])
     peer = await cluster.raw_peer("peer", "RES")
@@ -214,7 +214,7 @@ async def test_c77_each_attempt_has_a_new_id_and_the_same_request(cluster: Clust
     assert [context["meta"] for context in flaky.contexts] == [{"a": 1}] * 3
 
 
-async def test_when_the_retries_are_used_up_the_error_is_raised(cluster: Cluster) -> None:
+async def test_the_error_is_raised_after_the_last_retry(cluster: Cluster) -> None:
     flaky = Flaky(5)
     _, two = await cluster.start(("one", [flaky]), ("two", []))
     with pytest.raises(MoleculerRetryableError, match="not yet"):
@@ -222,13 +222,13 @@ async def test_when_the_retries_are_used_up_the_error_is_raised(cluster: Cluster
     assert len(flaky.contexts) == 2
 
 
-async def test_what_may_not_be_retried_is_not(cluster: Cluster) -> None:
+async def test_errors_that_are_not_retryable_are_not_retried(cluster: Cluster) -> None:
     _, two = await cluster.start(("one", [Math()]), ("two", []))
     with pytest.raises(RemoteError):
         await two.call("math.crash", retries=5)
 
 
-async def test_a_fallback_stands_in_for_an_error(cluster: Cluster) -> None:
+async def test_a_fallback_replaces_an_error(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
 
     async def later(ctx: Context | None, error: MoleculerError) -> str:
@@ -245,7 +245,7 @@ async def test_a_fallback_stands_in_for_an_error(cluster: Cluster) -> None:
         assert answer == 500
 
 
-async def test_a_fallback_stands_in_for_an_error_of_python_too(cluster: Cluster) -> None:
+async def test_a_fallback_replaces_a_python_exception_too(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Math()]), ("two", []))
     for broker in (one, two):
         assert await broker.call("math.crash", fallback="plan b") == "plan b"

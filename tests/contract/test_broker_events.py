@@ -72,7 +72,7 @@ async def test_c60_services_of_one_node_that_share_a_group_take_turns(cluster: C
         assert sorted(handlers(listener)) == ["exact", "exact", "star", "star"], "each handler's pattern has its turns"
 
 
-async def test_c61_a_broadcast_runs_everywhere(cluster: Cluster) -> None:
+async def test_c61_a_broadcast_runs_on_every_node(cluster: Cluster) -> None:
     one, two = Listener(), Listener()
     brokers = await cluster.start(("one", [one]), ("two", [two]), ("sender", []))
     await brokers[-1].broadcast("user.created", {"id": 1})
@@ -83,7 +83,7 @@ async def test_c61_a_broadcast_runs_everywhere(cluster: Cluster) -> None:
         assert sorted((handler, params["id"]) for handler, _, params in listener.received) == expected
 
 
-async def test_groups_restrict_who_hears(cluster: Cluster) -> None:
+async def test_groups_restrict_the_receivers_of_an_event(cluster: Cluster) -> None:
     one, other = Listener(), Listener("other")
     brokers = await cluster.start(("one", [one]), ("two", [other]), ("sender", []))
     await brokers[-1].emit("user.created", 1, groups=["other"])
@@ -108,7 +108,7 @@ async def test_a_local_broadcast_stays_on_the_node(cluster: Cluster) -> None:
     assert two.received == []
 
 
-async def test_an_event_that_is_emitted_prefers_the_own_node(cluster: Cluster) -> None:
+async def test_an_emitted_event_prefers_the_local_node(cluster: Cluster) -> None:
     one, two = Listener(), Listener()
     brokers = await cluster.start(("one", [one]), ("two", [two]))
     for number in range(3):
@@ -137,7 +137,7 @@ class Jobs(Service):
         self.done.append(f"dollar {ctx.params}")
 
 
-async def test_c66_the_events_of_users_travel_whatever_their_name_and_a_pattern_with_a_dollar_prefers_its_node(
+async def test_c66_events_of_any_name_reach_other_nodes_and_patterns_with_a_dollar_prefer_their_node(
     cluster: Cluster,
 ) -> None:
     one, two = Jobs(), Jobs()
@@ -171,9 +171,7 @@ async def test_c66_the_events_of_users_travel_whatever_their_name_and_a_pattern_
         ("other", []),
     ],
 )
-async def test_c63_patterns_choose_the_handlers_at_home_and_afar(
-    cluster: Cluster, name: str, expected: list[str]
-) -> None:
+async def test_c63_patterns_choose_local_and_remote_handlers(cluster: Cluster, name: str, expected: list[str]) -> None:
     listener = Listener()
     brokers = await cluster.start(("one", [listener]), ("two", []))
     for times, broker in enumerate(brokers, 1):
@@ -183,7 +181,7 @@ async def test_c63_patterns_choose_the_handlers_at_home_and_afar(
 
 
 @pytest.mark.parametrize("data", [None, 0, "", [], {"a": [1]}, "text", False])
-async def test_c65_any_data_arrives_as_it_is(cluster: Cluster, data: Any) -> None:
+async def test_c65_event_data_of_any_shape_arrives_unchanged(cluster: Cluster, data: Any) -> None:
     listener = Listener()
     brokers = await cluster.start(("one", [listener]), ("two", []))
     for broker in brokers:
@@ -192,7 +190,7 @@ async def test_c65_any_data_arrives_as_it_is(cluster: Cluster, data: Any) -> Non
     assert [params for *_, params in listener.received] == [data, data]
 
 
-async def test_c65_a_handler_that_fails_is_logged_and_disturbs_nobody(
+async def test_c65_a_failing_handler_is_logged_and_affects_no_other(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener = Listener()
@@ -207,7 +205,7 @@ async def test_c65_a_handler_that_fails_is_logged_and_disturbs_nobody(
     assert all(line.exc_info for line in lines)
 
 
-async def test_a_slow_handler_keeps_nobody_waiting(cluster: Cluster) -> None:
+async def test_a_slow_handler_delays_no_other_event(cluster: Cluster) -> None:
     slow = Slow()
     brokers = await cluster.start(("one", [slow]), ("two", []))
     for _ in range(20):
@@ -248,7 +246,7 @@ class Sender(Service):
         return [ctx.id, ctx.request_id]
 
 
-async def test_an_event_of_a_context_carries_its_request_on(cluster: Cluster) -> None:
+async def test_an_event_from_a_context_belongs_to_its_request(cluster: Cluster) -> None:
     local, remote = Listener("local"), Listener("remote")
     _, _, root = await cluster.start(("one", [Sender(), local]), ("two", [remote]), ("root", []))
     id, request_id = await root.call("v2.sender.emit", meta={"user": 7}, headers={"not": "inherited"})
@@ -262,13 +260,13 @@ async def test_an_event_of_a_context_carries_its_request_on(cluster: Cluster) ->
         assert (first["headers"], second["headers"]) == ({}, {"h": 1})
 
 
-async def test_an_event_nobody_hears_is_no_error(cluster: Cluster) -> None:
+async def test_an_event_without_subscribers_is_not_an_error(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", []), ("two", [Listener()]))
     await one.emit("nobody.hears")
     await one.broadcast("nobody.hears")
 
 
-async def test_what_cannot_be_sent_is_an_error_of_the_sender(cluster: Cluster) -> None:
+async def test_event_data_that_cannot_be_encoded_is_an_error_at_the_sender(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", []), ("two", [Listener()]))
     for options in ({"data": {"odd": object()}}, {"data": 1, "meta": {"odd": object()}}):
         with pytest.raises(MoleculerError) as caught:
@@ -276,7 +274,7 @@ async def test_what_cannot_be_sent_is_an_error_of_the_sender(cluster: Cluster) -
         assert caught.value.type == "UNSERIALIZABLE"
 
 
-async def test_the_events_of_the_cluster_reach_the_services_of_the_node(cluster: Cluster) -> None:
+async def test_internal_events_reach_the_services_of_their_node(cluster: Cluster) -> None:
     watching = Watching()
     one, two = await cluster.start(("one", [watching]), ("two", [Listener()]))
     await eventually(lambda: ("$node.connected", "two") in watching.seen)
@@ -299,14 +297,14 @@ class Watching(Service):
         self.seen.append((ctx.event, node["id"] if node else None))
 
 
-async def test_a_broker_that_does_not_run_sends_nothing(cluster: Cluster) -> None:
+async def test_a_broker_that_is_not_running_sends_nothing(cluster: Cluster) -> None:
     broker = cluster.make("one")
     for use in (broker.emit, broker.broadcast, broker.broadcast_local):
         with pytest.raises(BrokerDisconnectedError, match="not running"):
             await use("user.created")
 
 
-async def test_an_event_above_the_limit_is_an_error_of_the_sender(cluster: Cluster) -> None:
+async def test_an_event_above_the_size_limit_is_an_error_at_the_sender(cluster: Cluster) -> None:
     hub = Hub.named(cluster.transporter.removeprefix("memory://"))
     hub.max_payload = 1 << 20  # as NATS has by default
     one, _ = await cluster.start(("one", []), ("two", [Listener()]))
@@ -314,7 +312,7 @@ async def test_an_event_above_the_limit_is_an_error_of_the_sender(cluster: Clust
         await one.emit("user.created", "x" * (1 << 20))
 
 
-async def test_services_may_send_events_while_they_stop(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_services_can_send_events_while_they_stop(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     parting, staying, listening = Parting(), Listener("remote"), Listener("local")
     one, _ = await cluster.start(("one", [listening, parting]), ("two", [staying]))
     await one.stop()
@@ -336,7 +334,7 @@ class Blank(Listener):
     async def blank(self, ctx: Context) -> None: ...
 
 
-async def test_c80_an_event_that_nats_cannot_share_out_keeps_no_other_from_being_heard(
+async def test_c80_an_event_name_that_nats_cannot_balance_leaves_other_events_working(
     nats_url: str, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     blank, other = Blank("blank"), Listener("other")

@@ -72,7 +72,7 @@ class Recorder(Service):
 # Starting
 
 
-async def test_a_service_is_announced_when_started_is_done_and_not_before(cluster: Cluster) -> None:
+async def test_a_service_is_announced_only_after_its_started_hook(cluster: Cluster) -> None:
     two = await cluster.start_one("two")
     slow = Recorder()
     slow.may_start = anyio.Event()
@@ -119,7 +119,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(cluster: Cluster)
     await cluster.start_one("one", [Echo()])
 
 
-async def test_a_stop_ends_a_start_that_is_under_way(cluster: Cluster) -> None:
+async def test_a_stop_cancels_a_start_in_progress(cluster: Cluster) -> None:
     two = await cluster.start_one("two")
     slow = Recorder()
     slow.may_start = anyio.Event()
@@ -154,7 +154,7 @@ async def test_a_service_that_stops_its_node_while_it_starts_does_not_wait_for_i
     assert unwilling.notes == ["stopped"]
 
 
-async def test_a_service_withdrawn_while_it_starts_is_not_offered(cluster: Cluster) -> None:
+async def test_a_service_removed_while_it_starts_is_not_announced(cluster: Cluster) -> None:
     class Dependent(Recorder):
         dependencies = ("echo",)
 
@@ -177,7 +177,7 @@ async def test_a_service_withdrawn_while_it_starts_is_not_offered(cluster: Clust
     assert not one.registry.has_service("dependent")
 
 
-async def test_a_service_waits_for_those_it_depends_on_and_says_so(
+async def test_a_service_waits_for_its_dependencies_and_logs_it(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "broker")
@@ -196,7 +196,7 @@ async def test_a_service_waits_for_those_it_depends_on_and_says_so(
     assert any(message.startswith("Service 'dependent' waits for: echo") for message in caplog.messages)
 
 
-async def test_a_broker_starts_once(cluster: Cluster) -> None:
+async def test_a_broker_can_be_started_only_once(cluster: Cluster) -> None:
     one = await cluster.start_one("one")
     with pytest.raises(MoleculerServerError, match="starts once"):
         await one.start()
@@ -208,7 +208,7 @@ async def test_a_broker_starts_once(cluster: Cluster) -> None:
         await one.add_service(Echo())
 
 
-async def test_another_event_loop_is_told_that_the_broker_is_not_in_it(cluster: Cluster) -> None:
+async def test_a_call_from_another_event_loop_is_a_clear_error(cluster: Cluster) -> None:
     """An answer would not wake it up, so it would wait for ever."""
     one = await cluster.start_one("one", [Echo()])
     uses: list[Callable[[], Awaitable[Any]]] = [
@@ -225,7 +225,7 @@ async def test_another_event_loop_is_told_that_the_broker_is_not_in_it(cluster: 
     assert await one.call("echo.where") == "one"
 
 
-async def test_c8_an_id_that_is_taken_is_a_clear_error_and_the_holder_lives(cluster: Cluster) -> None:
+async def test_c8_a_duplicate_node_id_is_a_clear_error_and_the_running_node_stays(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     taken = cluster.make("one", [Math()])
     with pytest.raises(BrokerOptionsError, match="Another node with the id 'one' is running"):
@@ -236,7 +236,7 @@ async def test_c8_an_id_that_is_taken_is_a_clear_error_and_the_holder_lives(clus
     assert not two.registry.has_service("math")
 
 
-async def test_c8_a_node_whose_id_was_taken_over_stops_and_says_so(
+async def test_c8_a_node_whose_id_was_taken_over_stops_and_logs_why(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = await cluster.start_one("one", [Echo()])
@@ -251,7 +251,7 @@ async def test_c8_a_node_whose_id_was_taken_over_stops_and_says_so(
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 
-async def test_an_id_is_free_again_after_a_stop(cluster: Cluster) -> None:
+async def test_a_node_id_can_be_used_again_after_a_stop(cluster: Cluster) -> None:
     two = await cluster.start_one("two")
     for _ in range(2):
         one = await cluster.start_one("one", [Echo()])
@@ -264,7 +264,7 @@ async def test_an_id_is_free_again_after_a_stop(cluster: Cluster) -> None:
 # Changing
 
 
-async def test_services_come_and_go_while_the_node_runs(cluster: Cluster) -> None:
+async def test_services_can_be_added_and_removed_while_the_node_runs(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
     recorder = Recorder()
     await one.add_service(recorder)
@@ -288,7 +288,7 @@ async def test_services_come_and_go_while_the_node_runs(cluster: Cluster) -> Non
     assert await two.call("recorder.ping") == "pong"
 
 
-async def test_removing_a_service_that_is_not_there_says_so(cluster: Cluster) -> None:
+async def test_removing_an_unknown_service_is_a_clear_error(cluster: Cluster) -> None:
     one = await cluster.start_one("one")
     for service in ("echo", Echo()):
         with pytest.raises(ServiceNotFoundError):
@@ -303,7 +303,7 @@ async def test_a_service_that_fails_to_start_later_is_not_kept(cluster: Cluster)
     assert await one.call("recorder.ping") == "pong"
 
 
-async def test_a_service_may_add_another_while_it_starts(cluster: Cluster) -> None:
+async def test_a_service_can_add_another_while_it_starts(cluster: Cluster) -> None:
     class Parent(Service):
         name = "parent"
 
@@ -315,7 +315,7 @@ async def test_a_service_may_add_another_while_it_starts(cluster: Cluster) -> No
     assert await one.call("child.ping") == "pong"
 
 
-async def test_one_name_or_action_twice_is_refused(cluster: Cluster) -> None:
+async def test_a_duplicate_service_or_action_name_is_refused(cluster: Cluster) -> None:
     class Prefixless(Service):
         name = "prefixless"
         settings = {"$noServiceNamePrefix": True}  # noqa: RUF012 - as users write it
@@ -329,7 +329,7 @@ async def test_one_name_or_action_twice_is_refused(cluster: Cluster) -> None:
             await one.add_service(service)
 
 
-async def test_a_service_that_has_no_json_form_is_refused(cluster: Cluster) -> None:
+async def test_a_service_that_cannot_be_encoded_as_json_is_refused(cluster: Cluster) -> None:
     class Odd(Service):
         name = "odd"
         settings = {"handler": object()}  # noqa: RUF012 - as users write it
@@ -338,12 +338,12 @@ async def test_a_service_that_has_no_json_form_is_refused(cluster: Cluster) -> N
         cluster.make("one", [Odd()])
 
 
-async def test_metadata_that_has_no_json_form_is_refused(cluster: Cluster) -> None:
+async def test_metadata_that_cannot_be_encoded_as_json_is_refused(cluster: Cluster) -> None:
     with pytest.raises(BrokerOptionsError, match="metadata"):
         cluster.make("one", metadata={"odd": object()})
 
 
-async def test_background_work_that_fails_is_logged_and_ends_nothing(
+async def test_a_failing_background_task_is_logged_and_stops_nothing_else(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(Echo):
@@ -358,7 +358,7 @@ async def test_background_work_that_fails_is_logged_and_ends_nothing(
     assert await one.call("echo.where") == "one"
 
 
-async def test_waiting_for_services_ends_when_they_come_or_time_is_over(cluster: Cluster) -> None:
+async def test_waiting_for_services_ends_when_they_are_available_or_time_runs_out(cluster: Cluster) -> None:
     one = await cluster.start_one("one", [Echo()])
     await one.wait_for_services("echo", timeout=0.01)
     with pytest.raises(MoleculerServerError) as caught:
@@ -371,7 +371,7 @@ async def test_waiting_for_services_ends_when_they_come_or_time_is_over(cluster:
         await cluster.start_one("two", [Math()])
 
 
-async def test_a_ping_measures_the_way(cluster: Cluster) -> None:
+async def test_a_ping_measures_the_round_trip(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", [Echo()]), ("two", [Math()]))
     pong = await one.ping("two", 30)
     assert pong is not None
@@ -384,7 +384,7 @@ async def test_a_ping_measures_the_way(cluster: Cluster) -> None:
 # Leaving
 
 
-async def test_c33_a_stop_says_good_bye_in_the_order_of_the_reference(cluster: Cluster) -> None:
+async def test_c33_a_stop_sends_its_packets_in_the_order_of_moleculer_js(cluster: Cluster) -> None:
     one = await cluster.start_one("one", [Echo()])
     peer = await cluster.raw_peer("peer", "INFO", "DISCONNECT", "RES")
     await peer.publish(cluster.topics.broadcast("DISCOVER"), {"ver": "5", "sender": "peer"})
@@ -398,7 +398,7 @@ async def test_c33_a_stop_says_good_bye_in_the_order_of_the_reference(cluster: C
     assert peer.received[-1][0] == "DISCONNECT"
 
 
-async def test_calls_in_flight_are_finished_by_a_node_that_stops(cluster: Cluster) -> None:
+async def test_a_stopping_node_finishes_calls_in_flight(cluster: Cluster) -> None:
     gate = Gate()
     one, two = await cluster.start(("one", [gate]), ("two", []))
     answers: list[Any] = []
@@ -419,7 +419,7 @@ async def test_calls_in_flight_are_finished_by_a_node_that_stops(cluster: Cluste
     assert answers == ["one"] * 5
 
 
-async def test_events_in_work_are_finished_by_a_node_that_stops(cluster: Cluster) -> None:
+async def test_a_stopping_node_finishes_event_handlers_in_progress(cluster: Cluster) -> None:
     class Slow(Service):
         name = "slow"
         begun = finished = 0
@@ -442,7 +442,7 @@ async def test_events_in_work_are_finished_by_a_node_that_stops(cluster: Cluster
     assert slow.finished == 1
 
 
-async def test_calls_that_a_stop_cuts_off_are_rejected_whether_they_run_or_queue(cluster: Cluster) -> None:
+async def test_calls_that_a_stop_cancels_are_rejected_whether_running_or_queued(cluster: Cluster) -> None:
     gate = Gate()
     queue = {"enabled": True, "concurrency": 1}
     one = await cluster.start_one("one", [gate], shutdown_timeout=0.05, bulkhead=queue)
@@ -461,7 +461,7 @@ async def test_calls_that_a_stop_cuts_off_are_rejected_whether_they_run_or_queue
     assert gate.cancelled == 1
 
 
-async def test_a_node_that_stops_fails_the_calls_it_has_made(cluster: Cluster) -> None:
+async def test_a_stopping_node_rejects_its_own_pending_calls(cluster: Cluster) -> None:
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
@@ -476,7 +476,7 @@ async def test_a_node_that_stops_fails_the_calls_it_has_made(cluster: Cluster) -
     gate.opened.set()
 
 
-async def test_services_stop_in_the_reverse_order_with_their_background_work_ended(cluster: Cluster) -> None:
+async def test_services_stop_in_reverse_order_after_their_background_tasks(cluster: Cluster) -> None:
     order: list[str] = []
 
     class Ordered(Recorder):
@@ -520,7 +520,7 @@ class Leaving(Service):
         self.notes.append("stopped")
 
 
-async def test_a_handler_may_stop_its_node_and_still_be_answered(cluster: Cluster) -> None:
+async def test_a_handler_that_stops_its_node_still_answers(cluster: Cluster) -> None:
     leaving = Leaving()
     one, two = await cluster.start(("one", [leaving]), ("two", []))
     with anyio.fail_after(30):
@@ -530,7 +530,7 @@ async def test_a_handler_may_stop_its_node_and_still_be_answered(cluster: Cluste
     assert leaving.notes == ["stopped"]
 
 
-async def test_a_handler_called_on_its_own_node_may_stop_it(cluster: Cluster) -> None:
+async def test_a_locally_called_handler_can_stop_its_node(cluster: Cluster) -> None:
     leaving = Leaving()
     one = await cluster.start_one("one", [leaving], shutdown_timeout=30)
     with anyio.fail_after(20):
@@ -540,7 +540,7 @@ async def test_a_handler_called_on_its_own_node_may_stop_it(cluster: Cluster) ->
 
 
 @pytest.mark.parametrize("place", ["remote_action", "error_handler", "fallback"])
-async def test_what_a_user_puts_around_a_call_to_another_node_may_stop_its_own(cluster: Cluster, place: str) -> None:
+async def test_code_around_a_remote_call_can_stop_the_calling_node(cluster: Cluster, place: str) -> None:
     class Stopping(Middleware):
         async def remote_action(self, call_next: Next, ctx: Context) -> Any:
             return await stop(ctx)
@@ -558,7 +558,7 @@ async def test_what_a_user_puts_around_a_call_to_another_node_may_stop_its_own(c
         await one.stop()
 
 
-async def test_background_work_may_stop_its_node(cluster: Cluster) -> None:
+async def test_a_background_task_can_stop_its_node(cluster: Cluster) -> None:
     leaving = Leaving()
     one, two = await cluster.start(("one", [leaving]), ("two", []))
     with anyio.fail_after(30):
@@ -568,7 +568,7 @@ async def test_background_work_may_stop_its_node(cluster: Cluster) -> None:
     assert leaving.notes == ["stopped"]
 
 
-async def test_background_work_may_withdraw_its_service(cluster: Cluster) -> None:
+async def test_a_background_task_can_remove_its_service(cluster: Cluster) -> None:
     leaving = Leaving()
     one = await cluster.start_one("one", [leaving])
     await one.call("leaving.withdraw_soon")
@@ -578,7 +578,7 @@ async def test_background_work_may_withdraw_its_service(cluster: Cluster) -> Non
 
 
 @pytest.mark.parametrize("caller", ["one", "two"])
-async def test_a_handler_may_withdraw_its_own_service_and_still_be_answered(cluster: Cluster, caller: str) -> None:
+async def test_a_handler_that_removes_its_own_service_still_answers(cluster: Cluster, caller: str) -> None:
     leaving = Leaving()
     one, two = await cluster.start(("one", [leaving]), ("two", []), shutdown_timeout=60)
     with anyio.fail_after(30):
@@ -586,7 +586,7 @@ async def test_a_handler_may_withdraw_its_own_service_and_still_be_answered(clus
         await eventually(lambda: leaving.notes == ["still here", "stopped"])
 
 
-async def test_of_two_who_withdraw_a_service_the_second_learns_that_it_is_gone(cluster: Cluster) -> None:
+async def test_a_second_removal_of_a_service_reports_that_it_is_gone(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Recorder(), Echo()]), ("two", []))
     refused = 0
 
@@ -605,7 +605,7 @@ async def test_of_two_who_withdraw_a_service_the_second_learns_that_it_is_gone(c
     await one.stop()
 
 
-async def test_a_service_that_is_being_withdrawn_is_stopped_to_its_end_by_a_node_that_stops(cluster: Cluster) -> None:
+async def test_a_stopping_node_waits_for_a_service_that_is_being_removed(cluster: Cluster) -> None:
     class Slow(Recorder):
         leaving = anyio.Event()
         may_leave = anyio.Event()
@@ -626,7 +626,7 @@ async def test_a_service_that_is_being_withdrawn_is_stopped_to_its_end_by_a_node
     assert slow.notes[-1] == "stopped"
 
 
-async def test_a_service_may_be_withdrawn_while_its_node_stops(cluster: Cluster) -> None:
+async def test_a_service_can_be_removed_while_its_node_stops(cluster: Cluster) -> None:
     first = Recorder("first")
 
     class Last(Recorder):
@@ -641,7 +641,7 @@ async def test_a_service_may_be_withdrawn_while_its_node_stops(cluster: Cluster)
     assert (first.notes[-1], last.notes[-1]) == ("stopped", "stopped")
 
 
-async def test_whoever_stops_a_node_second_waits_for_the_first(cluster: Cluster) -> None:
+async def test_a_second_stop_waits_for_the_first(cluster: Cluster) -> None:
     gate = Gate()
     one, two = await cluster.start(("one", [gate]), ("two", []))
     ended: list[str] = []
@@ -675,9 +675,7 @@ async def test_a_service_that_does_not_stop_cleanly_is_logged(
     assert recorder.notes[-1] == "stopped"
 
 
-async def test_a_node_that_leaves_serves_until_every_peer_has_read_of_it(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_leaving_node_serves_until_every_peer_knows(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.defaults.STOP_READ_S", DEADLINE_S)
     one = await cluster.start_one("one", [Echo()])
     slow = await cluster.raw_peer("slow", "INFO", "PING", "RES")
@@ -722,7 +720,7 @@ async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster, monk
 # Being killed
 
 
-async def test_calls_to_a_killed_node_fail_at_once_or_go_elsewhere(cluster: Cluster) -> None:
+async def test_calls_to_a_killed_node_fail_at_once_or_go_to_another(cluster: Cluster) -> None:
     one, caller = await cluster.start(("one", [Echo()]), ("caller", []), heartbeat_timeout=3600)
     await cluster.kill(one)
     with pytest.raises(RequestRejectedError) as caught:
@@ -733,7 +731,7 @@ async def test_calls_to_a_killed_node_fail_at_once_or_go_elsewhere(cluster: Clus
         await caller.call("echo.where")
 
 
-async def test_when_one_of_two_nodes_is_killed_no_later_call_fails(cluster: Cluster) -> None:
+async def test_no_call_fails_after_one_of_two_nodes_was_killed(cluster: Cluster) -> None:
     one, two, caller = await cluster.start(("one", [Echo()]), ("two", [Echo()]), ("caller", []), heartbeat_timeout=3600)
     await cluster.kill(one)
     answers: list[str] = []
@@ -749,7 +747,7 @@ async def test_when_one_of_two_nodes_is_killed_no_later_call_fails(cluster: Clus
     assert two.registry.nodes["one"].available, "nobody told that one yet"
 
 
-async def test_calls_that_a_killed_node_had_taken_are_rejected_when_its_death_is_noticed(cluster: Cluster) -> None:
+async def test_calls_in_flight_at_a_killed_node_are_rejected_when_its_loss_is_noticed(cluster: Cluster) -> None:
     gate = Gate()
     one, caller = await cluster.start(("one", [gate]), ("caller", []), heartbeat_timeout=3600)
     errors: list[MoleculerError] = []
@@ -771,7 +769,7 @@ async def test_calls_that_a_killed_node_had_taken_are_rejected_when_its_death_is
     gate.opened.set()
 
 
-async def test_a_node_that_lost_its_connection_for_a_moment_still_answers_and_is_known_again_at_once(
+async def test_a_node_that_reconnects_answers_old_calls_and_is_rediscovered_at_once(
     cluster: Cluster,
 ) -> None:
     """What is called meanwhile waits for it."""
@@ -826,7 +824,7 @@ async def test_heartbeats_keep_a_busy_node_alive(cluster: Cluster) -> None:
     assert one._node.failure is None
 
 
-async def test_c27_a_node_is_found_by_its_heartbeat(cluster: Cluster) -> None:
+async def test_c27_a_node_is_discovered_by_its_heartbeat(cluster: Cluster) -> None:
     one = await cluster.start_one("one")
     peer = await cluster.raw_peer("peer", "DISCOVER")
     await peer.publish(cluster.topics.broadcast("HEARTBEAT"), {"ver": "4", "sender": "peer", "cpu": 3})

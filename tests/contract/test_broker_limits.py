@@ -69,7 +69,7 @@ class Streams(Service):
         raise ValueError("e" * 3000)
 
 
-async def test_the_end_of_a_stream_leaves_out_what_it_could_not_be_sent_with(small_cluster: Cluster) -> None:
+async def test_the_end_of_a_stream_leaves_out_fields_that_do_not_fit(small_cluster: Cluster) -> None:
     async def source() -> AsyncIterator[bytes]:
         yield b"a beginning"
         raise ValueError("e" * 3000)
@@ -82,7 +82,7 @@ async def test_the_end_of_a_stream_leaves_out_what_it_could_not_be_sent_with(sma
     assert await two.call("streams.read", stream=[b"three"]) == 5
 
 
-async def test_c86_a_result_above_the_limit_is_a_413_at_once(small_cluster: Cluster) -> None:
+async def test_c86_a_result_above_the_size_limit_is_a_413_at_once(small_cluster: Cluster) -> None:
     _, two = await small_cluster.start(("one", [Echo()]), ("two", []))
     assert len(await two.call("echo.big", {"size": LIMIT - 1000})) == LIMIT - 1000
     with pytest.raises(PayloadTooLargeError) as caught:
@@ -95,7 +95,7 @@ async def test_c86_a_result_above_the_limit_is_a_413_at_once(small_cluster: Clus
     assert await two.call("echo.where") == "one"
 
 
-async def test_an_error_or_meta_above_the_limit_is_a_413_too(small_cluster: Cluster) -> None:
+async def test_an_error_or_meta_above_the_size_limit_is_a_413_too(small_cluster: Cluster) -> None:
     _, two = await small_cluster.start(("one", [Echo(), Math()]), ("two", []))
     with pytest.raises(PayloadTooLargeError):
         await two.call("math.fail", {"name": "MoleculerError", "message": "m" * (LIMIT // 2)})
@@ -103,7 +103,7 @@ async def test_an_error_or_meta_above_the_limit_is_a_413_too(small_cluster: Clus
         await two.call("echo.context", {"text": "x" * 9000}, meta={"text": "y" * 9000})
 
 
-async def test_a_refusal_that_repeats_too_much_is_a_413_too(small_cluster: Cluster) -> None:
+async def test_a_refusal_that_echoes_more_than_fits_is_a_413_too(small_cluster: Cluster) -> None:
     await small_cluster.start_one("one")
     peer = await small_cluster.raw_peer("peer", "RES")
     odd: list[dict[str, Any]] = [
@@ -115,7 +115,7 @@ async def test_a_refusal_that_repeats_too_much_is_a_413_too(small_cluster: Clust
         assert (answer["error"]["type"], answer["success"], answer["meta"]) == ("PAYLOAD_TOO_LARGE", False, {})
 
 
-async def test_c86_params_above_the_limit_fail_at_the_caller(small_cluster: Cluster) -> None:
+async def test_c86_params_above_the_size_limit_fail_at_the_caller(small_cluster: Cluster) -> None:
     _, two = await small_cluster.start(("one", [Echo()]), ("two", []))
     with pytest.raises(PayloadTooLargeError) as caught:
         await two.call("echo.params", "x" * LIMIT)
@@ -125,7 +125,7 @@ async def test_c86_params_above_the_limit_fail_at_the_caller(small_cluster: Clus
     assert await two.call("echo.params", "x") == "x"
 
 
-async def test_a_result_of_the_reply_limit_just_fits(small_cluster: Cluster) -> None:
+async def test_a_result_of_exactly_the_reply_limit_fits(small_cluster: Cluster) -> None:
     one, two = await small_cluster.start(("one", [Echo()]), ("two", []))
     for meta in ({}, {"user": "x" * 3000}):
         text = await two.call("echo.as_much_as_fits", meta=dict(meta))
@@ -133,7 +133,9 @@ async def test_a_result_of_the_reply_limit_just_fits(small_cluster: Cluster) -> 
     assert await one.call("echo.limit") is None, "a local call has no limit"
 
 
-async def test_past_the_bound_calls_are_refused_at_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_above_the_limit_of_running_requests_are_refused_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("broker.broker.Limits", partial(Limits, requests_in_work=3))
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
@@ -155,7 +157,9 @@ async def test_past_the_bound_calls_are_refused_at_once(cluster: Cluster, monkey
     assert await two.call("gate.wait") == "one", "there is room again"
 
 
-async def test_past_the_bound_calls_are_not_even_sent(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_above_the_limit_of_pending_requests_are_not_sent(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("broker.broker.Limits", partial(Limits, requests_pending=2))
     gate = Gate()
     _, two = await cluster.start(("one", [gate]), ("two", []))
@@ -201,7 +205,9 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("fields", [{"seq": "text"}, {"seq": 1.5}], ids=str)
-async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: Cluster, fields: dict[str, Any]) -> None:
+async def test_c11_a_call_fails_at_once_when_its_answer_cannot_be_decoded(
+    cluster: Cluster, fields: dict[str, Any]
+) -> None:
     (one,) = await cluster.start(("one", []))
     peer = await cluster.raw_peer("peer", "REQ")
     actions = {"odd.run": {"name": "odd.run", "rawName": "run"}}
@@ -222,7 +228,7 @@ async def test_c11_a_call_ends_at_once_when_its_answer_cannot_be_read(cluster: C
 
 
 @pytest.mark.parametrize("time", [b"1e999", b"-1e999", b'"soon"', b"null", b"true", b"9007199254740993000"])
-async def test_c27_a_pong_with_an_odd_time_is_a_pong(
+async def test_c27_a_pong_with_an_odd_time_is_accepted(
     cluster: Cluster, time: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (one,) = await cluster.start(("one", []))
@@ -243,7 +249,7 @@ async def test_c27_a_pong_with_an_odd_time_is_a_pong(
     assert warnings_of(caplog) == []
 
 
-async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_once(cluster: Cluster) -> None:
+async def test_c74_a_chunk_that_cannot_be_decoded_ends_its_stream_at_both_ends_at_once(cluster: Cluster) -> None:
     reader = Reading()
     await cluster.start(("one", [reader]))
     peer = await cluster.raw_peer("peer", "RES")
@@ -264,7 +270,7 @@ async def test_c74_a_chunk_that_cannot_be_read_ends_its_stream_at_both_ends_at_o
     "garbage",
     [b"", b"null", b"{", b"[]", b"5", b"\x00\xff\xfe", b"{}", b'{"sender":5}', b"[" * 5000, b'{"ver":"5","sender":}'],
 )
-async def test_c11_garbage_on_every_subject_is_one_line_each(
+async def test_c11_garbage_on_every_subject_is_logged_once_each(
     cluster: Cluster, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = await cluster.start(("one", [Echo()]), ("two", []))
@@ -302,7 +308,7 @@ MANY = 500_000
     ],
     ids=["text", "deep", "event text", "deep event", "no end", "date", "event date", "sender", "large version"],
 )
-async def test_c11_a_packet_that_cannot_be_read_is_one_short_line_however_large_it_is(
+async def test_c11_a_packet_that_cannot_be_decoded_is_one_short_log_line_whatever_its_size(
     serializer: str, command: Command, packet: bytes, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = await cluster.start_one("one", [Echo(), Listener()], serializer=serializer)
@@ -316,7 +322,7 @@ async def test_c11_a_packet_that_cannot_be_read_is_one_short_line_however_large_
 
 
 @pytest.mark.parametrize("ver", [4, 5, None, "3", "55", [], {"a": 1}])
-async def test_c10_packets_of_no_known_version_are_one_line_each_and_no_answer(
+async def test_c10_packets_of_an_unknown_version_are_logged_and_not_answered(
     cluster: Cluster, ver: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.start_one("one", [Echo()])
@@ -338,7 +344,9 @@ ODD_REQUESTS: list[dict[str, Any]] = [{"action": 5}, {"seq": "first"}, {"seq": 1
 
 
 @pytest.mark.parametrize("fields", ODD_REQUESTS)
-async def test_a_request_that_cannot_be_read_is_answered_as_such(cluster: Cluster, fields: dict[str, Any]) -> None:
+async def test_a_request_that_cannot_be_decoded_is_answered_with_an_error(
+    cluster: Cluster, fields: dict[str, Any]
+) -> None:
     await cluster.start_one("one", [Echo()])
     peer = await cluster.raw_peer("peer", "RES")
     packet = {"ver": "4", "sender": "peer", "id": "odd", "action": "echo.where", **fields}
@@ -395,7 +403,7 @@ async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluste
     assert one._node.failure is None
 
 
-async def test_senders_that_no_subject_can_name_do_not_cost_the_connection(
+async def test_senders_that_make_invalid_subjects_do_not_close_the_connection(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.start_one("one", [Echo()])
@@ -411,7 +419,7 @@ async def test_senders_that_no_subject_can_name_do_not_cost_the_connection(
     assert not [line for line in warnings_of(caplog) if "connection" in line.lower()]
 
 
-async def test_c42_c43_what_strangers_may_ask_and_say(cluster: Cluster) -> None:
+async def test_c42_c43_requests_and_answers_of_unknown_nodes_are_handled(cluster: Cluster) -> None:
     await cluster.start_one("one", [Echo()])
     peer = await cluster.raw_peer("peer", "RES")
     answer = await peer.ask("one", "no.such", meta={"a": 1}, ver="4")

@@ -38,7 +38,7 @@ class Watching(Service):
         return self.payloads(name)[number]
 
 
-async def test_c23_nodes_that_come_change_and_go_are_told_with_all_that_is_known(cluster: Cluster) -> None:
+async def test_c23_nodes_that_join_change_and_leave_are_notified_with_their_details(cluster: Cluster) -> None:
     watching = Watching()
     one = await cluster.start_one("one", [watching], metadata={"zone": "z1"})
     two = await cluster.start_one("two", [Echo()], metadata={"zone": "z2"})
@@ -67,7 +67,7 @@ async def test_c23_nodes_that_come_change_and_go_are_told_with_all_that_is_known
     assert one.registry.nodes["two"].available
 
 
-async def test_c23_own_services_are_told_as_local_ones(cluster: Cluster) -> None:
+async def test_c23_changes_of_local_services_are_notified_as_local(cluster: Cluster) -> None:
     watching = Watching()
     one = await cluster.start_one("one", [watching])
     before = watching.payloads("$services.changed").count({"localService": True})
@@ -76,7 +76,7 @@ async def test_c23_own_services_are_told_as_local_ones(cluster: Cluster) -> None
     await eventually(lambda: watching.payloads("$services.changed").count({"localService": True}) == before + 2)
 
 
-async def test_a_pong_is_told(cluster: Cluster) -> None:
+async def test_a_pong_is_notified(cluster: Cluster) -> None:
     watching = Watching()
     one, _ = await cluster.start(("one", [watching]), ("two", []))
     await one.ping("two", 10)
@@ -85,7 +85,7 @@ async def test_a_pong_is_told(cluster: Cluster) -> None:
     assert pong["nodeID"] == "two"
 
 
-async def test_the_life_of_the_broker_is_told_to_the_very_end(cluster: Cluster) -> None:
+async def test_the_life_cycle_of_the_broker_is_notified_to_the_end(cluster: Cluster) -> None:
     class Failing(Service):
         name = "failing"
 
@@ -103,7 +103,7 @@ async def test_the_life_of_the_broker_is_told_to_the_very_end(cluster: Cluster) 
     ]
 
 
-async def test_a_broker_without_a_cluster_tells_of_no_transporter() -> None:
+async def test_a_broker_without_a_transporter_notifies_no_connection() -> None:
     watching = Watching()
     async with open_cluster("", "") as cluster:
         await cluster.start_one("one", [watching], transporter=None)
@@ -124,7 +124,7 @@ class Seeing:
         await call_next(event, data, options)
 
 
-async def test_c66_internal_events_are_local_broadcasts_and_never_leave(cluster: Cluster) -> None:
+async def test_c66_internal_events_are_local_broadcasts_that_never_leave_the_node(cluster: Cluster) -> None:
     seeing, watching = Seeing(), Watching()
     one = await cluster.start_one("one", [watching], middlewares=[seeing])
     peer = await cluster.raw_peer("peer", "EVENT")
@@ -143,7 +143,7 @@ async def test_c66_internal_events_are_local_broadcasts_and_never_leave(cluster:
     assert watching.payloads("$broker.stopped") == []
 
 
-async def test_a_packet_that_cannot_be_used_is_told(cluster: Cluster) -> None:
+async def test_an_unusable_packet_is_notified(cluster: Cluster) -> None:
     watching = Watching()
     await cluster.start_one("one", [watching])
     peer = await cluster.raw_peer("peer", "RES")
@@ -157,7 +157,7 @@ async def test_a_packet_that_cannot_be_used_is_told(cluster: Cluster) -> None:
     }
 
 
-async def test_a_service_that_does_not_stop_is_told(cluster: Cluster) -> None:
+async def test_a_service_that_fails_to_stop_is_notified(cluster: Cluster) -> None:
     class Clinging(Service):
         name = "clinging"
 
@@ -182,7 +182,7 @@ class Large(Service):
         return "pong"
 
 
-async def test_a_node_too_large_to_announce_says_so_once_and_runs_and_tries_again(
+async def test_a_node_too_large_to_announce_logs_it_once_keeps_running_and_retries(
     nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shorten_waits(monkeypatch)

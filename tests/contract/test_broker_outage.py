@@ -47,7 +47,7 @@ def connected(cluster: Cluster) -> bool:
     return all(node.transport and node.transport.connected and not node.outage.is_on for node in nodes)
 
 
-async def test_a_lost_server_is_noticed_and_subscriptions_come_back(nats_server: NatsServer) -> None:
+async def test_a_lost_server_is_noticed_and_subscriptions_are_restored(nats_server: NatsServer) -> None:
     notes: list[str] = []
     heard: list[bytes] = []
 
@@ -79,7 +79,7 @@ async def test_a_lost_server_is_noticed_and_subscriptions_come_back(nats_server:
     assert notes == ["disconnected", "reconnected"], "a close of our own is no loss"
 
 
-async def test_a_server_that_is_not_there_is_one_error_at_once(nats_server: NatsServer) -> None:
+async def test_an_unreachable_server_is_one_error_at_once(nats_server: NatsServer) -> None:
     nats_server.stop()
     transport = make_transport(nats_server.url)
     assert transport is not None
@@ -93,7 +93,7 @@ async def test_a_server_that_is_not_there_is_one_error_at_once(nats_server: Nats
     await transport.close()
 
 
-async def test_c7_a_node_waits_for_its_server_with_a_line_for_each_try(
+async def test_c7_a_node_waits_for_its_server_and_logs_each_attempt(
     outage: Cluster, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     nats_server.stop()
@@ -123,7 +123,7 @@ async def test_calls_in_flight_fail_when_the_connection_is_lost(outage: Cluster,
     nats_server.start()
 
 
-async def test_without_a_connection_calls_fail_at_once_and_work_again_after_it(
+async def test_calls_fail_at_once_without_a_connection_and_work_again_after_it(
     outage: Cluster, nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = await outage.start(("one", [Echo()]), ("two", []))
@@ -141,7 +141,7 @@ async def test_without_a_connection_calls_fail_at_once_and_work_again_after_it(
     assert [record.levelno for record in lost] == [logging.WARNING] * 2
 
 
-async def test_calls_may_wait_for_the_connection_within_their_time(outage: Cluster, nats_server: NatsServer) -> None:
+async def test_calls_can_wait_for_the_connection_within_their_timeout(outage: Cluster, nats_server: NatsServer) -> None:
     await outage.start_one("one", [Echo()])
     two = await outage.start_one("two", wait_for_connection=True)
     nats_server.kill()
@@ -176,7 +176,7 @@ async def test_retries_bridge_an_outage(outage: Cluster, nats_server: NatsServer
     assert answers == ["one"]
 
 
-async def test_c32_after_an_outage_a_node_announces_itself_and_asks_who_is_there(
+async def test_c32_after_an_outage_a_node_announces_itself_and_discovers_its_peers(
     outage: Cluster, nats_server: NatsServer
 ) -> None:
     await outage.start_one("one", [Echo()])
@@ -205,7 +205,7 @@ async def test_services_that_changed_during_an_outage_are_known_after_it(
     await eventually(lambda: not two.registry.has_service("echo"))
 
 
-async def test_nobody_is_lost_by_an_outage_longer_than_the_heartbeat_timeout(
+async def test_an_outage_longer_than_the_heartbeat_timeout_loses_no_node(
     outage: Cluster, nats_server: NatsServer
 ) -> None:
     lost = Lost()
@@ -221,7 +221,7 @@ async def test_nobody_is_lost_by_an_outage_longer_than_the_heartbeat_timeout(
     assert lost.nodes == []
 
 
-async def test_nobody_is_lost_while_the_connection_is_coming_back(
+async def test_no_node_is_lost_while_the_connection_is_restored(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transport is connected some moments before the node has learned of it."""
@@ -256,7 +256,7 @@ class Lost(Service):
         self.nodes.append(ctx.params["node"]["id"])
 
 
-async def test_a_broker_stops_while_its_server_is_away(outage: Cluster, nats_server: NatsServer) -> None:
+async def test_a_broker_stops_while_its_server_is_down(outage: Cluster, nats_server: NatsServer) -> None:
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     nats_server.kill()
     await eventually(lambda: cut_off(outage))
@@ -265,7 +265,7 @@ async def test_a_broker_stops_while_its_server_is_away(outage: Cluster, nats_ser
         await two.stop()
 
 
-async def test_a_server_that_freezes_does_not_stop_a_stop(
+async def test_a_frozen_server_does_not_block_a_stop(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.transports.nats_link.NATS_CLOSE_TIMEOUT_S", 0.2)
@@ -276,9 +276,7 @@ async def test_a_server_that_freezes_does_not_stop_a_stop(
     nats_server.resume()
 
 
-async def test_a_message_limit_that_the_server_lowered_counts_from_then_on(
-    outage: Cluster, nats_server: NatsServer
-) -> None:
+async def test_a_message_limit_that_the_server_lowers_applies_at_once(outage: Cluster, nats_server: NatsServer) -> None:
     one = await outage.start_one("one")
     transport = one._node.transport
     assert transport is not None
@@ -287,7 +285,7 @@ async def test_a_message_limit_that_the_server_lowered_counts_from_then_on(
     await eventually(lambda: connected(outage) and transport.max_payload == 4096)
 
 
-async def test_rights_that_are_revoked_and_given_back_are_an_outage_like_another(
+async def test_permissions_that_are_revoked_and_restored_are_handled_as_an_outage(
     make_nats_server: NatsServerFactory, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hurry(monkeypatch)
@@ -333,7 +331,7 @@ class AnswersWhenCutOff(Service):
         self.cut_off.set()
 
 
-async def test_an_answer_that_is_ready_while_only_its_node_is_cut_off_arrives(outage: Cluster) -> None:
+async def test_an_answer_that_is_ready_while_its_node_is_disconnected_arrives(outage: Cluster) -> None:
     """Its caller has noticed nothing, and waits for ever when it has no timeout."""
     service = AnswersWhenCutOff()
     one, two = await outage.start(("one", [service]), ("two", []))
@@ -349,7 +347,7 @@ async def test_an_answer_that_is_ready_while_only_its_node_is_cut_off_arrives(ou
         await eventually(lambda: answers == ["late"])
 
 
-async def test_what_the_server_ends_a_connection_for_is_an_outage_like_another(outage: Cluster) -> None:
+async def test_a_connection_that_the_server_ends_is_handled_as_an_outage(outage: Cluster) -> None:
     """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     before = await kick(one)

@@ -81,7 +81,7 @@ ways = pytest.mark.parametrize(
 
 
 @ways
-async def test_streams_are_whole_both_ways(cluster: Cluster) -> None:
+async def test_streams_arrive_complete_in_both_directions(cluster: Cluster) -> None:
     text = Text()
     _, two = await cluster.start(("one", [text]), ("two", []))
     stream = await two.call("text.make", {"size": SIZE}, timeout=30)
@@ -91,7 +91,7 @@ async def test_streams_are_whole_both_ways(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("server_url", ['{ allow: "MOL.>", deny: "MOL.PING.>" }'], indirect=True)
-async def test_streams_are_whole_where_nodes_may_not_ping(cluster: Cluster) -> None:
+async def test_streams_arrive_complete_where_nodes_may_not_ping(cluster: Cluster) -> None:
     _, two = await cluster.start(("one", [Text()]), ("two", []))
     stream = await two.call("text.make", {"size": SIZE}, timeout=30)
     assert len(await stream.read()) == SIZE
@@ -111,7 +111,7 @@ async def test_a_stream_to_a_node_that_may_not_answer_pings_breaks_off_at_both_e
 
 
 @ways
-async def test_what_is_imported_is_exported_whole(cluster: Cluster, tmp_path: Path) -> None:
+async def test_imported_environments_are_exported_completely(cluster: Cluster, tmp_path: Path) -> None:
     store = EnvironmentsStore(f"sqlite:///{tmp_path}/environments.sqlite")
     _, two = await cluster.start(("one", [store]), ("two", []))
     documents = ({"environment": {"uuid": f"u{number}", "pad": "x" * 60_000}} for number in range(60))
@@ -122,7 +122,7 @@ async def test_what_is_imported_is_exported_whole(cluster: Cluster, tmp_path: Pa
 
 
 @pytest.mark.parametrize("server_url", ['"MOL.>"', "stored"], indirect=True)
-async def test_a_second_node_of_the_same_id_is_refused(cluster: Cluster) -> None:
+async def test_a_second_node_with_the_same_id_is_refused(cluster: Cluster) -> None:
     await cluster.start_one("one")
     with pytest.raises(MoleculerError, match="is running"):
         await cluster.make("one").start()
@@ -140,14 +140,14 @@ async def test_a_lost_node_is_noticed_at_once_where_the_prefix_alone_is_allowed(
 
 
 @pytest.mark.parametrize("server_url", [EXACT], indirect=True)
-async def test_a_node_without_an_inbox_says_so_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_node_without_an_inbox_logs_it_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     await cluster.start(("one", []), ("two", []))
     said = [record.getMessage() for record in caplog.records if "MOL.REPLY.>" in record.getMessage()]
     assert len(said) == 2  # each node
 
 
 @pytest.mark.parametrize("server_url", ['["MOL.*", "MOL.RES.>", "MOL.REPLY.>", "MOL.INFO.>"]'], indirect=True)
-async def test_a_call_that_the_server_does_not_let_through_fails_at_once_and_names_the_subject(
+async def test_a_call_without_permission_to_publish_fails_at_once_and_names_the_subject(
     server_url: str, cluster: Cluster
 ) -> None:
     _, two = await cluster.start(("one", [Text()]), ("two", []))
@@ -157,7 +157,7 @@ async def test_a_call_that_the_server_does_not_let_through_fails_at_once_and_nam
 
 
 @pytest.mark.parametrize("server_url", ['publish: { allow: "MOL.>", deny: "MOL.RES.>" }'], indirect=True)
-async def test_answers_that_the_server_does_not_let_through_are_one_line_and_their_streams_end(
+async def test_answers_without_permission_to_publish_are_logged_once_and_their_streams_end(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = Text()

@@ -75,7 +75,7 @@ async def test_a_private_action_is_called_within_its_service_as_part_of_the_requ
     assert answer["result"] == expected
 
 
-async def test_c42_a_private_action_is_nobody_elses(cluster: Cluster) -> None:
+async def test_c42_a_private_action_cannot_be_called_from_other_nodes(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Vault()]), ("two", []))
     for broker in (one, two):
         with pytest.raises(ServiceNotFoundError):
@@ -95,7 +95,7 @@ async def test_c18_a_protected_action_is_announced_and_called_on_its_node_only(c
     assert "v2.vault.secret" not in service["actions"]
 
 
-async def test_own_actions_have_all_that_goes_on_around_an_action(cluster: Cluster) -> None:
+async def test_own_actions_run_with_hooks_middlewares_and_validation(cluster: Cluster) -> None:
     vault = Vault()
     await cluster.start(("one", [vault]))
     with pytest.raises(ValidationError):
@@ -110,7 +110,7 @@ async def test_own_actions_never_run_on_another_node_of_the_service(cluster: Clu
     assert {await vault.actions.list_all() for _ in range(4)} == {"one"}
 
 
-async def test_own_actions_are_found_by_both_their_names_and_others_are_not(cluster: Cluster) -> None:
+async def test_own_actions_are_found_by_both_names_and_other_actions_are_not(cluster: Cluster) -> None:
     vault = Vault()
     await cluster.start(("one", [vault]))
     assert await vault.actions["list-all"]() == await vault.actions.list_all() == "one"
@@ -119,7 +119,7 @@ async def test_own_actions_are_found_by_both_their_names_and_others_are_not(clus
     assert caught.value.data == {"action": "v2.vault.unknown", "nodeID": "one"}
 
 
-async def test_hooks_of_life_go_through_super(cluster: Cluster) -> None:
+async def test_lifecycle_hooks_call_super(cluster: Cluster) -> None:
     vault = Vault()
     [one] = await cluster.start(("one", [vault]))
     assert vault.was_running_at_start
@@ -127,7 +127,7 @@ async def test_hooks_of_life_go_through_super(cluster: Cluster) -> None:
     assert not vault.running
 
 
-async def test_a_dependency_may_name_a_version(cluster: Cluster) -> None:
+async def test_a_dependency_can_name_a_version(cluster: Cluster) -> None:
     class Waiting(Service):
         name = "waiting"
         dependencies = ({"name": "vault", "version": 2},)
@@ -159,7 +159,7 @@ async def test_c19_names_without_prefixes_are_called_as_they_are(cluster: Cluste
     assert (service["fullName"], service["version"]) == ("bare", "staging")
 
 
-async def test_c51_an_internal_action_is_asked_of_the_own_node(cluster: Cluster) -> None:
+async def test_c51_an_internal_action_is_called_on_the_local_node(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", []), ("two", []), prefer_local=False)
     for broker in (one, two):
         for _ in range(3):
@@ -169,7 +169,7 @@ async def test_c51_an_internal_action_is_asked_of_the_own_node(cluster: Cluster)
     assert [row["id"] for row in rows if row["local"]] == ["two"]
 
 
-async def test_a_service_that_is_removed_is_gone_everywhere_with_its_events(cluster: Cluster) -> None:
+async def test_a_removed_service_and_its_events_are_gone_on_every_node(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Vault()]), ("two", []))
     await one.remove_service("v2.vault")
     await eventually(lambda: not two.registry.has_service("v2.vault"))
@@ -189,7 +189,9 @@ class Pages(Service):
 
 
 @pytest.mark.parametrize("serializer", ["JSON", "JSONExt", "MsgPack", "CBOR"])
-async def test_text_of_a_request_over_http_stands_for_numbers_and_booleans(cluster: Cluster, serializer: str) -> None:
+async def test_text_from_an_http_request_is_converted_to_numbers_and_booleans(
+    cluster: Cluster, serializer: str
+) -> None:
     options: dict[str, Any] = {"serializer": serializer, "convert_params": True}
     one = await cluster.start_one("one", [Pages()], **options)
     two = await cluster.start_one("two", **options)

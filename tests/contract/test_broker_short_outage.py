@@ -159,7 +159,7 @@ class Listener(Service):
         self.received.append(ctx.params)
 
 
-async def test_calls_and_events_of_a_node_that_is_away_go_out_when_it_is_back(outage: Cluster) -> None:
+async def test_calls_and_events_of_a_disconnected_node_are_sent_when_it_reconnects(outage: Cluster) -> None:
     listener, results = Listener(), Results()
     _, two = await outage.start(("one", [Echo(), listener]), ("two", []))
     async with anyio.create_task_group() as tasks, away(two):
@@ -172,7 +172,7 @@ async def test_calls_and_events_of_a_node_that_is_away_go_out_when_it_is_back(ou
     await eventually(lambda: listener.received == [1])
 
 
-async def test_calls_of_a_node_that_is_away_wait_for_it(outage: Cluster) -> None:
+async def test_calls_to_a_disconnected_node_wait_for_it(outage: Cluster) -> None:
     results = Results()
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     async with anyio.create_task_group() as tasks, away(one):
@@ -186,7 +186,7 @@ async def test_calls_of_a_node_that_is_away_wait_for_it(outage: Cluster) -> None
     assert results == ["one"] * 3
 
 
-async def test_calls_of_a_node_that_does_not_return_fail(outage: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_to_a_node_that_does_not_reconnect_fail(outage: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 0.3)
     monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", 0.3)
     one, two = await outage.start(("one", [Echo()]), ("two", []))
@@ -197,7 +197,7 @@ async def test_calls_of_a_node_that_does_not_return_fail(outage: Cluster, monkey
         await two.call("echo.where")
 
 
-async def test_who_waits_for_connections_waits_for_services_that_come_back_later(
+async def test_calls_that_wait_for_connections_wait_for_services_that_return_later(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when their nodes count as gone already, and when other nodes offer them then."""
@@ -220,7 +220,7 @@ async def test_who_waits_for_connections_waits_for_services_that_come_back_later
     assert results == ["three"] * 2
 
 
-async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_has_none_yet(
+async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_is_still_disconnected(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.node.outage.SHORT_OUTAGE_S", 0.1)
@@ -241,7 +241,7 @@ async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_ha
     assert results == ["one"] * 100
 
 
-async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_wants(
+async def test_a_call_to_a_node_that_cannot_be_queried_waits_until_its_timeout(
     outage: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A JS node cannot say what became of a call. Without a timeout, its caller must not wait for ever."""
@@ -267,7 +267,7 @@ async def test_a_node_that_cannot_be_asked_is_waited_for_as_long_as_the_caller_w
     assert results["timed"] == ["found"]
 
 
-async def test_what_waits_for_a_connection_ends_with_the_node(outage: Cluster) -> None:
+async def test_calls_that_wait_for_a_connection_end_with_their_node(outage: Cluster) -> None:
     results = Results()
     await outage.start_one("one", [Echo()])
     two = await outage.start_one("two", wait_for_connection=True, shutdown_timeout=0.1)

@@ -77,7 +77,7 @@ class Relay(Service):
 # Retry
 
 
-async def test_c77_a_retry_goes_through_the_choice_of_a_node_again(cluster: Cluster) -> None:
+async def test_c77_a_retry_selects_a_node_again(cluster: Cluster) -> None:
     bad, good = Flaky(100), Flaky()
     caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [good]), retry_policy=QUICK)
     results = [await caller.call("flaky.plain", meta={"n": n}, request_id=f"r{n}") for n in range(4)]
@@ -89,14 +89,16 @@ async def test_c77_a_retry_goes_through_the_choice_of_a_node_again(cluster: Clus
     assert mended.id != failed.id
 
 
-async def test_c77_a_pin_to_a_node_is_lost_with_the_first_attempt(cluster: Cluster) -> None:
+async def test_c77_only_the_first_attempt_is_bound_to_a_named_node(cluster: Cluster) -> None:
     bad = Flaky(100)
     caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [Flaky()]), retry_policy=QUICK)
     assert await caller.call("flaky.plain", node_id="bad", retries=5) == "good"
 
 
 @pytest.mark.parametrize("owner_is_caller", [True, False])
-async def test_c77_the_policy_of_the_action_counts_for_every_caller(cluster: Cluster, owner_is_caller: bool) -> None:
+async def test_c77_the_retry_policy_of_an_action_applies_to_every_caller(
+    cluster: Cluster, owner_is_caller: bool
+) -> None:
     flaky = Flaky(2)
     one, two = await cluster.start(("one", [flaky]), ("two", []))
     caller = one if owner_is_caller else two
@@ -121,7 +123,7 @@ async def test_c77_the_callee_does_not_retry_for_the_caller(cluster: Cluster) ->
     assert len(flaky.seen) == 1
 
 
-async def test_c77_what_cannot_be_found_is_neither_retried_nor_excused(cluster: Cluster) -> None:
+async def test_c77_an_unknown_action_is_neither_retried_nor_replaced_by_a_fallback(cluster: Cluster) -> None:
     attempts: list[str] = []
 
     class Counting:
@@ -135,7 +137,7 @@ async def test_c77_what_cannot_be_found_is_neither_retried_nor_excused(cluster: 
     assert attempts == ["nobody.knows"]
 
 
-async def test_meta_of_every_attempt_comes_back(cluster: Cluster) -> None:
+async def test_the_meta_of_every_attempt_comes_back(cluster: Cluster) -> None:
     class Telling(Service):
         name = "telling"
         tries = 0
@@ -176,7 +178,7 @@ async def fail(broker: ServiceBroker, action: str, times: int) -> None:
             await broker.call(action)
 
 
-async def test_c66_c78_a_breaker_opens_half_opens_and_closes_and_everybody_hears_of_it(cluster: Cluster) -> None:
+async def test_c66_c78_a_breaker_opens_half_opens_and_closes_and_each_change_is_broadcast(cluster: Cluster) -> None:
     flaky, watching = Flaky(2), Watching()
     breaker = {"enabled": True, "min_request_count": 2, "half_open_time": 0.1}
     await cluster.start(("owner", [flaky]), ("watcher", [watching]))
@@ -199,7 +201,7 @@ async def test_c66_c78_a_breaker_opens_half_opens_and_closes_and_everybody_hears
     ]
 
 
-async def test_c76_an_open_endpoint_is_not_chosen(cluster: Cluster) -> None:
+async def test_c76_an_endpoint_with_an_open_breaker_is_not_selected(cluster: Cluster) -> None:
     breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
     bad, good = Flaky(100), Flaky()
     caller, *_ = await cluster.start(("caller", []), ("bad", [bad]), ("good", [good]), circuit_breaker=breaker)
@@ -212,7 +214,7 @@ async def test_c76_an_open_endpoint_is_not_chosen(cluster: Cluster) -> None:
     assert sorted(outcomes) == ["failed"] + ["good"] * 9
 
 
-async def test_c78_the_state_outlives_a_new_announcement_of_the_service(cluster: Cluster) -> None:
+async def test_c78_the_state_of_a_breaker_survives_a_new_announcement_of_its_service(cluster: Cluster) -> None:
     breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
     owner, caller = await cluster.start(("owner", [Flaky(100)]), ("caller", []), circuit_breaker=breaker)
     await fail(caller, "flaky.plain", 1)
@@ -222,7 +224,7 @@ async def test_c78_the_state_outlives_a_new_announcement_of_the_service(cluster:
         await caller.call("flaky.plain")
 
 
-async def test_c78_an_owners_breaker_counts_the_calls_of_others_too(cluster: Cluster) -> None:
+async def test_c78_the_breaker_of_an_owner_counts_the_calls_of_other_nodes(cluster: Cluster) -> None:
     flaky = Flaky(100)
     owner, caller = await cluster.start(("owner", [flaky]), ("caller", []))
     await fail(owner, "flaky.guarded", 2)
@@ -233,7 +235,7 @@ async def test_c78_an_owners_breaker_counts_the_calls_of_others_too(cluster: Clu
     assert refused.value.data == {"action": "flaky.guarded", "nodeID": "owner"}
 
 
-async def test_c78_an_error_that_came_from_a_third_node_does_not_count(cluster: Cluster) -> None:
+async def test_c78_an_error_that_came_from_a_third_node_is_not_counted(cluster: Cluster) -> None:
     breaker = {"enabled": True, "min_request_count": 1, "half_open_time": 60}
     caller = cluster.make("caller", circuit_breaker=breaker)
     await caller.start()
@@ -265,7 +267,7 @@ async def test_c78_c81_without_the_balancer_results_count_for_the_node_that_answ
     }
 
 
-async def test_calls_that_are_not_answered_in_time_open_a_breaker(cluster: Cluster) -> None:
+async def test_timeouts_open_a_breaker(cluster: Cluster) -> None:
     class Silent(Service):
         name = "silent"
 
@@ -310,7 +312,7 @@ class Narrow(Service):
         self.received.append(ctx.params)
 
 
-async def test_c79_an_action_runs_as_often_at_once_as_it_may_and_refuses_what_is_too_much(cluster: Cluster) -> None:
+async def test_c79_a_bulkhead_runs_and_queues_up_to_its_limits_and_refuses_the_rest(cluster: Cluster) -> None:
     narrow = Narrow()
     _, caller = await cluster.start(("owner", [narrow]), ("caller", []))
     refused: list[QueueIsFullError] = []
@@ -330,7 +332,7 @@ async def test_c79_an_action_runs_as_often_at_once_as_it_may_and_refuses_what_is
     assert refused[0].data == {"action": "narrow.pass_through", "nodeID": "caller", "size": 3, "limit": 3}
 
 
-async def test_c79_events_have_a_bulkhead_too(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_c79_a_bulkhead_limits_events_too(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     narrow = Narrow()
     _, sender = await cluster.start(("owner", [narrow]), ("sender", []))
     for number in range(5):
@@ -344,13 +346,13 @@ async def test_c79_events_have_a_bulkhead_too(cluster: Cluster, caplog: pytest.L
 # Fallback
 
 
-async def test_c79_an_actions_fallback_answers_at_its_owner(cluster: Cluster) -> None:
+async def test_c79_the_fallback_of_an_action_runs_at_its_owner(cluster: Cluster) -> None:
     one, two = await cluster.start(("one", [Flaky(100)]), ("two", []))
     assert await one.call("flaky.excused") == await two.call("flaky.excused") == "one after flaky"
     assert "fallback" not in two.registry.actions["flaky.excused"].members[0].info
 
 
-async def test_c79_a_calls_fallback_answers_after_the_retries(cluster: Cluster) -> None:
+async def test_c79_the_fallback_of_a_call_runs_after_the_retries(cluster: Cluster) -> None:
     flaky = Flaky(100)
     _, caller = await cluster.start(("owner", [flaky]), ("caller", []), retry_policy={**QUICK, "retries": 2})
 
@@ -381,7 +383,7 @@ class Books(Service):
         return self.runs
 
 
-async def test_an_owner_answers_from_its_cache_whoever_asks(cluster: Cluster) -> None:
+async def test_an_owner_answers_every_caller_from_its_cache(cluster: Cluster) -> None:
     books = Books()
     owner = cluster.make("owner", [books], cacher=True)
     await owner.start()
@@ -414,7 +416,7 @@ async def test_a_hit_bypasses_validation_and_hooks(cluster: Cluster) -> None:
     assert hooked.notes == 1
 
 
-async def test_a_stale_result_is_answered_at_once_and_renewed(cluster: Cluster) -> None:
+async def test_a_stale_result_is_returned_at_once_and_refreshed(cluster: Cluster) -> None:
     class Numbers(Service):
         name = "numbers"
         made = 0
@@ -435,13 +437,13 @@ async def test_a_stale_result_is_answered_at_once_and_renewed(cluster: Cluster) 
     assert await caller.call("numbers.make") == 2
 
 
-async def test_without_a_cacher_nothing_is_kept(cluster: Cluster) -> None:
+async def test_without_a_cacher_nothing_is_cached(cluster: Cluster) -> None:
     broker = await cluster.start_one("one", [Books()])
     assert [await broker.call("books.all") for _ in range(3)] == [1, 2, 3]
     assert broker.cacher is None
 
 
-async def test_the_cache_is_emptied_when_the_connection_is_new(cluster: Cluster) -> None:
+async def test_the_cache_is_cleared_after_a_reconnect(cluster: Cluster) -> None:
     broker = cluster.make("one", [Books()], cacher=True)
     assert broker.cacher is not None
     broker.cacher.set("old", 1)
@@ -485,7 +487,7 @@ class Typed(Service):
         raise MoleculerError(f"explained: {error}") from error
 
 
-async def test_hooks_run_around_an_action_and_may_change_its_params(cluster: Cluster) -> None:
+async def test_hooks_run_around_an_action_and_can_change_its_params(cluster: Cluster) -> None:
     typed = Typed()
     one, two = await cluster.start(("one", [typed]), ("two", []))
     for broker in (one, two):
@@ -496,7 +498,7 @@ async def test_hooks_run_around_an_action_and_may_change_its_params(cluster: Clu
             await broker.call("typed.double", {"number": -5})
 
 
-async def test_params_that_do_not_fit_never_reach_the_hooks(cluster: Cluster) -> None:
+async def test_invalid_params_never_reach_the_hooks(cluster: Cluster) -> None:
     typed = Typed()
     one, two = await cluster.start(("one", [typed]), ("two", []))
     for broker in (one, two):
@@ -582,7 +584,7 @@ class Hears(Service):
         return "yes"
 
 
-async def test_a_middleware_hears_of_everything_in_order(cluster: Cluster) -> None:
+async def test_the_hooks_of_middlewares_run_in_order(cluster: Cluster) -> None:
     notes: list[str] = []
     hears = Hears()
     other = cluster.make("other", [Flaky()])
@@ -649,7 +651,7 @@ async def test_an_error_handler_sees_every_error_of_calls_and_events(cluster: Cl
     assert seen == ["bad.act: act", "bad.act: act", "bad.event: event"]
 
 
-async def test_a_service_with_a_setting_that_cannot_be_is_refused(cluster: Cluster) -> None:
+async def test_a_service_with_an_invalid_setting_is_refused(cluster: Cluster) -> None:
     class Wrong(Service):
         name = "wrong"
 
@@ -685,7 +687,7 @@ class Bursts(Service):
             self.all.append(ctx.params)
 
 
-async def test_debounce_takes_the_last_event_of_a_burst_and_throttle_the_first(cluster: Cluster) -> None:
+async def test_debounce_handles_the_last_event_of_a_burst_and_throttle_the_first(cluster: Cluster) -> None:
     bursts = Bursts()
     _, sender = await cluster.start(("owner", [bursts]), ("sender", []))
     for number in range(5):
@@ -714,7 +716,7 @@ class Farewells(Service):
         self.handled_while_open.append(self.open)
 
 
-async def test_a_debounced_event_finds_no_service_that_has_stopped(cluster: Cluster) -> None:
+async def test_a_debounced_event_does_not_run_after_its_service_has_stopped(cluster: Cluster) -> None:
     farewells, bursts = Farewells(), Bursts()
     node = await cluster.start_one("one", [farewells, bursts])
     await node.emit("farewell")
@@ -786,7 +788,7 @@ async def test_a_stop_waits_for_calls_to_other_nodes(cluster: Cluster) -> None:
     assert results == ["done"]
 
 
-async def test_a_stop_does_not_wait_for_ever_and_says_so(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stop_waits_for_a_limited_time_and_logs_it(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     slow = Slow()
     broker = await cluster.start_one("one", [slow], shutdown_timeout=0.05)
     async with anyio.create_task_group() as tasks:
@@ -799,7 +801,7 @@ async def test_a_stop_does_not_wait_for_ever_and_says_so(cluster: Cluster, caplo
         slow.door.set()
 
 
-async def test_a_service_that_is_removed_finishes_what_it_does(cluster: Cluster) -> None:
+async def test_a_removed_service_finishes_its_calls_and_events(cluster: Cluster) -> None:
     slow = Slow()
     owner, caller = await cluster.start(("owner", [slow]), ("caller", []))
     async with anyio.create_task_group() as tasks:
@@ -814,7 +816,7 @@ async def test_a_service_that_is_removed_finishes_what_it_does(cluster: Cluster)
     assert len(slow.done) == 3
 
 
-async def test_a_service_that_does_not_finish_is_removed_all_the_same(
+async def test_a_service_that_does_not_finish_is_removed_anyway(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = Slow()
@@ -828,7 +830,7 @@ async def test_a_service_that_does_not_finish_is_removed_all_the_same(
         slow.door.set()
 
 
-async def test_a_middleware_that_fails_at_the_broadcast_of_a_breaker_ends_no_node(
+async def test_a_middleware_that_fails_at_a_breaker_event_does_not_stop_its_node(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Refusing(Middleware):

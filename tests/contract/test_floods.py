@@ -65,7 +65,7 @@ TAKING_IN, HANDLING = "broker.transports.nats_intake.SLICE_S", "broker.node.work
 
 
 @pytest.mark.parametrize(("kind", "sliced"), [("EVENT", TAKING_IN), ("EVENT", HANDLING), ("INFO", TAKING_IN)])
-async def test_calls_come_in_between_the_messages_of_a_flood(
+async def test_calls_are_handled_between_the_messages_of_a_flood(
     kind: str, sliced: str, cluster: Cluster, nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shortest slices of time hold one message. Without slices a thousand come between two calls of this node."""
@@ -92,7 +92,7 @@ async def test_calls_come_in_between_the_messages_of_a_flood(
     assert max(after - before for before, after in pairwise(seen)) < 20
 
 
-async def test_events_that_come_faster_than_they_are_handled_are_bounded(
+async def test_events_that_arrive_faster_than_they_are_handled_are_bounded(
     cluster: Cluster, nats_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("broker.defaults.EVENTS_IN_WORK", 10)
@@ -114,7 +114,7 @@ async def test_events_that_come_faster_than_they_are_handled_are_bounded(
     assert "others are dropped until there is room" in line
 
 
-async def test_events_that_came_before_a_service_is_removed_are_handled(cluster: Cluster, nats_url: str) -> None:
+async def test_events_received_before_a_service_is_removed_are_handled(cluster: Cluster, nats_url: str) -> None:
     counting = Counting()
     (one,) = await cluster.start(("one", [counting]))
     quick = [event_packet("flood.quick")] * 2_000

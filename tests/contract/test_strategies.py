@@ -50,27 +50,27 @@ async def three(cluster: Cluster, **options: Any) -> tuple[Any, dict[str, Places
     return caller, places
 
 
-async def test_c75_round_robin_gives_every_node_as_many(cluster: Cluster) -> None:
+async def test_c75_round_robin_gives_every_node_the_same_number_of_calls(cluster: Cluster) -> None:
     caller, _ = await three(cluster)
     counts = Counter([await caller.call("places.here") for _ in range(30)])
     assert counts == dict.fromkeys(NODES, 10)
 
 
-async def test_c75_random_gives_every_node_some(cluster: Cluster) -> None:
+async def test_c75_random_gives_every_node_some_calls(cluster: Cluster) -> None:
     caller, _ = await three(cluster, strategy="Random")
     counts = Counter([await caller.call("places.here") for _ in range(90)])
     assert set(counts) == set(NODES)
     assert len(set(counts.values())) > 1 or counts == dict.fromkeys(NODES, 30)
 
 
-async def test_c76_a_node_prefers_itself_unless_told_otherwise(cluster: Cluster) -> None:
+async def test_c76_a_node_prefers_itself_by_default(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", [Places()]), ("two", [Places()]))
     assert {await one.call("places.here") for _ in range(4)} == {"one"}
     fair = await cluster.start_one("fair", [Places()], prefer_local=False)
     assert Counter([await fair.call("places.here") for _ in range(6)]) == {"one": 2, "two": 2, "fair": 2}
 
 
-async def test_c75_shard_sends_a_key_to_its_node_from_everywhere(cluster: Cluster) -> None:
+async def test_c75_shard_sends_a_key_to_the_same_node_from_every_caller(cluster: Cluster) -> None:
     caller, _ = await three(cluster)
     other = await cluster.start_one("other")
     ring = Ring(NODES, 10, None)
@@ -82,7 +82,7 @@ async def test_c75_shard_sends_a_key_to_its_node_from_everywhere(cluster: Cluste
     assert {await caller.call("places.sharded", {"user": {}}) for _ in range(60)} == set(NODES)
 
 
-async def test_c75_a_shards_node_that_leaves_hands_its_keys_over(cluster: Cluster) -> None:
+async def test_c75_the_keys_of_a_node_that_leaves_go_to_other_nodes(cluster: Cluster) -> None:
     caller, _ = await three(cluster)
     gone = next(broker for broker in cluster.brokers if broker.node_id == "node-b")
     assert await caller.call("places.sharded", {"user": {"id": "7"}}) == "node-b"
@@ -102,7 +102,7 @@ async def test_c75_events_are_sharded_by_their_meta(cluster: Cluster) -> None:
         assert one.received == [number for number in range(20) if ring.node_of(str(number)) == node_id]
 
 
-async def test_c75_cpu_usage_takes_the_node_with_the_lowest_figure_in_its_heartbeat(cluster: Cluster) -> None:
+async def test_c75_cpu_usage_selects_the_node_with_the_lowest_load_in_its_heartbeat(cluster: Cluster) -> None:
     caller, _ = await three(cluster)
     peer = await cluster.raw_peer("busy", "PING")
     for node_id, cpu in (("node-a", 90), ("node-b", 50), ("node-c", 70)):
@@ -112,7 +112,7 @@ async def test_c75_cpu_usage_takes_the_node_with_the_lowest_figure_in_its_heartb
     assert {await caller.call("places.idle") for _ in range(5)} == {"node-b"}
 
 
-async def test_c75_latency_pings_all_nodes_once_and_then_one_of_each_host(cluster: Cluster) -> None:
+async def test_c75_latency_pings_every_node_once_and_then_one_per_host(cluster: Cluster) -> None:
     peer = await cluster.raw_peer("far", "PING")
     caller = cluster.make("caller", strategy="Latency", strategy_options={"ping_interval": 0.02, "low_latency": 0})
     near = cluster.make("near", [Places()])
@@ -148,7 +148,7 @@ async def test_c75_no_node_is_pinged_unless_a_strategy_needs_it(cluster: Cluster
     await peer.wait_for("PING", lambda ping: ping["sender"] == "one")
 
 
-async def test_c75_the_first_to_announce_an_action_says_how_it_is_chosen(cluster: Cluster) -> None:
+async def test_c75_the_first_announcement_of_an_action_decides_its_strategy(cluster: Cluster) -> None:
     broker = await cluster.start_one("caller")
     peer = await cluster.raw_peer("first", "REQ")
     actions = {
@@ -161,7 +161,7 @@ async def test_c75_the_first_to_announce_an_action_says_how_it_is_chosen(cluster
     assert type(broker.registry.actions["odd.two"].strategy).__name__ == "Lowest"
 
 
-def test_c25_a_strategy_that_js_does_not_know_is_refused() -> None:
+def test_c25_a_strategy_unknown_to_js_is_refused() -> None:
     with pytest.raises(ServiceSchemaError, match="Homemade"):
 
         @action(strategy="Homemade")

@@ -168,7 +168,7 @@ async def test_values_arrive_as_they_were_sent(pair: Pair) -> None:
     assert [value async for value in await pair.call("echo", stream=values)] == values
 
 
-async def test_both_directions_flow_at_once(pair: Pair) -> None:
+async def test_both_directions_of_a_stream_flow_concurrently(pair: Pair) -> None:
     asked = anyio.Event()
 
     async def source() -> AsyncIterator[bytes]:
@@ -188,7 +188,7 @@ async def test_an_empty_stream_ends(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["", "not introduced"])
-async def test_a_slow_reader_stops_the_writer(pair: Pair, known: bool) -> None:
+async def test_a_slow_reader_pauses_the_writer(pair: Pair, known: bool) -> None:
     """At most the marks ahead, the chunks around them, and one that waits to be sent."""
     if not known:
         pair.server._node.transit.registry.forget("caller")
@@ -207,7 +207,7 @@ async def test_a_slow_reader_stops_the_writer(pair: Pair, known: bool) -> None:
     assert pair.service.sent >= 100 * 100_000
 
 
-async def test_other_work_has_its_turn_while_a_stream_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_tasks_run_while_a_stream_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.streams.writer.SLICE_S", 0.0)
     turns, at = 0, []
 
@@ -229,7 +229,7 @@ async def test_other_work_has_its_turn_while_a_stream_is_sent(pair: Pair, monkey
     assert len(set(at)) >= 29
 
 
-async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pair: Pair) -> None:
+async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_pending(pair: Pair) -> None:
     async with await pair.call("endless") as stream:
         await anext(stream)
     with anyio.fail_after(DEADLINE_S):
@@ -238,7 +238,7 @@ async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_behind(pai
             await pair.caller.ping("server")  # what the server sent before is here when the answer is
 
 
-async def test_a_reader_that_stops_ends_a_writer_that_waits_for_what_it_sends_next(pair: Pair) -> None:
+async def test_a_reader_that_stops_ends_a_writer_that_waits_for_its_next_item(pair: Pair) -> None:
     stream = await pair.call("one_and_no_more")
     assert await anext(stream) == b"one"
     await stream.aclose()
@@ -246,14 +246,14 @@ async def test_a_reader_that_stops_ends_a_writer_that_waits_for_what_it_sends_ne
         await pair.service.closed.wait()
 
 
-async def test_leaving_the_loop_that_reads_ends_the_writer(pair: Pair) -> None:
+async def test_leaving_the_loop_over_a_stream_ends_its_writer(pair: Pair) -> None:
     async for _ in await pair.call("one_and_no_more"):
         break
     with anyio.fail_after(DEADLINE_S):
         await pair.service.closed.wait()
 
 
-async def test_a_call_that_is_given_up_breaks_the_stream_it_sent_at_once(pair: Pair) -> None:
+async def test_a_cancelled_call_breaks_its_request_stream_at_once(pair: Pair) -> None:
     began, closed = anyio.Event(), anyio.Event()
 
     async def source() -> AsyncIterator[bytes]:
@@ -275,9 +275,7 @@ async def test_a_call_that_is_given_up_breaks_the_stream_it_sent_at_once(pair: P
     assert pair.service.outcomes == ["RequestRejectedError"]
 
 
-async def test_a_source_that_fails_when_it_is_closed_harms_nothing_else(
-    pair: Pair, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_source_that_fails_to_close_affects_nothing_else(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     async def source() -> AsyncIterator[bytes]:
         try:
             while True:
@@ -292,7 +290,7 @@ async def test_a_source_that_fails_when_it_is_closed_harms_nothing_else(
     ]
 
 
-async def test_an_exception_of_the_source_that_has_no_form_on_the_wire_is_another_at_the_reader(pair: Pair) -> None:
+async def test_a_source_exception_that_cannot_be_encoded_is_another_error_at_the_reader(pair: Pair) -> None:
     async def breaking() -> AsyncIterator[bytes]:
         yield b"a"
         raise MoleculerClientError("broke", 418, "TEAPOT", {"no": object()})
@@ -303,7 +301,7 @@ async def test_an_exception_of_the_source_that_has_no_form_on_the_wire_is_anothe
     assert await pair.call("ignore", stream=[b"a"]) == "not interested"
 
 
-async def test_a_source_is_closed_also_when_its_call_is_not_made(pair: Pair) -> None:
+async def test_a_source_is_closed_even_if_its_call_is_not_sent(pair: Pair) -> None:
     closed = anyio.Event()
 
     async def source() -> AsyncIterator[bytes]:
@@ -330,7 +328,7 @@ async def test_c74_the_loss_of_the_reader_ends_the_writer(cluster: Cluster) -> N
         await service.closed.wait()
 
 
-async def test_c74_a_writer_learns_from_nats_that_its_reader_is_lost(cluster: Cluster) -> None:
+async def test_c74_a_writer_learns_from_nats_that_its_reader_is_gone(cluster: Cluster) -> None:
     service = Streams()
     caller, server = await cluster.start(("caller", []), ("server", [service]))
     stream = await caller.call("streams.slowly", timeout=DEADLINE_S)
@@ -342,7 +340,7 @@ async def test_c74_a_writer_learns_from_nats_that_its_reader_is_lost(cluster: Cl
     assert not server.registry.nodes["caller"].available
 
 
-async def test_a_stream_goes_whole_to_another_node_when_the_first_is_gone(cluster: Cluster) -> None:
+async def test_a_stream_goes_completely_to_another_node_when_the_first_is_gone(cluster: Cluster) -> None:
     """Nothing of it may be sent to the node that cannot hear it."""
     caller, one, _other = await cluster.start(
         ("caller", []), ("one", [Streams()]), ("other", [Streams()]), prefer_local=False
@@ -368,7 +366,7 @@ async def test_a_handler_that_does_not_read_ends_the_writer(pair: Pair) -> None:
         await closed.wait()
 
 
-async def test_a_call_that_is_given_up_ends_its_handler_and_its_source(pair: Pair) -> None:
+async def test_a_cancelled_call_ends_its_handler_and_its_source(pair: Pair) -> None:
     """The handler must not wait for the rest of a stream that nobody sends any more."""
     closed = anyio.Event()
 
@@ -406,7 +404,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("outcomes", [[], [b"a", bytes(range(256)) * 9000], [{"a": 1}, b"b", "c"]], ids=["", "b", "v"])
-async def test_an_answer_whose_first_item_is_not_there_yet_opens_without_it(pair: Pair, outcomes: list[Any]) -> None:
+async def test_an_answer_opens_before_its_first_item_is_ready(pair: Pair, outcomes: list[Any]) -> None:
     feed = await pair.call("feed")
     assert not pair.service.go_on.is_set()
     pair.service.outcomes = outcomes
@@ -418,7 +416,7 @@ async def test_an_answer_whose_first_item_is_not_there_yet_opens_without_it(pair
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_an_error_after_such_an_opening_is_raised_at_the_reader(pair: Pair) -> None:
+async def test_an_error_after_an_early_opening_is_raised_at_the_reader(pair: Pair) -> None:
     feed = await pair.call("feed")
     pair.service.outcomes = [MoleculerClientError("no more", 418, "TEAPOT")]
     pair.service.go_on.set()
@@ -427,7 +425,7 @@ async def test_an_error_after_such_an_opening_is_raised_at_the_reader(pair: Pair
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_two_sides_may_talk_by_streams_that_open_before_they_say_anything(pair: Pair) -> None:
+async def test_two_nodes_can_talk_over_streams_that_open_without_an_item(pair: Pair) -> None:
     send, receive = anyio.create_memory_object_stream[Any](1)
     answers = await pair.call("echo", stream=receive)
     for word in ("one", {"two": 2}, b"three"):
@@ -438,7 +436,7 @@ async def test_two_sides_may_talk_by_streams_that_open_before_they_say_anything(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pair: Pair) -> None:
+async def test_a_stream_cancelled_before_its_first_item_leaves_nothing_pending(pair: Pair) -> None:
     closed = anyio.Event()
 
     async def silent() -> AsyncIterator[bytes]:
@@ -459,7 +457,7 @@ async def test_a_stream_that_is_given_up_before_its_first_item_leaves_nothing(pa
     assert len(pair.caller._node.effects.writers) == 0
 
 
-async def test_an_answer_that_opens_after_its_call_was_given_up_ends_its_writer(pair: Pair) -> None:
+async def test_an_answer_stream_that_opens_after_its_call_was_cancelled_ends_its_writer(pair: Pair) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(pair.call, "late")
         await eventually(lambda: pair.service.outcomes == ["asked"], "the handler")
@@ -471,13 +469,13 @@ async def test_an_answer_that_opens_after_its_call_was_given_up_ends_its_writer(
     assert len(pair.server._node.effects.writers) == 0
 
 
-async def test_an_error_before_the_first_chunk_is_the_answer_to_the_call(pair: Pair) -> None:
+async def test_an_error_before_the_first_chunk_fails_the_call(pair: Pair) -> None:
     with pytest.raises(MoleculerClientError, match="no stream today") as caught:
         await pair.call("fails_at_once")
     assert caught.value.code == 418
 
 
-async def test_an_exception_of_the_source_is_raised_at_the_reader(pair: Pair) -> None:
+async def test_a_source_exception_is_raised_at_the_reader(pair: Pair) -> None:
     async def breaking() -> AsyncIterator[bytes]:
         yield b"a"
         raise MoleculerClientError("broke", 418)
@@ -487,13 +485,13 @@ async def test_an_exception_of_the_source_is_raised_at_the_reader(pair: Pair) ->
     assert caught.value.code == 418
 
 
-async def test_the_timeout_covers_the_opening_alone(pair: Pair) -> None:
+async def test_the_timeout_covers_only_the_opening(pair: Pair) -> None:
     with pytest.raises(MoleculerError) as caught:
         await pair.caller.call("streams.never_begins", timeout=0.1)
     assert caught.value.type == "REQUEST_TIMEOUT"
 
 
-async def test_params_headers_and_meta_travel_beside_a_stream(pair: Pair) -> None:
+async def test_params_headers_and_meta_are_sent_with_a_stream(pair: Pair) -> None:
     meta: dict[str, Any] = {"m": 1}
     stream = await pair.call("headers_and_meta", {"p": 1}, stream=[b"x"], meta=meta, headers={"h": 1})
     assert await anext(stream) == {"meta": {"m": 1, "left": 1}, "headers": {"h": 1}, "params": {"p": 1}}
@@ -505,7 +503,7 @@ async def test_a_stream_to_an_unknown_action_is_refused(pair: Pair) -> None:
         await pair.call("no_such", stream=[b"a"])
 
 
-async def test_c74_a_node_that_stops_breaks_what_it_was_sending(pair: Pair) -> None:
+async def test_c74_a_stopping_node_breaks_the_streams_it_was_sending(pair: Pair) -> None:
     stream = await pair.call("endless")
     await anext(stream)
     await pair.server.stop()
@@ -515,7 +513,7 @@ async def test_c74_a_node_that_stops_breaks_what_it_was_sending(pair: Pair) -> N
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_c74_a_node_that_stops_breaks_what_it_had_opened_and_has_nothing_to_send_for(pair: Pair) -> None:
+async def test_c74_a_stopping_node_breaks_opened_streams_that_have_nothing_to_send(pair: Pair) -> None:
     feed = await pair.call("feed")
     await pair.server.stop()
     with pytest.raises(MoleculerError), anyio.fail_after(DEADLINE_S):
@@ -523,7 +521,7 @@ async def test_c74_a_node_that_stops_breaks_what_it_had_opened_and_has_nothing_t
     assert pair.service.closed.is_set()
 
 
-async def test_a_stream_within_one_node_needs_no_wire() -> None:
+async def test_a_stream_within_one_node_needs_no_transport() -> None:
     async with ServiceBroker("alone", services=[Streams()]) as broker:
         assert [chunk async for chunk in await broker.call("streams.echo", stream=[b"a", b"b"])] == [b"a", b"b"]
         assert (await broker.call("streams.digest", stream=b"abc"))[0] == 3

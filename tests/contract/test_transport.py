@@ -134,7 +134,7 @@ async def test_a_message_reaches_its_own_sender_too(bus: Bus) -> None:
     await eventually(lambda: received == ["mine"])
 
 
-async def test_nothing_arrives_after_a_cancel_and_cancelling_twice_is_quiet(bus: Bus) -> None:
+async def test_nothing_arrives_after_a_cancel_and_cancelling_twice_is_harmless(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     cancelled, kept = Received(), Received()
     subscription = await receiver.subscribe("a", cancelled)
@@ -150,7 +150,7 @@ async def test_nothing_arrives_after_a_cancel_and_cancelling_twice_is_quiet(bus:
     assert cancelled == ["1"]
 
 
-async def test_a_subject_without_a_subscription_is_reported_and_no_other(bus: Bus) -> None:
+async def test_only_a_subject_without_a_subscription_is_reported(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     received = Received()
     await receiver.subscribe("a.*", received)
@@ -164,7 +164,7 @@ async def test_a_subject_without_a_subscription_is_reported_and_no_other(bus: Bu
     assert bus.unanswered == ["unanswered:1", "unanswered-2"]
 
 
-async def test_has_subscribers_says_whether_a_subject_has_a_subscription(bus: Bus) -> None:
+async def test_has_subscribers_reports_whether_a_subject_has_a_subscription(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     received = Received()
     subscription = await receiver.subscribe("a.*", received)
@@ -177,7 +177,7 @@ async def test_has_subscribers_says_whether_a_subject_has_a_subscription(bus: Bu
     assert await sender.has_subscribers("a.b", b"x") is False
 
 
-async def test_a_connection_that_closes_takes_its_subscriptions_along(bus: Bus) -> None:
+async def test_closing_a_connection_ends_its_subscriptions(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     await receiver.subscribe("a", Received())
     await receiver.flush()
@@ -206,7 +206,7 @@ async def test_c86_a_message_above_the_limit_is_refused_with_size_and_limit(bus:
     await eventually(lambda: received == ["x" * LIMIT])
 
 
-async def test_closing_twice_or_without_a_connection_is_quiet(bus: Bus) -> None:
+async def test_closing_twice_or_without_a_connection_is_harmless(bus: Bus) -> None:
     transport = await bus.connect()
     assert transport.connected
     await transport.close()
@@ -215,7 +215,7 @@ async def test_closing_twice_or_without_a_connection_is_quiet(bus: Bus) -> None:
     await bus.transport().close()
 
 
-async def test_without_a_connection_everything_says_so(bus: Bus) -> None:
+async def test_every_operation_without_a_connection_is_a_clear_error(bus: Bus) -> None:
     closed = await bus.connect()
     await closed.close()
     for transport in (closed, bus.transport()):
@@ -230,7 +230,7 @@ async def test_without_a_connection_everything_says_so(bus: Bus) -> None:
                 await use
 
 
-async def test_what_was_published_before_the_close_arrives(bus: Bus) -> None:
+async def test_messages_published_before_the_close_arrive(bus: Bus) -> None:
     sender, receiver = await bus.connect(), await bus.connect()
     received = Received()
     await receiver.subscribe("a", received)

@@ -191,7 +191,7 @@ def watch(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(50_000, marks=pytest.mark.long)])
-def test_c11_no_packet_ends_the_node_leaks_a_task_or_grows_its_memory(
+def test_c11_no_packet_stops_the_node_leaks_a_task_or_grows_its_memory(
     count: int, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.broker.Limits", partial(Limits, stream_idle_s=0.5))

@@ -76,7 +76,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
         yield Balanced(js, (one, two), services, tap)
 
 
-async def test_c81_calls_of_js_and_python_are_shared_out_among_all_nodes_the_own_one_too(balanced: Balanced) -> None:
+async def test_c81_calls_of_js_and_python_are_balanced_among_all_nodes_including_the_caller(balanced: Balanced) -> None:
     one, _ = balanced.brokers
     from_python = Counter([await one.call("shared.who") for _ in range(100)])
     from_js = Counter([await balanced.js.call("shared.who") for _ in range(100)])
@@ -84,7 +84,7 @@ async def test_c81_calls_of_js_and_python_are_shared_out_among_all_nodes_the_own
     assert await one.call("math.add", {"a": 1, "b": 2}) == 3
 
 
-async def test_c81_a_call_to_a_named_node_goes_there(balanced: Balanced) -> None:
+async def test_c81_a_call_to_a_named_node_reaches_that_node(balanced: Balanced) -> None:
     one, two = balanced.brokers
     assert {await one.call("shared.who", node_id="py-1") for _ in range(5)} == {"py-1"}
     assert await two.call("shared.who", node_id="py-1") == "py-1"
@@ -119,7 +119,7 @@ async def test_c82_a_broadcast_reaches_every_node_once(balanced: Balanced) -> No
     assert [service.events for service in balanced.services] == [["user.gone"], ["user.gone"]]
 
 
-async def test_c81_c82_packets_go_where_those_of_js_go(balanced: Balanced) -> None:
+async def test_c81_c82_packets_are_sent_to_the_subjects_that_js_uses(balanced: Balanced) -> None:
     """Also for what the sender could do itself: NATS chooses."""
     one, _ = balanced.brokers
     tap, ver = balanced.tap, PROTOCOLS[balanced.js.version]
@@ -167,7 +167,7 @@ async def test_c81_c82_packets_go_where_those_of_js_go(balanced: Balanced) -> No
         assert [(topic, groups) for topic, groups, _ in ours] == expected
 
 
-async def test_c80_a_node_that_leaves_is_asked_no_more(balanced: Balanced) -> None:
+async def test_c80_a_node_that_leaves_gets_no_more_calls(balanced: Balanced) -> None:
     one, _ = balanced.brokers
     leaving = ServiceBroker(
         "py-leaving",
@@ -184,5 +184,5 @@ async def test_c80_a_node_that_leaves_is_asked_no_more(balanced: Balanced) -> No
     assert "py-leaving" not in {await one.call("shared.who", timeout=DEADLINE_S) for _ in range(60)}
 
 
-async def test_c90_the_js_node_has_nothing_to_complain_about(balanced: Balanced) -> None:
+async def test_c90_the_js_node_logs_no_errors(balanced: Balanced) -> None:
     assert balanced.js.logged() == []

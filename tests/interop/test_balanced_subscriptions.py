@@ -33,7 +33,7 @@ def shares(recorder: NatsRecorder, node_id: str, wanted: set[tuple[str, str]], *
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c80_queue_groups_are_those_of_js_before_each_announcement_and_none_at_the_last(
+async def test_c80_queue_groups_equal_those_of_js_before_each_announcement_and_end_before_the_last(
     version: str, nats_url: str, namespace: str, js_modules: object
 ) -> None:
     async with nats_recorder(nats_url) as theirs, nats_recorder(nats_url) as ours:

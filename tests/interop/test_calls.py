@@ -30,7 +30,7 @@ async def test_js_calls_python(cluster: Cluster) -> None:
     assert await cluster.js.call("pymath.add", {"a": 1}) == 2, "a parameter that is not given has its default"
 
 
-async def test_c15_c16_each_sees_the_services_of_the_other_as_declared(cluster: Cluster) -> None:
+async def test_c15_c16_each_node_sees_the_services_of_the_other_as_declared(cluster: Cluster) -> None:
     services = await cluster.js.services()
     assert (services["pymath"]["settings"], services["pymath"]["metadata"]) == ({"precision": 2}, {"region": "test"})
     assert set(services["pymath"]["actions"]) == {"pymath.add", "pymath.longest"}
@@ -46,17 +46,17 @@ async def test_c35_values_arrive_as_they_were_sent(cluster: Cluster, value: obje
     assert await cluster.js.call("pyecho.params", value) == value
 
 
-async def test_c35_params_that_are_not_given_are_an_empty_object(cluster: Cluster) -> None:
+async def test_c35_missing_params_arrive_as_an_empty_object(cluster: Cluster) -> None:
     assert await cluster.broker.call("echo.params") == {}
     assert await cluster.js.call("pyecho.params") == {}
 
 
-async def test_c40_an_action_without_a_result_gives_nothing(cluster: Cluster) -> None:
+async def test_c40_an_action_without_a_result_returns_nothing(cluster: Cluster) -> None:
     assert await cluster.broker.call("echo.nothing") is None
     assert await cluster.js.call("pyecho.nothing") is None
 
 
-async def test_c44_meta_goes_down_and_comes_back(cluster: Cluster) -> None:
+async def test_c44_meta_reaches_the_callee_and_comes_back(cluster: Cluster) -> None:
     meta = {"user": 7, "kept": {"a": 1}}
     await cluster.broker.call("echo.setMeta", {"user": 8, "new": [1]}, meta=meta)
     assert meta == {"user": 8, "kept": {"a": 1}, "new": [1]}
@@ -70,7 +70,7 @@ async def test_c44_meta_comes_back_with_an_error_too(cluster: Cluster) -> None:
     assert caught.value.meta == {"user": 7}
 
 
-async def test_c36_js_hears_where_a_python_call_comes_from(cluster: Cluster) -> None:
+async def test_c36_js_knows_the_origin_of_a_python_call(cluster: Cluster) -> None:
     seen = await cluster.broker.call(
         "echo.context", {"a": 1}, meta={"m": 1}, headers={"h": "1"}, request_id="request-1"
     )
@@ -80,7 +80,7 @@ async def test_c36_js_hears_where_a_python_call_comes_from(cluster: Cluster) -> 
         assert seen["headers"] == {"h": "1"}
 
 
-async def test_c36_python_hears_where_a_js_call_comes_from(cluster: Cluster) -> None:
+async def test_c36_python_knows_the_origin_of_a_js_call(cluster: Cluster) -> None:
     options = {"meta": {"m": 1}, "headers": {"h": "1"}, "requestID": "request-1", "caller": "someone"}
     seen = await cluster.js.call("pyecho.context", {"a": 1}, timeout=20000, **options)
     assert (seen["params"], seen["meta"], seen["requestID"], seen["nodeID"]) == ({"a": 1}, {"m": 1}, "request-1", "js")
@@ -108,7 +108,7 @@ async def test_c44_c45_c88_meta_set_deep_in_a_chain_reaches_the_first_caller(clu
     assert reply.meta == {"deep": 1}
 
 
-async def test_c88_calls_back_and_forth_do_not_wait_for_each_other(cluster: Cluster) -> None:
+async def test_c88_nested_calls_back_and_forth_do_not_block_each_other(cluster: Cluster) -> None:
     path = await cluster.broker.call("chain.countdown", {"steps": 8, "next": "pychain.countdown"}, timeout=30)
     assert path == ["js", "py"] * 4
     path = await cluster.js.call("pychain.countdown", {"steps": 8, "next": "chain.countdown"}, timeout=30000)
@@ -137,7 +137,7 @@ async def test_several_calls_at_once(cluster: Cluster) -> None:
     assert await cluster.broker.mcall(named) == {"sum": 3, "echo": 5}
 
 
-async def test_pings_go_both_ways(cluster: Cluster) -> None:
+async def test_pings_work_in_both_directions(cluster: Cluster) -> None:
     pong = await cluster.broker.ping("js", timeout=30)
     assert pong is not None
     assert (pong["nodeID"], pong["elapsedTime"] >= 0) == ("js", True)

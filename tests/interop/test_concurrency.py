@@ -19,12 +19,12 @@ def ran_at_once(spans: Sequence[Mapping[str, float]]) -> int:
     return max(sum(span["started"] <= other["started"] < span["ended"] for span in spans) for other in spans)
 
 
-async def test_slow_calls_from_js_run_side_by_side_in_python(cluster: Cluster) -> None:
+async def test_slow_calls_from_js_run_concurrently_in_python(cluster: Cluster) -> None:
     spans = await cluster.js.mcall([{"action": "pyslow.wait", "params": ORDER} for _ in range(CALLS)])
     assert ran_at_once(spans) == CALLS
 
 
-async def test_slow_calls_from_python_run_side_by_side_in_js(cluster: Cluster) -> None:
+async def test_slow_calls_from_python_run_concurrently_in_js(cluster: Cluster) -> None:
     spans = await cluster.broker.mcall([{"action": "slow.wait", "params": ORDER} for _ in range(CALLS)])
     assert ran_at_once(spans) == CALLS
 
@@ -43,7 +43,7 @@ async def test_a_slow_call_does_not_hold_up_a_quick_one(cluster: Cluster) -> Non
     assert finished == ["quick", "slow"]
 
 
-async def test_c39_answers_find_their_callers(cluster: Cluster) -> None:
+async def test_c39_each_answer_reaches_its_caller(cluster: Cluster) -> None:
     async def ask(number: int) -> None:
         # Later calls answer earlier.
         results[number] = await cluster.broker.mcall(
@@ -77,7 +77,7 @@ async def test_c88_many_nested_calls_in_both_directions_at_once(cluster: Cluster
     assert sorted(paths) == sorted([["js", "py"] * 3] * 50 + [["py", "js"] * 3] * 50)
 
 
-async def test_js_logs_no_error_over_all_of_this(cluster: Cluster) -> None:
+async def test_js_has_logged_no_errors_during_these_tests(cluster: Cluster) -> None:
     discovery = [line for line in cluster.js.logged() if "DISCOVER" in line and "Protocol version mismatch" in line]
     # The first question of a Python node that has not heard of anybody is in version 5; 0.14 notes that once.
     assert len(discovery) == (1 if cluster.version == "0.14" else 0)

@@ -22,7 +22,7 @@ def said(cluster: Cluster, after: int) -> list[str]:
     return sorted(topic for topic in topics if topic not in ("HEARTBEAT", "PONG.tap"))
 
 
-async def test_c9_every_packet_has_a_version_that_is_text_and_a_sender(cluster: Cluster) -> None:
+async def test_c9_every_packet_has_a_sender_and_a_version_as_text(cluster: Cluster) -> None:
     await cluster.broker.call("math.add", {"a": 1, "b": 2})
     await cluster.js.call("pymath.add", {"a": 1})
     await cluster.broker.broadcast("$circuit.nothing")
@@ -40,7 +40,7 @@ async def test_c9_every_packet_has_a_version_that_is_text_and_a_sender(cluster: 
 
 
 @pytest.mark.parametrize("ver", ["6", 4, 5, None, ["4"], "absent"], ids=repr)
-async def test_c10_packets_of_no_known_version_are_dropped_without_an_answer(cluster: Cluster, ver: Any) -> None:
+async def test_c10_packets_of_an_unknown_version_are_dropped_without_an_answer(cluster: Cluster, ver: Any) -> None:
     await settle(cluster)
     mark = await cluster.tap.mark()
     packet: dict[str, Any] = {"sender": "old", "id": "1", "time": 1, "services": [], "instanceID": "i", "seq": 1}
@@ -57,7 +57,7 @@ async def test_c10_packets_of_no_known_version_are_dropped_without_an_answer(clu
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"{", b"\xff\xfe", b"[]", b"17", b'"text"'], ids=repr)
-async def test_c11_bytes_that_are_no_packet_are_dropped(cluster: Cluster, data: bytes) -> None:
+async def test_c11_bytes_that_are_not_a_packet_are_dropped(cluster: Cluster, data: bytes) -> None:
     await settle(cluster)
     mark = await cluster.tap.mark()
     for node in NODES:
@@ -69,7 +69,7 @@ async def test_c11_bytes_that_are_no_packet_are_dropped(cluster: Cluster, data: 
     assert await cluster.js.call("pymath.add", {"a": 1}) == 2
 
 
-async def test_c12_what_seems_to_come_from_the_node_itself_is_ignored_except_calls(cluster: Cluster) -> None:
+async def test_c12_packets_that_name_the_node_itself_as_sender_are_ignored_except_calls(cluster: Cluster) -> None:
     instances = {node["id"]: node["instanceID"] for node in (await cluster.js.nodes()).values()}
     await settle(cluster)
     mark = await cluster.tap.mark()
@@ -108,13 +108,13 @@ async def test_c13_unknown_fields_are_ignored(cluster: Cluster) -> None:
         assert (pong["time"], "zebra" in pong) == (5, False)
 
 
-async def test_c38_a_stream_flag_of_null_is_none(cluster: Cluster) -> None:
+async def test_c38_a_stream_flag_of_null_means_no_stream(cluster: Cluster) -> None:
     for node, action in (("js", "echo.params"), ("py", "pyecho.params")):
         answer = await cluster.tap.ask(node, action, ver=cluster.ver, params=None, stream=None)
         assert (answer["success"], answer["data"]) == (True, None)
 
 
-async def test_c37_a_call_needs_an_id_an_action_a_version_and_a_sender_only(cluster: Cluster) -> None:
+async def test_c37_a_call_needs_only_an_id_an_action_a_version_and_a_sender(cluster: Cluster) -> None:
     for node, action in (("js", "chain.call"), ("py", "pychain.call")):
         assert (await cluster.tap.ask(node, action, ver=cluster.ver))["success"] is False, "it ran, and missed params"
     for node, action in (("js", "echo.nothing"), ("py", "pyecho.nothing")):
@@ -138,12 +138,12 @@ async def test_c41_c42_unknown_and_private_actions_are_refused_with_the_meta_ech
             assert answer.get("headers", "none") == (None if cluster.ver == "5" else "none")
 
 
-async def test_c18_a_protected_action_that_is_called_directly_is_run(cluster: Cluster) -> None:
+async def test_c18_a_protected_action_can_be_called_by_a_request_to_its_node(cluster: Cluster) -> None:
     for node, action in (("js", "math.secret"), ("py", "pymath.secret")):
         assert (await cluster.tap.ask(node, action, ver=cluster.ver))["data"] == "secret"
 
 
-async def test_c43_answers_that_nobody_waits_for_are_ignored(cluster: Cluster) -> None:
+async def test_c43_answers_without_a_pending_request_are_ignored(cluster: Cluster) -> None:
     async def answer(node: str, request_id: str) -> None:
         packet = {"ver": cluster.ver, "sender": "tap", "id": request_id, "meta": {}, "success": True, "data": "forged"}
         await cluster.tap.say(f"RES.{node}", packet)

@@ -66,7 +66,7 @@ async def test_c53_c55_js_gets_the_error_that_python_raised(
     assert error.message == order.get("message", error.message)
 
 
-async def test_c55_both_sides_word_an_error_alike(cluster: Cluster) -> None:
+async def test_c55_both_sides_describe_an_error_in_the_same_words(cluster: Cluster) -> None:
     order = {"class": "RequestTimeoutError", "data": WHERE}
     with pytest.raises(RequestTimeoutError) as in_python:
         await cluster.broker.call("errors.throw", order)
@@ -89,7 +89,7 @@ async def test_c56_an_error_class_that_only_python_knows_keeps_its_name(cluster:
     assert caught.value.data == GIVEN["data"]
 
 
-async def test_c52_c56_an_exception_of_the_language_keeps_its_name(cluster: Cluster) -> None:
+async def test_c52_c56_a_builtin_exception_keeps_its_name(cluster: Cluster) -> None:
     with pytest.raises(RemoteError) as in_python:
         await cluster.broker.call("errors.throw", {"class": "TypeError", "message": "oops"})
     assert (in_python.value.name, in_python.value.code, str(in_python.value)) == (
@@ -102,13 +102,13 @@ async def test_c52_c56_an_exception_of_the_language_keeps_its_name(cluster: Clus
     assert (in_js.value.name, in_js.value.code, in_js.value.message) == ("KeyError", 500, "'oops'")
 
 
-async def test_c59_what_is_no_error_in_js_still_is_one_in_python(cluster: Cluster) -> None:
+async def test_c59_a_value_thrown_in_js_that_is_not_an_error_is_one_in_python(cluster: Cluster) -> None:
     with pytest.raises(MoleculerError, match="oops") as caught:
         await cluster.broker.call("errors.throw", {"class": "text", "message": "oops"})
     assert caught.value.code == 500
 
 
-async def test_js_refuses_what_does_not_fit_its_parameters(cluster: Cluster) -> None:
+async def test_js_refuses_invalid_params(cluster: Cluster) -> None:
     with pytest.raises(ValidationError) as caught:
         await cluster.broker.call("math.add", {"a": "one", "b": 2})
     assert (caught.value.code, caught.value.type) == (422, "VALIDATION_ERROR")
@@ -125,9 +125,7 @@ async def test_js_refuses_what_does_not_fit_its_parameters(cluster: Cluster) -> 
         ("pymath.longest", {"words": []}, "words"),
     ],
 )
-async def test_c58_python_refuses_what_does_not_fit_its_parameters(
-    cluster: Cluster, action: str, params: Any, field: str
-) -> None:
+async def test_c58_python_refuses_invalid_params(cluster: Cluster, action: str, params: Any, field: str) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call(action, params)
     error = caught.value
@@ -137,13 +135,13 @@ async def test_c58_python_refuses_what_does_not_fit_its_parameters(
     assert [item for item in error.data if not item.get("message")] == []
 
 
-async def test_c58_params_that_are_no_object_are_refused(cluster: Cluster) -> None:
+async def test_c58_params_that_are_not_an_object_are_refused(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pymath.add", [1, 2])
     assert caught.value.code == 422
 
 
-async def test_c49_an_action_that_nobody_offers(cluster: Cluster) -> None:
+async def test_c49_a_call_of_an_action_that_no_node_offers_is_not_found(cluster: Cluster) -> None:
     with pytest.raises(ServiceNotFoundError) as in_python:
         await cluster.broker.call("math.subtract")
     with pytest.raises(JsError) as in_js:
@@ -152,7 +150,7 @@ async def test_c49_an_action_that_nobody_offers(cluster: Cluster) -> None:
     assert in_js.value.type == "SERVICE_NOT_FOUND"
 
 
-async def test_c49_an_action_that_the_named_node_does_not_offer(cluster: Cluster) -> None:
+async def test_c49_a_call_of_an_action_that_its_named_node_does_not_offer_is_not_found(cluster: Cluster) -> None:
     with pytest.raises(ServiceNotFoundError) as in_python:
         await cluster.broker.call("pymath.add", {"a": 1}, node_id="js")
     assert in_python.value.data == {"action": "pymath.add", "nodeID": "js"}
@@ -163,7 +161,7 @@ async def test_c49_an_action_that_the_named_node_does_not_offer(cluster: Cluster
     assert in_js.value.data == {"action": "math.add", "nodeID": "py"}
 
 
-async def test_c43_an_answer_that_comes_too_late(cluster: Cluster) -> None:
+async def test_c43_a_call_that_is_answered_too_late_times_out(cluster: Cluster) -> None:
     with pytest.raises(RequestTimeoutError) as in_python:
         await cluster.broker.call("slow.wait", {"ms": 60_000}, timeout=0.2)
     assert in_python.value.data == {"action": "slow.wait", "nodeID": "js"}
@@ -172,13 +170,13 @@ async def test_c43_an_answer_that_comes_too_late(cluster: Cluster) -> None:
     assert (in_js.value.name, in_js.value.code, in_js.value.retryable) == ("RequestTimeoutError", 504, True)
 
 
-async def test_c50_the_timeout_that_an_action_declares_holds_for_its_callers(cluster: Cluster) -> None:
+async def test_c50_the_timeout_of_an_action_applies_to_its_callers(cluster: Cluster) -> None:
     with pytest.raises(JsError) as caught:
         await cluster.js.call("pyslow.impatient")
     assert caught.value.type == "REQUEST_TIMEOUT"
 
 
-async def test_c47_a_nested_call_ends_with_the_time_of_the_whole(cluster: Cluster) -> None:
+async def test_c47_a_nested_call_ends_when_the_time_of_the_outer_call_runs_out(cluster: Cluster) -> None:
     order = {"action": "slow.wait", "params": {"ms": 60_000}}
     with pytest.raises(JsError) as in_js:
         await cluster.js.call("pychain.call", order, timeout=300)

@@ -210,7 +210,7 @@ async def test_c61_a_broadcast_goes_to_every_node_once(bus: Bus) -> None:
             assert [node for node, _ in sent(bus, mark, sender)] == others
 
 
-async def test_c36_c60_an_event_has_the_fields_that_js_gives_it(bus: Bus) -> None:
+async def test_c36_c60_an_event_has_the_fields_that_js_sends(bus: Bus) -> None:
     for kind in ("emit", "broadcast"):
         for data in ({"a": 1}, None):
             mark = await bus.tap.mark()
@@ -235,7 +235,7 @@ async def test_c62_versions_of_a_service_share_its_unversioned_name_as_their_gro
         assert went == {"py-1": 2, "py-2": 2}
 
 
-async def test_c63_each_pattern_hears_the_same_events_in_python_and_in_js(bus: Bus) -> None:
+async def test_c63_each_pattern_matches_the_same_events_in_python_and_in_js(bus: Bus) -> None:
     bus.patterns.matched.clear()
     for name in EVENTS:
         await bus.js.broadcast(name)
@@ -264,7 +264,7 @@ async def test_c63_each_pattern_hears_the_same_events_in_python_and_in_js(bus: B
     ],
     ids=repr,
 )
-async def test_c64_the_receiver_runs_the_groups_that_are_named(bus: Bus, groups: Any, expected: list[str]) -> None:
+async def test_c64_the_receiver_runs_only_the_named_groups(bus: Bus, groups: Any, expected: list[str]) -> None:
     """In JS the same, which tells that the expectation is right."""
     for is_broadcast in (True, False):
         bus.forget()
@@ -279,7 +279,7 @@ async def test_c64_the_receiver_runs_the_groups_that_are_named(bus: Bus, groups:
         assert len(in_js) == (1 if expected else 0)
 
 
-async def test_c65_data_may_be_missing_and_a_failing_handler_says_nothing(bus: Bus) -> None:
+async def test_c65_event_data_may_be_missing_and_a_failing_handler_sends_nothing(bus: Bus) -> None:
     bus.forget()
     packet = {"ver": bus.ver, "sender": "tap", "id": "1", "event": "task.one", "broadcast": True}
     await bus.tap.say("EVENT.py-1", packet)

@@ -145,13 +145,13 @@ async def fleet(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
         yield Fleet(js, py, js_b, py_b, flaky, common)
 
 
-async def test_c75_round_robin_gives_js_and_python_nodes_as_many(fleet: Fleet) -> None:
+async def test_c75_round_robin_gives_js_and_python_nodes_the_same_number_of_calls(fleet: Fleet) -> None:
     from_python = Counter([await fleet.py.call("where.here") for _ in range(20)])
     from_js = Counter([await fleet.js.call("where.here") for _ in range(20)])
     assert from_python == from_js == {"js-b": 10, "py-b": 10}
 
 
-async def test_c75_shard_picks_the_same_node_in_both_languages(fleet: Fleet) -> None:
+async def test_c75_shard_selects_the_same_node_in_both_languages(fleet: Fleet) -> None:
     keys: list[Any] = ["1", "2", "abc", "user-42", 7, 10, 1.5, 1e21, 1e-7, -0.25, 2**53, True, [1, None, "x"], {"a": 1}]
     keys += [f"key {number}" for number in range(20)]
     ring = Ring(("js-b", "py-b"), 10, None)
@@ -162,7 +162,7 @@ async def test_c75_shard_picks_the_same_node_in_both_languages(fleet: Fleet) -> 
     assert set(from_python) == {"js-b", "py-b"}
 
 
-async def test_c75_a_hash_on_the_border_of_two_slices_belongs_to_the_lower_one(fleet: Fleet) -> None:
+async def test_c75_a_hash_on_the_boundary_of_two_slices_belongs_to_the_lower_one(fleet: Fleet) -> None:
     """On a ring of 20, two nodes with 10 slices each: every hash but 0 is a border."""
     ring = Ring(("js-b", "py-b"), 10, 20)
     assert ring.keys == list(range(1, 21))
@@ -269,7 +269,7 @@ async def test_c66_c78_a_js_supervisor_sees_the_breakers_of_python_nodes(fleet: 
         assert (heard["params"], heard["nodeID"], heard["type"]) == (params, "guarded", "broadcast")
 
 
-async def test_c25_what_python_announces_is_known_to_js(fleet: Fleet) -> None:
+async def test_c25_js_reads_the_policies_that_python_announces(fleet: Fleet) -> None:
     actions = await fleet.js.actions()
     described = json.dumps({name: entry["action"] for name, entry in actions.items()})
     assert "fallback" not in described

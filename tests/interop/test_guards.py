@@ -111,7 +111,7 @@ async def pair(request: pytest.FixtureRequest, nats_url: str, js_modules: object
         yield Pair(js, broker)
 
 
-async def test_c76_the_own_node_is_preferred_until_its_breaker_opens(pair: Pair) -> None:
+async def test_c76_the_local_node_is_preferred_until_its_breaker_opens(pair: Pair) -> None:
     for call, own, other, broken in (
         (pair.js.call, "js", "py", "both.brokenInJs"),
         (pair.broker.call, "py", "js", "both.brokenInPython"),
@@ -140,12 +140,12 @@ async def test_c79_a_full_bulkhead_refuses_callers_of_the_other_language(pair: P
     assert answers == [(429, "js"), "done", "done"]
 
 
-async def test_c79_an_actions_fallback_answers_callers_of_the_other_language(pair: Pair) -> None:
+async def test_c79_the_fallback_of_an_action_answers_callers_of_the_other_language(pair: Pair) -> None:
     assert await pair.js.call("pyguarded.excused") == "instead of broken"
     assert await pair.broker.call("jsguarded.excused") == "instead of broken"
 
 
-async def test_c79_an_actions_timeout_holds_for_callers_of_the_other_language(pair: Pair) -> None:
+async def test_c79_the_timeout_of_an_action_applies_to_callers_of_the_other_language(pair: Pair) -> None:
     with pytest.raises(RequestTimeoutError):
         await pair.broker.call("jsguarded.late")
     with pytest.raises(JsError) as caught:

@@ -113,7 +113,7 @@ async def quick(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
         yield Quick(request.param, js, broker, observer, tap)
 
 
-async def test_c26_heartbeats_tell_the_load_as_a_whole_number(quick: Quick) -> None:
+async def test_c26_heartbeats_report_the_cpu_load_as_an_integer(quick: Quick) -> None:
     for node in ("js", "py"):
         mark = await quick.tap.mark()
         beat = await quick.tap.sees("HEARTBEAT", after=mark, sender=node)
@@ -121,7 +121,7 @@ async def test_c26_heartbeats_tell_the_load_as_a_whole_number(quick: Quick) -> N
         assert beat["cpu"] is None or (type(beat["cpu"]) is int and 0 <= beat["cpu"] <= 100)
 
 
-async def test_c27_each_heartbeat_of_a_stranger_is_answered_with_one_question_to_it(quick: Quick) -> None:
+async def test_c27_each_heartbeat_of_an_unknown_node_is_answered_with_one_discover_to_it(quick: Quick) -> None:
     for number in (1, 2):
         await quick.tap.say("HEARTBEAT", quick.beat("stranger"))
         for node in ("js", "py"):
@@ -130,7 +130,7 @@ async def test_c27_each_heartbeat_of_a_stranger_is_answered_with_one_question_to
             assert questions == [{"ver": quick.ver, "sender": node}] * number
 
 
-async def test_c23_c28_c31_a_silent_node_is_lost_however_often_it_introduces_itself(quick: Quick) -> None:
+async def test_c23_c28_c31_a_node_without_heartbeats_is_lost_however_often_it_announces_itself(quick: Quick) -> None:
     await quick.tap.say("INFO", quick.info("silent"))
     await quick.known("silent")
     mark = quick.js.mark()
@@ -154,7 +154,7 @@ async def test_c23_c28_c31_a_silent_node_is_lost_however_often_it_introduces_its
     assert ("$services.changed", {"localService": False}) in quick.observer.seen
 
 
-async def test_c23_internal_events_hold_what_those_of_js_hold(quick: Quick) -> None:
+async def test_c23_internal_events_have_the_payloads_of_js(quick: Quick) -> None:
     await quick.js.run(JS_OBSERVER)
     quick.observer.seen.clear()
     for seq in (2, 3):
@@ -175,7 +175,9 @@ def _shape(payload: dict[str, Any]) -> dict[str, Any]:
     return {name: sorted(value) if name == "node" else value for name, value in sorted(payload.items())}
 
 
-async def test_c27_c28_a_lost_node_is_asked_again_and_its_actions_are_not_available(quick: Quick) -> None:
+async def test_c27_c28_a_heartbeat_of_a_lost_node_is_answered_with_a_discover_and_its_actions_are_unavailable(
+    quick: Quick,
+) -> None:
     await quick.tap.say("INFO", quick.info("lost"))
     await quick.known("lost")
     await quick.gone("lost", unexpected=True)
@@ -191,7 +193,7 @@ async def test_c27_c28_a_lost_node_is_asked_again_and_its_actions_are_not_availa
     assert sorted(packet["sender"] for packet in quick.tap.find("DISCOVER.lost", after=mark)) == ["js", "py"]
 
 
-async def test_c28_c29_calls_of_a_node_that_goes_are_rejected(quick: Quick) -> None:
+async def test_c28_c29_calls_to_a_node_that_leaves_are_rejected(quick: Quick) -> None:
     """The node is made by hand and never answers. As the tap hears its requests, no server says that nobody does."""
     for name, unexpected in (("quiet", True), ("polite", False)):
         await quick.tap.say("INFO", quick.info(name))
@@ -221,7 +223,7 @@ async def test_c28_c29_calls_of_a_node_that_goes_are_rejected(quick: Quick) -> N
         await quick.gone(name, unexpected=unexpected)
 
 
-async def test_c30_a_node_that_is_gone_for_long_is_forgotten(
+async def test_c30_a_node_that_has_been_gone_for_long_is_forgotten(
     version: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.conversation.transit.FORGET_OFFLINE_S", 2.0)
@@ -233,7 +235,7 @@ async def test_c30_a_node_that_is_gone_for_long_is_forgotten(
         await eventually(lambda: "js" not in broker.registry.nodes, "the JS node to be forgotten")
 
 
-async def test_c28_c89_a_killed_python_node_is_found_out_and_its_calls_fail(
+async def test_c28_c89_a_killed_python_node_is_noticed_and_calls_to_it_fail(
     version: str, nats_url: str, namespace: str
 ) -> None:
     async with (

@@ -76,7 +76,7 @@ async def test_c16_c17_c18_c19_a_service_is_announced_as_its_twin_in_js(told: di
         assert [key for key, value in ours[kind].items() if value["name"] != key] == []
 
 
-async def test_c18_private_actions_are_absent_and_protected_ones_are_there_for_those_who_look(
+async def test_c18_private_actions_are_not_announced_and_protected_ones_are(
     told: dict[str, Any],
 ) -> None:
     actions = by_name(told["py"])["seen"]["actions"]
@@ -89,13 +89,13 @@ async def test_c18_private_actions_are_absent_and_protected_ones_are_there_for_t
     }
 
 
-async def test_c19_names_hold_the_version_as_in_js(told: dict[str, Any]) -> None:
+async def test_c19_names_include_the_version_as_in_js(told: dict[str, Any]) -> None:
     full_names = {service["fullName"] for service in by_name(told["py"]).values()}
     assert full_names == {"v2.posts", "staging.users", "nover", "v4.nopre", "secret", "seen", "v1.hears"}
     assert set(told["known"]) >= {"v2.posts.renamed", "staging.users.find", "nover.find", "direct.call"}
 
 
-async def test_c25_nothing_is_announced_that_would_make_js_stumble(told: dict[str, Any]) -> None:
+async def test_c25_announcements_contain_nothing_that_breaks_js(told: dict[str, Any]) -> None:
     for service in told["py"]["services"]:
         for entry in [*service["actions"].values(), *service["events"].values()]:
             assert "fallback" not in entry
@@ -134,7 +134,7 @@ def service(name: str, *actions: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "fullName": name, "settings": {}, "metadata": {}, "actions": offered, "events": {}} | fields
 
 
-async def test_c21_c22_services_count_when_sequence_or_instance_is_new(cluster: Cluster) -> None:
+async def test_c21_c22_services_are_read_when_the_sequence_or_instance_is_new(cluster: Cluster) -> None:
     probe = Probe(cluster, "probe-seq")
     await probe.say([service("ps", "a", "b")], 5, metadata={"v": 1})
     assert await probe.offered() == {"ps.a", "ps.b"}
@@ -158,7 +158,7 @@ async def test_c21_c22_services_count_when_sequence_or_instance_is_new(cluster: 
 
 
 @pytest.mark.parametrize("missing", ["fullName", "settings", "metadata", "events", "all", "actions"])
-async def test_c24_a_peer_may_leave_out_what_can_be_worked_out(cluster: Cluster, missing: str) -> None:
+async def test_c24_a_peer_may_leave_out_fields_that_can_be_derived(cluster: Cluster, missing: str) -> None:
     name = f"less-{missing.lower()}"
     offered = service(name, "a", version=2)
     offered["actions"] = {f"v2.{name}.a": {"name": f"v2.{name}.a"}}
@@ -172,7 +172,7 @@ async def test_c24_a_peer_may_leave_out_what_can_be_worked_out(cluster: Cluster,
     assert cluster.broker.registry.has_service(f"v2.{name}")
 
 
-async def test_c24_a_peer_may_name_no_services_at_all(cluster: Cluster) -> None:
+async def test_c24_a_peer_may_announce_no_services(cluster: Cluster) -> None:
     probe = Probe(cluster, "probe-none")
     await probe.say("absent", metadata="absent")
     assert await probe.offered() == set()

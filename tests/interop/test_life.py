@@ -53,7 +53,7 @@ async def math_is_gone(broker: ServiceBroker) -> None:
                 pass  # it went, or had gone, when the call came to it, and the word of that is on its way
 
 
-async def test_c29_c49_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c29_c49_a_stopping_node_sends_disconnect(js: JsNode, nats_url: str, namespace: str) -> None:
     async with broker_with_services(nats_url, namespace):
         await js.wait_for_services(*PYTHON_SERVICES)
     gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
@@ -63,7 +63,7 @@ async def test_c29_c49_a_node_that_stops_says_good_bye(js: JsNode, nats_url: str
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
 
 
-async def test_c29_c49_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c29_c49_python_removes_a_js_node_that_stops(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
     async with broker_with_services(nats_url, namespace) as broker:
         await broker.wait_for_services("math", timeout=30)
@@ -71,7 +71,7 @@ async def test_c29_c49_a_js_node_that_stops_is_gone_for_python(js: JsNode, nats_
         await math_is_gone(broker)
 
 
-async def test_c90_a_cluster_of_one_version_hears_no_error(
+async def test_c90_a_cluster_of_one_version_logs_no_errors(
     js: JsNode, version: str, nats_url: str, namespace: str
 ) -> None:
     await js.create_service("math")
@@ -86,7 +86,7 @@ async def test_c90_a_cluster_of_one_version_hears_no_error(
     assert js.logged("warn", "error", "fatal") == []
 
 
-async def test_c21_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c21_a_node_can_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
     for _ in range(2):
         mark = js.mark()
         async with python_node(nats_url, namespace, "py") as process:
@@ -96,7 +96,7 @@ async def test_c21_a_node_may_come_back_under_its_id(js: JsNode, nats_url: str, 
         await js.local_event("$node.disconnected", after=mark)
 
 
-async def test_c21_c89_a_killed_node_may_come_back_under_its_id_at_once(
+async def test_c21_c89_a_killed_node_can_come_back_under_its_id_at_once(
     js: JsNode, nats_url: str, namespace: str
 ) -> None:
     async with python_node(nats_url, namespace, "py") as process:
@@ -157,7 +157,7 @@ async def test_c28_a_call_in_flight_fails_soon_after_its_js_node_was_killed(
         assert not broker.registry.nodes["js"].available
 
 
-async def test_c21_a_call_in_flight_fails_when_another_process_takes_the_place_of_its_js_node(
+async def test_c21_a_call_in_flight_fails_when_another_process_takes_over_the_id_of_its_js_node(
     js: JsNode, version: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.conversation.requests.NODE_PROBE_AFTER_S", 3600)
@@ -193,9 +193,7 @@ async def test_c8_a_second_python_node_with_the_id_of_the_first_is_refused(
         assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
 
 
-async def test_c8_a_python_node_makes_way_for_a_js_node_that_took_its_id(
-    version: str, nats_url: str, namespace: str
-) -> None:
+async def test_c8_a_python_node_stops_when_a_js_node_takes_its_id(version: str, nats_url: str, namespace: str) -> None:
     broker = broker_with_services(nats_url, namespace)
     async with open_tap(nats_url, namespace) as tap:
         await broker.start()
@@ -210,7 +208,9 @@ async def test_c8_a_python_node_makes_way_for_a_js_node_that_took_its_id(
         assert set(await newcomer.nodes()) == {"py"}
 
 
-async def test_c22_services_may_come_and_go_while_the_node_runs(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c22_services_can_be_added_and_removed_while_the_node_runs(
+    js: JsNode, nats_url: str, namespace: str
+) -> None:
     async with ServiceBroker("py", namespace=namespace, transporter=nats_url) as broker:
         await broker.add_service(PythonMath())
         await js.wait_for_services("pymath")
@@ -227,7 +227,7 @@ async def test_c22_services_may_come_and_go_while_the_node_runs(js: JsNode, nats
         await math_is_gone(broker)
 
 
-async def test_c11_bytes_that_are_no_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c11_bytes_that_are_not_a_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
     async with broker_with_services(nats_url, namespace):
         await js.wait_for_services(*PYTHON_SERVICES)
         client = await nats.connect(nats_url)

@@ -58,7 +58,7 @@ async def test_c28_calls_of_any_age_fail_soon_after_their_node_was_killed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_goes_on(
+async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_resumes(
     kind: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("broker.conversation.liveness.NODE_UNRESPONSIVE_S", 1.0)
@@ -110,7 +110,7 @@ async def test_a_node_whose_event_loop_is_blocked_loses_no_call(
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-async def test_calls_of_a_minute_to_a_busy_node_succeed(kind: str, nats_url: str, namespace: str) -> None:
+async def test_calls_that_a_busy_node_answers_after_a_minute_succeed(kind: str, nats_url: str, namespace: str) -> None:
     async with open_victim(kind, nats_url, namespace) as victim, anyio.create_task_group() as tasks:
         for _ in range(10):
             tasks.start_soon(victim.call, "wait", 60_000)

@@ -74,7 +74,7 @@ class Loose(Service):
 
 
 @pytest.mark.parametrize(("version", "serializer"), SETUPS, ids=[" ".join(setup) for setup in SETUPS])
-async def test_c13_c45_loose_values_of_a_js_caller_travel_through_a_python_node_as_through_a_js_node(
+async def test_c13_c45_loosely_typed_values_of_a_js_caller_pass_through_python_as_through_js(
     version: str, serializer: str, nats_url: str, js_modules: object
 ) -> None:
     namespace = f"loose-{uuid.uuid4().hex[:12]}"

@@ -91,7 +91,7 @@ async def test_c14_calls_of_both_versions_at_once(mixed: MixedCluster) -> None:
     assert [one["params"] for one in seen] == [{"n": 1}, {"n": 1}]
 
 
-async def test_a_call_crosses_from_one_version_to_the_other_through_python(mixed: MixedCluster) -> None:
+async def test_a_call_passes_from_one_version_to_the_other_through_python(mixed: MixedCluster) -> None:
     for first, second in ((mixed.old, mixed.new), (mixed.new, mixed.old)):
         order = {"action": f"{second.node_id}.echo.context", "params": {"a": 1}}
         reply = await first.call_for_reply("pychain.call", order, meta={"m": 1}, requestID="r", timeout=30_000)
@@ -100,7 +100,7 @@ async def test_a_call_crosses_from_one_version_to_the_other_through_python(mixed
         assert (seen["level"], seen["caller"], seen["nodeID"]) == (2, "pychain", "py")
 
 
-async def test_an_error_crosses_from_one_version_to_the_other(mixed: MixedCluster) -> None:
+async def test_an_error_passes_from_one_version_to_the_other(mixed: MixedCluster) -> None:
     failing = {"class": "MoleculerClientError", "message": "no", "code": 418, "type": "TEAPOT", "data": {"a": 1}}
     for first, second in ((mixed.old, mixed.new), (mixed.new, mixed.old)):
         with pytest.raises(MoleculerClientError) as in_python:
@@ -122,7 +122,7 @@ async def test_c14_events_reach_both_versions(mixed: MixedCluster) -> None:
         assert (heard["params"], heard["meta"], heard["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
 
 
-async def test_c14_what_goes_to_one_node_is_in_its_version_and_what_goes_to_all_once_in_each(
+async def test_c14_a_packet_for_one_node_is_in_its_version_and_a_broadcast_in_each_version(
     mixed: MixedCluster,
 ) -> None:
     mark, tap = await mixed.tap.mark(), mixed.tap

@@ -63,7 +63,7 @@ async def pairs(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
         yield pairs
 
 
-async def test_c85_nodes_of_other_keys_drop_each_others_packets_with_one_line_and_keep_serving(
+async def test_c85_nodes_with_other_keys_log_and_drop_each_others_packets_and_keep_serving(
     pairs: dict[str, Pair], caplog: pytest.LogCaptureFixture
 ) -> None:
     for pair in pairs.values():

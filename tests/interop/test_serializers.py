@@ -229,7 +229,7 @@ async def test_c84_plain_values_arrive_as_they_were_sent(cluster: Cluster, value
     assert await cluster.js.call("pyecho.params", value) == value
 
 
-async def test_c84_c85_meta_and_errors_travel_both_ways(cluster: Cluster) -> None:
+async def test_c84_c85_meta_and_errors_are_passed_in_both_directions(cluster: Cluster) -> None:
     meta = {"user": 7, "text": "[["}
     assert (await cluster.broker.call("echo.context", {}, meta=meta))["meta"] == meta
     assert (await cluster.js.call("pyecho.context", {}, meta=meta))["meta"] == meta
@@ -267,7 +267,7 @@ def received(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-async def test_c83_c84_values_of_javascript_arrive_in_python_with_their_types(cluster: Cluster) -> None:
+async def test_c83_c84_javascript_values_arrive_in_python_with_their_types(cluster: Cluster) -> None:
     wanted = received(cluster)
     assert await cluster.broker.call("jstypes.make") == wanted
     described = await cluster.ask("jstypes.askPython")
@@ -285,7 +285,7 @@ SENT = {
 }
 
 
-async def test_c83_c84_values_of_python_arrive_in_javascript_with_their_types(cluster: Cluster) -> None:
+async def test_c83_c84_python_values_arrive_in_javascript_with_their_types(cluster: Cluster) -> None:
     meta: dict[str, Any] = {"when": MOMENT}
     value = {**SENT, "text": "[[DT]]5", "set": {1}, "nan": [float("nan")], "stamp": 1_795_351_433_769}
     answer = await cluster.broker.call("jstypes.describe", value, meta=meta)
@@ -302,7 +302,7 @@ async def test_c83_c84_values_of_python_arrive_in_javascript_with_their_types(cl
     assert meta["back"] == received(cluster)["date"]
 
 
-async def test_c84_what_javascript_gets_back_is_what_it_sent(cluster: Cluster) -> None:
+async def test_c84_javascript_gets_back_the_values_it_sent(cluster: Cluster) -> None:
     json_only = cluster.serializer == "JSON"
     echoed = await cluster.ask("jstypes.echoes")
     assert echoed["date"] == (f'string "{DATE_TEXT}"' if json_only else "Date 1700000000123")
@@ -335,7 +335,7 @@ async def test_c84_typed_parameters_get_python_types_and_documents_as_json(clust
     assert document == f'{{"a":["[[DT]]5",1.5,null,1099511627776],"when":"{DATE_TEXT}"}}'
 
 
-async def test_c84_the_data_of_errors_keeps_its_types(cluster: Cluster) -> None:
+async def test_c84_error_data_keeps_its_types(cluster: Cluster) -> None:
     with pytest.raises(MoleculerClientError) as caught:
         await cluster.broker.call("jstypes.throwRich")
     assert caught.value.data == {"at": received(cluster)["date"], "t": "[["}
@@ -343,7 +343,7 @@ async def test_c84_the_data_of_errors_keeps_its_types(cluster: Cluster) -> None:
     assert await cluster.js.run(code) == [cluster.serializer != "JSON", "[["]
 
 
-async def test_c84_c85_events_and_pings_travel_both_ways(cluster: Cluster) -> None:
+async def test_c84_c85_events_and_pings_work_in_both_directions(cluster: Cluster) -> None:
     await cluster.js.run(
         "broker.createService({ name: 'waiter', events: { 'types.answered': () => broker.answered() } });"
         "const answered = new Promise(resolve => { broker.answered = resolve; });"

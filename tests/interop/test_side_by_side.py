@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(200, marks=pytest.mark.long)])
-async def test_c66_c90_traffic_of_every_kind_makes_no_error_in_the_logs_of_js(
+async def test_c66_c90_traffic_of_every_kind_leaves_no_error_in_the_logs_of_js(
     version: str, nats_url: str, namespace: str, seconds: int
 ) -> None:
     ver, quick = PROTOCOLS[version], seconds < 30  # a long run has the heartbeats of a default node

@@ -59,7 +59,9 @@ def first_steps(recorder: NatsRecorder, node_id: str) -> tuple[list[str], str, d
     )
 
 
-async def test_c2_c3_the_first_steps_are_those_of_a_js_node(version: str, nats_url: str, namespace: str) -> None:
+async def test_c2_c3_a_node_starts_with_the_same_steps_as_a_js_node(
+    version: str, nats_url: str, namespace: str
+) -> None:
     ver = PROTOCOLS[version]
     async with nats_recorder(nats_url) as theirs, nats_recorder(nats_url) as ours:
         async with js_node(version, theirs.url, namespace, "js"):
@@ -90,7 +92,7 @@ def history(tap: Tap, node_id: str) -> list[tuple[int, list[str]]]:
     ]
 
 
-async def test_c4_c20_c22_announcements_come_once_for_a_burst_and_count_up_as_in_js(
+async def test_c4_c20_c22_a_burst_of_changes_is_announced_once_with_the_sequence_of_js(
     version: str, nats_url: str, namespace: str
 ) -> None:
     names = ("one", "three", "two")
@@ -120,7 +122,7 @@ async def test_c4_c20_c22_announcements_come_once_for_a_burst_and_count_up_as_in
         assert (history(tap, "py"), history(tap, "js")) == (expected, expected)
 
 
-async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_nobody(
+async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_no_node(
     version: str, nats_url: str, namespace: str
 ) -> None:
     ver = PROTOCOLS[version]
@@ -197,7 +199,7 @@ async def test_c7_a_node_waits_for_its_server(
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("order", ["together", "behind it"])
-async def test_c90_a_node_that_starts_with_one_of_js_leaves_no_error_in_its_log(
+async def test_c90_a_node_that_starts_together_with_a_js_node_leaves_no_error_in_its_log(
     nats_url: str, namespace: str, order: str, rounds: int
 ) -> None:
     for number in range(rounds):
@@ -224,7 +226,7 @@ async def start_both(nats_url: str, namespace: str, *, behind: bool) -> None:
             await broker.stop()
 
 
-async def test_a_node_that_is_named_by_another_is_found_at_once_and_logs_nothing(
+async def test_a_node_that_another_one_reports_is_discovered_at_once_without_a_log_line(
     version: str, nats_url: str, namespace: str
 ) -> None:
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url, "heartbeat_interval": 1}

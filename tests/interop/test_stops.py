@@ -36,7 +36,9 @@ class Slow(Service):
         return "quick"
 
 
-async def test_c33_c34_a_node_stops_in_the_steps_of_js(version: str, nats_url: str, namespace: str) -> None:
+async def test_c33_c34_a_node_stops_with_the_same_steps_as_a_js_node(
+    version: str, nats_url: str, namespace: str
+) -> None:
     ver, slow, results = PROTOCOLS[version], Slow(), []
     broker = ServiceBroker("py", namespace=namespace, transporter=nats_url, protocol=ver, services=[slow])
     async with open_tap(nats_url, namespace) as tap, js_node(version, nats_url, namespace, "js") as js:
@@ -74,7 +76,7 @@ async def test_c33_c34_a_node_stops_in_the_steps_of_js(version: str, nats_url: s
         assert tap.find("DISCONNECT") == [{"ver": ver, "sender": "py"}]
 
 
-async def test_c32_after_an_outage_of_nats_the_node_tells_and_asks_again(
+async def test_c32_after_a_nats_outage_the_node_sends_info_and_discover_again(
     version: str, tmp_path: Path, namespace: str
 ) -> None:
     with NatsServer(tmp_path / "nats") as server:

@@ -146,7 +146,7 @@ async def test_each_failure_has_its_own_error(deployment: Deployment) -> None:
         ("stats", {"recentDays": -1}, "recentDays"),
     ],
 )
-async def test_params_that_do_not_fit_are_refused_by_name(
+async def test_invalid_params_are_refused_by_name(
     deployment: Deployment, action: str, params: dict[str, Any], field: str
 ) -> None:
     error = await deployment.fails(action, params)
@@ -154,7 +154,7 @@ async def test_params_that_do_not_fit_are_refused_by_name(
     assert field in [item["field"] for item in error.data]
 
 
-async def test_removing_and_restoring_twice_changes_nothing_more(deployment: Deployment) -> None:
+async def test_removing_and_restoring_are_idempotent(deployment: Deployment) -> None:
     record = await deployment.call("create", {"environment": {"name": "twice"}})
     known = {"uuid": record["id"]}
     await deployment.call("remove", known)
@@ -187,7 +187,7 @@ async def test_stats_count_what_the_lists_show(deployment: Deployment) -> None:
     assert 1 <= stats["recentlyDeleted"] <= stats["deleted"]
 
 
-async def test_every_change_is_told_to_every_node(deployment: Deployment) -> None:
+async def test_every_change_is_broadcast_to_every_node(deployment: Deployment) -> None:
     mark = deployment.js.mark()
     record = await deployment.call("create", {"environment": {"name": "told"}})
     known = {"uuid": record["id"]}
@@ -219,7 +219,7 @@ async def test_a_list_is_read_page_by_page(deployment: Deployment) -> None:
     assert whole == sorted(whole, key=lambda record: (record["createdAt"], record["id"]))
 
 
-async def test_a_list_above_the_servers_limit_names_the_page_that_fits(deployment: Deployment) -> None:
+async def test_a_list_above_the_size_limit_names_the_page_size_that_fits(deployment: Deployment) -> None:
     made = [
         (await deployment.call("create", {"environment": {"name": "large", "body": "x" * 100_000}}))["id"]
         for _ in range(11)

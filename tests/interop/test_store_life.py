@@ -35,7 +35,7 @@ async def create(js: JsNode, name: str) -> str:
     return str((await js.call(f"{SERVICE}.create", params, timeout=DEADLINE_S * 1000))["id"])
 
 
-async def test_what_was_stored_is_there_after_a_restart(
+async def test_stored_environments_survive_a_restart(
     js: JsNode, database_url: str, nats_url: str, namespace: str
 ) -> None:
     async with store_process(database_url, nats_url, namespace, "store") as store:
@@ -50,7 +50,7 @@ async def test_what_was_stored_is_there_after_a_restart(
         await store.line("✅ deletedAt column already exists")
 
 
-async def test_what_was_acknowledged_is_there_after_a_crash(
+async def test_acknowledged_writes_survive_a_crash(
     js: JsNode, database_url: str, nats_url: str, namespace: str
 ) -> None:
     async with store_process(database_url, nats_url, namespace, "store") as store:
@@ -110,7 +110,7 @@ async def test_a_second_node_with_the_id_of_a_running_one_is_refused(
         await create(js, "still served")
 
 
-async def test_c32_the_service_comes_back_with_nats(
+async def test_c32_the_service_recovers_after_a_nats_outage(
     version: str, nats_server: NatsServer, namespace: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"

@@ -82,7 +82,7 @@ async def nodes(
         yield Nodes(js, bench)
 
 
-async def test_a_js_node_takes_everything_out_and_brings_it_back_byte_for_byte(nodes: Nodes) -> None:
+async def test_a_js_node_exports_everything_and_imports_it_again_byte_for_byte(nodes: Nodes) -> None:
     await fill(nodes.bench, ROWS)
     await fill(nodes.bench, 3, deleted_days=1, prefix="gone-")
     await nodes.bench.store.create(EXACT)
@@ -121,7 +121,7 @@ async def test_a_js_node_takes_everything_out_and_brings_it_back_byte_for_byte(n
     assert again == [True, True]
 
 
-async def test_a_js_node_hears_which_line_is_bad_and_why_and_sends_it_again_repaired(nodes: Nodes) -> None:
+async def test_a_js_node_learns_which_line_is_invalid_and_why_and_imports_it_corrected(nodes: Nodes) -> None:
     good = [json.dumps({"environment": {"uuid": f"U{number}"}}) for number in range(1, ROWS)]
     bad = [*good[:300], '{"environment": {"uuid": "broken"', *good[300:]]
     send = "imported(inPieces(Buffer.from(lines.join('\\n')), 1000), {});"
@@ -137,7 +137,7 @@ async def test_a_js_node_hears_which_line_is_bad_and_why_and_sends_it_again_repa
     assert len(await nodes.ids()) == ROWS
 
 
-async def test_a_js_stream_that_breaks_off_stores_nothing_and_one_of_records_is_lines(nodes: Nodes) -> None:
+async def test_an_interrupted_js_stream_imports_nothing_and_one_of_objects_is_imported(nodes: Nodes) -> None:
     broken = """
     const source = Readable.from((async function* () {
         yield Buffer.from('{"environment":{"uuid":"a"}}\\n'); throw new Error("the disk was pulled out");

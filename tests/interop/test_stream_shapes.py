@@ -105,14 +105,14 @@ async def test_c67_c68_values_arrive_as_they_were_sent(pair: Pair) -> None:
     assert (await pair.js.command("callForStream", action="pystreams.send", params=order))["objects"] == VALUES
 
 
-async def test_c67_c68_a_stream_goes_there_and_back(pair: Pair) -> None:
+async def test_c67_c68_a_stream_is_sent_there_and_back(pair: Pair) -> None:
     order = {"size": 200_000, "chunk": 5000}
     expected = {"size": order["size"], "sha1": sha1(order), "objects": []}
     assert await read(await pair.broker.call("streams.back", stream=make(**order), timeout=60)) == expected
     assert await pair.js.command("sendStream", action="pystreams.back", order=order, meta={}) == expected
 
 
-async def test_c71_an_answer_of_js_that_breaks_raises_its_error_at_the_reader(pair: Pair) -> None:
+async def test_c71_a_js_answer_stream_that_fails_raises_its_error_at_the_reader(pair: Pair) -> None:
     # Large: of a small one, JS may see it broken before anybody can read it, and then sends neither error nor end.
     stream = await pair.broker.call("streams.send", {**LARGE, "breakAfter": 3}, timeout=60)
     with pytest.raises(MoleculerError, match="broken on purpose") as caught:
@@ -121,7 +121,7 @@ async def test_c71_an_answer_of_js_that_breaks_raises_its_error_at_the_reader(pa
 
 
 @pytest.mark.parametrize("order", [{**LARGE, "breakAfter": 3}, {"size": 3, "chunk": 1, "breakAfter": 1}], ids=str)
-async def test_c71_an_answer_that_breaks_however_early_raises_its_error_at_the_js_reader(
+async def test_c71_an_answer_stream_that_fails_early_raises_its_error_at_the_js_reader(
     pair: Pair, order: dict[str, int]
 ) -> None:
     with pytest.raises(JsError) as caught:
@@ -130,7 +130,7 @@ async def test_c71_an_answer_that_breaks_however_early_raises_its_error_at_the_j
     assert (error.name, error.code, error.data) == ("MoleculerError", 418, {"after": order["breakAfter"]})
 
 
-async def test_c71_a_request_stream_that_breaks_raises_the_writers_error_at_the_handler(pair: Pair) -> None:
+async def test_c71_a_request_stream_that_fails_raises_the_writers_error_at_the_handler(pair: Pair) -> None:
     def broken() -> Iterator[bytes]:
         yield b"one"
         raise MoleculerError("broken on purpose", 418, "BROKEN", {"after": 1})
@@ -144,6 +144,6 @@ async def test_c71_a_request_stream_that_breaks_raises_the_writers_error_at_the_
     assert (in_js.value.code, in_js.value.type) == (418, "BROKEN")
 
 
-async def test_js_logs_no_error_over_all_of_this(pair: Pair) -> None:
+async def test_js_has_logged_no_errors_during_these_tests(pair: Pair) -> None:
     # The first question of a Python node that has not heard of anybody is in version 5; 0.14 notes that once.
     assert [line for line in pair.js.logged() if "DISCOVER" not in line] == []

@@ -175,7 +175,7 @@ def js_bytes(size: int) -> bytes:
     return b"".join(bytes([left % 251]) * min(left, 65536) for left in range(size, 0, -65536))
 
 
-async def test_c67_bytes_from_python_arrive_in_js_as_they_were(cluster: Cluster) -> None:
+async def test_c67_bytes_from_python_arrive_unchanged_in_js(cluster: Cluster) -> None:
     seed = random.SystemRandom().randrange(2**32)
     data = random.Random(seed).randbytes(1_500_000)
     result = await cluster.broker.call("jsstream.digest", stream=data, meta={"name": "f.bin"}, timeout=DEADLINE_S)
@@ -183,7 +183,7 @@ async def test_c67_bytes_from_python_arrive_in_js_as_they_were(cluster: Cluster)
     assert result["meta"]["name"] == "f.bin"
 
 
-async def test_c67_params_travel_beside_a_stream_in_protocol_5_and_are_refused_in_4(cluster: Cluster) -> None:
+async def test_c67_params_are_sent_with_a_stream_in_protocol_5_and_refused_in_4(cluster: Cluster) -> None:
     call = cluster.broker.call("jsstream.digest", {"p": 1}, stream=[b"a"], timeout=DEADLINE_S)
     if cluster.version == "0.14":
         with pytest.raises(MoleculerClientError, match="protocol 4"):
@@ -197,7 +197,7 @@ async def test_c67_values_from_python_arrive_in_js(cluster: Cluster) -> None:
     assert await cluster.broker.call("jsstream.values", stream=values, timeout=DEADLINE_S) == values
 
 
-async def test_c71_an_exception_of_our_source_is_raised_at_the_js_reader(cluster: Cluster) -> None:
+async def test_c71_an_exception_in_a_python_source_is_raised_at_the_js_reader(cluster: Cluster) -> None:
     async def breaking() -> AsyncIterator[bytes]:
         yield b"a"
         raise MoleculerClientError("broke in Python", 418, "TEAPOT")
@@ -206,7 +206,7 @@ async def test_c71_an_exception_of_our_source_is_raised_at_the_js_reader(cluster
     assert (failure["name"], failure["message"], failure["code"]) == ("MoleculerClientError", "broke in Python", 418)
 
 
-async def test_c68_values_and_bytes_of_js_are_read_in_python(cluster: Cluster) -> None:
+async def test_c68_values_and_bytes_from_js_are_read_in_python(cluster: Cluster) -> None:
     values = await cluster.broker.call("jsstream.count", {"to": 500}, timeout=DEADLINE_S)
     assert [value async for value in values] == [{"i": number} for number in range(500)]
     received = await (await cluster.broker.call("jsstream.bytes", {"size": 300_000}, timeout=DEADLINE_S)).read()
@@ -214,7 +214,7 @@ async def test_c68_values_and_bytes_of_js_are_read_in_python(cluster: Cluster) -
     assert await (await cluster.broker.call("jsstream.empty", timeout=DEADLINE_S)).read() == b""
 
 
-async def test_c71_an_error_of_a_js_stream_is_raised_at_our_reader(cluster: Cluster) -> None:
+async def test_c71_an_error_in_a_js_stream_is_raised_at_the_python_reader(cluster: Cluster) -> None:
     stream = await cluster.broker.call("jsstream.breaks", timeout=DEADLINE_S)
     assert await anext(stream) == {"i": 0}
     with pytest.raises(MoleculerError, match="broke in JS") as caught:
@@ -222,13 +222,13 @@ async def test_c71_an_error_of_a_js_stream_is_raised_at_our_reader(cluster: Clus
     assert caught.value.node_id == "js"
 
 
-async def test_c68_a_js_transform_sends_back_what_python_sends(cluster: Cluster) -> None:
+async def test_c68_a_js_transform_returns_the_bytes_that_python_sends(cluster: Cluster) -> None:
     data = random.Random(1).randbytes(700_000)
     stream = await cluster.broker.call("jsstream.invert", stream=data, timeout=DEADLINE_S)
     assert await stream.read() == data.translate(bytes(range(255, -1, -1)))
 
 
-async def test_c67_bytes_from_js_arrive_in_python_as_they_were(cluster: Cluster) -> None:
+async def test_c67_bytes_from_js_arrive_unchanged_in_python(cluster: Cluster) -> None:
     result = (await cluster.from_js("pystream.digest", size=1_000_001, meta={"name": "f.bin"}))["plain"]
     data = js_bytes(1_000_001)
     assert (result["digest"], result["size"]) == (hashlib.sha256(data).hexdigest(), len(data))
@@ -240,24 +240,24 @@ async def test_c67_values_from_js_arrive_in_python(cluster: Cluster) -> None:
     assert (await cluster.from_js("pystream.values", values=values))["plain"] == values
 
 
-async def test_c71_an_exception_of_a_js_source_is_raised_at_our_reader(cluster: Cluster) -> None:
+async def test_c71_an_exception_in_a_js_source_is_raised_at_the_python_reader(cluster: Cluster) -> None:
     failure = (await cluster.from_js("pystream.failure", values=[{"a": 1}], fails=True))["plain"]
     assert failure == {"name": "Error", "message": "source broke in JS", "nodeID": "js"}
 
 
-async def test_c68_js_reads_the_values_of_python(cluster: Cluster) -> None:
+async def test_c68_values_of_a_python_answer_arrive_in_js(cluster: Cluster) -> None:
     answer = await cluster.from_js("pystream.count", params={"to": 300})
     assert answer["values"] == [{"i": number} for number in range(300)]
     assert (await cluster.from_js("pystream.empty"))["size"] == 0
 
 
-async def test_c71_an_error_of_a_python_stream_is_raised_at_the_js_reader(cluster: Cluster) -> None:
+async def test_c71_an_error_in_a_python_stream_is_raised_at_the_js_reader(cluster: Cluster) -> None:
     answer = await cluster.from_js("pystream.breaks", onFirst="pystream.seen")
     assert answer["values"] == [{"i": 0}]
     assert (answer["error"]["message"], answer["error"]["code"]) == ("broke in Python", 418)
 
 
-async def test_c68_a_python_transform_sends_back_what_js_sends(cluster: Cluster) -> None:
+async def test_c68_a_python_transform_returns_the_bytes_that_js_sends(cluster: Cluster) -> None:
     answer = await cluster.from_js("pystream.invert", size=2_000_000)
     expected = js_bytes(2_000_000).translate(bytes(range(255, -1, -1)))
     assert (answer["size"], answer["digest"]) == (len(expected), hashlib.sha256(expected).hexdigest())
@@ -265,7 +265,7 @@ async def test_c68_a_python_transform_sends_back_what_js_sends(cluster: Cluster)
 
 @pytest.mark.parametrize("size", [12_000_000, pytest.param(100_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c67_c68_much_more_than_memory_may_hold_goes_through_a_python_transform(
+async def test_c67_c68_a_stream_larger_than_the_memory_limit_passes_through_a_python_transform(
     version: str, size: int, nats_url: str, namespace: str, js_modules: object
 ) -> None:
     arguments = ("-m", "broker", "run", "tests.interop.test_streams:Streams", "--nats-url", nats_url)
@@ -284,7 +284,7 @@ async def test_c67_c68_much_more_than_memory_may_hold_goes_through_a_python_tran
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c74_the_loss_of_a_js_writer_breaks_our_reader(
+async def test_c74_the_loss_of_a_js_writer_breaks_the_stream_at_its_python_reader(
     version: str, nats_url: str, namespace: str, js_modules: object
 ) -> None:
     async with (
@@ -301,7 +301,7 @@ async def test_c74_the_loss_of_a_js_writer_breaks_our_reader(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c74_a_python_writer_that_stops_breaks_the_js_reader(
+async def test_c74_a_python_writer_that_stops_breaks_the_stream_at_its_js_reader(
     version: str, nats_url: str, namespace: str, js_modules: object
 ) -> None:
     """By a packet of the stream: a reader of 0.14 learns nothing from the DISCONNECT."""

@@ -97,28 +97,30 @@ async def slowly(chunks: int, begun: anyio.Event | None = None) -> AsyncIterator
             begun.set()
 
 
-async def test_c74_a_js_reader_is_told_when_our_node_stops_in_the_middle(pair: Pair) -> None:
+async def test_c74_a_js_reader_gets_an_error_when_the_python_node_stops_mid_stream(pair: Pair) -> None:
     await pair.js.run(JS_READER)
     await pair.broker.stop()
     assert await pair.js.run("return globalThis.reading") == "RequestRejectedError"
 
 
 @pytest.mark.parametrize(("data", "name"), [("too large", "PayloadTooLargeError"), ("no form", "MoleculerError")])
-async def test_c71_a_js_reader_is_told_of_an_error_whose_data_cannot_be_sent(pair: Pair, data: str, name: str) -> None:
+async def test_c71_a_js_reader_gets_an_error_even_if_its_data_cannot_be_encoded(
+    pair: Pair, data: str, name: str
+) -> None:
     params = f'{{ data: "{data}" }}'
     code = f'const stream = await broker.call("pyleft.breaks", {params});'
     code += "try { for await (const chunk of stream); return 'ended'; } catch (error) { return error.name; }"
     assert await pair.js.run(code) == name
 
 
-async def test_c67_a_js_handler_that_answers_first_still_reads_all_of_the_stream(pair: Pair) -> None:
+async def test_c67_a_js_handler_that_answers_early_still_reads_the_whole_stream(pair: Pair) -> None:
     answer = await pair.broker.call("jsleft.answersFirst", stream=slowly(30), timeout=DEADLINE_S)
     assert answer == "answered"
     result = await pair.broker.call("jsleft.result", {"of": "first"}, timeout=DEADLINE_S)
     assert result == {"size": 30_000}
 
 
-async def test_c71_a_js_handler_is_told_when_the_call_was_cancelled(pair: Pair) -> None:
+async def test_c71_a_js_handler_gets_an_error_when_the_call_is_cancelled(pair: Pair) -> None:
     begun = anyio.Event()
 
     async def call() -> Any:
@@ -132,7 +134,7 @@ async def test_c71_a_js_handler_is_told_when_the_call_was_cancelled(pair: Pair) 
     assert result["error"] == "RequestRejectedError"
 
 
-async def test_c68_a_js_caller_has_the_stream_of_a_feed_that_has_nothing_to_say_yet(pair: Pair) -> None:
+async def test_c68_a_js_caller_gets_the_stream_of_a_feed_without_an_item_yet(pair: Pair) -> None:
     """Its timeout is for the answer, and the answer is the stream (§8.2)."""
     code = 'const feed = await broker.call("pyleft.feed", null, { timeout: 20000 }); await broker.call("pyleft.tell");'
     code += "const told = []; for await (const item of feed) told.push(item); return told.map(String);"

@@ -143,7 +143,9 @@ async def pair(version: str, lost: str, nats_server: NatsServer, js_modules: obj
 
 
 @pytest.mark.parametrize(("version", "lost", "wait"), CASES)
-async def test_c74_a_lost_connection_ends_an_answer_at_its_js_reader_and_at_our_writer(pair: Pair, wait: float) -> None:
+async def test_c74_a_lost_connection_ends_an_answer_at_its_js_reader_and_its_python_writer(
+    pair: Pair, wait: float
+) -> None:
     await pair.read(1_000_000, wait)
     pair.link.close()
     await eventually(lambda: not (pair.transport.connected and pair.service.open), "the loss to be noticed")
@@ -174,7 +176,7 @@ async def silent() -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("reader", ["Python", *VERSIONS])
 @pytest.mark.parametrize("end", ["cancelled", "timed out", "lost"])
-async def test_c71_a_call_that_ends_before_its_first_chunk_ends_the_handler_that_reads(
+async def test_c71_a_call_that_ends_before_its_first_chunk_ends_its_handler(
     reader: str, end: str, nats_server: NatsServer, js_modules: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request is out; its stream waits for the server to say so, or is open and has nothing to send yet."""
@@ -225,7 +227,7 @@ async def fails(py: ServiceBroker, timeout_s: float) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c74_a_killed_js_reader_ends_our_writer(
+async def test_c74_a_killed_js_reader_ends_the_python_writer(
     version: str, nats_server: NatsServer, js_modules: object
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -235,7 +237,7 @@ async def test_c74_a_killed_js_reader_ends_our_writer(
         await eventually(lambda: not pair.service.open, "the end of the writer")
 
 
-async def test_c68_a_js_node_that_is_busy_for_some_seconds_loses_nothing(
+async def test_c68_a_js_node_that_is_busy_for_seconds_loses_no_chunk(
     nats_server: NatsServer, js_modules: object
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -251,7 +253,7 @@ async def test_c68_a_js_node_that_is_busy_for_some_seconds_loses_nothing(
     ids=["small", "100 MB, default server"],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_c68_more_than_the_server_holds_for_a_js_reader_arrives_whole(
+async def test_c68_a_stream_larger_than_the_servers_buffer_arrives_completely_in_js(
     version: str, max_pending: str, chunks: int, make_nats_server: NatsServerFactory, js_modules: object
 ) -> None:
     server = make_nats_server(max_pending=max_pending)

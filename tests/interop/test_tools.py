@@ -164,7 +164,7 @@ async def nodes(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
         yield Nodes(js, python, shop)
 
 
-async def test_published_parameters_are_taken_and_refused_alike_in_js(nodes: Nodes) -> None:
+async def test_published_parameters_accept_and_refuse_the_same_values_in_js(nodes: Nodes) -> None:
     schema = (await nodes.js.actions())["v2.shop.order"]["action"]["params"]
     all_params = [{"item": "book", **params} for params, _ in ALIKE]
     verdicts = await nodes.js.command("validate", schema=schema, all=all_params)
@@ -178,7 +178,7 @@ async def test_published_parameters_are_taken_and_refused_alike_in_js(nodes: Nod
         assert taken == expected, f"Python: {params}"
 
 
-async def test_text_is_converted_as_the_validator_of_js_converts_it(nodes: Nodes) -> None:
+async def test_text_is_converted_as_by_the_js_validator(nodes: Nodes) -> None:
     schema = (await nodes.js.actions())["v2.shop.find"]["action"]["params"]
     count = {"type": "number", "integer": True, "min": 0, "max": 9, "convert": True, "nullable": True, "optional": True}
     assert schema["count"] == count
@@ -255,7 +255,7 @@ async def test_js_reads_our_node_service_as_its_own(nodes: Nodes) -> None:
     assert (caught.value.code, caught.value.type) == (400, "METRICS_DISABLED")
 
 
-async def test_c51_js_and_python_each_ask_their_own_node(nodes: Nodes) -> None:
+async def test_c51_node_service_calls_stay_on_the_calling_node(nodes: Nodes) -> None:
     assert [row["id"] for row in await nodes.js.call("$node.list") if row["local"]] == ["js"]
     assert [row["id"] for row in await nodes.python.call("$node.list") if row["local"]] == ["py"]
 

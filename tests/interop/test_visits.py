@@ -125,7 +125,7 @@ async def test_every_command_sees_every_node_and_leaves_at_most_one_line_in_a_js
         assert set(await node.nodes()) == {name, *(["py"] if visited.python else [])}, "nobody joined"
 
 
-async def test_listening_leaves_a_line_only_where_it_leaves_a_cluster_of_both_versions(visited: Visited) -> None:
+async def test_listening_leaves_a_log_line_only_in_a_cluster_of_both_versions(visited: Visited) -> None:
     """Besides its heartbeats there, which are those of any node."""
     before = {name: len(visited.visitors_in(name)) for name in visited.js}
     listen = visited.command("listen", "visit.*", "--count", str(len(visited.names)))
@@ -152,7 +152,7 @@ async def gone(node: JsNode) -> list[str]:
     return [(await node.local_event("$node.disconnected"))["node"]]
 
 
-async def test_a_call_of_one_node_reaches_no_other(visited: Visited) -> None:
+async def test_a_call_to_one_node_reaches_no_other(visited: Visited) -> None:
     """As the health check of the image makes it."""
     target, action = ("py", "pymath.add") if visited.python else ("old", "old.echo.params")
     async with open_tap(visited.environment["NATS_URL"], visited.environment["NAMESPACE"]) as tap:
@@ -165,7 +165,7 @@ async def test_a_call_of_one_node_reaches_no_other(visited: Visited) -> None:
     assert not [topic for topic in others for name in visited.names if topic.endswith(f".{name}")]
 
 
-async def test_a_node_that_is_not_there_is_told_with_the_one_that_may_be_meant(visited: Visited) -> None:
+async def test_an_unknown_node_is_reported_with_a_similar_name(visited: Visited) -> None:
     name = next(iter(visited.js))
     before = len(visited.visitors_in(name))
     for arguments in (["ping", f"{name}x"], ["call", f"{name}.echo.params", "--node", f"{name}x"]):
@@ -177,7 +177,7 @@ async def test_a_node_that_is_not_there_is_told_with_the_one_that_may_be_meant(v
     assert len(visited.visitors_in(name)) == before
 
 
-async def test_a_node_that_does_not_answer_is_not_said_to_be_missing(visited: Visited) -> None:
+async def test_a_node_that_does_not_answer_is_not_reported_as_missing(visited: Visited) -> None:
     name, node = next(iter(visited.js.items()))
     node.process.send_signal(signal.SIGSTOP)
     try:
@@ -193,7 +193,7 @@ async def test_a_node_that_does_not_answer_is_not_said_to_be_missing(visited: Vi
     assert f"The node '{name}' did not say what it offers" in called.stderr[0]
 
 
-async def test_an_action_that_is_not_there_is_told_with_the_one_that_may_be_meant(visited: Visited) -> None:
+async def test_an_unknown_action_is_reported_with_a_similar_name(visited: Visited) -> None:
     name = next(iter(visited.js))
     process = await visited.run("call", f"{name}.echo.param", '{"a": 1}')
     assert process.returncode == 1

@@ -34,7 +34,7 @@ async def requests(cluster: Cluster, params: Any, **options: Any) -> tuple[dict[
 @pytest.mark.parametrize(
     "params", [ABSENT, {}, None, 0, False, "", 5, "text", [], [1, 2], {"a": {"b": None}}], ids=repr
 )
-async def test_c35_c36_a_request_is_the_one_that_js_would_send(cluster: Cluster, params: Any) -> None:
+async def test_c35_c36_a_request_equals_the_one_that_js_sends(cluster: Cluster, params: Any) -> None:
     ours, theirs = await requests(cluster, params)
     for packet in (ours, theirs):
         assert packet["requestID"] == packet["id"]
@@ -45,7 +45,7 @@ async def test_c35_c36_a_request_is_the_one_that_js_would_send(cluster: Cluster,
     assert ("headers" in ours) == (cluster.ver == "5")
 
 
-async def test_c35_c36_c46_options_travel_as_those_of_js(cluster: Cluster) -> None:
+async def test_c35_c36_c46_call_options_are_sent_as_by_js(cluster: Cluster) -> None:
     options = {"meta": {"m": 1, "$statusCode": 201}, "headers": {"h": "1"}, "request_id": "r-1", "timeout": 2.5}
     ours, theirs = await requests(cluster, {"a": 1}, caller="someone", **options)
     own = ("id", "action", "sender", "timeout")
@@ -54,7 +54,7 @@ async def test_c35_c36_c46_options_travel_as_those_of_js(cluster: Cluster) -> No
     assert (ours["requestID"], ours["meta"], ours["caller"]) == ("r-1", {"m": 1, "$statusCode": 201}, "someone")
 
 
-async def test_c36_c39_c40_one_answer_to_the_asking_node_with_the_fields_of_js(cluster: Cluster) -> None:
+async def test_c36_c39_c40_a_request_gets_one_answer_with_the_fields_of_js(cluster: Cluster) -> None:
     for params in ({"a": 1}, None):
         mark = await cluster.tap.mark()
         await cluster.broker.call("echo.params", params, meta={"m": 1})
@@ -78,7 +78,7 @@ async def test_c39_each_of_many_requests_is_answered_once(cluster: Cluster) -> N
     assert sorted(asked) == sorted(packet["id"] for packet in cluster.tap.find("RES.js", after=mark))
 
 
-async def test_c44_what_the_callee_sets_wins_and_what_it_removes_stays(cluster: Cluster) -> None:
+async def test_c44_meta_that_the_callee_sets_wins_and_meta_that_it_removes_stays(cluster: Cluster) -> None:
     meta: dict[str, Any] = {"kept": 1, "nested": {"a": 1, "b": 2}, "$d": 1, "nulled": 1}
     order = {"set": {"nested": {"a": 9}, "$d": 2, "nulled": None, "$new": 3}, "remove": ["kept"]}
     expected = {"kept": 1, "nested": {"a": 9}, "$d": 2, "nulled": None, "$new": 3}
@@ -98,7 +98,7 @@ async def test_c44_what_the_callee_sets_wins_and_what_it_removes_stays(cluster: 
         assert theirs == expected
 
 
-async def test_c45_a_nested_call_says_where_it_belongs(cluster: Cluster) -> None:
+async def test_c45_a_nested_call_names_its_parent_request_and_caller(cluster: Cluster) -> None:
     """Without headers: those belong to one call."""
     for first, action_name, nested in (("js", "pychain.call", "REQ.js"), ("py", "chain.call", "REQ.py")):
         mark = await cluster.tap.mark()
@@ -117,7 +117,7 @@ async def test_c45_a_nested_call_says_where_it_belongs(cluster: Cluster) -> None
         assert inner.get("headers") == ({} if cluster.ver == "5" else None)
 
 
-async def test_c46_c47_the_time_that_is_left_travels_on_in_fractions(cluster: Cluster) -> None:
+async def test_c46_c47_the_remaining_time_is_passed_on_with_fractions(cluster: Cluster) -> None:
     for nested, call in (
         ("REQ.js", cluster.js.call("pychain.call", {"action": "echo.params", "params": 1}, timeout=5000.25)),
         ("REQ.py", cluster.broker.call("chain.call", {"action": "pyecho.params", "params": 1}, timeout=5.00025)),
@@ -135,7 +135,7 @@ async def test_c46_c47_the_time_that_is_left_travels_on_in_fractions(cluster: Cl
     assert cluster.tap.find("REQ.js", after=mark)[0]["timeout"] <= 500, "an option may make it shorter"
 
 
-async def test_c46_no_timeout_is_zero_and_a_missing_one_is_the_callees_own(cluster: Cluster) -> None:
+async def test_c46_no_timeout_is_sent_as_zero_and_a_missing_one_means_the_callees_default(cluster: Cluster) -> None:
     ours, theirs = await requests(cluster, {})
     assert (ours["timeout"], theirs["timeout"]) == (0, 0)
     for node, impatient in (("js", "slow.impatient"), ("py", "pyslow.impatient")):
@@ -143,7 +143,7 @@ async def test_c46_no_timeout_is_zero_and_a_missing_one_is_the_callees_own(clust
         assert answer["error"]["name"] == "RequestTimeoutError"
 
 
-async def test_c47_without_time_left_nothing_is_sent(cluster: Cluster) -> None:
+async def test_c47_a_nested_call_without_time_left_is_not_sent(cluster: Cluster) -> None:
     class Late(Service):
         name = "late"
 
@@ -167,7 +167,7 @@ async def test_c47_without_time_left_nothing_is_sent(cluster: Cluster) -> None:
     await cluster.broker.remove_service("late")
 
 
-async def test_c48_the_callee_answers_when_the_callers_time_is_over(cluster: Cluster) -> None:
+async def test_c48_the_callee_answers_when_the_callers_timeout_is_over(cluster: Cluster) -> None:
     errors = {}
     for node, slow in (("js", "slow.wait"), ("py", "pyslow.wait")):
         answer = await cluster.tap.ask(node, slow, ver=cluster.ver, params={"ms": 60_000}, timeout=50.5, meta={"m": 1})
@@ -178,7 +178,7 @@ async def test_c48_the_callee_answers_when_the_callers_time_is_over(cluster: Clu
         assert errors["py"][field] == errors["js"][field]
 
 
-async def test_c83_bytes_dates_and_numbers_are_written_as_javascript_writes_them(cluster: Cluster) -> None:
+async def test_c83_bytes_dates_and_numbers_are_encoded_as_by_javascript(cluster: Cluster) -> None:
     values = {
         "bytes": b"\x00\xff",
         "date": datetime(2023, 11, 14, 22, 13, 20, 123_000, tzinfo=UTC),

@@ -53,7 +53,7 @@ async def test_c52_c54_c55_an_error_has_the_keys_and_values_that_js_sends(
 
 
 @pytest.mark.parametrize("order", RARE, ids=lambda order: order["class"])
-async def test_c55_what_nodes_raise_about_themselves_is_recreated(cluster: Cluster, order: dict[str, Any]) -> None:
+async def test_c55_errors_of_the_framework_are_recreated_by_class(cluster: Cluster, order: dict[str, Any]) -> None:
     with pytest.raises(MoleculerError) as in_python:
         await cluster.broker.call("errors.throw", order, timeout=30)
     with pytest.raises(JsError) as in_js:
@@ -75,7 +75,7 @@ async def test_c53_data_is_an_object_even_when_none_was_given(cluster: Cluster, 
     assert (caught.value.name, caught.value.js_class) == (name, name)
 
 
-async def test_c52_an_exception_of_python_has_what_js_leaves_out(cluster: Cluster) -> None:
+async def test_c52_a_python_exception_has_the_fields_that_js_leaves_out(cluster: Cluster) -> None:
     answer = await cluster.tap.ask(
         "py", "pyerrors.throw", ver=cluster.ver, params={"class": "KeyError", "message": "k"}
     )
@@ -84,7 +84,7 @@ async def test_c52_an_exception_of_python_has_what_js_leaves_out(cluster: Cluste
     assert set(error) >= {"name", "message", "nodeID", "code", "retryable", "stack"}
 
 
-async def test_c59_messages_that_are_no_text_and_codes_that_are_no_number_are_taken(cluster: Cluster) -> None:
+async def test_c59_messages_that_are_not_text_and_codes_that_are_not_numbers_are_accepted(cluster: Cluster) -> None:
     with pytest.raises(MoleculerError) as caught:
         await cluster.broker.call("errors.throw", {"class": "object", "data": {"why": [1]}}, timeout=30)
     assert (caught.value.code, caught.value.message) == (500, {"why": [1]})
@@ -100,7 +100,7 @@ async def test_c59_messages_that_are_no_text_and_codes_that_are_no_number_are_ta
     assert in_js.value.message == {"why": [1]}
 
 
-async def test_c56_c57_an_unknown_error_keeps_everything_on_its_way_through_python(cluster: Cluster) -> None:
+async def test_c56_c57_an_unknown_error_passes_through_python_unchanged(cluster: Cluster) -> None:
     order = {"class": "HomemadeError", "message": "m", "code": 451, "type": "T", "data": {"a": None}}
     direct = await cluster.tap.ask("js", "errors.throw", ver=cluster.ver, params=order)
     forward = {"action": "errors.throw", "params": order}

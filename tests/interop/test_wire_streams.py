@@ -110,7 +110,7 @@ def comparable(packet: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(order) or "bytes")
-async def test_c68_c69_c71_c73_an_answer_streams_in_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
+async def test_c68_c69_c71_c73_an_answer_stream_has_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
     packets = {}
     for node, called in (("js", "flow.out"), ("py", "pyflow.out")):
         mark = await flow.tap.mark()
@@ -122,7 +122,7 @@ async def test_c68_c69_c71_c73_an_answer_streams_in_the_packets_of_js(flow: Clus
     check_sequence(packets["py"], "data")
 
 
-async def test_c67_chunks_that_name_no_action_belong_to_their_stream(flow: Cluster) -> None:
+async def test_c67_chunks_without_an_action_belong_to_their_stream(flow: Cluster) -> None:
     """moleculer-java sends all that follows the opening of a stream without the action."""
     common = {"ver": flow.ver, "sender": "tap", "id": "java"}
     opening: dict[str, Any] = {"params": None, "meta": {}, "timeout": 9000, "level": 1, "stream": True, "seq": 0}
@@ -138,7 +138,7 @@ async def test_c67_chunks_that_name_no_action_belong_to_their_stream(flow: Clust
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: " ".join(order) or "bytes")
-async def test_c67_c69_c71_c73_a_request_streams_in_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
+async def test_c67_c69_c71_c73_a_request_stream_has_the_packets_of_js(flow: Cluster, order: dict[str, bool]) -> None:
     mark = await flow.tap.mark()
     options: dict[str, Any] = {"meta": {"m": 1}, "stream": contents(**order)}
     if flow.ver == "5":
@@ -165,7 +165,7 @@ def check_sequence(packets: list[dict[str, Any]], chunk: str) -> None:
     assert packets[-1][chunk] is None
 
 
-async def test_c70_chunks_in_any_order_come_out_in_theirs_and_once(flow: Cluster) -> None:
+async def test_c70_chunks_in_any_order_are_delivered_once_and_in_order(flow: Cluster) -> None:
     """JS sorts, too; only we drop what comes twice."""
     for node, called, doubled in (("js", "flow.in", False), ("py", "pyflow.in", True)):
         packet = {"ver": flow.ver, "sender": "tap", "id": f"any-{node}", "action": called, "meta": {}, "timeout": 0}
@@ -187,7 +187,7 @@ async def test_c70_chunks_in_any_order_come_out_in_theirs_and_once(flow: Cluster
         assert len(flow.tap.find("RES.tap", after=mark, id=f"any-{node}")) == 1
 
 
-async def test_c72_no_packet_is_above_max_payload_whatever_the_bytes_are(flow: Cluster) -> None:
+async def test_c72_no_packet_exceeds_max_payload_whatever_the_bytes(flow: Cluster) -> None:
     mark = await flow.tap.mark()
     size = await flow.js.run(
         "let size = 0; for await (const chunk of await broker.call('pyflow.worst')) size += chunk.length; return size"
@@ -199,7 +199,7 @@ async def test_c72_no_packet_is_above_max_payload_whatever_the_bytes_are(flow: C
     assert max(sizes) > 512 * 1024, "and not needlessly small"
 
 
-async def test_c44_the_meta_of_a_streamed_answer_comes_back_too(flow: Cluster) -> None:
+async def test_c44_the_meta_of_an_answer_stream_comes_back_too(flow: Cluster) -> None:
     class Marked(Service):
         name = "marked"
 
@@ -224,7 +224,7 @@ async def test_c44_the_meta_of_a_streamed_answer_comes_back_too(flow: Cluster) -
     assert meta == {"m": 1, "seen": 1}
 
 
-async def test_c74_streams_of_a_node_that_goes_break(flow: Cluster) -> None:
+async def test_c74_streams_of_a_node_that_leaves_break(flow: Cluster) -> None:
     """By a peer made by hand that leaves in the middle; 0.14 neither ends nor breaks what it reads."""
     info = {"services": [], "instanceID": "i", "seq": 2, "config": {}}
     await flow.tap.say("INFO", {"ver": flow.ver, "sender": "leaver", **info})
