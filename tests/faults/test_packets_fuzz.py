@@ -26,7 +26,7 @@ from tests.faults.packets import Packet, hostile, is_object
 from tests.support.waiting import eventually
 
 LINE_CHARACTERS = 1_000  # of a log line: what a peer sends must not fill the log
-GROWTH_BYTES = 200_000  # 8 bytes for each packet of the second half of the long form
+GROWTH_BYTES = 400_000  # 16 bytes for each packet of the second half of the long form; nodes it made up are kept
 
 
 class Math(Service):
