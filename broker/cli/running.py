@@ -64,7 +64,7 @@ async def serve(broker: ServiceBroker, start_timeout: float, **uses: str) -> int
 
         def stop(number: signal.Signals) -> None:
             if stopping.is_set():  # wait neither for services nor for their threads
-                print_error("Stopped at once, by a second signal: calls that were running are lost.")
+                logger.error("Stopped at once, by a second signal: calls that were running are lost")
                 sys.stdout.flush()
                 os._exit(1)
             stopping.set()
@@ -84,7 +84,7 @@ async def serve(broker: ServiceBroker, start_timeout: float, **uses: str) -> int
                 await broker.wait_stopped()
                 code = 0
             except MoleculerError as error:
-                print_error(str(error))
+                logger.error("%s", error)
             finally:
                 await broker.stop()
     if stopping.is_set():
@@ -101,11 +101,11 @@ async def _start(broker: ServiceBroker, timeout: float, stopping: anyio.Event) -
             return True
     except MoleculerError as error:
         if not stopping.is_set():
-            print_error(str(error))
+            logger.error("%s", error)
     except Exception as error:  # of a service: its traceback is for the author
         logger.error("The node could not start", exc_info=error)
     else:
-        print_error(f"The node could not start within {timeout:g} s; the lines above say what it waits for.")
+        logger.error("The node could not start within %g s; the lines above say what it waits for", timeout)
     return False
 
 

@@ -155,7 +155,7 @@ async def test_refused_credentials_end_the_node_at_once(
         assert await process.wait() == 1
     line = process.stderr[-1]
     assert not any("trying again" in other for other in process.stderr)
-    assert line.startswith("Error: NATS does not let this node in.")
+    assert " ERROR    runner/broker: NATS does not let this node in. " in line
     assert "Authorization Violation" in line
     assert "wrong" not in line
 
@@ -174,7 +174,7 @@ async def test_a_second_signal_ends_what_does_not_stop(code: Path, nats_url: str
         await process.line("does not stop")
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 1
-    assert process.stderr[-1].startswith("Error: Stopped at once, by a second signal")
+    assert "Stopped at once, by a second signal" in process.stderr[-1]
     assert not any("Traceback" in line for line in process.stderr)
 
 
