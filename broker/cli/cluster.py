@@ -17,6 +17,7 @@ from broker.cli.running import run
 from broker.defaults import CLI_CONNECT_TIMEOUT_S
 from broker.errors import BrokerOptionsError, MoleculerError, ServiceNotFoundError
 from broker.logs import configure_logs, encode
+from broker.masking import masked_text
 from broker.options import default_node_id
 from broker.services.service import Service
 
@@ -73,6 +74,8 @@ class Visit(Cluster):
             ) from None
         try:
             await broker.discover(node)
+            if node is None and not known_nodes(broker):
+                print_note(f"No node answered in the namespace {self.namespace!r} at {masked_text(self.nats)}.")
             yield broker
         except MoleculerError as error:
             where = f" (node {error.node_id})" if error.node_id else ""

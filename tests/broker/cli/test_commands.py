@@ -130,6 +130,12 @@ async def test_an_event_without_listeners_is_reported_as_such(shell: Shell) -> N
     assert process.stderr == ["No node listens to 'post.unheard'."]
 
 
+@pytest.mark.parametrize("command", ["nodes", "call files.numbers"])
+async def test_a_command_that_finds_no_node_names_where_it_looked(shell: Shell, command: str) -> None:
+    process = await shell(*command.split(), "--namespace", "empty")
+    assert process.stderr[0] == f"No node answered in the namespace 'empty' at {shell.environment['NATS_URL']}."
+
+
 async def test_listen_prints_events_as_lines_of_json_until_it_has_enough(shell: Shell) -> None:
     async with shell.start("listen", "user.**", "--count", "2") as process:
         await process.line("Listening to 'user.**'")
