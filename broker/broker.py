@@ -100,12 +100,10 @@ class ServiceBroker:
             self.options, self.registry, self._codec, self.cacher, node.after, self._broadcast_internal
         )
         self._run_hooks = partial(run_hooks, self.options.middlewares)
-        self._host = ServiceHost(self.registry, node, self._codec, self._chains, self._run_hooks)
-        self._serving = InboundWork(self, node, transit, self._codec, self._host)
-        self._calls = OutboundCalls(
-            self, self.options, node, transit, self.registry, self._codec, self._host, self._chains
-        )
-        self._sender = EventSender(self, node, transit, self.registry, self._codec, self._serving.start_listener)
+        self._host = ServiceHost(node, self._chains, self._run_hooks)
+        self._serving = InboundWork(self, node, self._host)
+        self._calls = OutboundCalls(self, node, self._host, self._chains)
+        self._sender = EventSender(self, node, self._serving.start_listener)
         self._around_calls = hooks(self.options.middlewares, "call")
         self._around_emit = hooks(self.options.middlewares, "emit")
         self._around_broadcast = hooks(self.options.middlewares, "broadcast")

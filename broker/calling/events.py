@@ -8,12 +8,9 @@ from msgspec import UNSET, Raw
 
 from broker.context import Caller, CallOptions, Context, EventArguments
 from broker.conversation.effects import Publish
-from broker.conversation.transit import Transit
 from broker.errors import BrokerDisconnectedError
 from broker.node.node import Node
-from broker.protocol.codecs.json import Codec
 from broker.registry.endpoints import EventEndpoint
-from broker.registry.registry import Registry
 
 logger = logging.getLogger("broker")
 
@@ -29,22 +26,14 @@ def event_options(given: EventArguments) -> dict[str, Any]:
 
 
 class EventSender:
-    """Sends events to nodes, and to the listeners of this one."""
+    """Sends events to nodes, and to the listeners of this one, which `run_here` runs."""
 
-    def __init__(
-        self,
-        broker: Caller,
-        node: Node,
-        transit: Transit,
-        registry: Registry,
-        codec: Codec,
-        run_here: Callable[[EventEndpoint, Context], None],
-    ) -> None:
+    def __init__(self, broker: Caller, node: Node, run_here: Callable[[EventEndpoint, Context], None]) -> None:
         self._broker = broker
         self._node = node
-        self._transit = transit
-        self._registry = registry
-        self._codec = codec
+        self._transit = node.transit
+        self._registry = node.transit.registry
+        self._codec = node.codec
         self._run_here = run_here
         self._balanced = node.options.disable_balancer and node.transport is not None
 

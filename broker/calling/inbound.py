@@ -11,7 +11,6 @@ from broker.calling.service_host import EventHandler, HostedAction, ServiceHost
 from broker.cancellation import invoke_user
 from broker.context import Caller, Context, Next
 from broker.conversation.effects import Publish, RunAction, RunEvent
-from broker.conversation.transit import Transit
 from broker.defaults import ENVELOPE_MARGIN_BYTES
 from broker.errors import (
     BrokerDisconnectedError,
@@ -22,7 +21,6 @@ from broker.errors import (
 )
 from broker.node.node import Node
 from broker.node.work import belong_to
-from broker.protocol.codecs.json import Codec
 from broker.protocol.encoding import UNSERIALIZABLE, is_unreadable
 from broker.protocol.packets import NULL, Event, Request
 from broker.registry.endpoints import EventEndpoint
@@ -35,12 +33,12 @@ logger = logging.getLogger("broker")
 class InboundWork:
     """Runs what the transit hands over, each request and each event handler in a task of its own."""
 
-    def __init__(self, broker: Caller, node: Node, transit: Transit, codec: Codec, host: ServiceHost) -> None:
+    def __init__(self, broker: Caller, node: Node, host: ServiceHost) -> None:
         self._broker = broker
         self._node = node
         self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, no request arrives
-        self._transit = transit
-        self._codec = codec
+        self._transit = node.transit
+        self._codec = node.codec
         self._host = host
 
     def run_action(self, job: RunAction) -> None:

@@ -5,14 +5,13 @@ import math
 from collections.abc import Awaitable
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from msgspec import UNSET, Raw, Struct
 
 from broker.calling.service_host import ServiceHost
 from broker.context import ABSENT, Caller, CallOptions, Context
-from broker.conversation.transit import Transit
 from broker.defaults import BALANCED_RETRIES, BALANCED_RETRY_S, TICK_S
 from broker.errors import (
     BrokerDisconnectedError,
@@ -29,47 +28,28 @@ from broker.middlewares.chains import Chains
 from broker.node.effects import Answer, Undelivered
 from broker.node.node import Node
 from broker.node.work import belong_to, set_owners
-from broker.options import BrokerOptions
-from broker.protocol.codecs.json import Codec
 from broker.protocol.packets import Request, Response
 from broker.registry.endpoints import Endpoint
-from broker.registry.registry import Registry
 from broker.streams.flow import Fate
 from broker.streams.reader import LocalStream, Readable, StreamReader, async_iterator, is_stream
 from broker.streams.writer import StreamWriter
 from broker.transports.base import Transport
 
 
-class Broker(Caller, Protocol):
-    """What is needed of the broker."""
-
-    async def registry_changed(self) -> None: ...
-
-
 class OutboundCalls:
     """Makes calls for the broker and for contexts."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        options: BrokerOptions,
-        node: Node,
-        transit: Transit,
-        registry: Registry,
-        codec: Codec,
-        host: ServiceHost,
-        chains: Chains,
-    ) -> None:
+    def __init__(self, broker: Caller, node: Node, host: ServiceHost, chains: Chains) -> None:
         self._broker = broker
-        self._options = options
+        self._options = options = node.options
         self._node_id = options.node_id
         self._node = node
         self._transport: Transport = node.transport  # type: ignore[assignment]  # without one, all endpoints are here
-        self._transit = transit
+        self._transit = transit = node.transit
         self._waiting = transit.requests
         self._version_for = transit.presence.version_for
-        self._registry = registry
-        self._codec = codec
+        self._registry = transit.registry
+        self._codec = node.codec
         self._host = host
         self._chains = chains
         self._is_balanced = options.disable_balancer and node.transport is not None

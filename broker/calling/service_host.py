@@ -28,8 +28,6 @@ from broker.internals.service import NAME as NODE_SERVICE
 from broker.middlewares.chains import Chains
 from broker.node.node import Node
 from broker.node.work import Life, Owners, State, Tracker, belong_to, set_owners
-from broker.protocol.codecs.json import Codec
-from broker.registry.registry import Registry
 from broker.services.schema import ActionDefinition, EventDefinition, ServiceDefinition
 from broker.services.service import Service, define
 
@@ -93,18 +91,11 @@ class EventHandler:
 class ServiceHost:
     """What this node offers. A service is registered once its `started` is done (moleculer protocol §4.1)."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        node: Node,
-        codec: Codec,
-        chains: Chains,
-        run_hooks: Callable[[str, Service], Awaitable[None]],
-    ) -> None:
+    def __init__(self, node: Node, chains: Chains, run_hooks: Callable[[str, Service], Awaitable[None]]) -> None:
         """`run_hooks` runs users' hooks in the life of a service."""
-        self._registry = registry
+        self._registry = node.transit.registry
         self._node = node
-        self._codec = codec
+        self._codec = node.codec
         self._chains = chains
         self._entries: dict[str, _Entry] = {}
         self._actions: dict[str, HostedAction] = {}
