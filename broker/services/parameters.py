@@ -115,10 +115,13 @@ class Parameters:
             if given is None:
                 return required | {"actual": None}
             below, reason = _taken_apart(error)
-            path = name + below
+            path, rule = name + below, self._rule["props"][name]
             message = f"The '{path}' field does not fit: {reason[:1].lower()}{reason[1:]}."
-            actual = {"actual": given} if isinstance(given, str | int | float | bool) else {}
-            return {"type": self._rule["props"][name]["type"], "field": path, "message": message, **actual}
+            details = {"actual": given} if isinstance(given, str | int | float | bool) else {}
+            if rule["type"] == "enum":
+                details["expected"] = ", ".join(map(str, rule["values"]))
+                message += f" Allowed: {details['expected']}."
+            return {"type": rule["type"], "field": path, "message": message, **details}
         return None
 
 

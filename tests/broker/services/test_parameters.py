@@ -109,6 +109,15 @@ def test_c58_a_value_out_of_its_limits_names_the_limit_and_the_value() -> None:
     assert "150" in item["message"]
 
 
+def test_c58_a_value_that_is_not_allowed_is_refused_with_those_that_are() -> None:
+    async def resolve(ctx: Context, on_conflict: Literal["skip", "fail"]) -> None: ...
+
+    given = {"on_conflict": "x"}
+    (item,) = Parameters(resolve, {}).violations(given, msgspec.ValidationError("x")).data
+    assert (item["type"], item["actual"], item["expected"]) == ("enum", "x", "fail, skip")
+    assert item["message"].endswith("invalid enum value 'x'. Allowed: fail, skip.")
+
+
 def test_a_null_for_a_required_parameter_is_named_as_js_names_it() -> None:
     (item,) = violations({"name": None, "age": 1, "ifHash": None}).data
     assert item == {"type": "required", "field": "name", "message": "The 'name' field is required.", "actual": None}
