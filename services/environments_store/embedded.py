@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 from anyio.abc import Process
 
-from services.environments_store import leash
+from services.environments_store import child_reaper
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.errors import ConfigError
 
@@ -45,9 +45,9 @@ async def embedded_server(port: int | None = None) -> AsyncIterator[EmbeddedServ
     folder = Path(tempfile.mkdtemp(prefix="environments-store-nats-"))
     command = [str(program), "-a", LOOPBACK, "-p", str(port or -1), "--ports_file_dir", str(folder)]
     # A session of its own: Ctrl-C is for the service, which leaves the cluster before its server goes.
-    leashed = [sys.executable, "-I", "-S", leash.__file__, str(_LIMITS.embedded_stop_s), str(folder), *command]
+    reaper = [sys.executable, "-I", "-S", child_reaper.__file__, str(_LIMITS.embedded_stop_s), str(folder), *command]
     process = await anyio.open_process(
-        [*leashed, "-l", str(folder / "server.log")],
+        [*reaper, "-l", str(folder / "server.log")],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def _server_in(folder: Path) -> EmbeddedServer | None:
 
 
 async def _stop(process: Process) -> None:
-    """Let the leash go: it stops the server, and ends with it."""
+    """Close the standard input of the reaper: it stops the server and ends with it."""
     assert process.stdin is not None
     await process.stdin.aclose()
     await process.wait()

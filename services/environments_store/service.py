@@ -24,10 +24,10 @@ from services.environments_store.listing import ListRequest
 from services.environments_store.model import RECORD_FIELDS, Change, RecordField
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.importing import Import, OnConflict
-from services.environments_store.operations.presence import Presence
+from services.environments_store.operations.line_files import spooled_lines
 from services.environments_store.operations.purge import Purge, check_age
 from services.environments_store.operations.retention import Retention
-from services.environments_store.operations.spool import spooled_lines
+from services.environments_store.operations.serving_lock import ServingLock
 from services.environments_store.records import Written
 from services.environments_store.schema.migrator import Migrator
 from services.environments_store.shape import TableShape
@@ -107,9 +107,9 @@ class EnvironmentsStore(Service):
                 await self._database.close()
             raise
         self.start_soon(self._migrator.run)
-        presence = Presence(self._url, self.broker.node_id, self.logger, self._operations)
-        self._database.on_full = presence.give_way
-        self.start_soon(presence.run)
+        serving_lock = ServingLock(self._url, self.broker.node_id, self.logger, self._operations)
+        self._database.on_full = serving_lock.release
+        self.start_soon(serving_lock.run)
         if self._retention_days is not None:
             purging = (self._retention_days, self._database, self._shape, self._tell, self.logger, self._operations)
             self.start_soon(Retention(*purging).run)

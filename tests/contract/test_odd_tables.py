@@ -18,8 +18,8 @@ from services.environments_store.errors import DatabaseError
 from services.environments_store.operations.doctor import examine
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.opening import count
-from services.environments_store.operations.presence import APPLICATION
 from services.environments_store.operations.purge import Purge
+from services.environments_store.operations.serving_lock import APPLICATION
 from services.environments_store.schema.check import check
 from services.environments_store.schema.messages import EXISTS, FAILED
 from services.environments_store.schema.sql import script

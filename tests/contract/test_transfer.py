@@ -20,7 +20,7 @@ from services.environments_store.defaults import DatabaseSettings, OperationLimi
 from services.environments_store.errors import ImportRefusedError, SoftDeleteUnavailableError
 from services.environments_store.operations.exporting import Export
 from services.environments_store.operations.importing import Import, OnConflict
-from services.environments_store.operations.spool import file_lines, spooled_lines
+from services.environments_store.operations.line_files import file_lines, spooled_lines
 from tests.support.operations import LOGGER, TRASHABLE, exported, fill, imported, ndjson, shape_of
 from tests.support.store import Bench
 

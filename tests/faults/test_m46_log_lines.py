@@ -17,7 +17,7 @@ import pytest
 
 from services.environments_store.defaults import DatabaseSettings, MigrationBudgets
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.journal import Journal
+from services.environments_store.schema.reporter import StatusReporter
 from tests.support.postgres import PostgresDatabase
 from tests.support.processes import start_python
 from tests.support.served import Serving, serving
@@ -81,13 +81,13 @@ class Looks:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    counter, found = Looks(), Journal.found
+    counter, found = Looks(), StatusReporter.found
 
-    def counted(journal: Journal, inspection: Inspection) -> None:
+    def counted(reporter: StatusReporter, inspection: Inspection) -> None:
         counter.count += 1
-        found(journal, inspection)
+        found(reporter, inspection)
 
-    monkeypatch.setattr(Journal, "found", counted)
+    monkeypatch.setattr(StatusReporter, "found", counted)
     return counter
 
 

@@ -1,4 +1,4 @@
-"""The pure parts of the migration: its lock ladder, its outcomes, its plan and its index rules."""
+"""The pure parts of the migration: its lock backoff, its outcomes, its plan and its index rules."""
 
 import random
 
@@ -8,7 +8,7 @@ from services.environments_store.database.failures import StatementFailure
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.index import next_action
 from services.environments_store.schema.inspection import Column, Index, Inspection
-from services.environments_store.schema.ladder import Ladder
+from services.environments_store.schema.lock_backoff import LockBackoff
 from services.environments_store.schema.names import BASE_COLUMNS, INDEX
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.plan import obstacle_to_column, pending_steps, status_of
@@ -34,20 +34,20 @@ def inspection(
 
 
 def test_lock_timeouts_grow_from_50_to_250_ms_and_stay_there() -> None:
-    ladder = Ladder(BUDGETS, lambda: 0.0, random.Random(1))
-    assert [ladder.next_lock_timeout_ms() for _ in range(6)] == [50, 100, 200, 250, 250, 250]
-    ladder.reset()
-    assert ladder.next_lock_timeout_ms() == 50
+    backoff = LockBackoff(BUDGETS, lambda: 0.0, random.Random(1))
+    assert [backoff.next_lock_timeout_ms() for _ in range(6)] == [50, 100, 200, 250, 250, 250]
+    backoff.reset()
+    assert backoff.next_lock_timeout_ms() == 50
 
 
 def test_readers_keep_four_fifths_of_the_time_and_pauses_stay_within_their_bounds() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 # a failure can be repeated with it
     now = 0.0
-    ladder = Ladder(BUDGETS, lambda: now, random.Random(seed))
+    backoff = LockBackoff(BUDGETS, lambda: now, random.Random(seed))
     for _ in range(2000):
-        lock_timeout_s = ladder.next_lock_timeout_ms() / 1000
-        pause_s = ladder.pause_s()
+        lock_timeout_s = backoff.next_lock_timeout_ms() / 1000
+        pause_s = backoff.pause_s()
         assert pause_s >= 5 * lock_timeout_s
         assert pause_s <= (BUDGETS.sleep_patient_s if now < BUDGETS.patience_s else BUDGETS.sleep_max_s)
         now += lock_timeout_s + pause_s

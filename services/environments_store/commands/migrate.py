@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from broker.cli.output import is_person, print_error, print_rows, print_text, print_value
+from services.environments_store.commands.index_wait import IndexWait
 from services.environments_store.commands.options import (
     AsJson,
     CreateTable,
@@ -20,7 +21,6 @@ from services.environments_store.commands.options import (
     run_command,
     typer_group,
 )
-from services.environments_store.commands.patience import Patience
 from services.environments_store.commands.progress import progress
 from services.environments_store.commands.showing import show_checklist, show_checks, show_plan, show_status
 from services.environments_store.commands.transfer import export_to_file
@@ -91,13 +91,13 @@ def migrate_run(
         url = config.database_url
         with progress() as report:
             work = partial(migrate_once, url, logger=logger, create_table=create_table, wait_s=wait)
-            watch = Patience(wait, report, logger)
-            status = await watch.over(url, "migrate", work)
+            wait_for_index = IndexWait(wait, report, logger)
+            status = await wait_for_index.run(url, "migrate", work)
             if status is None:
-                status = status_of((await look(url)).found, details={"index": watch.given_up})
+                status = status_of((await look(url)).found, details={"index": wait_for_index.given_up})
         show_status(status, as_json)
         done = status.state == "ready" and all(step.state == "done" for step in status.steps)
-        if not done and (watch.given_up or status.state == "migrating"):
+        if not done and (wait_for_index.given_up or status.state == "migrating"):
             print_error(f"Not done: another session was waited for, {wait:g} s long (--wait).")
         return 0 if done else 1
 
@@ -112,10 +112,10 @@ def migrate_list_index(wait: Wait = _WAIT_S, database_url: DatabaseUrl = None, l
     async def main() -> int:
         url = config.database_url
         with progress() as report:
-            watch = Patience(wait, report, logger)
-            built = await watch.over(url, "list-index", partial(build_list_index, url, logger))
+            wait_for_index = IndexWait(wait, report, logger)
+            built = await wait_for_index.run(url, "list-index", partial(build_list_index, url, logger))
         if built is None:
-            raise OperationError(f"The index was not built: {watch.given_up}")
+            raise OperationError(f"The index was not built: {wait_for_index.given_up}")
         print_value({"index": LIST_INDEX, "state": built})
         return 0
 

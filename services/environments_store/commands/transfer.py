@@ -15,8 +15,8 @@ from services.environments_store.errors import OperationError
 from services.environments_store.operations.backup import new_file
 from services.environments_store.operations.exporting import Export, Selection
 from services.environments_store.operations.importing import Import, Imported, OnConflict
+from services.environments_store.operations.line_files import file_lines, spooled_lines
 from services.environments_store.operations.opening import open_table
-from services.environments_store.operations.spool import file_lines, spooled_lines
 
 __all__ = ["Exported", "export_to_file", "export_to_stdout", "import_from"]
 

@@ -12,7 +12,7 @@ import asyncpg
 from services.environments_store.database.failures import TOO_MANY_CONNECTIONS, StatementFailure
 from services.environments_store.database.location import read_location
 from services.environments_store.database.postgres_session import Connection, Server, connect, driver_failures, probe
-from services.environments_store.database.turns import Turns
+from services.environments_store.database.semaphore import TimedSemaphore
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.schema.names import counted
 
@@ -40,19 +40,19 @@ class Shares:
     def __init__(self, size: int, settings: DatabaseSettings) -> None:
         left = min(settings.left_to_others, max(1, size // 4))
         timeout_s = settings.acquire_timeout_s
-        self._slow = Turns(size - left, timeout_s, "writes that wait, or exports without a reader, may hold them")
-        self._paced = Turns(size - 2 * left, timeout_s, "exports without a reader may hold them")
+        self._slow = TimedSemaphore(size - left, timeout_s, "waiting writes or unread exports may hold them")
+        self._paced = TimedSemaphore(size - 2 * left, timeout_s, "unread exports may hold them")
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[None]:
         """Hold one of the connections that writes may use. Raises StatementFailure when none becomes free in time."""
-        async with self._slow.one():
+        async with self._slow.hold():
             yield
 
     @asynccontextmanager
     async def export(self) -> AsyncGenerator[None]:
         """The same for an export."""
-        async with self._paced.one(), self._slow.one():
+        async with self._paced.hold(), self._slow.hold():
             yield
 
 

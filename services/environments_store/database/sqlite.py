@@ -14,11 +14,11 @@ import anyio.to_thread
 from services.environments_store.database.base import Dialect, Documents, Queries, Row
 from services.environments_store.database.failures import StatementFailure, service_error, service_errors
 from services.environments_store.database.large import WholeRow, alone_when_large
+from services.environments_store.database.semaphore import TimedSemaphore
 from services.environments_store.database.sqlite_connection import bind, close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_guarded import GuardedConnection
 from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.database.statements import changes_rows, is_read
-from services.environments_store.database.turns import Turns
 from services.environments_store.defaults import DatabaseSettings
 
 __all__ = ["SqliteDatabase"]
@@ -47,8 +47,8 @@ class SqliteDatabase:
         self._reading = anyio.Semaphore(settings.reader_count)
         # A stream keeps its reader for longer than a statement: one reader is always left for the others.
         count, timeout_s = settings.reader_count, settings.acquire_timeout_s
-        self._streaming = Turns(count - 1, timeout_s, "lists and exports without a reader may hold them")
-        self._pacing = Turns(count - settings.left_to_others, timeout_s, "exports without a reader may hold them")
+        self._streaming = TimedSemaphore(count - 1, timeout_s, "unread lists and exports may hold them")
+        self._pacing = TimedSemaphore(count - settings.left_to_others, timeout_s, "unread exports may hold them")
 
     async def open(self) -> None:
         if self._writer is not None:
@@ -117,10 +117,10 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def _stream(
-        self, query: str, arguments: tuple[object, ...], batch: int, turns: Turns, documents: Documents | None
+        self, query: str, arguments: tuple[object, ...], batch: int, slots: TimedSemaphore, documents: Documents | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
-            async with turns.one(), self._reader() as reader:
+            async with slots.hold(), self._reader() as reader:
                 try:
                     with file_failures(self._path):
                         if self._read_only:

@@ -38,13 +38,13 @@ async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Check
     report = report_of(seen)
     around: Sequence[Finding]
     if location.path is not None:
-        from services.environments_store.operations.surroundings_sqlite import look_around_file
+        from services.environments_store.operations.facts_sqlite import file_findings
 
-        around = await look_around_file(location.path, found)
+        around = await file_findings(location.path, found)
     else:
-        from services.environments_store.operations.surroundings import look_around
+        from services.environments_store.operations.facts_postgres import server_findings
 
-        around = await look_around(location.url, found, blockers, limits or OperationLimits())
+        around = await server_findings(location.url, found, blockers, limits or OperationLimits())
     findings = (*report.findings, *around, *_about_lists(found, limits or OperationLimits()))
     names = _OF_SQLITE if found.dialect == "sqlite" else tuple(_SUBJECTS)
     return Checklist(

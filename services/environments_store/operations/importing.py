@@ -14,7 +14,7 @@ from services.environments_store.defaults import OperationLimits, StoreLimits
 from services.environments_store.errors import DatabaseRefusedError, DatabaseValueError, ImportRefusedError
 from services.environments_store.hash import content_hash, digest
 from services.environments_store.model import Change
-from services.environments_store.operations.spool import Batch, batches_of
+from services.environments_store.operations.line_files import Batch, batches_of
 from services.environments_store.operations.staging import Stage, staged
 from services.environments_store.queries.transfer import StagedRow, StoredRow, Transfer, choose_transfer
 from services.environments_store.schema.guards import read_guards

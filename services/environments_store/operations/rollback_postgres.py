@@ -16,12 +16,12 @@ from services.environments_store.database.failures import StatementFailure, serv
 from services.environments_store.database.postgres_session import PostgresSession
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.errors import OperationError
-from services.environments_store.operations.presence import APPLICATION, serving_key
+from services.environments_store.operations.serving_lock import APPLICATION, serving_key
 from services.environments_store.schema.blockers import describe, who_blocks
 from services.environments_store.schema.guards import KEPT
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.ladder import Ladder
+from services.environments_store.schema.lock_backoff import LockBackoff
 from services.environments_store.schema.names import COLUMN, counted, qualified, quoted
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.postgres_steps import lock_key, open_session
@@ -152,11 +152,11 @@ async def _patiently(
     session: PostgresSession, found: Inspection, statement: str, deadline: float, logger: logging.Logger
 ) -> None:
     """Run a statement that needs a lock: short waits, so that nobody queues behind it for long, until the deadline."""
-    ladder = Ladder(MigrationBudgets(), anyio.current_time, random.Random())
+    backoff = LockBackoff(MigrationBudgets(), anyio.current_time, random.Random())
     told = False
     while True:
         await session.run("SAVEPOINT attempt")
-        await session.run(f"SET LOCAL lock_timeout = {ladder.next_lock_timeout_ms()}")
+        await session.run(f"SET LOCAL lock_timeout = {backoff.next_lock_timeout_ms()}")
         try:
             await session.run(statement)
         except StatementFailure as failure:
@@ -164,7 +164,7 @@ async def _patiently(
                 raise
             await session.run("ROLLBACK TO SAVEPOINT attempt")
             who = describe(await who_blocks(session, found.oid))
-            pause_s = ladder.pause_s()
+            pause_s = backoff.pause_s()
             if anyio.current_time() + pause_s >= deadline:
                 raise OperationError(f"The table could not be locked, and nothing was changed. {who}") from failure
             if not told:

@@ -11,7 +11,7 @@ import anyio.to_thread
 from broker.errors import MoleculerError
 from services.environments_store.database.base import Database, Queries
 from services.environments_store.defaults import OperationLimits
-from services.environments_store.operations.spool import Batch
+from services.environments_store.operations.line_files import Batch
 from services.environments_store.queries.transfer import StagedRow, Staging, StoredRow
 
 __all__ = ["Stage", "staged"]

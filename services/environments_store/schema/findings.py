@@ -15,7 +15,7 @@ __all__ = ["findings_of"]
 
 def findings_of(found: Inspection) -> tuple[Finding, ...]:
     """All of them, the one first that weighs most."""
-    return (*faults_of(found), *_about_index(found), *_about_surroundings(found))
+    return (*faults_of(found), *_about_index(found), *_about_the_rest(found))
 
 
 def _about_index(found: Inspection) -> Iterator[Finding]:
@@ -59,7 +59,7 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
         )
 
 
-def _about_surroundings(found: Inspection) -> Iterator[Finding]:
+def _about_the_rest(found: Inspection) -> Iterator[Finding]:
     """What concerns neither callers nor the migration now."""
     for twin in found.twins:
         yield Finding(

@@ -12,9 +12,9 @@ from services.environments_store.database.base import Database
 from services.environments_store.database.failures import TOO_MANY_CONNECTIONS, StatementFailure, service_error
 from services.environments_store.database.location import read_location
 from services.environments_store.defaults import MigrationBudgets
-from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.names import TABLE
 from services.environments_store.schema.outcomes import outcome_of
+from services.environments_store.schema.reporter import StatusReporter
 from services.environments_store.schema.status import SchemaStatus
 
 __all__ = ["Migrator", "migrate_once"]
@@ -52,7 +52,7 @@ class Migrator:
         self._budgets = budgets or MigrationBudgets()
         self._random = random.Random()  # jitter between nodes, no secret
         self._logger = logger
-        self._journal = Journal(location.dialect, logger)
+        self._reporter = StatusReporter(location.dialect, logger)
         self._migration = self._choose(url, node_id, table, create_table)
         self._wake = anyio.Event()
         self._looked: anyio.Event | None = None
@@ -62,16 +62,16 @@ class Migrator:
     @property
     def status(self) -> SchemaStatus:
         """How the schema stood at the last look."""
-        return self._journal.status
+        return self._reporter.status
 
     @property
     def on_change(self) -> Callable[[SchemaStatus], None] | None:
         """Called with each new status that differs from the one before."""
-        return self._journal.on_change
+        return self._reporter.on_change
 
     @on_change.setter
     def on_change(self, callback: Callable[[SchemaStatus], None] | None) -> None:
-        self._journal.on_change = callback
+        self._reporter.on_change = callback
 
     async def prepare(self) -> SchemaStatus:
         """Inspect, and bring the column within the start budget.
@@ -88,12 +88,12 @@ class Migrator:
                 # A first connection that fails is for the caller to tell and try again; a lost one is tried again
                 # here, and so is a file that somebody has locked even against readers.
                 busy, late = outcome_of(failure) == "blocked", anyio.current_time() >= deadline
-                if not busy and not (self._journal.inspected and failure.lost):
+                if not busy and not (self._reporter.inspected and failure.lost):
                     raise service_error(failure, write=False) from failure
-                if late and not self._journal.inspected:
+                if late and not self._reporter.inspected:
                     raise service_error(failure, write=False) from failure
                 if late or failure.lost:
-                    self._journal.unavailable(failure.message)
+                    self._reporter.unavailable(failure.message)
                 if late:
                     break
             await anyio.sleep(self._random.uniform(0.5, 1.0) * self._budgets.reconnect_min_s)
@@ -113,9 +113,9 @@ class Migrator:
                 reconnect_s = self._budgets.reconnect_min_s
             except StatementFailure as failure:
                 if failure.sqlstate == TOO_MANY_CONNECTIONS:
-                    self._journal.crowded(failure.message)
+                    self._reporter.crowded(failure.message)
                 else:
-                    self._journal.unavailable(failure.message)
+                    self._reporter.unavailable(failure.message)
                 pause_s = reconnect_s * self._random.uniform(0.5, 1.0)
                 reconnect_s = min(reconnect_s * 2, self._budgets.reconnect_max_s)
             except Exception:
@@ -136,7 +136,7 @@ class Migrator:
                 await anyio.sleep(pause_s)
         except StatementFailure as failure:
             raise service_error(failure, write=False) from failure
-        self._journal.step(None)
+        self._reporter.step(None)
         return self.status
 
     def report_mismatch(self) -> None:
@@ -160,10 +160,10 @@ class Migrator:
         if location.dialect == "sqlite":
             from services.environments_store.schema.sqlite_migration import SqliteMigration
 
-            return SqliteMigration(location, table, self._budgets, self._journal, self._random)
+            return SqliteMigration(location, table, self._budgets, self._reporter, self._random)
         from services.environments_store.schema.postgres_migration import PostgresMigration
 
-        what = (url, table, node_id, self._budgets, self._journal, self._random)
+        what = (url, table, node_id, self._budgets, self._reporter, self._random)
         return PostgresMigration(*what, create_table=create_table)
 
     async def _cycle(self) -> float:
@@ -200,7 +200,7 @@ class Migrator:
         missing = any(step.name == "column" and step.state != "done" for step in status.steps)
         if missing and status.reason not in ("lost", "unavailable"):
             text = status.error or "The attempts go on in the background."
-            self._journal.missed(status.reason or "waiting", text)
+            self._reporter.missed(status.reason or "waiting", text)
 
     async def _refresh(self) -> None:
         status = self.status

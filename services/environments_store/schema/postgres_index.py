@@ -11,11 +11,11 @@ from services.environments_store.schema import messages
 from services.environments_store.schema.index import IndexAction, next_action
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.journal import Journal
 from services.environments_store.schema.names import INDEX
 from services.environments_store.schema.outcomes import outcome_of
 from services.environments_store.schema.plan import pending_steps
 from services.environments_store.schema.postgres_steps import analyse, build_index, remove_index
+from services.environments_store.schema.reporter import StatusReporter
 from services.environments_store.schema.sql import create_index
 
 __all__ = ["IndexBuilder"]
@@ -24,10 +24,10 @@ __all__ = ["IndexBuilder"]
 class IndexBuilder:
     """Walks the state machine of `index.py` under the migration lock, within a budget of time."""
 
-    def __init__(self, table: str, budgets: MigrationBudgets, journal: Journal) -> None:
+    def __init__(self, table: str, budgets: MigrationBudgets, reporter: StatusReporter) -> None:
         self._table = table
         self._budgets = budgets
-        self._journal = journal
+        self._reporter = reporter
         self._next_build_at = -math.inf
         self._next_try_at = -math.inf
         self._analysed = False
@@ -37,26 +37,26 @@ class IndexBuilder:
         """Say once what is left to a person; the service is complete without the index, only slower."""
         for index in found.indexes:
             if index.on_column and index.unique:
-                self._journal.warn(
+                self._reporter.warn(
                     f"unique {index.name}",
                     f'The index "{index.name}" is unique: two environments deleted in one millisecond would collide. '
                     "It is not used; drop it.",
                 )
         action = next_action(found, self._budgets)
         if action.kind == "leave":
-            self._journal.step(None)
-            self._journal.warn("index", f"The index on deletedAt is missing: {action.detail}")
-            self._journal.detail("index", action.detail or "")
+            self._reporter.step(None)
+            self._reporter.warn("index", f"The index on deletedAt is missing: {action.detail}")
+            self._reporter.detail("index", action.detail or "")
         else:
-            self._journal.forget("index")
+            self._reporter.forget("index")
 
     def postpone(self, found: Inspection, why: str) -> None:
         """Nothing could be done under the lock: say so, and leave the callers in peace for a while."""
         self._next_try_at = anyio.current_time() + self._budgets.index_retry_s
-        self._journal.step(None)
-        self._journal.warn("postponed", f"The index on deletedAt has to wait: {why}")
+        self._reporter.step(None)
+        self._reporter.warn("postponed", f"The index on deletedAt has to wait: {why}")
         for name in pending_steps(found):
-            self._journal.detail(name, why)
+            self._reporter.detail(name, why)
 
     def can_work(self, found: Inspection) -> bool:
         """Whether something can be done now, so that the lock is worth taking."""
@@ -71,7 +71,7 @@ class IndexBuilder:
 
     async def work(self, session: PostgresSession) -> float:
         """Do what is missing; returns the seconds until it is worth looking again. The lock is held by the caller."""
-        self._journal.forget("postponed")
+        self._reporter.forget("postponed")
         deadline = anyio.current_time() + self._budgets.index_wait_s
         suspect: str | None = None
         while True:
@@ -84,7 +84,7 @@ class IndexBuilder:
             wait_s = await self._act(session, found, action, suspect)
             suspect = action.name if action.kind == "drop" else None
             if wait_s is None or anyio.current_time() + wait_s >= deadline:
-                self._journal.step(None)
+                self._reporter.step(None)
                 return self._pause_s()
             await anyio.sleep(wait_s)
 
@@ -95,21 +95,21 @@ class IndexBuilder:
         try:
             match action.kind:
                 case "wait":
-                    self._journal.step("index", action.detail)
+                    self._reporter.step("index", action.detail)
                     return self._budgets.index_wait_step_s
                 case "drop":
                     if suspect != action.name:
                         return self._budgets.index_invalid_recheck_s
-                    self._journal.warn("drop", f'Dropping the INVALID index "{action.name}" of an interrupted build')
+                    self._reporter.warn("drop", f'Dropping the INVALID index "{action.name}" of an interrupted build')
                     await remove_index(session, found, action.name, self._budgets)
-                    self._journal.forget("drop")
+                    self._reporter.forget("drop")
                     return 0
                 case _:
                     return await self._build(session, found, action)
         except StatementFailure as failure:
             if outcome_of(failure) == "lost":
                 raise
-            self._journal.step("index", failure.message)
+            self._reporter.step("index", failure.message)
             return self._budgets.index_invalid_recheck_s
 
     async def _build(self, session: PostgresSession, found: Inspection, action: IndexAction) -> float | None:
@@ -118,9 +118,9 @@ class IndexBuilder:
             return None
         self._next_build_at = now + self._budgets.index_retry_s
         if action.name != INDEX:
-            self._journal.note('The name "%s" is taken by something else: the index becomes "%s"', INDEX, action.name)
-        self._journal.note(messages.INDEX_ADDING)
-        self._journal.step("index")
+            self._reporter.note('The name "%s" is taken by something else: the index becomes "%s"', INDEX, action.name)
+        self._reporter.note(messages.INDEX_ADDING)
+        self._reporter.step("index")
         try:
             concurrently = action.kind == "create"
             statement = create_index(
@@ -131,30 +131,30 @@ class IndexBuilder:
             if outcome_of(failure) == "lost":
                 raise
             if outcome_of(failure) != "peer":
-                self._journal.warn("build", messages.INDEX_FAILED % failure.message)
-                self._journal.forget("build")
-            self._journal.detail("index", failure.message)
+                self._reporter.warn("build", messages.INDEX_FAILED % failure.message)
+                self._reporter.forget("build")
+            self._reporter.detail("index", failure.message)
             return self._budgets.poll_min_s
         # Only a failed build has to wait: when the column goes and comes back, the next index is another matter.
         self._next_build_at = -math.inf
         # A new index is one of a new column, or of one that was away: what was analysed before is gone.
         self._built, self._analysed = True, False
-        self._journal.note(messages.INDEX_ADDED)
-        self._journal.note('The index "%s" was built in %.1f s', action.name, anyio.current_time() - now)
+        self._reporter.note(messages.INDEX_ADDED)
+        self._reporter.note('The index "%s" was built in %.1f s', action.name, anyio.current_time() - now)
         return 0
 
     async def _finish(self, session: PostgresSession, found: Inspection) -> float:
         if self._wants_statistics(found):
-            self._journal.step("statistics")
+            self._reporter.step("statistics")
             try:
                 await analyse(session, found, self._budgets)
             except StatementFailure as failure:
                 if outcome_of(failure) == "lost":
                     raise
-                self._journal.warn("statistics", f"ANALYZE of deletedAt failed: {failure.message}")
+                self._reporter.warn("statistics", f"ANALYZE of deletedAt failed: {failure.message}")
             self._built, self._analysed = False, True
             found = await self._look(session)
-        self._journal.step(None)
+        self._reporter.step(None)
         return self._budgets.reinspect_s
 
     def _wants_statistics(self, found: Inspection) -> bool:
@@ -164,7 +164,7 @@ class IndexBuilder:
 
     async def _look(self, session: PostgresSession) -> Inspection:
         found = await inspect(session, self._table)
-        self._journal.found(found)
+        self._reporter.found(found)
         return found
 
     def _pause_s(self) -> float:

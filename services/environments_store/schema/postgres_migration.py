@@ -17,8 +17,7 @@ from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.schema.blockers import describe, who_blocks
 from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.journal import Journal
-from services.environments_store.schema.ladder import Ladder
+from services.environments_store.schema.lock_backoff import LockBackoff
 from services.environments_store.schema.outcomes import outcome_of, public_words
 from services.environments_store.schema.plan import obstacle_to_column, pending_steps, trouble
 from services.environments_store.schema.postgres_index import IndexBuilder
@@ -32,6 +31,7 @@ from services.environments_store.schema.postgres_steps import (
     migration_lock,
     open_session,
 )
+from services.environments_store.schema.reporter import StatusReporter
 from services.environments_store.schema.trial import try_statements
 
 __all__ = ["PostgresMigration"]
@@ -48,7 +48,7 @@ class PostgresMigration:
         table: str,
         node_id: str,
         budgets: MigrationBudgets,
-        journal: Journal,
+        reporter: StatusReporter,
         source: random.Random,
         *,
         create_table: bool = False,
@@ -58,10 +58,10 @@ class PostgresMigration:
         self._table = table
         self._node_id = node_id
         self._budgets = budgets
-        self._journal = journal
+        self._reporter = reporter
         self._random = source
-        self._ladder = Ladder(budgets, anyio.current_time, source)
-        self._index = IndexBuilder(table, budgets, journal)
+        self._backoff = LockBackoff(budgets, anyio.current_time, source)
+        self._index = IndexBuilder(table, budgets, reporter)
         self._blockers_told_at = -math.inf
 
     async def bring_column(self, deadline: float) -> float:
@@ -119,15 +119,15 @@ class PostgresMigration:
         if self._create_table and found.kind is None:
             found = msgspec.structs.replace(found, seen_in=())
         if self._is_settled(found):
-            found = await try_statements(found, partial(explain, session, self._budgets), self._journal.last)
-        self._journal.found(found)
+            found = await try_statements(found, partial(explain, session, self._budgets), self._reporter.last)
+        self._reporter.found(found)
         if found.soft_delete:
-            self._ladder.reset()
+            self._backoff.reset()
         return found
 
     def _is_settled(self, found: Inspection) -> bool:
         """Nothing to do for the column, or nothing that may be done. After a loss only people bring it back."""
-        return found.soft_delete or self._journal.lost or obstacle_to_column(found) is not None
+        return found.soft_delete or self._reporter.lost or obstacle_to_column(found) is not None
 
     @asynccontextmanager
     async def _locked(
@@ -142,7 +142,7 @@ class PostgresMigration:
             held = await lock.try_acquire()
             slower = 1.0
             while not held:
-                self._journal.blocked("another node is migrating the table now")
+                self._reporter.blocked("another node is migrating the table now")
                 if anyio.current_time() >= deadline:
                     break
                 pause_s = self._random.uniform(self._budgets.poll_min_s, self._budgets.poll_max_s) * slower
@@ -169,19 +169,19 @@ class PostgresMigration:
 
     async def _attempt(self, session: PostgresSession, found: Inspection) -> float:
         """Make the table or the column once; returns the pause that has to follow a failure."""
-        lock_timeout_ms = self._ladder.next_lock_timeout_ms()
+        lock_timeout_ms = self._backoff.next_lock_timeout_ms()
         try:
             if found.kind is None:
-                self._journal.note("Creating the tables in schema %s", found.schema)
+                self._reporter.note("Creating the tables in schema %s", found.schema)
                 held = await create_the_tables(session, found, self._budgets)
             else:
-                self._journal.adding()
+                self._reporter.adding()
                 held = await add_the_column(session, found, self._budgets, lock_timeout_ms)
                 if held:
-                    self._journal.added()
+                    self._reporter.added()
             if not held:
-                self._journal.blocked("another node is migrating the table now")
-            return self._ladder.pause_s()
+                self._reporter.blocked("another node is migrating the table now")
+            return self._backoff.pause_s()
         except StatementFailure as failure:
             return await self._after(failure, session, found)
 
@@ -193,26 +193,26 @@ class PostgresMigration:
                 return self._budgets.poll_min_s
             case "blocked":
                 await self._tell_blockers(session, found)
-                return self._ladder.pause_s()
+                return self._backoff.pause_s()
             case "forbidden":
-                self._journal.trouble(trouble("forbidden", _needs_person(failure)))
+                self._reporter.trouble(trouble("forbidden", _needs_person(failure)))
             case "unsupported":
-                self._journal.trouble(trouble("unsupported", _needs_person(failure), public_words(failure)))
+                self._reporter.trouble(trouble("unsupported", _needs_person(failure), public_words(failure)))
             case "read-only":
                 text = f"The database only reads now: {failure.message}"
-                self._journal.trouble(trouble("read-only", text, "The database only reads now."))
+                self._reporter.trouble(trouble("read-only", text, "The database only reads now."))
             case _:
                 text = f"The column could not be added: {failure.message}"
-                self._journal.trouble(trouble("failed", text, public_words(failure)))
+                self._reporter.trouble(trouble("failed", text, public_words(failure)))
         return self._budgets.sleep_max_s
 
     async def _tell_blockers(self, session: PostgresSession, found: Inspection) -> None:
         text = describe(await who_blocks(session, found.oid))
-        self._journal.blocked(text)
+        self._reporter.blocked(text)
         now = anyio.current_time()
         if now - self._blockers_told_at >= self._budgets.blockers_every_s:
             self._blockers_told_at = now
-            self._journal.note("The deletedAt column has to wait: %s", text)
+            self._reporter.note("The deletedAt column has to wait: %s", text)
 
 
 async def _release_quietly(lock: MigrationLock) -> None:

@@ -18,13 +18,13 @@ from services.environments_store.database.location import Location
 from services.environments_store.database.sqlite_connection import close_quietly, connect, file_failures
 from services.environments_store.database.sqlite_place import FilePlace
 from services.environments_store.defaults import MigrationBudgets
+from services.environments_store.schema.backup_tables import Footprint, footprint
 from services.environments_store.schema.inspect_sqlite import inspect, query
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.journal import Journal
-from services.environments_store.schema.leftovers import Footprint, footprint
 from services.environments_store.schema.names import quoted
 from services.environments_store.schema.outcomes import outcome_of, public_words
 from services.environments_store.schema.plan import obstacle_to_column, pending_steps, trouble
+from services.environments_store.schema.reporter import StatusReporter
 from services.environments_store.schema.sqlite_steps import bring_up_to_date
 
 __all__ = ["SqliteMigration"]
@@ -36,7 +36,7 @@ class SqliteMigration:
     dialect: Dialect = "sqlite"
 
     def __init__(
-        self, location: Location, table: str, budgets: MigrationBudgets, journal: Journal, source: random.Random
+        self, location: Location, table: str, budgets: MigrationBudgets, reporter: StatusReporter, source: random.Random
     ) -> None:
         if location.path is None:
             raise ValueError("a SQLite migration needs the path of a file")
@@ -44,7 +44,7 @@ class SqliteMigration:
         self._read_only = location.read_only
         self._table = table
         self._budgets = budgets
-        self._journal = journal
+        self._reporter = reporter
         self._random = source
         self._place: FilePlace | None = None
 
@@ -62,11 +62,11 @@ class SqliteMigration:
                         if "statistics" in pending_steps(await self._look(connection)):
                             await self._analyse(connection)
                         return self._budgets.reinspect_s
-                    self._journal.blocked("the original application is rebuilding its tables now")
+                    self._reporter.blocked("the original application is rebuilding its tables now")
                 except StatementFailure as failure:
                     if outcome_of(failure) != "blocked":
                         return self._after(failure)
-                    self._journal.blocked(failure.message)
+                    self._reporter.blocked(failure.message)
                 if anyio.current_time() + pause_s >= deadline:
                     return pause_s
                 await anyio.sleep(pause_s * self._random.uniform(0.5, 1.0))
@@ -101,8 +101,8 @@ class SqliteMigration:
 
     async def _look(self, connection: aiosqlite.Connection) -> Inspection:
         found = await inspect(connection, self._path, table=self._table, read_only=self._read_only)
-        if not found.leftovers or found.soft_delete or not self._journal.had_column:
-            self._journal.found(found)
+        if not found.leftovers or found.soft_delete or not self._reporter.had_column:
+            self._reporter.found(found)
         # Else the table may only be away until the original has rebuilt it: the next looks tell.
         return found
 
@@ -111,7 +111,7 @@ class SqliteMigration:
         if obstacle_to_column(found) is not None or not found.writable:
             return True
         pending = set(pending_steps(found)) - {"statistics"}
-        return not (pending & {"leftovers"} if self._journal.lost else pending)
+        return not (pending & {"leftovers"} if self._reporter.lost else pending)
 
     async def _left_behind(self, connection: aiosqlite.Connection) -> Footprint | None:
         """The copies of an original that was killed while it rebuilt its tables; None when one is at work, which takes
@@ -140,42 +140,42 @@ class SqliteMigration:
         while the original moves its rows.
         """
         run = partial(query, connection, self._path)
-        if found.kind is not None and not found.soft_delete and not self._journal.had_column:
-            self._journal.adding()
+        if found.kind is not None and not found.soft_delete and not self._reporter.had_column:
+            self._reporter.adding()
         await run("BEGIN IMMEDIATE")
         try:
             if await footprint(run, self._table) != left_behind:
                 await run("ROLLBACK")
                 return False
             look = partial(inspect, connection, self._path, table=self._table)
-            done = await bring_up_to_date(run, look, self._table, may_add=not self._journal.had_column)
+            done = await bring_up_to_date(run, look, self._table, may_add=not self._reporter.had_column)
             await run("COMMIT")
         except BaseException:
             await _roll_back(connection)
             raise
         if done.added:
-            self._journal.added()
+            self._reporter.added()
         for note in done.notes:
-            self._journal.warn(note, note)
+            self._reporter.warn(note, note)
         return True
 
     async def _analyse(self, connection: aiosqlite.Connection) -> None:
-        self._journal.step("statistics")
+        self._reporter.step("statistics")
         try:
             await query(connection, self._path, f"ANALYZE {quoted(self._table)}")
         except StatementFailure as failure:
-            self._journal.detail("statistics", failure.message)
-        self._journal.step(None)
+            self._reporter.detail("statistics", failure.message)
+        self._reporter.step(None)
         await self._look(connection)
 
     def _after(self, failure: StatementFailure) -> float:
         match outcome_of(failure):
             case "read-only":
-                self._journal.trouble(trouble("read-only", failure.message, "The database only reads now."))
+                self._reporter.trouble(trouble("read-only", failure.message, "The database only reads now."))
             case "lost":
                 raise failure
             case _:
-                self._journal.trouble(trouble("failed", failure.message, public_words(failure)))
+                self._reporter.trouble(trouble("failed", failure.message, public_words(failure)))
         return self._budgets.sleep_max_s
 
 

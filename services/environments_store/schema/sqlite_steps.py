@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from services.environments_store.database.base import Row
+from services.environments_store.schema.backup_tables import put_back, rename_missing
 from services.environments_store.schema.index import free_name
 from services.environments_store.schema.inspection import Inspection
-from services.environments_store.schema.leftovers import put_back, rename_missing
 from services.environments_store.schema.names import METADATA_TABLE, backup_name
 from services.environments_store.schema.plan import obstacle_to_column
 from services.environments_store.schema.sql import add_column, create_index, create_tables

@@ -1,4 +1,4 @@
-"""Runs a program for as long as its starter lives: `python leash.py SECONDS FOLDER COMMAND…`.
+"""Runs a program for as long as its starter lives: `python child_reaper.py SECONDS FOLDER COMMAND…`.
 
 The starter holds the other end of this process's standard input, which the system closes however the starter ends: by
 itself, killed, or out of memory. Then the program is told to stop, is killed when it has not stopped within so many

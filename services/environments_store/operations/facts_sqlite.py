@@ -12,12 +12,12 @@ from services.environments_store.schema.inspect_sqlite import query
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.status import Finding
 
-__all__ = ["look_around_file"]
+__all__ = ["file_findings"]
 
 _MEBIBYTE = 1_048_576
 
 
-async def look_around_file(path: Path, found: Inspection) -> list[Finding]:
+async def file_findings(path: Path, found: Inspection) -> list[Finding]:
     """Who writes into the file now, and whether the disk has room for a second one, as a backup needs."""
     if not await anyio.Path(path).exists():
         return []

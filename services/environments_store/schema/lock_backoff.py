@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from services.environments_store.defaults import MigrationBudgets
 
-__all__ = ["Ladder"]
+__all__ = ["LockBackoff"]
 
 
-class Ladder:
+class LockBackoff:
     """Short waits, because every reader queues behind a waiting ALTER; jittered pauses, because nodes start together.
 
     `clock` gives seconds. The pause doubles up to `sleep_patient_s` while the patience lasts, later up to

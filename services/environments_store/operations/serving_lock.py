@@ -18,7 +18,7 @@ from services.environments_store.schema.inspect_postgres import inspect
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import counted
 
-__all__ = ["APPLICATION", "Presence", "serving_key"]
+__all__ = ["APPLICATION", "ServingLock", "serving_key"]
 
 APPLICATION = "environments-store serving"
 FEWEST_CONNECTIONS = 3
@@ -31,7 +31,7 @@ def serving_key(found: Inspection) -> str:
     return f"environments-store/serving/{found.schema}.{found.table}"
 
 
-class Presence:
+class ServingLock:
     """Says that this node serves, for as long as `run` runs."""
 
     def __init__(self, url: str, node_id: str, logger: logging.Logger, limits: OperationLimits | None = None) -> None:
@@ -39,11 +39,11 @@ class Presence:
         self._node_id = node_id
         self._logger = logger
         self._limits = limits or OperationLimits()
-        self._given_up = anyio.Event()
+        self._released = anyio.Event()
 
-    def give_way(self) -> None:
+    def release(self) -> None:
         """Leave the connection to calls, which have none, for a while."""
-        self._given_up.set()
+        self._released.set()
 
     async def run(self) -> None:
         """Returns at once where nothing can be said. To be run in the node's task group."""
@@ -60,7 +60,7 @@ class Presence:
                     await session.close()
             except StatementFailure as failure:
                 self._logger.debug("The connection that says that this node serves was lost: %s", failure)
-            crowded, self._given_up = self._given_up.is_set(), anyio.Event()
+            crowded, self._released = self._released.is_set(), anyio.Event()
             await anyio.sleep(self._limits.serving_every_s if crowded else self._limits.serving_retry_s)
 
     def _is_one_too_many(self, limit: int | None) -> bool:
@@ -85,11 +85,11 @@ class Presence:
     async def _hold(self, session: PostgresSession) -> None:
         """Until the connection is lost or given up. While a rollback runs the lock is taken, and is tried again."""
         held = False
-        while not self._given_up.is_set():
+        while not self._released.is_set():
             if not held:
                 found = await inspect(session)
                 # A standby's locks are its own: they would tell a primary nothing.
                 held = not found.standby and bool(await session.fetch_value(HOLD, serving_key(found)))
             with anyio.move_on_after(self._limits.serving_every_s if held else self._limits.serving_retry_s):
-                await self._given_up.wait()
+                await self._released.wait()
             await session.run("SELECT 1")

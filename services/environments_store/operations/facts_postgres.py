@@ -12,7 +12,7 @@ from services.environments_store.schema.names import counted, quoted
 from services.environments_store.schema.postgres_steps import open_session
 from services.environments_store.schema.status import Finding
 
-__all__ = ["look_around"]
+__all__ = ["server_findings"]
 
 # An ordinary role sees of others' sessions the role, the application and that they have a snapshot, but neither since
 # when, nor the statement, nor the address. The original names no application; its last statement tells its generation.
@@ -42,7 +42,7 @@ FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.
 _OLDEST_GENERATION = "jsonb"
 
 
-async def look_around(
+async def server_findings(
     url: str, found: Inspection, blockers: Sequence[Blocker], limits: OperationLimits
 ) -> list[Finding]:
     """Who else is connected, for how long, and what the index will need."""

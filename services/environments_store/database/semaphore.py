@@ -7,10 +7,10 @@ import anyio
 
 from services.environments_store.database.failures import StatementFailure
 
-__all__ = ["Turns"]
+__all__ = ["TimedSemaphore"]
 
 
-class Turns:
+class TimedSemaphore:
     """At most `count` holders at once. A caller that has waited for `timeout_s` gets a StatementFailure that says what
     `holders` are."""
 
@@ -20,7 +20,7 @@ class Turns:
         self._holders = holders
 
     @asynccontextmanager
-    async def one(self) -> AsyncGenerator[None]:
+    async def hold(self) -> AsyncGenerator[None]:
         """Raises StatementFailure when all are taken and none becomes free in time."""
         await self._acquire()
         try:

@@ -12,12 +12,12 @@ from services.environments_store.commands.progress import Report
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.operations.progress import BuildProgress, watch_index_build
 
-__all__ = ["Patience"]
+__all__ = ["IndexWait"]
 
 T = TypeVar("T")
 
 
-class Patience:
+class IndexWait:
     """For `wait_s` of waiting for other sessions; a build that goes on may take its time."""
 
     def __init__(self, wait_s: float, report: Report, logger: logging.Logger) -> None:
@@ -29,7 +29,7 @@ class Patience:
         self.given_up = ""
         """What was waited for too long, in words."""
 
-    async def over(self, url: str, builder: str, work: Callable[[], Awaitable[T]]) -> T | None:
+    async def run(self, url: str, builder: str, work: Callable[[], Awaitable[T]]) -> T | None:
         """What the work gives; None when it was given up. `builder` is the name of its session."""
         outcome: T | MoleculerError | None = None
         async with anyio.create_task_group() as tasks:

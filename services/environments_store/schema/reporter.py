@@ -12,10 +12,10 @@ from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.plan import status_of
 from services.environments_store.schema.status import UNREACHABLE, Finding, SchemaStatus
 
-__all__ = ["Journal"]
+__all__ = ["StatusReporter"]
 
 
-class Journal:
+class StatusReporter:
     """Turns inspections and troubles into a status and log lines. Inspects and changes nothing itself."""
 
     def __init__(self, dialect: Dialect, logger: logging.Logger) -> None:
