@@ -6,6 +6,7 @@ that end with the test run however it ends (tests/support/child.py).
 
 import contextlib
 import fcntl
+import gc
 import os
 import sys
 import uuid
@@ -35,13 +36,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Of the processes of a run one compiles the tests, the others wait and read what it has written."""
+    """Of the processes of a run one compiles the tests, the others wait and read what it has written.
+
+    What is collected lives as long as the process: the garbage collector need not look at it.
+    """
     with Path(__file__).open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fcntl.flock(lock, fcntl.LOCK_SH)
-        return (yield)
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 NatsServerFactory = Callable[..., NatsServer]
