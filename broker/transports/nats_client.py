@@ -247,7 +247,8 @@ def words(error: BaseException) -> str:
     """What went wrong, for a log line: some exceptions of nats-py have no text."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return (str(error) or type(error).__name__).removeprefix("nats: ").strip("'")
+    text = (str(error) or type(error).__name__).removeprefix("nats: ")
+    return text[1:-1] if text[0] == text[-1] == "'" else text
 
 
 @contextmanager

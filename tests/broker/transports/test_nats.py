@@ -1,10 +1,13 @@
 """Addresses of NATS servers: what is usable, and what is shown of them. The rest is in contract/test_transport.py."""
 
 import gc
+import os
 import sys
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import nkeys  # type: ignore[import-untyped]
 import pytest
 from anyio.abc import SocketStream
 
@@ -170,6 +173,21 @@ async def test_credentials_without_the_package_that_reads_them_say_what_to_insta
         BrokerOptionsError, match=r"transporter_options cannot be used: .*\(pip install 'environments-store\[nkeys\]'\)"
     ):
         await transport.connect(Observer(), "one")
+
+
+@pytest.mark.anyio
+async def test_a_seed_of_nkeys_authenticates_and_a_missing_file_is_named(
+    make_nats_server: NatsServerFactory, tmp_path: Path
+) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    (tmp_path / "node.seed").write_bytes(seed)
+    user = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    url = make_nats_server(authorization=f"{{ users: [{{ nkey: {user} }}] }}").url
+    transport = NATSTransport([url], nkeys_seed=str(tmp_path / "node.seed"))
+    await transport.connect(Observer(), "one")
+    await transport.close()
+    with pytest.raises(BrokerDisconnectedError, match=r": 'missing\.seed'$"):
+        await NATSTransport([url], nkeys_seed="missing.seed").connect(Observer(), "two")
 
 
 @pytest.mark.anyio
