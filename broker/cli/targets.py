@@ -61,7 +61,7 @@ def _load(target: str) -> list[Service]:
         return [_made(kind)]
     services = _services_of(module)
     if not services:
-        raise ServiceSchemaError(f"There is no service class in {target}.")
+        raise ServiceSchemaError(f"There is no service class with a name in {target}.")
     return services
 
 

@@ -83,7 +83,7 @@ def test_a_folder_holds_the_services_of_all_its_files(folder: Path) -> None:
         ("broken_of_a_test", "cannot be imported.*no_such_module_at_all"),
         ("no_such_file.py", "cannot be loaded"),
         ("no_such_folder/", "there is no such folder"),
-        ("empty_of_a_test", "no service class in empty_of_a_test"),
+        ("empty_of_a_test", "no service class with a name in empty_of_a_test"),
         ("services_of_a_test:NoService", "NoService in services_of_a_test is not a service class"),
         ("services_of_a_test:Missing", "Missing in services_of_a_test is not a service class"),
         ("broken_of_a_test.py", "broken_of_a_test.py.*no_such_module_at_all"),
