@@ -3,8 +3,8 @@
 JS nodes notice a killed peer by its missing heartbeats, after 30 s and more. Two things are known sooner:
 
 - The NATS server answers "no responders" to what is published to a node without subscriptions. A node that keeps
-  something waiting gets a probe twice a second, and counts as gone when the server refuses every probe for longer than
-  a live node needs to reconnect. That takes longest when NATS servers come and go: then the node has more time.
+  something waiting gets a probe twice a second, and at each tick while the server refuses them. It counts as gone when
+  the server refuses every probe for longer than a live node needs to reconnect: longest when NATS servers come and go.
 - A live node answers a probe within milliseconds. One that is still connected and answers none may be frozen, or its
   event loop blocked. It is not gone, and may answer yet, but is called only when no other node offers the action.
 

@@ -145,7 +145,7 @@ class Presence:
         return [] if self.hidden else [packet(ver) for ver in self._spoken()]
 
     def _spoken(self, others: Collection[Protocol] = ()) -> list[Protocol]:
-        """The versions of a broadcast (§2.4)."""
+        """The versions of a broadcast, remembered as those in use (§2.4)."""
         if not self._pinned:
             self._active = self._registry.versions().union(others) or {self._default}
         return sorted(self._active, reverse=True)

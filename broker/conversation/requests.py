@@ -190,8 +190,8 @@ class PendingRequests:
 
     def doubt(self, until: float, now: float, node_id: str | None = None) -> None:
         """This node, or the given one, was not connected, so that what was asked until then may have been lost, or its
-        answer. Nodes of this kind say so in their answers to the next probes. Others cannot, so their answers are
-        awaited for as long as the caller wants."""
+        answer. Python nodes are asked in the next probe whether they still work at it. JS nodes cannot say: a call with
+        a timeout waits for that, one without it for `ANSWER_LOST_S`."""
         cause = f"Node '{node_id}' reconnected or was started again" if node_id else "The connection to NATS was lost"
         self._doubted_until = max(until, self._doubted_until)
         for pending in self._asked_until(until, node_id):

@@ -169,8 +169,9 @@ class Transit:
         return [self.respond_error(address, None, error)]
 
     def tick(self, now: float, readers: Collection[str] = ()) -> list[Effect]:
-        """Notice nodes that are gone, forget those long gone (§4.4). Call it several times a second. `readers` are the
-        nodes that writers of streams wait for."""
+        """Lose nodes whose last heartbeat is older than the timeout, forget those silent for 10 minutes (§4.4), and
+        probe those that are waited for: `readers` are the nodes that writers of streams wait for. Call it several times
+        a second."""
         effects: list[Effect] = []
         for node in list(self.registry.nodes.values()):
             if node.local:

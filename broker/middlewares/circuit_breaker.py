@@ -145,8 +145,8 @@ class CircuitBreaker:
             circuit.cancel()
 
     def _answerer(self, ctx: Context, circuit: Circuit, policy: CircuitBreakerPolicy) -> Circuit | None:
-        """The circuit of the node that answered a call to another node. None when it has left, and for this node: there
-        the call went through the breaker of the action itself."""
+        """The circuit of the node that answered a call to another node. None when that node has left, or is
+        this one: then the breaker of the action itself has counted the call."""
         answerer: Endpoint | None = circuit.endpoint
         if ctx.node_id != circuit.endpoint.node_id:
             circuit.release()

@@ -327,6 +327,8 @@ class Node:
     # Loops
 
     async def _beat(self) -> None:
+        """Send heartbeats, at an offset drawn once: up to half a second sooner or later than the interval, but never
+        more than a tenth of it later, nor more than half of it sooner."""
         offset = random.uniform(-defaults.HEARTBEAT_OFFSET_S, defaults.HEARTBEAT_OFFSET_S)
         interval = self.options.heartbeat_interval
         while interval > 0:

@@ -105,8 +105,8 @@ class Pace:
         return now - self._waits_since(now) > NODE_PROBE_AFTER_S
 
     async def tick(self, now: float) -> None:
-        """Ask also after less than a MiB; and ask again, as only a later answer shows that one is lost. Call it about
-        once a second."""
+        """Ask also after less than a MiB; and ask again, as only a later answer shows that one is lost. Call it several
+        times a second."""
         lost = [sent for sent, since in self._overtaken.values() if now - since >= STREAM_OVERTAKEN_S]
         if lost:
             self._overtaken.clear()

@@ -80,7 +80,7 @@ class StreamBuffer:
         sequence = sequence_of(packet)
         early = sequence > self._next
         if sequence and packet.stream is not True:
-            if not early:  # also one that does not wait for what was lost
+            if not early:  # also one of sequence 1, from a writer that has lost chunks (`StreamWriter._end_late`)
                 self.finish(_error(packet))
                 return True
             self._early_end = self._early_end or (sequence, _error(packet))
@@ -204,7 +204,8 @@ class IncomingStreams:
             self._buffers.add(buffer)
         buffer.touched, opened, more = now, buffer.opened, packet.stream is True
         value = packet.params if isinstance(packet, Request) else packet.data
-        if buffer.take(packet, value, reply) if buffer.end is None else not more:
+        ended = buffer.take(packet, value, reply) if buffer.end is None else not more
+        if ended:
             del self.open[key]
         self._arrived_bytes += len(value)
         if self._arrived_bytes >= STREAM_MARK_BYTES:

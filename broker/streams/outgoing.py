@@ -205,7 +205,7 @@ class OutgoingStreams:
         return late.union(flow.pace.node_id for flow in self._flows.values() if flow.waiting)
 
     async def tick(self, now: float) -> None:
-        """Ask nodes how far they have received. Call it about once a second, while there is a connection."""
+        """Ask nodes how far they have received. Call it several times a second, while there is a connection."""
         for pace in list(self._paces.values()):
             await pace.tick(now)
 
