@@ -14,6 +14,7 @@ from tests.benchmarks import (
     listing,
     outages,
     profile_calls,
+    store,
     store_at_size,
     streams,
     transfer,
@@ -84,6 +85,19 @@ async def test_lists_are_measured(
     await listing.compare(nats_url, {"SQLite": sqlite, "PostgreSQL": postgres_url})
     shown = capsys.readouterr().out
     assert shown.count("lists/s") == 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dialect", ["PostgreSQL", pytest.param("SQLite", marks=pytest.mark.long)])
+async def test_actions_of_the_store_are_measured_beside_a_js_service(
+    dialect: str, nats_url: str, js_modules: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    request.getfixturevalue("sequelize_modules")
+    async with store.contenders(nats_url, url_of(dialect, request, tmp_path)) as found:
+        shown = store.table(dialect, await store.measure(found, calls=4, rounds=1))
+    contenders = ["ours", "JS", "asyncpg"] if dialect == "PostgreSQL" else ["ours", "JS"]
+    for name in contenders:
+        assert len(re.findall(rf"^  {name} +[\d,]+ +[\d.]+ +[\d,]+ ", shown, re.MULTILINE)) == len(store.WORK)
 
 
 @pytest.mark.anyio

@@ -73,6 +73,5 @@ def milliseconds(name: str, seconds: list[float]) -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors until now."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100  # USER_HZ
+    """What a process has used of the processors until now, as its clock says (see clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
