@@ -1,4 +1,4 @@
-"""Two or more brokers call each other, over memory and over NATS alike: the calls themselves (protocol §5)."""
+"""Calls between brokers, over memory and over NATS (protocol §5)."""
 
 from typing import Any
 
@@ -278,7 +278,7 @@ async def test_an_mcall_without_an_action_is_a_typed_error(cluster: Cluster, ite
 
 
 class BackAndForth(Relay):
-    """Calls the relay of the other node, which calls this one, and so on."""
+    """Calls the relay of the other node, which calls this one back, and so on."""
 
     name = "back"
 

@@ -1,4 +1,4 @@
-"""What travels with a call: meta, headers, ids, levels, callers and the remaining time (protocol §5.1, §5.4, §5.5)."""
+"""What is sent with a call: meta, headers, ids, levels, callers and the remaining time (protocol §5.1, §5.4, §5.5)."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ async def test_a_root_call_has_its_own_id_as_request_id(cluster: Cluster) -> Non
 
 
 class Noting(Service):
-    """Its context, and that of a call it makes."""
+    """Returns its context and the context of a call that it makes."""
 
     name = "noting"
     version = 1
@@ -119,7 +119,7 @@ async def test_c48_the_callee_cancels_its_handler_when_the_caller_times_out(clus
     for broker in (one, two):
         with pytest.raises(RequestTimeoutError):
             await broker.call("gate.wait", timeout=0.1)
-    await eventually(lambda: gate.cancelled == 2, "the handlers to be ended")
+    await eventually(lambda: gate.cancelled == 2, "the handlers to be cancelled")
 
 
 async def test_c48_the_callee_answers_when_the_time_of_a_call_runs_out(cluster: Cluster) -> None:
@@ -189,7 +189,7 @@ async def test_a_request_whose_time_is_already_over_is_not_run(cluster: Cluster)
 
 
 class Flaky(Service):
-    """Fails as often as told, then succeeds."""
+    """Fails the given number of times, then succeeds."""
 
     name = "flaky"
 

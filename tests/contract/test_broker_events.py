@@ -1,4 +1,4 @@
-"""Events reach one node of each group, or every node that listens (protocol §7)."""
+"""Events reach one node of each group, or every subscribed node (protocol §7)."""
 
 import logging
 from typing import Any
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def quiet(*brokers: ServiceBroker) -> None:
-    """Everything that was sent before has arrived: a broadcast of each broker came everywhere, in the order of all."""
+    """Wait until all packets sent so far have arrived: packets between two nodes keep their order."""
     for broker in brokers:
         for other in brokers:
             if other is not broker:
@@ -39,7 +39,9 @@ def handlers(listener: Listener) -> list[str]:
 async def test_c60_an_emitted_event_runs_on_one_node_of_a_group(cluster: Cluster) -> None:
     one, two, other = Listener(), Listener(), Listener("other")
     brokers = await cluster.start(("one", [one]), ("two", [two]), ("three", [other]), ("sender", []))
-    await brokers[-1].emit("user.removed")  # now the two patterns of the group are not at the same turn any more
+    await brokers[-1].emit(
+        "user.removed"
+    )  # the two patterns of the group are now at different positions of their round-robin
     await eventually(lambda: len(one.received) + len(two.received) >= 1 and len(other.received) >= 1)
     for listener in (one, two, other):
         listener.received.clear()
@@ -262,8 +264,8 @@ async def test_an_event_from_a_context_belongs_to_its_request(cluster: Cluster) 
 
 async def test_an_event_without_subscribers_is_not_an_error(cluster: Cluster) -> None:
     one, _ = await cluster.start(("one", []), ("two", [Listener()]))
-    await one.emit("nobody.hears")
-    await one.broadcast("nobody.hears")
+    await one.emit("no.subscribers")
+    await one.broadcast("no.subscribers")
 
 
 async def test_event_data_that_cannot_be_encoded_is_an_error_at_the_sender(cluster: Cluster) -> None:

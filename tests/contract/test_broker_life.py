@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Recorder(Service):
-    """Notes what happens to it."""
+    """Records its lifecycle."""
 
     name = "recorder"
 
@@ -69,7 +69,7 @@ class Recorder(Service):
             self.notes.append("background ended")
 
 
-# Starting
+# Start
 
 
 async def test_a_service_is_announced_only_after_its_started_hook(cluster: Cluster) -> None:
@@ -209,13 +209,13 @@ async def test_a_broker_can_be_started_only_once(cluster: Cluster) -> None:
 
 
 async def test_a_call_from_another_event_loop_is_a_clear_error(cluster: Cluster) -> None:
-    """An answer would not wake it up, so it would wait for ever."""
+    """An answer cannot wake a task of another event loop, so the call would never return."""
     one = await cluster.start_one("one", [Echo()])
     uses: list[Callable[[], Awaitable[Any]]] = [
         partial(one.call, "echo.where"),
         partial(one.emit, "an.event"),
         partial(one.mcall, [{"action": "echo.where"}]),
-        partial(one.wait_for_services, "nobody"),
+        partial(one.wait_for_services, "missing"),
         partial(one.remove_service, "echo"),
         one.stop,
     ]
@@ -247,7 +247,7 @@ async def test_c8_a_node_whose_id_was_taken_over_stops_and_logs_why(
         await one.wait_stopped()
     await one.stop()
     said = [packet for name, packet in peer.received if name == "DISCONNECT"]
-    assert said == [], "a good-bye would take the newcomer off, too"
+    assert said == [], "a DISCONNECT would also remove the new node"
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 
@@ -261,7 +261,7 @@ async def test_a_node_id_can_be_used_again_after_a_stop(cluster: Cluster) -> Non
         await eventually(lambda: not two.registry.has_service("echo"))
 
 
-# Changing
+# Changes of services
 
 
 async def test_services_can_be_added_and_removed_while_the_node_runs(cluster: Cluster) -> None:
@@ -378,10 +378,10 @@ async def test_a_ping_measures_the_round_trip(cluster: Cluster) -> None:
     assert pong["nodeID"] == "two"
     assert 0 <= pong["elapsedTime"] < 30_000
     assert abs(pong["timeDiff"]) < 30_000
-    assert await one.ping("nobody", 0.05) is None
+    assert await one.ping("missing", 0.05) is None
 
 
-# Leaving
+# Stop
 
 
 async def test_c33_a_stop_sends_its_packets_in_the_order_of_moleculer_js(cluster: Cluster) -> None:
@@ -490,7 +490,7 @@ async def test_services_stop_in_reverse_order_after_their_background_tasks(clust
 
 
 class Leaving(Service):
-    """Ends its node, or itself, from its own work."""
+    """Stops its node, or removes itself, from its own handlers and tasks."""
 
     name = "leaving"
 
@@ -717,7 +717,7 @@ async def test_a_rolling_restart_under_load_fails_no_call(cluster: Cluster, monk
     assert set(answers) == {"node-0", "node-1", "new-0", "new-1"}
 
 
-# Being killed
+# Killed nodes
 
 
 async def test_calls_to_a_killed_node_fail_at_once_or_go_to_another(cluster: Cluster) -> None:
@@ -744,7 +744,7 @@ async def test_no_call_fails_after_one_of_two_nodes_was_killed(cluster: Cluster)
             tasks.start_soon(call)
     assert answers == ["two"] * 50
     assert not caller.registry.nodes["one"].available
-    assert two.registry.nodes["one"].available, "nobody told that one yet"
+    assert two.registry.nodes["one"].available, "node two has not been notified yet"
 
 
 async def test_calls_in_flight_at_a_killed_node_are_rejected_when_its_loss_is_noticed(cluster: Cluster) -> None:
@@ -772,7 +772,7 @@ async def test_calls_in_flight_at_a_killed_node_are_rejected_when_its_loss_is_no
 async def test_a_node_that_reconnects_answers_old_calls_and_is_rediscovered_at_once(
     cluster: Cluster,
 ) -> None:
-    """What is called meanwhile waits for it."""
+    """Calls made meanwhile wait for the node."""
     service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
     caller = await cluster.start_one("caller", heartbeat_timeout=3600)
     away = await cluster.raw_peer("js-1", "REQ", "RES", "PING", "DISCOVER")
@@ -789,7 +789,7 @@ async def test_a_node_that_reconnects_answers_old_calls_and_is_rediscovered_at_o
         await cluster.cut_off(away)
         tasks.start_soon(call)
         await eventually(lambda: not caller.registry.nodes["js-1"].available)
-        back = await cluster.raw_peer("js-1", "REQ", "RES", "PING", "DISCOVER")  # says nothing, as JS nodes do
+        back = await cluster.raw_peer("js-1", "REQ", "RES", "PING", "DISCOVER")  # sends nothing, like a JS node
         await back.wait_for("DISCOVER", lambda packet: packet["sender"] == "caller")
         await back.introduce(service)
         for asked in (request, await back.wait_for("REQ")):
@@ -835,7 +835,7 @@ async def test_c27_a_node_is_discovered_by_its_heartbeat(cluster: Cluster) -> No
 
 
 async def test_cancelling_a_call_anywhere_leaves_nothing_pending(cluster: Cluster) -> None:
-    """Cancelled after each number of steps of the loop, the call is forgotten, and the broker goes on."""
+    """The call is cancelled after every possible number of loop steps: it is forgotten and the broker keeps working."""
     gate = Gate()
     _, two = await cluster.start(("one", [gate, Echo()]), ("two", []))
     for steps in range(15):

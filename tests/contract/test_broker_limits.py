@@ -1,4 +1,4 @@
-"""Truth instead of timeouts: what is too much, too large or no packet is answered at once, and the node lives on."""
+"""Errors instead of timeouts: excess, large and invalid packets are answered at once, and the node keeps running."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ LIMIT = 20_000
 async def small_cluster(
     request: pytest.FixtureRequest, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Cluster]:
-    """A cluster over a bus that takes small messages only."""
+    """A cluster over a bus that accepts only small messages."""
     shorten_waits(monkeypatch)
     if request.param == "memory":
         hub = Hub.named(namespace)
@@ -54,7 +54,7 @@ async def small_cluster(
 
 
 class Streams(Service):
-    """Streams that break, in envelopes that leave little room for the reason."""
+    """Streams that fail, in envelopes that leave little room for the reason."""
 
     name = "streams"
 
@@ -154,7 +154,7 @@ async def test_calls_above_the_limit_of_running_requests_are_refused_at_once(
         assert caught.value.retryable is True
         gate.opened.set()
     assert answers == ["one"] * 3
-    assert await two.call("gate.wait") == "one", "there is room again"
+    assert await two.call("gate.wait") == "one", "there is capacity again"
 
 
 async def test_calls_above_the_limit_of_pending_requests_are_not_sent(
@@ -195,8 +195,8 @@ class Reading(Service):
 class Listener(Service):
     name = "listener"
 
-    @event("heard.*")
-    async def on_heard(self, ctx: Context) -> None:
+    @event("news.*")
+    async def on_news(self, ctx: Context) -> None:
         assert ctx.params is not None
 
 
@@ -279,7 +279,7 @@ async def test_c11_garbage_on_every_subject_is_logged_once_each(
     broadcasts = sum(1 for subject in subjects if not subject.endswith(".one"))
     for subject in subjects:
         await peer.publish(subject, garbage)
-    expected = len(subjects) + broadcasts  # both nodes hear the broadcasts
+    expected = len(subjects) + broadcasts  # both nodes receive the broadcasts
     await eventually(lambda: len(warnings_of(caplog)) >= expected)
     assert await two.call("echo.where") == "one"
     assert await one.ping("two", 10) is not None
@@ -298,11 +298,11 @@ MANY = 500_000
     [
         ("JSON", "REQ", HEAD + b'"action":"echo.params","params":"\xff"}'),
         ("JSON", "REQ", HEAD + b'"action":"echo.params","params":' + b"[" * MANY + b"]" * MANY + b"}"),
-        ("JSON", "EVENT", HEAD + b'"event":"heard.one","data":"\xff"}'),
-        ("JSON", "EVENT", HEAD + b'"event":"heard.one","data":' + b"[" * MANY + b"]" * MANY + b"}"),
+        ("JSON", "EVENT", HEAD + b'"event":"news.one","data":"\xff"}'),
+        ("JSON", "EVENT", HEAD + b'"event":"news.one","data":' + b"[" * MANY + b"]" * MANY + b"}"),
         ("JSON", "REQ", HEAD + b'"action":"' + b'\\"' * MANY),
         ("JSONExt", "REQ", HEAD + b'"action":"echo.params","meta":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
-        ("JSONExt", "EVENT", HEAD + b'"event":"heard.one","data":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
+        ("JSONExt", "EVENT", HEAD + b'"event":"news.one","data":{"a":"[[DT]]' + b"x" * MANY + b'"}}'),
         ("JSONExt", "REQ", b'{"ver":"5","sender":"[[DT]]1e400","id":"1","action":"echo.params"}'),
         ("CBOR", "REQ", cbor2.dumps({"ver": 2**MANY, "sender": "peer", "id": "1", "action": "echo.params"})),
     ],
@@ -384,7 +384,7 @@ async def test_odd_values_in_a_request_do_not_end_the_node(cluster: Cluster, fie
 
 async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluster) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a randomised test tells its seed
+    print(f"seed {seed}")  # noqa: T201 - a randomised test prints its seed
     chance = random.Random(seed)
     packets = [(command, packet) for _, command, packet, _ in [*captured("4"), *captured("5")]]
     one = await cluster.start_one("one", [Echo(), Math()])
@@ -393,7 +393,7 @@ async def test_damaged_packets_of_real_nodes_do_not_end_the_node(cluster: Cluste
         command, packet = chance.choice(packets)
         data = bytearray(json.dumps({**packet, "sender": chance.choice(["peer", "js-1", "", "one"])}).encode())
         if command == "INFO" and b'"one"' in data:
-            continue  # that one means: stop, another process has this id
+            continue  # that packet means that another process has this id: stop
         for _ in range(chance.randint(0, 3)):
             position = chance.randrange(len(data))
             data[position : position + chance.randint(0, 3)] = chance.choice([b"", b"null", b'"', b"{", b"9", b"\xff"])

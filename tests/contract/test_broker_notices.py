@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
-# The documented fields of a node in these payloads.
+# The documented fields of a node in the payloads.
 NODE = {
     *("id", "instanceID", "available", "local", "lastHeartbeatTime", "config", "client", "metadata", "ipList"),
     *("hostname", "cpu", "cpuSeq", "seq", "offlineSince", "services", "rawInfo"),
@@ -91,7 +91,7 @@ async def test_the_life_cycle_of_the_broker_is_notified_to_the_end(cluster: Clus
 
         @event("$broker.stopped")
         async def on_stopped(self, ctx: Context) -> None:
-            raise ValueError("a handler at the very end")
+            raise ValueError("a handler of the last event")
 
     watching = Watching()
     one = await cluster.start_one("one", [Failing(), watching])
@@ -112,7 +112,7 @@ async def test_a_broker_without_a_transporter_notifies_no_connection() -> None:
 
 
 class Seeing:
-    """A middleware that notes local broadcasts, and fails at the last one."""
+    """A middleware that records local broadcasts, and fails at the last one."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -120,7 +120,7 @@ class Seeing:
     async def broadcast_local(self, call_next: Any, event: str, data: Any, options: Mapping[str, Any]) -> None:
         self.seen.append(event)
         if event == "$broker.stopped":
-            raise ValueError("a hook at the very end")
+            raise ValueError("a hook of the last event")
         await call_next(event, data, options)
 
 
@@ -172,7 +172,7 @@ async def test_a_service_that_fails_to_stop_is_notified(cluster: Cluster) -> Non
 
 
 class Large(Service):
-    """More settings than a message of the server can hold."""
+    """More settings than fit into a message of the server."""
 
     name = "large"
     settings: Mapping[str, Any] = {"text": "x" * 1_500_000}

@@ -1,4 +1,4 @@
-"""NATS may vanish: calls fail at once or wait, and everything works again when it is back (protocol §4.5)."""
+"""Outages of NATS: calls fail at once or wait, and everything works again afterwards (protocol §4.5)."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    """A cluster over a NATS server that the test may stop."""
+    """A cluster over a NATS server that the test can stop."""
     hurry(monkeypatch)
     async with open_cluster(nats_server.url, namespace) as cluster:
         yield cluster
@@ -42,14 +42,14 @@ def cut_off(cluster: Cluster) -> bool:
 
 
 def connected(cluster: Cluster) -> bool:
-    """Whether the server has heard the subscriptions of all of them again, too."""
+    """Whether all nodes are connected and the server has their subscriptions again."""
     nodes = [broker._node for broker in cluster.brokers]
     return all(node.transport and node.transport.connected and not node.outage.is_on for node in nodes)
 
 
 async def test_a_lost_server_is_noticed_and_subscriptions_are_restored(nats_server: NatsServer) -> None:
     notes: list[str] = []
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def disconnected() -> None:
         notes.append("disconnected")
@@ -58,7 +58,7 @@ async def test_a_lost_server_is_noticed_and_subscriptions_are_restored(nats_serv
         notes.append("reconnected")
 
     async def on_message(data: bytes, _reply: str) -> None:
-        heard.append(data)
+        received.append(data)
 
     transport = make_transport(nats_server.url)
     assert transport is not None
@@ -74,9 +74,9 @@ async def test_a_lost_server_is_noticed_and_subscriptions_are_restored(nats_serv
     nats_server.start()
     await eventually(lambda: notes == ["disconnected", "reconnected"])
     await transport.publish("a", b"back")
-    await eventually(lambda: heard == [b"back"])
+    await eventually(lambda: received == [b"back"])
     await transport.close()
-    assert notes == ["disconnected", "reconnected"], "a close of our own is no loss"
+    assert notes == ["disconnected", "reconnected"], "a close by the node itself is not an outage"
 
 
 async def test_an_unreachable_server_is_one_error_at_once(nats_server: NatsServer) -> None:
@@ -131,7 +131,7 @@ async def test_calls_fail_at_once_without_a_connection_and_work_again_after_it(
     await eventually(lambda: cut_off(outage))
     with pytest.raises(BrokerDisconnectedError):
         await two.call("echo.where", timeout=60)
-    assert await one.call("echo.where") == "one", "what is here still works"
+    assert await one.call("echo.where") == "one", "local actions still work"
     await two.emit("user.created")
     nats_server.start()
     await eventually(lambda: connected(outage))
@@ -224,7 +224,7 @@ async def test_an_outage_longer_than_the_heartbeat_timeout_loses_no_node(
 async def test_no_node_is_lost_while_the_connection_is_restored(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transport is connected some moments before the node has learned of it."""
+    """The transport is connected a moment before the node is notified."""
     lost, reconnected = Lost(), Node._reconnected
 
     async def slow(node: Node) -> None:
@@ -303,7 +303,7 @@ async def test_permissions_that_are_revoked_and_restored_are_handled_as_an_outag
 
 
 async def kick(broker: ServiceBroker) -> Connection:
-    """Let the server end the connection of one node."""
+    """Make the server close the connection of one node."""
     transport = broker._node.transport
     assert isinstance(transport, NATSTransport)
     connection = transport._link.connection
@@ -332,7 +332,7 @@ class AnswersWhenCutOff(Service):
 
 
 async def test_an_answer_that_is_ready_while_its_node_is_disconnected_arrives(outage: Cluster) -> None:
-    """Its caller has noticed nothing, and waits for ever when it has no timeout."""
+    """Its caller has not noticed the outage, and without a timeout would never stop waiting."""
     service = AnswersWhenCutOff()
     one, two = await outage.start(("one", [service]), ("two", []))
     answers: list[str] = []
@@ -348,7 +348,7 @@ async def test_an_answer_that_is_ready_while_its_node_is_disconnected_arrives(ou
 
 
 async def test_a_connection_that_the_server_ends_is_handled_as_an_outage(outage: Cluster) -> None:
-    """It says why, as when a limit is reached; nats-py takes such words for the end of all connections."""
+    """The server sends a reason, for example that a limit is reached; nats-py then closes the connection for good."""
     one, two = await outage.start(("one", [Echo()]), ("two", []))
     before = await kick(one)
     await eventually(lambda: not before.is_open and connected(outage))

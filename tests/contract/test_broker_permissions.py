@@ -1,4 +1,4 @@
-"""Nodes whose NATS user may use few subjects, and a server that stores all of them."""
+"""Nodes whose NATS user has few permissions, and a server that stores all subjects."""
 
 import json
 from collections.abc import AsyncIterator
@@ -53,8 +53,8 @@ class Text(Service):
 
 @pytest.fixture
 async def server_url(request: pytest.FixtureRequest, make_nats_server: NatsServerFactory, tmp_path: Path) -> str:
-    """Of a server whose user may publish and subscribe to these subjects alone, or has the permissions that are spelled
-    out, or that stores all subjects."""
+    """The URL of a server whose user may publish and subscribe only to these subjects, or has the given permissions,
+    or of one that stores all subjects."""
     if request.param == "stored":
         server = make_nats_server(jetstream=f'{{ store_dir: "{tmp_path}/stored" }}')
         client = await nats.connect(server.url)
@@ -165,7 +165,7 @@ async def test_answers_without_permission_to_publish_are_logged_once_and_their_s
     for action_name in ("none", "make", "make"):
         with pytest.raises(MoleculerError):
             await two.call(f"text.{action_name}", {"size": SIZE * 1_000}, timeout=0.5)
-    await eventually(lambda: text.made == 2 and not text.open, "the streams to end, which nobody reads")
+    await eventually(lambda: text.made == 2 and not text.open, "the streams without a reader to end")
     lines = [record.getMessage() for record in caplog.records if "permission" in record.getMessage()]
     assert len(lines) == 1
     assert "publish to 'MOL.RES.two'" in lines[0]

@@ -1,4 +1,4 @@
-"""What services are made of: own actions, visibility, mixins, dependencies, names (protocol §9.4, §9.5)."""
+"""The parts of services: own actions, visibility, mixins, dependencies, names (protocol §9.4, §9.5)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Clock(Service):
-    """A mixin that keeps something while the service runs."""
+    """A mixin that holds a resource while the service runs."""
 
     running = False
 

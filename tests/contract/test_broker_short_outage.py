@@ -1,5 +1,5 @@
-"""A node reconnects within moments: what is sent meanwhile waits, calls in flight go on waiting for their answers, and
-those whose answers were lost fail when the callee says so (protocol §4.5)."""
+"""Short outages: packets wait for the connection, calls in flight keep waiting for their answers, and calls whose
+answers were lost fail when the callee reports it (protocol §4.5)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    """A cluster in which no outage is long, and which nobody leaves by being away for a while."""
+    """A cluster in which every outage counts as short, and disconnected nodes are not removed."""
     shorten_waits(monkeypatch)
     monkeypatch.setattr("broker.node.outage.SHORT_OUTAGE_S", 60)
     monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 60)
@@ -45,7 +45,7 @@ async def outage(nats_server: NatsServer, namespace: str, monkeypatch: pytest.Mo
 async def away(
     broker: ServiceBroker, cut_off: Callable[[ServiceBroker], Awaitable[object]] = kick
 ) -> AsyncIterator[None]:
-    """The node loses its connection, and gets none before the end of the block."""
+    """The node loses its connection, and cannot reconnect before the end of the block."""
     transport = broker._node.transport
     assert isinstance(transport, NATSTransport)
     link, back = transport._link, anyio.Event()
@@ -66,12 +66,12 @@ async def away(
 
 
 def doubts(broker: ServiceBroker) -> bool:
-    """Whether answers may be lost."""
+    """Whether answers may have been lost."""
     return any(pending.doubt for pending in broker._node.transit.requests.pending.values())
 
 
 class Results(list[Any]):
-    """The results of calls that run meanwhile, errors among them."""
+    """The results or errors of calls that run in the background."""
 
     async def __call__(self, make: Callable[[], Any]) -> None:
         try:
@@ -95,7 +95,7 @@ async def test_a_call_in_flight_survives_an_outage_of_its_caller(outage: Cluster
 
 
 async def test_a_call_whose_answer_was_lost_fails_when_its_caller_is_back(outage: Cluster) -> None:
-    """The callee did not notice anything, so that its answer went nowhere. It says that it does not work at that."""
+    """The callee did not notice the outage, and its answer was lost. It reports that the call is not in progress."""
     gate, results = Gate(), Results()
     one, two = await outage.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
@@ -112,7 +112,7 @@ async def test_a_call_whose_answer_was_lost_fails_when_its_caller_is_back(outage
 async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fails(
     outage: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller did not notice anything, but that its callee has reconnected."""
+    """The caller notices only that its callee has reconnected."""
     gate, results = Gate(), Results()
     one, two = await outage.start(("one", [gate]), ("two", []))
     async with anyio.create_task_group() as tasks:
@@ -123,7 +123,7 @@ async def test_a_call_whose_answer_was_lost_with_the_connection_of_its_callee_fa
         try_publish = one._node.transport.try_publish
 
         def lose(subject: str, data: bytes, reply_id: str | None = None) -> bool:
-            """The answer is written to a dying server."""
+            """The answer is written to a server that is going down."""
             return ".RES." in subject or try_publish(subject, data, reply_id)
 
         monkeypatch.setattr(one._node.transport, "try_publish", lose)
@@ -200,7 +200,7 @@ async def test_calls_to_a_node_that_does_not_reconnect_fail(outage: Cluster, mon
 async def test_calls_that_wait_for_connections_wait_for_services_that_return_later(
     outage: Cluster, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when their nodes count as gone already, and when other nodes offer them then."""
+    """Even if their nodes have already been removed, and if other nodes offer the services then."""
     monkeypatch.setattr("broker.conversation.liveness.NODE_UNREACHABLE_S", 0.1)
     monkeypatch.setattr("broker.conversation.liveness.NODE_RECONNECT_S", 0.1)
     results = Results()
@@ -244,7 +244,7 @@ async def test_calls_that_waited_for_their_connection_wait_for_a_service_that_is
 async def test_a_call_to_a_node_that_cannot_be_queried_waits_until_its_timeout(
     outage: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A JS node cannot say what became of a call. Without a timeout, its caller must not wait for ever."""
+    """A JS node cannot report the state of a call. A caller without a timeout must still stop waiting."""
     monkeypatch.setattr("broker.conversation.requests.ANSWER_LOST_S", 0.2)
     results = {"timed": Results(), "not timed": Results()}
     service = {"name": "posts", "actions": {"posts.find": {"name": "posts.find"}}}
@@ -307,5 +307,5 @@ async def test_a_call_that_sends_a_stream_fails_as_its_chunks_may_be_lost(outage
         await eventually(lambda: service.read == 3)
         async with away(two):
             await eventually(lambda: len(results) == 1)
-        await eventually(lambda: not one._node.transit.in_work, "the handler to be told")
+        await eventually(lambda: not one._node.transit.in_work, "the handler to be cancelled")
     assert isinstance(results[0], BrokerDisconnectedError)

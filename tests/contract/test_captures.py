@@ -115,15 +115,15 @@ async def test_c87_captured_requests_are_answered_as_js_answered_them(
     async with ServiceBroker(
         "node-b", namespace=namespace, transporter=nats_url, services=services, disable_balancer=True
     ):
-        await tap.sees("INFO", sender="node-b")  # subscribed to what NATS shares out, too
+        await tap.wait_for("INFO", sender="node-b")  # subscribed to what NATS shares out, too
         compared = 0
         for request_id, packets in groupby(requests, key=lambda line: line[1]["id"]):
             mark = await tap.mark()
             sent = list(packets)
             for topic, packet in sent:
-                await tap.say(topic, packet)
+                await tap.publish(topic, packet)
             request = sent[0][1]
-            answer = await tap.sees(f"RES.{request['sender']}", after=mark, id=request_id)
+            answer = await tap.wait_for(f"RES.{request['sender']}", after=mark, id=request_id)
             compared += check_answer(request, answer, answers.get(request_id))
     assert compared == 8, "all that were captured with their answer"
 
@@ -155,15 +155,15 @@ async def test_c87_captured_answers_reach_the_caller(ver: str, nats_url: str, na
     results = [list(packets) for _, packets in groupby(lines(ver, "RES"), key=lambda line: line[1]["id"])]
     assert len(results) > 50
     async with ServiceBroker("node-a", namespace=namespace, transporter=nats_url) as broker:
-        await tap.say("INFO", {**info, "services": [service]})
+        await tap.publish("INFO", {**info, "services": [service]})
         await broker.wait_for_services("cap", timeout=30)
         for packets in results:
             mark = await tap.mark()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(check_call, broker, [packet for _, packet in packets])
-                request = await tap.sees("REQ.node-b", after=mark)
+                request = await tap.wait_for("REQ.node-b", after=mark)
                 for _, packet in packets:
-                    await tap.say("RES.node-a", {**packet, "id": request["id"], "sender": "node-b"})
+                    await tap.publish("RES.node-a", {**packet, "id": request["id"], "sender": "node-b"})
 
 
 async def check_call(broker: ServiceBroker, packets: list[dict[str, Any]]) -> None:
@@ -219,10 +219,10 @@ async def test_c87_captured_events_are_heard_by_the_groups_they_name(
     async with ServiceBroker(
         "node-b", namespace=namespace, transporter=nats_url, services=services, disable_balancer=True
     ):
-        await tap.sees("INFO", sender="node-b")
+        await tap.wait_for("INFO", sender="node-b")
         for topic, packet in lines(ver, "EVENT", "EVENTB"):
             heard.clear()
-            await tap.say(topic.replace("EVENT.node-c", "EVENT.node-b"), packet)
+            await tap.publish(topic.replace("EVENT.node-c", "EVENT.node-b"), packet)
             await tap.settle("node-b", ver=ver)
             groups = set(packet.get("groups") or EVENT_GROUPS)
             assert sorted(group for group, *_ in heard) == sorted(groups)

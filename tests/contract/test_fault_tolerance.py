@@ -31,7 +31,7 @@ QUICK = {"enabled": True, "delay": 0.001, "max_delay": 0.001}
 
 
 class Flaky(Service):
-    """Fails as often as the test says, and keeps what each attempt looked like."""
+    """Fails as often as the test sets, and records each attempt."""
 
     name = "flaky"
 
@@ -133,25 +133,25 @@ async def test_c77_an_unknown_action_is_neither_retried_nor_replaced_by_a_fallba
 
     broker = await cluster.start_one("one", retry_policy=QUICK, middlewares=[Counting()])
     with pytest.raises(ServiceNotFoundError):
-        await broker.call("nobody.knows", retries=3, fallback="instead")
-    assert attempts == ["nobody.knows"]
+        await broker.call("no.such", retries=3, fallback="instead")
+    assert attempts == ["no.such"]
 
 
 async def test_the_meta_of_every_attempt_comes_back(cluster: Cluster) -> None:
-    class Telling(Service):
-        name = "telling"
+    class Marking(Service):
+        name = "marking"
         tries = 0
 
         @action
-        async def tell(self, ctx: Context) -> None:
+        async def mark(self, ctx: Context) -> None:
             self.tries += 1
             ctx.meta[f"try{self.tries}"] = True
             if self.tries == 1:
                 raise MoleculerServerError("again")
 
-    _, caller = await cluster.start(("owner", [Telling()]), ("caller", []), retry_policy=QUICK)
+    _, caller = await cluster.start(("owner", [Marking()]), ("caller", []), retry_policy=QUICK)
     meta: dict[str, Any] = {}
-    await caller.call("telling.tell", meta=meta)
+    await caller.call("marking.mark", meta=meta)
     assert meta == {"try1": True, "try2": True}
 
 
@@ -159,7 +159,7 @@ async def test_the_meta_of_every_attempt_comes_back(cluster: Cluster) -> None:
 
 
 class Watching(Service):
-    """Hears of breakers."""
+    """Records the events of breakers."""
 
     name = "watching"
 
@@ -458,7 +458,7 @@ class Typed(Service):
     name = "typed"
     hooks: Mapping[str, Any] = {
         "before": {"*": "first", "double": "more"},
-        "after": {"*": "tell"},
+        "after": {"*": "report"},
         "error": {"*": "explain"},
     }
 
@@ -480,7 +480,7 @@ class Typed(Service):
     async def last(self, ctx: Context) -> None:
         self.hooked.append(("last", ctx.params))
 
-    async def tell(self, ctx: Context, result: int) -> dict[str, int]:
+    async def report(self, ctx: Context, result: int) -> dict[str, int]:
         return {"result": result}
 
     async def explain(self, ctx: Context, error: Exception) -> Any:
@@ -508,7 +508,7 @@ async def test_invalid_params_never_reach_the_hooks(cluster: Cluster) -> None:
 
 
 class Everything:
-    """Notes all that goes on."""
+    """Records every hook call."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name = name
@@ -569,14 +569,14 @@ class Everything:
         self.note("stopped")
 
 
-class Hears(Service):
-    name = "hears"
+class Listener(Service):
+    name = "listener"
 
     def __init__(self) -> None:
         self.received: list[Any] = []
 
-    @event("told.*")
-    async def on_told(self, ctx: Context) -> None:
+    @event("news.*")
+    async def on_news(self, ctx: Context) -> None:
         self.received.append((ctx.event, ctx.params))
 
     @action
@@ -586,41 +586,41 @@ class Hears(Service):
 
 async def test_the_hooks_of_middlewares_run_in_order(cluster: Cluster) -> None:
     notes: list[str] = []
-    hears = Hears()
+    listener = Listener()
     other = cluster.make("other", [Flaky()])
     await other.start()
     everything = [Everything("outer", notes), Everything("inner", notes)]
-    broker = cluster.make("one", [hears], middlewares=everything, internal_services=False)
+    broker = cluster.make("one", [listener], middlewares=everything, internal_services=False)
     await broker.start()
     await cluster.wait_until_connected()
     assert notes == [
         *("outer: created one", "inner: created one"),
         *("outer: starting", "inner: starting"),
-        *("outer: starting hears", "inner: starting hears", "outer: started hears", "inner: started hears"),
+        *("outer: starting listener", "inner: starting listener", "outer: started listener", "inner: started listener"),
         *("outer: started", "inner: started"),
     ]
     notes.clear()
     await broker.call("flaky.plain")
-    await broker.call("hears.pardon")
-    assert await other.call("hears.pardon") == "yes"
+    await broker.call("listener.pardon")
+    assert await other.call("listener.pardon") == "yes"
     assert notes == [
         *("outer: call flaky.plain", "inner: call flaky.plain", "outer: remote flaky.plain"),
-        *("inner: remote flaky.plain", "outer: call hears.pardon", "inner: call hears.pardon"),
-        *("outer: local hears.pardon", "inner: local hears.pardon") * 2,
+        *("inner: remote flaky.plain", "outer: call listener.pardon", "inner: call listener.pardon"),
+        *("outer: local listener.pardon", "inner: local listener.pardon") * 2,
     ]
     notes.clear()
-    await broker.emit("told.one", 1)
-    await broker.broadcast("told.all", 2)
-    await eventually(lambda: len(hears.received) == 2)
-    assert hears.received == [("told.one", 1), ("told.all", {"changed": {"changed": 2}})]
+    await broker.emit("news.one", 1)
+    await broker.broadcast("news.all", 2)
+    await eventually(lambda: len(listener.received) == 2)
+    assert listener.received == [("news.one", 1), ("news.all", {"changed": {"changed": 2}})]
     assert [note for note in notes if "inner" not in note] == [
-        *("outer: emit told.one", "outer: broadcast told.all", "outer: handle told.one", "outer: handle told.all")
+        *("outer: emit news.one", "outer: broadcast news.all", "outer: handle news.one", "outer: handle news.all")
     ]
     notes.clear()
     await broker.stop()
     assert notes == [
-        *("inner: stopping", "outer: stopping", "inner: stopping hears", "outer: stopping hears"),
-        *("inner: stopped hears", "outer: stopped hears", "inner: stopped", "outer: stopped"),
+        *("inner: stopping", "outer: stopping", "inner: stopping listener", "outer: stopping listener"),
+        *("inner: stopped listener", "outer: stopped listener", "inner: stopped", "outer: stopped"),
     ]
 
 
@@ -662,7 +662,7 @@ async def test_a_service_with_an_invalid_setting_is_refused(cluster: Cluster) ->
         cluster.make("one", [Wrong()])
 
 
-# Events that come too often
+# Debounce and throttle
 
 
 class Bursts(Service):
@@ -842,5 +842,5 @@ async def test_a_middleware_that_fails_at_a_breaker_event_does_not_stop_its_node
     for _ in range(2):
         with pytest.raises(MoleculerError):
             await caller.call("flaky.guarded", retries=0)
-    await eventually(lambda: "no $circuit-breaker.opened" in caplog.text, "a line about it")
+    await eventually(lambda: "no $circuit-breaker.opened" in caplog.text, "the logged error")
     assert await caller.call("$node.list", node_id="owner")

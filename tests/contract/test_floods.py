@@ -1,4 +1,4 @@
-"""Many packets at once: a node takes them in, does its other work in between, and keeps a bounded number of them."""
+"""Many packets at once: a node handles other work in between, and queues a bounded number of them."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Counting(Service):
-    """Counts events, and lets those wait that ask for it."""
+    """Counts events, and keeps slow ones waiting until they are released."""
 
     name = "counting"
 
@@ -68,7 +68,7 @@ TAKING_IN, HANDLING = "broker.transports.nats_intake.SLICE_S", "broker.node.work
 async def test_calls_are_handled_between_the_messages_of_a_flood(
     kind: str, sliced: str, cluster: Cluster, nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shortest slices of time hold one message. Without slices a thousand come between two calls of this node."""
+    """The shortest time slice handles one message. Without slices, a thousand are handled between two local calls."""
     for name in (TAKING_IN, HANDLING):
         monkeypatch.setattr(name, 0.0 if name == sliced else float("inf"))
     counting = Counting()
@@ -111,7 +111,7 @@ async def test_events_that_arrive_faster_than_they_are_handled_are_bounded(
         await eventually(lambda: counting.count)
     assert counting.slow <= 31
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "others are dropped until there is room" in line
+    assert "other events are dropped until the queue has space" in line
 
 
 async def test_events_received_before_a_service_is_removed_are_handled(cluster: Cluster, nats_url: str) -> None:

@@ -44,7 +44,7 @@ NODES = ("node-a", "node-b", "node-c")
 
 
 async def three(cluster: Cluster, **options: Any) -> tuple[Any, dict[str, Places]]:
-    """A caller and three nodes that offer the same."""
+    """A caller and three nodes with the same service."""
     places = {node_id: Places() for node_id in NODES}
     caller, *_ = await cluster.start(("caller", []), *((name, [one]) for name, one in places.items()), **options)
     return caller, places

@@ -1,4 +1,4 @@
-"""Streams between two Python nodes, the same over memory and NATS: exact, bounded, and stopped by either end."""
+"""Streams between two Python nodes over memory and NATS: exact, bounded, and stopped by either end."""
 
 import hashlib
 import random
@@ -67,7 +67,7 @@ class Streams(Service):
             yield b"one"
             await anyio.sleep_forever()
         finally:
-            await anyio.lowlevel.checkpoint()  # an end may have to wait for something, too
+            await anyio.lowlevel.checkpoint()  # closing a source may take time, too
             self.closed.set()
 
     @action
@@ -82,7 +82,7 @@ class Streams(Service):
 
     @action
     async def outcome(self, ctx: Context) -> None:
-        """Keeps how its stream ended."""
+        """Records how its stream ended."""
         try:
             self.outcomes.append(await ctx.stream.read())
         except MoleculerError as error:
@@ -105,7 +105,7 @@ class Streams(Service):
 
     @action
     async def feed(self, ctx: Context) -> AsyncIterator[Any]:
-        """Says nothing until it is told what."""
+        """Yields nothing until the test provides an item."""
         try:
             await self.go_on.wait()
             for outcome in self.outcomes:
@@ -189,7 +189,7 @@ async def test_an_empty_stream_ends(pair: Pair) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["", "not introduced"])
 async def test_a_slow_reader_pauses_the_writer(pair: Pair, known: bool) -> None:
-    """At most the marks ahead, the chunks around them, and one that waits to be sent."""
+    """At most the high-water marks, the chunks around them, and one that waits to be sent."""
     if not known:
         pair.server._node.transit.registry.forget("caller")
     stream = await pair.call("endless")
@@ -197,7 +197,7 @@ async def test_a_slow_reader_pauses_the_writer(pair: Pair, known: bool) -> None:
     with anyio.fail_after(DEADLINE_S):
         while True:
             before = pair.service.sent
-            await anyio.sleep(0.05)  # long enough for a writer that is not held back to send more
+            await anyio.sleep(0.05)  # long enough for a writer without backpressure to send more
             if pair.service.sent == before:
                 break
     assert pair.service.sent <= STREAM_MARK_BYTES * (STREAM_MARKS_AHEAD + 2)
@@ -218,7 +218,7 @@ async def test_other_tasks_run_while_a_stream_is_sent(pair: Pair, monkeypatch: p
             await anyio.lowlevel.checkpoint()
 
     async def source() -> AsyncIterator[bytes]:
-        for _ in range(30):  # less than may be on its way at once
+        for _ in range(30):  # less than may be in flight at once
             at.append(turns)
             yield bytes(1_000)
 
@@ -235,7 +235,7 @@ async def test_a_reader_that_stops_ends_the_writer_and_leaves_nothing_pending(pa
     with anyio.fail_after(DEADLINE_S):
         await pair.service.closed.wait()
         while pair.caller._node.transit.streams.open or len(pair.server._node.effects.writers):
-            await pair.caller.ping("server")  # what the server sent before is here when the answer is
+            await pair.caller.ping("server")  # packets that the server sent before the answer have arrived with it
 
 
 async def test_a_reader_that_stops_ends_a_writer_that_waits_for_its_next_item(pair: Pair) -> None:
@@ -341,7 +341,7 @@ async def test_c74_a_writer_learns_from_nats_that_its_reader_is_gone(cluster: Cl
 
 
 async def test_a_stream_goes_completely_to_another_node_when_the_first_is_gone(cluster: Cluster) -> None:
-    """Nothing of it may be sent to the node that cannot hear it."""
+    """No part of it may be sent to the node that is gone."""
     caller, one, _other = await cluster.start(
         ("caller", []), ("one", [Streams()]), ("other", [Streams()]), prefer_local=False
     )
@@ -367,7 +367,7 @@ async def test_a_handler_that_does_not_read_ends_the_writer(pair: Pair) -> None:
 
 
 async def test_a_cancelled_call_ends_its_handler_and_its_source(pair: Pair) -> None:
-    """The handler must not wait for the rest of a stream that nobody sends any more."""
+    """The handler must not wait for the rest of a stream whose sender has stopped."""
     closed = anyio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -398,7 +398,7 @@ async def test_a_cancelled_call_ends_its_handler_and_its_source(pair: Pair) -> N
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams open without their first item after a moment."""
+    """Streams open without their first item after a short time."""
     monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
 
 

@@ -1,4 +1,4 @@
-"""What a node may expect of a message bus, over memory and over NATS alike."""
+"""The promises of a transport, over memory and over NATS."""
 
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whatever arrives on a node's subjects, the node goes on: packets of every kind, mutated captures included."""
+"""A node keeps running whatever arrives on its subjects: packets of every kind, and mutated captures."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ class Math(Service):
 
     @action
     async def slow(self, ctx: Context, ms: float) -> None:
-        await anyio.sleep(0.1)  # not for ever: a hostile call may say that it has no timeout
+        await anyio.sleep(0.1)  # bounded: a hostile call may claim to have no timeout
 
     @action
     async def recv(self, ctx: Context) -> int:
@@ -60,7 +60,7 @@ class Math(Service):
 
 
 class Log(logging.Handler):
-    """The lines that the node writes about what it was sent."""
+    """The lines that the node logs about received packets."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -69,13 +69,13 @@ class Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines += 1
-        # A traceback is what a node writes when it met something it had not thought of.
+        # A traceback in the log means an error that the node did not expect.
         if record.exc_info or len(record.getMessage()) > LINE_CHARACTERS:
             self.unexpected.append(self.format(record))
 
 
 class Besieged:
-    """A node, and a peer made by hand that it asks and that never answers as it should."""
+    """A node, and a raw peer that it calls and that never answers properly."""
 
     def __init__(self) -> None:
         self.hub = Hub(max_payload=1_048_576)
@@ -88,7 +88,7 @@ class Besieged:
         self.calls: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[str] = Counter()
         self.tasks = 0
-        """How many run when the node has nothing to do, the test's own included."""
+        """The number of tasks of an idle node, including those of the test."""
 
     async def start(self) -> None:
         await self.broker.start()
@@ -97,11 +97,11 @@ class Besieged:
         await peer.subscribe("MOL.REQ.far", self._hear_request)
         await peer.subscribe("MOL.RES.far", self._hear_answer)
         await self.broker.wait_for_services("math")
-        await asyncio.sleep(0.1)  # handlers of the events of a start end
+        await asyncio.sleep(0.1)  # the handlers of start events end
         self.tasks = len(asyncio.all_tasks())
 
     async def deliver(self, packet: Packet) -> int:
-        """How many lines the node wrote about it."""
+        """The number of lines that the node logged about it."""
         before = self.log.lines
         await self.hub.deliver(f"MOL.{packet.subject}", packet.data, packet.reply)
         written = self.log.lines - before
@@ -109,7 +109,7 @@ class Besieged:
         return written
 
     async def ask(self) -> None:
-        """The node calls the peer, whose answer will be a hostile one."""
+        """The node calls the peer, which will send a hostile answer."""
         actions = {"far.away": {"name": "far.away", "rawName": "away"}}
         services = [{"name": "far", "fullName": "far", "settings": {}, "metadata": {}, "actions": actions}]
         info = {"ver": "5", "sender": "far", "services": services, "instanceID": f"{len(self.asked)}", "seq": 2}
@@ -132,7 +132,7 @@ class Besieged:
         self.outcomes[outcome] += 1
 
     async def add(self) -> Any:
-        """What the node answers to a good request."""
+        """The answer of the node to a valid request."""
         request = {"ver": "5", "sender": "far", "id": "good", "action": "math.add", "params": {"a": 1, "b": 2}}
         await self.hub.deliver("MOL.REQ.py", json.dumps(request).encode())
         while (answer := await asyncio.wait_for(self.answered.get(), 30))["id"] != "good":
@@ -140,9 +140,9 @@ class Besieged:
         return answer["data"]
 
     async def quiet(self) -> int:
-        """Bytes that the node holds when all that was begun has ended."""
+        """The bytes that the node holds when all work has ended."""
         await eventually(lambda: not self.transit.in_work and not self.calls, "the node to have nothing in work")
-        await eventually(lambda: not self.transit.streams.open, "streams that nobody reads to be forgotten")
+        await eventually(lambda: not self.transit.streams.open, "streams without a reader to be forgotten")
         await eventually(lambda: len(asyncio.all_tasks()) <= self.tasks, f"no more than {self.tasks} tasks to be left")
         return held_by(self.broker)
 
@@ -159,14 +159,14 @@ class Besieged:
 
 
 def held_by(broker: ServiceBroker) -> int:
-    """Bytes of everything that the broker and the modules it is made of lead to."""
+    """The bytes of all objects reachable from the broker and its modules."""
     modules = [vars(module) for name, module in sys.modules.items() if name.partition(".")[0] == "broker"]
     elsewhere = (type, types.ModuleType, types.FunctionType, types.FrameType, types.CoroutineType, logging.Logger)
     waiting: list[Any] = [broker, *modules]
     known, total = {id(one) for one in waiting}, 0
     while waiting:
         thing = waiting.pop()
-        # msgspec tells the address of a Raw as its size.
+        # msgspec reports the address of a Raw as its size.
         total += memoryview(thing).nbytes if isinstance(thing, msgspec.Raw) else sys.getsizeof(thing)
         for other in gc.get_referents(thing):
             if id(other) not in known and not isinstance(other, (*elsewhere, asyncio.AbstractEventLoop)):
@@ -177,14 +177,14 @@ def held_by(broker: ServiceBroker) -> int:
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """One loop for all examples: the node lives through every one of them."""
+    """One event loop for all examples: the node must survive every one of them."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
 
 def watch(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines of the node go to this log and nowhere else: they are many."""
+    """The node logs only to this handler: there are many lines."""
     logger = logging.getLogger("broker")
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [log])

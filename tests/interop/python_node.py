@@ -1,6 +1,7 @@
 """A Python node as a process of its own: `python -m tests.interop.python_node NATS_URL NAMESPACE NODE_ID`.
 
-Prints `ready` when it is up; stops on SIGTERM. A node that cannot start or has to stop prints why and exits with 1.
+Prints `ready` when it has started; stops on SIGTERM. If it cannot start, or has to stop, it prints the reason and exits
+with 1.
 """
 
 import signal

@@ -14,7 +14,7 @@ __all__ = ["PythonChain", "PythonEcho", "PythonErrors", "PythonMath", "PythonSlo
 
 
 class PythonMath(Service):
-    """Typed parameters: what does not fit is refused."""
+    """Typed parameters: invalid ones are refused."""
 
     name = "pymath"
     settings: Mapping[str, Any] = {"precision": 2}
@@ -38,7 +38,7 @@ class PythonMath(Service):
 
 
 class PythonEcho(Service):
-    """Tells what arrived, and takes orders about the meta."""
+    """Returns what arrived, and changes the meta on request."""
 
     name = "pyecho"
 
@@ -85,7 +85,7 @@ class PythonEcho(Service):
 
 
 class PythonSlow(Service):
-    """Answers after `ms`, telling when it began and ended by its own clock."""
+    """Answers after `ms` with the times of its start and end by its own clock."""
 
     name = "pyslow"
 
@@ -109,7 +109,7 @@ class HomemadeError(MoleculerError):
 
 
 class PythonErrors(Service):
-    """Raises the error asked for."""
+    """Raises the requested error."""
 
     name = "pyerrors"
 

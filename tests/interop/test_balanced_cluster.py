@@ -1,4 +1,4 @@
-"""`disable_balancer`: NATS shares calls and events out among JS and Python nodes (protocol §5.7, §7.1)."""
+"""`disable_balancer`: NATS balances calls and events among JS and Python nodes (protocol §5.7, §7.1)."""
 
 import uuid
 from collections import Counter
@@ -61,7 +61,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
                     namespace=namespace,
                     transporter=nats_url,
                     disable_balancer=True,
-                    protocol=PROTOCOLS[request.param],  # NATS would hand packets to nodes of either (§2.4)
+                    protocol=PROTOCOLS[request.param],  # NATS would deliver packets to nodes of either version (§2.4)
                     services=[service],
                 )
             )
@@ -70,7 +70,7 @@ async def balanced(request: pytest.FixtureRequest, nats_url: str, js_modules: ob
         await js.wait_for_services("shared")
         await one.wait_for_services("math", timeout=DEADLINE_S)
         with anyio.fail_after(DEADLINE_S):
-            # Announced is subscribed (§1.3): when both know of each other, NATS knows of both.
+            # Nodes subscribe before they announce (§1.3): when both know each other, NATS has both subscriptions.
             while any(len(broker.registry.actions["shared.who"].members) < 2 for broker in (one, two)):
                 await one.registry_changed()
         yield Balanced(js, (one, two), services, tap)
@@ -120,7 +120,7 @@ async def test_c82_a_broadcast_reaches_every_node_once(balanced: Balanced) -> No
 
 
 async def test_c81_c82_packets_are_sent_to_the_subjects_that_js_uses(balanced: Balanced) -> None:
-    """Also for what the sender could do itself: NATS chooses."""
+    """Even if the sender offers the action itself: NATS selects the receiver."""
     one, _ = balanced.brokers
     tap, ver = balanced.tap, PROTOCOLS[balanced.js.version]
     for called, params in (("shared.who", {}), ("math.add", {"a": 1, "b": 2})):

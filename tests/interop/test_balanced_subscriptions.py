@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 def shared_out(recorder: NatsRecorder, node_id: str) -> list[set[tuple[str, str]]]:
-    """What the node shared by queue groups each time that it broadcast an INFO; twin services only."""
+    """The queue groups of the node at each of its broadcast INFO packets; only those of twin services."""
     shared: set[tuple[str, str]] = set()
     at_infos = []
     for one in recorder.of("SUB", "UNSUB", "PUB"):
@@ -28,8 +28,8 @@ def shared_out(recorder: NatsRecorder, node_id: str) -> list[set[tuple[str, str]
 
 
 def shares(recorder: NatsRecorder, node_id: str, wanted: set[tuple[str, str]], *, expected: bool = True) -> bool:
-    told = shared_out(recorder, node_id)
-    return bool(told) and (wanted <= told[-1]) is expected
+    shared = shared_out(recorder, node_id)
+    return bool(shared) and (wanted <= shared[-1]) is expected
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -49,7 +49,7 @@ async def test_c80_queue_groups_equal_those_of_js_before_each_announcement_and_e
             ) as broker,
         ):
             await js.run(TWINS)
-            await js.wait_for_services("v2.posts", "v1.hears")
+            await js.wait_for_services("v2.posts", "v1.listener")
             wanted = {("REQB.v2.posts.find", "v2.posts.find"), ("EVENTB.mail.order.>", "mail")}
             for recorder, node in ((theirs, "js"), (ours, "py")):
                 await eventually(partial(shares, recorder, node, wanted))

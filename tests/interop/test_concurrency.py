@@ -79,6 +79,6 @@ async def test_c88_many_nested_calls_in_both_directions_at_once(cluster: Cluster
 
 async def test_js_has_logged_no_errors_during_these_tests(cluster: Cluster) -> None:
     discovery = [line for line in cluster.js.logged() if "DISCOVER" in line and "Protocol version mismatch" in line]
-    # The first question of a Python node that has not heard of anybody is in version 5; 0.14 notes that once.
+    # The first DISCOVER of a Python node that knows no peers is in version 5; 0.14 logs that once.
     assert len(discovery) == (1 if cluster.version == "0.14" else 0)
     assert [line for line in cluster.js.logged() if line not in discovery] == []

@@ -1,4 +1,4 @@
-"""What a node makes of packets that are unusual or wrong: the same as the JS node beside it (protocol §2.1, §2.2)."""
+"""Unusual or invalid packets are handled as by the JS node of the cluster (protocol §2.1, §2.2)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ async def settle(cluster: Cluster) -> None:
 
 
 def said(cluster: Cluster, after: int) -> list[str]:
-    """What both nodes said since, except for heartbeats and what makes `settle`."""
+    """The subjects that both nodes have published to since, without heartbeats and the answers to `settle`."""
     topics = [topic for node in NODES for topic in cluster.tap.topics(after=after, sender=node)]
     return sorted(topic for topic in topics if topic not in ("HEARTBEAT", "PONG.tap"))
 
@@ -47,9 +47,9 @@ async def test_c10_packets_of_an_unknown_version_are_dropped_without_an_answer(c
     if ver != "absent":
         packet["ver"] = ver
     for topic in ("DISCOVER", "INFO", "HEARTBEAT", "PING"):
-        await cluster.tap.say(topic, packet)
+        await cluster.tap.publish(topic, packet)
     for node, action in (("js", "math.add"), ("py", "pymath.add")):
-        await cluster.tap.say(f"REQ.{node}", {**packet, "action": action, "params": {"a": 1, "b": 2}})
+        await cluster.tap.publish(f"REQ.{node}", {**packet, "action": action, "params": {"a": 1, "b": 2}})
     await settle(cluster)
     assert said(cluster, mark) == []
     assert "old" not in await cluster.js.nodes()
@@ -62,7 +62,7 @@ async def test_c11_bytes_that_are_not_a_packet_are_dropped(cluster: Cluster, dat
     mark = await cluster.tap.mark()
     for node in NODES:
         for command in ("REQ", "RES", "EVENT", "PING", "DISCOVER", "INFO", "PONG"):
-            await cluster.tap.say(f"{command}.{node}", data)
+            await cluster.tap.publish(f"{command}.{node}", data)
     await settle(cluster)
     assert said(cluster, mark) == []
     assert await cluster.broker.call("math.add", {"a": 1, "b": 2}) == 3
@@ -76,15 +76,17 @@ async def test_c12_packets_that_name_the_node_itself_as_sender_are_ignored_excep
     for node in NODES:
         own = {"ver": cluster.ver, "sender": node}
         for topic in ("DISCOVER", f"DISCOVER.{node}", "PING", f"PING.{node}", "HEARTBEAT"):
-            await cluster.tap.say(topic, {**own, "id": "1", "time": 1})
+            await cluster.tap.publish(topic, {**own, "id": "1", "time": 1})
     await settle(cluster)
     for node, other in (("js", "py"), ("py", "js")):
         for answer in (f"INFO.{node}", f"PONG.{node}"):
-            assert cluster.tap.find(answer, after=mark, sender=other), "the other one answers what seems to be ours"
+            assert cluster.tap.find(answer, after=mark, sender=other), (
+                "the other node answers a packet that names this node as sender"
+            )
             assert cluster.tap.find(answer, after=mark, sender=node) == []
     for node in NODES:
         echo: dict[str, Any] = {**own, "sender": node, "services": [], "instanceID": instances[node], "seq": 99}
-        await cluster.tap.say(f"INFO.{node}", echo)
+        await cluster.tap.publish(f"INFO.{node}", echo)
     await settle(cluster)
     assert await cluster.js.call("math.add", {"a": 1, "b": 1}) == 2
     assert await cluster.broker.call("pymath.add", {"a": 1}) == 2
@@ -92,8 +94,8 @@ async def test_c12_packets_that_name_the_node_itself_as_sender_are_ignored_excep
     mark = await cluster.tap.mark()
     for node, action in (("js", "echo.params"), ("py", "pyecho.params")):
         packet = {"ver": cluster.ver, "sender": node, "id": "own", "action": action, "params": 5}
-        await cluster.tap.say(f"REQ.{node}", packet)
-        assert (await cluster.tap.sees(f"RES.{node}", after=mark, id="own"))["data"] == 5
+        await cluster.tap.publish(f"REQ.{node}", packet)
+        assert (await cluster.tap.wait_for(f"RES.{node}", after=mark, id="own"))["data"] == 5
 
 
 async def test_c13_unknown_fields_are_ignored(cluster: Cluster) -> None:
@@ -103,8 +105,8 @@ async def test_c13_unknown_fields_are_ignored(cluster: Cluster) -> None:
         assert (answer["success"], answer["data"], "zebra" in answer) == (True, [1], False)
     mark = await cluster.tap.mark()
     for node in NODES:
-        await cluster.tap.say(f"PING.{node}", {"ver": cluster.ver, "sender": "tap", "id": "x", "time": 5, **extra})
-        pong = await cluster.tap.sees("PONG.tap", after=mark, id="x", sender=node)
+        await cluster.tap.publish(f"PING.{node}", {"ver": cluster.ver, "sender": "tap", "id": "x", "time": 5, **extra})
+        pong = await cluster.tap.wait_for("PONG.tap", after=mark, id="x", sender=node)
         assert (pong["time"], "zebra" in pong) == (5, False)
 
 
@@ -146,7 +148,7 @@ async def test_c18_a_protected_action_can_be_called_by_a_request_to_its_node(clu
 async def test_c43_answers_without_a_pending_request_are_ignored(cluster: Cluster) -> None:
     async def answer(node: str, request_id: str) -> None:
         packet = {"ver": cluster.ver, "sender": "tap", "id": request_id, "meta": {}, "success": True, "data": "forged"}
-        await cluster.tap.say(f"RES.{node}", packet)
+        await cluster.tap.publish(f"RES.{node}", packet)
 
     mark = await cluster.tap.mark()
     assert await cluster.broker.call("echo.params", "one") == "one"

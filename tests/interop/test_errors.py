@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 GIVEN = {"message": "no luck", "code": 451, "type": "NO_LUCK", "data": {"why": [1, None]}}
 WHERE = {"action": "some.action", "nodeID": "some-node"}
-# What is ordered, and what code, type and retryable it has on arrival.
+# The requested error, and its code, type and retryable on arrival.
 ORDERS: list[tuple[dict[str, Any], int, str, bool]] = [
     ({"class": "MoleculerError", **GIVEN}, 451, "NO_LUCK", False),
     ({"class": "MoleculerRetryableError", **GIVEN}, 451, "NO_LUCK", True),
@@ -155,7 +155,7 @@ async def test_c49_a_call_of_an_action_that_its_named_node_does_not_offer_is_not
         await cluster.broker.call("pymath.add", {"a": 1}, node_id="js")
     assert in_python.value.data == {"action": "pymath.add", "nodeID": "js"}
     with pytest.raises(ServiceNotFoundError):
-        await cluster.broker.call("math.add", {"a": 1, "b": 2}, node_id="nobody")
+        await cluster.broker.call("math.add", {"a": 1, "b": 2}, node_id="missing")
     with pytest.raises(JsError) as in_js:
         await cluster.js.call("math.add", {"a": 1, "b": 2}, nodeID="py")
     assert in_js.value.data == {"action": "math.add", "nodeID": "py"}

@@ -27,11 +27,11 @@ class Workers(Service):
     name = "workers"
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, str, Any]] = []
+        self.received: list[tuple[str, str, Any]] = []
         self.contexts: list[Context] = []
 
     def take(self, handler: str, ctx: Context) -> None:
-        self.heard.append((handler, ctx.event or "", ctx.params))
+        self.received.append((handler, ctx.event or "", ctx.params))
         self.contexts.append(ctx)
 
     @event("task.*")
@@ -86,7 +86,7 @@ for number, pattern in enumerate(PATTERNS):
 
 @dataclass(frozen=True)
 class Bus:
-    """`js` hears as "audience"; `py-1` and `py-2` share the work; `py-3` hears nothing."""
+    """`js` subscribes in the group "audience"; `py-1` and `py-2` share a group; `py-3` has no subscriptions."""
 
     js: JsNode
     workers: dict[str, Workers]
@@ -96,22 +96,22 @@ class Bus:
     ver: str
 
     def emits(self, kind: str) -> dict[str, Emit]:
-        """`emit` or `broadcast` of the JS node and of the Python node that hears nothing."""
+        """`emit` or `broadcast` of the JS node and of the Python node without subscriptions."""
         return {"js": getattr(self.js, kind), "py-3": getattr(self.sender, kind)}
 
     async def settle(self) -> None:
         for node in ("js", "py-1", "py-2", "py-3"):
             await self.tap.settle(node, ver=self.ver)
-        await self.js.nodes()  # what it printed before this answer has been read, too
+        await self.js.nodes()  # everything it printed before this answer has been read
 
-    def heard(self) -> Counter[tuple[str, str, str]]:
+    def received(self) -> Counter[tuple[str, str, str]]:
         return Counter(
-            (node, handler, name) for node, workers in self.workers.items() for handler, name, _ in workers.heard
+            (node, handler, name) for node, workers in self.workers.items() for handler, name, _ in workers.received
         )
 
     def forget(self) -> None:
         for workers in self.workers.values():
-            workers.heard.clear()
+            workers.received.clear()
             workers.contexts.clear()
 
 
@@ -142,7 +142,7 @@ async def bus(request: pytest.FixtureRequest, nats_url: str, js_modules: object)
 
 
 def sent(bus: Bus, mark: int, sender: str) -> list[tuple[str, Any]]:
-    """Where events of a sender went, and with which groups; those to the pattern services aside."""
+    """The receivers and groups of a sender's events, without those of the pattern services."""
     packets = [(topic.topic, topic.packet) for topic in bus.tap.seen[mark:] if topic.topic.startswith("EVENT.")]
     found = []
     for topic, packet in packets:
@@ -164,7 +164,7 @@ async def test_c60_an_emitted_event_goes_to_one_node_of_each_group(bus: Bus) -> 
         for number in range(4):
             await emit("task.one", {"n": number})
         await bus.settle()
-        assert sorted(bus.heard().values()) == [2, 2], "the nodes take turns"
+        assert sorted(bus.received().values()) == [2, 2], "the nodes take turns"
         to_workers = [node for node, groups in sent(bus, mark, sender) if groups == ["workers"]]
         assert Counter(to_workers) == {"py-1": 2, "py-2": 2}
         for packet in bus.tap.find("EVENT.", after=mark, sender=sender):
@@ -188,7 +188,7 @@ async def test_c60_c64_a_group_with_two_patterns_gets_an_event_on_one_node(bus: 
         ran = [
             (node, handler)
             for node, workers in bus.workers.items()
-            for handler, _, data in workers.heard
+            for handler, _, data in workers.received
             if data == {"n": number}
         ]
         assert len({node for node, _ in ran}) == 1
@@ -202,7 +202,7 @@ async def test_c61_a_broadcast_goes_to_every_node_once(bus: Bus) -> None:
             mark = await bus.tap.mark()
             await broadcast("task.all", {"a": 1}, **options)
             await bus.settle()
-            assert bus.heard() == {("py-1", "star", "task.all"): 1, ("py-2", "star", "task.all"): 1}
+            assert bus.received() == {("py-1", "star", "task.all"): 1, ("py-2", "star", "task.all"): 1}
             packets = bus.tap.find("EVENT.", after=mark, sender=sender)
             assert {packet["broadcast"] for packet in packets} == {True}
             assert [packet.get("groups") for packet in packets] == [expected] * len(packets)
@@ -241,15 +241,15 @@ async def test_c63_each_pattern_matches_the_same_events_in_python_and_in_js(bus:
         await bus.js.broadcast(name)
         await bus.sender.broadcast(name, "from python")
     await bus.settle()
-    heard_in_js = {
+    matched_in_js = {
         (line["pattern"], line["name"])
         for line in bus.js.recorded_lines("patterns-js")
         if line["payload"]["params"] == "from python"
     }
-    assert bus.patterns.matched == heard_in_js
+    assert bus.patterns.matched == matched_in_js
     for pattern, matching, others in TABLE:
         for name in set(EVENTS) & {*matching, *others}:
-            assert ((pattern, name) in heard_in_js) == (name in matching), (pattern, name)
+            assert ((pattern, name) in matched_in_js) == (name in matching), (pattern, name)
 
 
 @pytest.mark.parametrize(
@@ -265,16 +265,16 @@ async def test_c63_each_pattern_matches_the_same_events_in_python_and_in_js(bus:
     ids=repr,
 )
 async def test_c64_the_receiver_runs_only_the_named_groups(bus: Bus, groups: Any, expected: list[str]) -> None:
-    """In JS the same, which tells that the expectation is right."""
+    """The JS node does the same, which confirms the expectation."""
     for is_broadcast in (True, False):
         bus.forget()
         mark = bus.js.mark()
         packet = {"ver": bus.ver, "sender": "tap", "id": "1", "event": "task.done", "broadcast": is_broadcast}
         for node, own in (("py-1", "workers"), ("js", "audience")):
             named = groups if not isinstance(groups, list) else [own if g == "workers" else g for g in groups]
-            await bus.tap.say(f"EVENT.{node}", packet if groups == "absent" else {**packet, "groups": named})
+            await bus.tap.publish(f"EVENT.{node}", packet if groups == "absent" else {**packet, "groups": named})
         await bus.settle()
-        assert sorted(handler for handler, _, _ in bus.workers["py-1"].heard) == expected
+        assert sorted(handler for handler, _, _ in bus.workers["py-1"].received) == expected
         in_js = [line for line in bus.js.recorded_lines("audience", after=mark) if line["name"] == "task.done"]
         assert len(in_js) == (1 if expected else 0)
 
@@ -282,16 +282,16 @@ async def test_c64_the_receiver_runs_only_the_named_groups(bus: Bus, groups: Any
 async def test_c65_event_data_may_be_missing_and_a_failing_handler_sends_nothing(bus: Bus) -> None:
     bus.forget()
     packet = {"ver": bus.ver, "sender": "tap", "id": "1", "event": "task.one", "broadcast": True}
-    await bus.tap.say("EVENT.py-1", packet)
-    await bus.tap.say("EVENT.py-1", {**packet, "data": None})
+    await bus.tap.publish("EVENT.py-1", packet)
+    await bus.tap.publish("EVENT.py-1", {**packet, "data": None})
     await bus.js.broadcast("task.one")
     await bus.settle()
-    assert [data for _, _, data in bus.workers["py-1"].heard] == [None, None, None]
+    assert [data for _, _, data in bus.workers["py-1"].received] == [None, None, None]
     mark = await bus.tap.mark()
     await bus.js.broadcast("task.broken", {"a": 1})
     await bus.settle()
     for node in bus.workers:
-        assert ("star", "task.broken", {"a": 1}) in bus.workers[node].heard, "the other handler ran"
+        assert ("star", "task.broken", {"a": 1}) in bus.workers[node].received, "the other handler ran"
         assert [topic for topic in bus.tap.topics(after=mark, sender=node) if topic not in QUIET] == []
 
 
@@ -309,6 +309,6 @@ async def test_c45_an_event_sent_by_a_handler_belongs_to_its_request(bus: Bus) -
     assert ctx.id != packet["id"], "each handler has its own context"
     await ctx.broadcast("task.next", groups=["audience"])
     await bus.settle()
-    told = bus.tap.find("EVENT.js", sender="py-1")[-1]
-    assert (told["level"], told["requestID"], told["parentID"]) == (2, packet["requestID"], ctx.id)
-    assert (told["caller"], told["meta"]) == ("workers", {"m": 1})
+    nested = bus.tap.find("EVENT.js", sender="py-1")[-1]
+    assert (nested["level"], nested["requestID"], nested["parentID"]) == (2, packet["requestID"], ctx.id)
+    assert (nested["caller"], nested["meta"]) == ("workers", {"m": 1})

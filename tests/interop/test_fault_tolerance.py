@@ -1,4 +1,4 @@
-"""Balancing and fault tolerance across languages: what one announces the other honours, both choose alike (§9, §12).
+"""Balancing and fault tolerance across languages: nodes honour each other's policies and select alike (§9, §12).
 
 For each version of Moleculer: a JS and a Python node that call, a JS and a Python node that serve the same service.
 """
@@ -263,10 +263,10 @@ async def test_c66_c78_a_js_supervisor_sees_the_breakers_of_python_nodes(fleet: 
     about = {"nodeID": "py-b", "service": "pyflaky", "action": "pyflaky.plain"}
     expected = {"opened": about | {"failures": 2, "count": 2, "rate": 1}, "half-opened": about, "closed": about}
     for name, params in expected.items():
-        heard = await fleet.js.recorded(
+        event = await fleet.js.recorded(
             f"$circuit-breaker.{name}", lambda one: one["params"]["action"] == "pyflaky.plain", after=mark
         )
-        assert (heard["params"], heard["nodeID"], heard["type"]) == (params, "guarded", "broadcast")
+        assert (event["params"], event["nodeID"], event["type"]) == (params, "guarded", "broadcast")
 
 
 async def test_c25_js_reads_the_policies_that_python_announces(fleet: Fleet) -> None:

@@ -1,5 +1,5 @@
-"""What guards a node from others and from itself, in both languages: the own node first, breakers, bulkheads,
-fallbacks and default timeouts (protocol §9.2, §12)."""
+"""What protects a node from others and from itself, in both languages: preference for the local node, breakers,
+bulkheads, fallbacks and default timeouts (protocol §9.2, §12)."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -135,7 +135,7 @@ async def test_c79_a_full_bulkhead_refuses_callers_of_the_other_language(pair: P
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
             tasks.start_soon(call)
-        await eventually(lambda: answers, "the third to be refused")
+        await eventually(lambda: answers, "the third call to be refused")
         await pair.broker.call("jsguarded.open")
     assert answers == [(429, "js"), "done", "done"]
 

@@ -1,4 +1,4 @@
-"""Heartbeats, silence and the loss of a node, as JS and Python nodes notice them (protocol §4.3, §4.4)."""
+"""How JS and Python nodes notice heartbeats, missing heartbeats and the loss of a node (protocol §4.3, §4.4)."""
 
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -19,22 +19,22 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
 QUICK_JS = {"heartbeatInterval": 1, "heartbeatTimeout": 2}
 
-# What JS tells its own services, with the names of all that it says of the node.
+# The internal events of the JS node, with the field names of the node in their payloads.
 JS_OBSERVER = """
-broker.told = [];
+broker.notified = [];
 const take = ctx => {
     const { node, ...flags } = ctx.params;
     const names = node ? { node: Object.keys(JSON.parse(JSON.stringify(node))).sort() } : {};
-    if (!node || node.id === "told") broker.told.push([ctx.eventName, { ...flags, ...names }]);
+    if (!node || node.id === "notified") broker.notified.push([ctx.eventName, { ...flags, ...names }]);
 };
-broker.createService({ name: "told", events: { "$node.*": take, "$services.changed": take } });
-await broker.waitForServices("told", 10000, 20);
-broker.told.length = 0;
+broker.createService({ name: "notified", events: { "$node.*": take, "$services.changed": take } });
+await broker.waitForServices("notified", 10000, 20);
+broker.notified.length = 0;
 """
 
 
 class Observer(Service):
-    """Keeps the internal events of its node."""
+    """Records the internal events of its node."""
 
     name = "observer"
 
@@ -49,12 +49,12 @@ class Observer(Service):
     async def on_services(self, ctx: Context) -> None:
         self.seen.append((ctx.event or "", ctx.params))
 
-    async def hears(self, name: str, node_id: str, wanted: Callable[[Any], bool] = lambda payload: True) -> Any:
+    async def wait_for(self, name: str, node_id: str, wanted: Callable[[Any], bool] = lambda payload: True) -> Any:
         def found() -> Any:
             return [
                 payload
-                for heard, payload in self.seen
-                if heard == name and payload["node"]["id"] == node_id and wanted(payload)
+                for received, payload in self.seen
+                if received == name and payload["node"]["id"] == node_id and wanted(payload)
             ]
 
         return (await eventually(found, f"{name} of {node_id}"))[0]
@@ -82,14 +82,14 @@ class Quick:
         return {"ver": self.ver, "sender": sender, **packet, **fields}
 
     async def known(self, node_id: str) -> None:
-        await self.observer.hears("$node.connected", node_id)
+        await self.observer.wait_for("$node.connected", node_id)
         await self.js.local_event("$node.connected", lambda payload: payload["node"] == node_id)
 
     async def gone(self, node_id: str, *, unexpected: bool) -> None:
-        payload = await self.observer.hears("$node.disconnected", node_id)
+        payload = await self.observer.wait_for("$node.disconnected", node_id)
         assert payload["unexpected"] is unexpected
-        told = await self.js.local_event("$node.disconnected", lambda payload: payload["node"] == node_id)
-        assert told["unexpected"] is unexpected
+        notified = await self.js.local_event("$node.disconnected", lambda payload: payload["node"] == node_id)
+        assert notified["unexpected"] is unexpected
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -116,36 +116,36 @@ async def quick(request: pytest.FixtureRequest, nats_url: str, js_modules: objec
 async def test_c26_heartbeats_report_the_cpu_load_as_an_integer(quick: Quick) -> None:
     for node in ("js", "py"):
         mark = await quick.tap.mark()
-        beat = await quick.tap.sees("HEARTBEAT", after=mark, sender=node)
+        beat = await quick.tap.wait_for("HEARTBEAT", after=mark, sender=node)
         assert set(beat) == {"cpu", "ver", "sender"}
         assert beat["cpu"] is None or (type(beat["cpu"]) is int and 0 <= beat["cpu"] <= 100)
 
 
 async def test_c27_each_heartbeat_of_an_unknown_node_is_answered_with_one_discover_to_it(quick: Quick) -> None:
     for number in (1, 2):
-        await quick.tap.say("HEARTBEAT", quick.beat("stranger"))
+        await quick.tap.publish("HEARTBEAT", quick.beat("unknown"))
         for node in ("js", "py"):
             await quick.tap.settle(node, ver=quick.ver)
-            questions = quick.tap.find("DISCOVER.stranger", sender=node)
+            questions = quick.tap.find("DISCOVER.unknown", sender=node)
             assert questions == [{"ver": quick.ver, "sender": node}] * number
 
 
 async def test_c23_c28_c31_a_node_without_heartbeats_is_lost_however_often_it_announces_itself(quick: Quick) -> None:
-    await quick.tap.say("INFO", quick.info("silent"))
+    await quick.tap.publish("INFO", quick.info("silent"))
     await quick.known("silent")
     mark = quick.js.mark()
     async with anyio.create_task_group() as tasks:
 
         async def introduce() -> None:
             for seq in range(3, 1000):
-                await quick.tap.say("INFO", quick.info("silent", seq=seq))
+                await quick.tap.publish("INFO", quick.info("silent", seq=seq))
                 await anyio.sleep(0.2)
 
         tasks.start_soon(introduce)
-        await quick.observer.hears("$node.updated", "silent")
+        await quick.observer.wait_for("$node.updated", "silent")
         await quick.gone("silent", unexpected=True)
-        # What comes then is a node that is back.
-        payload = await quick.observer.hears("$node.connected", "silent", lambda payload: payload["reconnected"])
+        # From here on it is a node that has come back.
+        payload = await quick.observer.wait_for("$node.connected", "silent", lambda payload: payload["reconnected"])
         assert payload["node"]["available"] is True
         await quick.js.local_event(
             "$node.connected", lambda payload: payload["node"] == "silent" and payload["reconnected"], after=mark
@@ -158,27 +158,27 @@ async def test_c23_internal_events_have_the_payloads_of_js(quick: Quick) -> None
     await quick.js.run(JS_OBSERVER)
     quick.observer.seen.clear()
     for seq in (2, 3):
-        await quick.tap.say("INFO", quick.info("told", seq=seq, hostname="h", ipList=["10.0.0.1"], client={}))
-    await quick.tap.say("DISCONNECT", {"ver": quick.ver, "sender": "told"})
-    await quick.gone("told", unexpected=False)
-    theirs = await quick.js.run("return broker.told;")
+        await quick.tap.publish("INFO", quick.info("notified", seq=seq, hostname="h", ipList=["10.0.0.1"], client={}))
+    await quick.tap.publish("DISCONNECT", {"ver": quick.ver, "sender": "notified"})
+    await quick.gone("notified", unexpected=False)
+    theirs = await quick.js.run("return broker.notified;")
     ours = [[name, _shape(payload)] for name, payload in quick.observer.seen]
     of_the_node = ("$node.connected", "$node.updated", "$node.disconnected")
     for name in (*of_the_node, "$services.changed"):
-        shapes = [shape for heard, shape in theirs if heard == name]
-        assert [shape for heard, shape in ours if heard == name][: len(shapes)] == shapes, name
+        shapes = [shape for received, shape in theirs if received == name]
+        assert [shape for received, shape in ours if received == name][: len(shapes)] == shapes, name
     assert [name for name, _ in ours if name in of_the_node] == list(of_the_node)
 
 
 def _shape(payload: dict[str, Any]) -> dict[str, Any]:
-    """Flags as they are, and the names of what is told of the node."""
+    """The flags, and the field names of the node."""
     return {name: sorted(value) if name == "node" else value for name, value in sorted(payload.items())}
 
 
 async def test_c27_c28_a_heartbeat_of_a_lost_node_is_answered_with_a_discover_and_its_actions_are_unavailable(
     quick: Quick,
 ) -> None:
-    await quick.tap.say("INFO", quick.info("lost"))
+    await quick.tap.publish("INFO", quick.info("lost"))
     await quick.known("lost")
     await quick.gone("lost", unexpected=True)
     with pytest.raises(ServiceNotAvailableError):
@@ -187,16 +187,16 @@ async def test_c27_c28_a_heartbeat_of_a_lost_node_is_answered_with_a_discover_an
         await quick.js.call("lost.run")
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
     mark = await quick.tap.mark()
-    await quick.tap.say("HEARTBEAT", quick.beat("lost"))
+    await quick.tap.publish("HEARTBEAT", quick.beat("lost"))
     for node in ("js", "py"):
         await quick.tap.settle(node, ver=quick.ver)
     assert sorted(packet["sender"] for packet in quick.tap.find("DISCOVER.lost", after=mark)) == ["js", "py"]
 
 
 async def test_c28_c29_calls_to_a_node_that_leaves_are_rejected(quick: Quick) -> None:
-    """The node is made by hand and never answers. As the tap hears its requests, no server says that nobody does."""
+    """The node is a raw peer that never answers. The tap subscribes too, so NATS does not report no responders."""
     for name, unexpected in (("quiet", True), ("polite", False)):
-        await quick.tap.say("INFO", quick.info(name))
+        await quick.tap.publish("INFO", quick.info(name))
         await quick.known(name)
         errors: list[Any] = []
 
@@ -214,9 +214,9 @@ async def test_c28_c29_calls_to_a_node_that_leaves_are_rejected(quick: Quick) ->
             tasks.start_soon(from_python)
             tasks.start_soon(from_js)
             for node in ("js", "py"):
-                await quick.tap.sees(f"REQ.{name}", sender=node)
+                await quick.tap.wait_for(f"REQ.{name}", sender=node)
             if not unexpected:
-                await quick.tap.say("DISCONNECT", {"ver": quick.ver, "sender": name})
+                await quick.tap.publish("DISCONNECT", {"ver": quick.ver, "sender": name})
         for error in errors:
             assert (error.name, error.code, error.retryable) == ("RequestRejectedError", 503, True)
             assert error.data == {"action": f"{name}.run", "nodeID": name}
@@ -253,7 +253,7 @@ async def test_c28_c89_a_killed_python_node_is_noticed_and_calls_to_it_fail(
 
             tasks.start_soon(call)
             await process.kill()
-        assert anyio.current_time() - started >= 1, "it was noticed by its silence"
+        assert anyio.current_time() - started >= 1, "its loss was noticed by missing heartbeats"
         gone = await js.local_event("$node.disconnected")
         assert (gone["node"], gone["unexpected"]) == ("py", True)
         mark = js.mark()

@@ -1,4 +1,4 @@
-"""What nodes say of themselves, and what they make of what others say (protocol §3, §9.4, §9.5).
+"""The INFO that nodes send, and how they read the INFO of others (protocol §3, §9.4, §9.5).
 
 Twin services are declared in JavaScript and in Python; the two announcements must be equal.
 """
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-async def told(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[dict[str, Any]]:
-    """The INFO of a JS node and of a Python node with twin services, and what each knows of the other's."""
+async def infos(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[dict[str, Any]]:
+    """The INFO of a JS node and of a Python node with twin services, and what the JS node knows of the Python one."""
     namespace = f"info-{uuid.uuid4().hex[:12]}"
     async with open_tap(nats_url, namespace) as tap:
         async with js_node(request.param, nats_url, namespace, "js") as js:
@@ -46,19 +46,19 @@ async def told(request: pytest.FixtureRequest, nats_url: str, js_modules: object
 
 async def info(tap: Tap, node_id: str) -> dict[str, Any]:
     def found() -> Any:
-        told = tap.find("INFO", sender=node_id)
-        return told and {service["name"] for service in told[-1]["services"]} >= set(NAMES) and told[-1]
+        infos = tap.find("INFO", sender=node_id)
+        return infos and {service["name"] for service in infos[-1]["services"]} >= set(NAMES) and infos[-1]
 
-    told: dict[str, Any] = await eventually(found, f"the announcement of {node_id}")
-    return told
+    infos: dict[str, Any] = await eventually(found, f"the announcement of {node_id}")
+    return infos
 
 
 def by_name(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {service["name"]: service for service in info["services"] if service["name"] in NAMES}
 
 
-async def test_c15_info_has_the_fields_of_a_js_node(told: dict[str, Any]) -> None:
-    ours, theirs = told["py"], told["js"]
+async def test_c15_info_has_the_fields_of_a_js_node(infos: dict[str, Any]) -> None:
+    ours, theirs = infos["py"], infos["js"]
     assert {name: type(value) for name, value in ours.items()} == {name: type(value) for name, value in theirs.items()}
     assert (ours["config"], ours["metadata"], ours["hostname"]) == ({}, {"zone": "z1"}, theirs["hostname"])
     assert ours["ipList"] == theirs["ipList"]
@@ -67,9 +67,9 @@ async def test_c15_info_has_the_fields_of_a_js_node(told: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_c16_c17_c18_c19_a_service_is_announced_as_its_twin_in_js(told: dict[str, Any], name: str) -> None:
-    ours, theirs = by_name(told["py"])[name], by_name(told["js"])[name]
-    for event_info in ours["events"].values():  # ours always tells the group, which JS works out
+async def test_c16_c17_c18_c19_a_service_is_announced_as_its_twin_in_js(infos: dict[str, Any], name: str) -> None:
+    ours, theirs = by_name(infos["py"])[name], by_name(infos["js"])[name]
+    for event_info in ours["events"].values():  # ours always names the group, which JS derives
         assert event_info.pop("group") == theirs["events"][event_info["name"]].pop("group", name)
     assert ours == theirs
     for kind in ("actions", "events"):
@@ -77,47 +77,47 @@ async def test_c16_c17_c18_c19_a_service_is_announced_as_its_twin_in_js(told: di
 
 
 async def test_c18_private_actions_are_not_announced_and_protected_ones_are(
-    told: dict[str, Any],
+    infos: dict[str, Any],
 ) -> None:
-    actions = by_name(told["py"])["seen"]["actions"]
+    actions = by_name(infos["py"])["seen"]["actions"]
     assert "seen.inside" not in actions
     assert actions["seen.here"]["visibility"] == "protected"
-    assert {name for name in told["known"] if name.startswith("seen.")} == {
+    assert {name for name in infos["known"] if name.startswith("seen.")} == {
         "seen.everywhere",
         "seen.peers",
         "seen.slow",
     }
 
 
-async def test_c19_names_include_the_version_as_in_js(told: dict[str, Any]) -> None:
-    full_names = {service["fullName"] for service in by_name(told["py"]).values()}
-    assert full_names == {"v2.posts", "staging.users", "nover", "v4.nopre", "secret", "seen", "v1.hears"}
-    assert set(told["known"]) >= {"v2.posts.renamed", "staging.users.find", "nover.find", "direct.call"}
+async def test_c19_names_include_the_version_as_in_js(infos: dict[str, Any]) -> None:
+    full_names = {service["fullName"] for service in by_name(infos["py"]).values()}
+    assert full_names == {"v2.posts", "staging.users", "nover", "v4.nopre", "secret", "seen", "v1.listener"}
+    assert set(infos["known"]) >= {"v2.posts.renamed", "staging.users.find", "nover.find", "direct.call"}
 
 
-async def test_c25_announcements_contain_nothing_that_breaks_js(told: dict[str, Any]) -> None:
-    for service in told["py"]["services"]:
+async def test_c25_announcements_contain_nothing_that_breaks_js(infos: dict[str, Any]) -> None:
+    for service in infos["py"]["services"]:
         for entry in [*service["actions"].values(), *service["events"].values()]:
             assert "fallback" not in entry
             assert entry.get("strategy") in (None, "RoundRobin", "Random", "CpuUsage", "Latency", "Shard")
 
 
 class Probe:
-    """A peer made by hand, and what the JS and the Python node know of it."""
+    """A raw peer, and what the JS and the Python node know of it."""
 
     def __init__(self, cluster: Cluster, node_id: str) -> None:
         self.cluster = cluster
         self.node_id = node_id
 
-    async def say(self, services: Any, seq: int | None = 1, instance: str = "i1", **fields: Any) -> None:
+    async def announce(self, services: Any, seq: int | None = 1, instance: str = "i1", **fields: Any) -> None:
         packet = {"services": services, "seq": seq, "instanceID": instance, "config": {}, **fields}
         packet = {name: value for name, value in packet.items() if value != "absent"}
-        await self.cluster.tap.say("INFO", {"ver": self.cluster.ver, "sender": self.node_id, **packet})
+        await self.cluster.tap.publish("INFO", {"ver": self.cluster.ver, "sender": self.node_id, **packet})
         for node in ("js", "py"):
             await self.cluster.tap.settle(node, ver=self.cluster.ver)
 
     async def offered(self) -> set[str]:
-        """Its actions, as both nodes see them."""
+        """Its actions as both nodes know them."""
         in_js = {
             name
             for name, action in (await self.cluster.js.actions()).items()
@@ -136,25 +136,25 @@ def service(name: str, *actions: str, **fields: Any) -> dict[str, Any]:
 
 async def test_c21_c22_services_are_read_when_the_sequence_or_instance_is_new(cluster: Cluster) -> None:
     probe = Probe(cluster, "probe-seq")
-    await probe.say([service("ps", "a", "b")], 5, metadata={"v": 1})
+    await probe.announce([service("ps", "a", "b")], 5, metadata={"v": 1})
     assert await probe.offered() == {"ps.a", "ps.b"}
-    await probe.say([service("ps", "a")], 5, metadata={"v": 2})
+    await probe.announce([service("ps", "a")], 5, metadata={"v": 2})
     assert await probe.offered() == {"ps.a", "ps.b"}, "the same sequence: the services are not read…"
     assert cluster.broker.registry.nodes["probe-seq"].metadata == {"v": 2}, "…but the node is"
     assert (await cluster.js.nodes())["probe-seq"]["metadata"] == {"v": 2}
-    await probe.say([service("ps", "a")], 4)
+    await probe.announce([service("ps", "a")], 4)
     assert await probe.offered() == {"ps.a", "ps.b"}
-    await probe.say([service("ps", "a"), service("pt", "c")], 6)
-    assert await probe.offered() == {"ps.a", "pt.c"}, "what is not listed any more is gone"
+    await probe.announce([service("ps", "a"), service("pt", "c")], 6)
+    assert await probe.offered() == {"ps.a", "pt.c"}, "an action that is no longer listed is removed"
     with pytest.raises(ServiceNotAvailableError):
         await cluster.broker.call("ps.b")
     with pytest.raises(JsError, match="not available"):
         await cluster.js.call("ps.b")
-    await probe.say([service("pt", "d")], 1, instance="i2")
-    assert await probe.offered() == {"pt.d"}, "another process counts from the beginning"
-    await cluster.tap.say("DISCONNECT", {"ver": cluster.ver, "sender": "probe-seq"})
-    await probe.say([service("pt", "e")], 1, instance="i2")
-    assert await probe.offered() == {"pt.e"}, "a node that was gone is read, whatever its sequence"
+    await probe.announce([service("pt", "d")], 1, instance="i2")
+    assert await probe.offered() == {"pt.d"}, "another process starts its sequence again"
+    await cluster.tap.publish("DISCONNECT", {"ver": cluster.ver, "sender": "probe-seq"})
+    await probe.announce([service("pt", "e")], 1, instance="i2")
+    assert await probe.offered() == {"pt.e"}, "the INFO of a node that was gone is read, whatever its sequence"
 
 
 @pytest.mark.parametrize("missing", ["fullName", "settings", "metadata", "events", "all", "actions"])
@@ -166,7 +166,7 @@ async def test_c24_a_peer_may_leave_out_fields_that_can_be_derived(cluster: Clus
     for field in ("fullName", "settings", "metadata", "events") if missing == "all" else (missing,):
         del offered[field]
     probe = Probe(cluster, f"probe-{missing}")
-    await probe.say([offered], seq=None)
+    await probe.announce([offered], seq=None)
     assert await probe.offered() == (set() if missing == "actions" else {f"v2.{name}.a"})
     assert f"v2.{name}" in await cluster.js.services()
     assert cluster.broker.registry.has_service(f"v2.{name}")
@@ -174,7 +174,7 @@ async def test_c24_a_peer_may_leave_out_fields_that_can_be_derived(cluster: Clus
 
 async def test_c24_a_peer_may_announce_no_services(cluster: Cluster) -> None:
     probe = Probe(cluster, "probe-none")
-    await probe.say("absent", metadata="absent")
+    await probe.announce("absent", metadata="absent")
     assert await probe.offered() == set()
     assert "probe-none" in await cluster.js.nodes()
     assert cluster.broker.registry.nodes["probe-none"].available

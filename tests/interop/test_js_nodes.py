@@ -1,4 +1,4 @@
-"""The JS nodes of these tests are plain Moleculer nodes that do what they are told."""
+"""The JS nodes of these tests are plain Moleculer nodes that run commands of the test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Python nodes that come, go, crash, come back and clash, as JS nodes see it."""
+"""Python nodes that join, leave, crash, return and conflict, as JS nodes see it."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ async def math_is_gone(broker: ServiceBroker) -> None:
             except ServiceNotAvailableError:
                 return
             except (RequestRejectedError, ServiceNotFoundError):
-                pass  # it went, or had gone, when the call came to it, and the word of that is on its way
+                pass  # the node left before it received the call, and its DISCONNECT is still in flight
 
 
 async def test_c29_c49_a_stopping_node_sends_disconnect(js: JsNode, nats_url: str, namespace: str) -> None:
@@ -111,7 +111,7 @@ async def test_c21_c89_a_killed_node_can_come_back_under_its_id_at_once(
 
 async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
     await js.create_service("math")
-    # NATS tells that nobody listens there any more; the silence of heartbeats would be noticed after an hour.
+    # NATS reports no responders; missing heartbeats would be noticed only after an hour.
     async with broker_with_services(nats_url, namespace, heartbeat_timeout=3600) as broker:
         await broker.wait_for_services("math", timeout=30)
         await js.process.kill()
@@ -130,7 +130,7 @@ await broker.waitForServices("hanging", 10000, 20);
 
 @contextlib.asynccontextmanager
 async def call_under_way(js: JsNode, broker: ServiceBroker) -> AsyncIterator[anyio.Event]:
-    """A call that the JS node has begun, and will not answer; the event tells that it was rejected."""
+    """A call that the JS node has begun and will not answer; the event is set when it is rejected."""
     rejected = anyio.Event()
 
     async def call() -> None:
@@ -178,7 +178,7 @@ async def test_c8_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, 
         await broker_with_services(nats_url, namespace, "js").start()
     async with broker_with_services(nats_url, namespace) as broker:
         await broker.wait_for_services("math", timeout=30)
-        assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2, "the first node lives"
+        assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2, "the first node keeps running"
     assert js.process.returncode is None
 
 
@@ -197,7 +197,7 @@ async def test_c8_a_python_node_stops_when_a_js_node_takes_its_id(version: str, 
     broker = broker_with_services(nats_url, namespace)
     async with open_tap(nats_url, namespace) as tap:
         await broker.start()
-        await tap.sees("INFO", sender="py")  # what it says later would end the other one
+        await tap.wait_for("INFO", sender="py")  # a later INFO of it would stop the other node
     async with js_node(version, nats_url, namespace, "py") as newcomer:
         with (
             anyio.fail_after(DEADLINE_S),

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
-# Where both versions of Moleculer JS do the same by the same code, one is enough in a hurry.
+# Where both versions of Moleculer JS run the same code, one is enough for the default run.
 FEW_KINDS = ("Python", pytest.param("0.14", marks=pytest.mark.long), "0.15")
 
 
@@ -53,7 +53,7 @@ async def test_c28_calls_of_any_age_fail_soon_after_their_node_was_killed(
             await just_sent.wait()
             await victim.kill()
             ticks = 0
-        assert ticks <= 3 / TICK_S, "by the time of a busy machine; test_waiting.py has the exact bound"
+        assert ticks <= 3 / TICK_S, "generous for a busy machine; the unit tests of requests have the exact bound"
         assert not victim.broker.registry.nodes["victim"].available
 
 
@@ -88,7 +88,7 @@ async def test_a_killed_node_gets_no_new_calls_although_a_wiretap_receives_them(
     ):
         await victim.process.kill()
         tasks.start_soon(partial(victim.call, "wait", 0, node_id="victim"))
-        await tap.sees("REQ.victim", sender="caller")
+        await tap.wait_for("REQ.victim", sender="caller")
         await eventually(lambda: victim.chosen == {"other"})
         assert victim.broker._node.transit.requests.pending, "until heartbeats are missed"
         tasks.cancel_scope.cancel()

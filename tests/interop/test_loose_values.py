@@ -1,4 +1,4 @@
-"""What JS nodes let pass in a packet, a Python node lets pass as well: it travels on and back alike (protocol §2.3)."""
+"""Loosely typed values that JS nodes accept in a packet are also accepted and passed on by Python (protocol §2.3)."""
 
 import uuid
 from typing import Any
@@ -13,16 +13,16 @@ pytestmark = pytest.mark.anyio
 SETUPS = [(version, "JSON") for version in VERSIONS]
 SETUPS += [("0.14", "MsgPack"), ("0.14", "Notepack"), ("0.15", "CBOR"), ("0.15", "JSONExt")]
 
-# A node in JS with the services `js` and `log`, and calls and events of every kind to `js` and `py` from this one.
+# A JS node with the service `js`, and this one with `log`, which sends calls and events of every kind to `js` and `py`.
 JS = """
 const seen = ctx => ({ id: ctx.id, requestID: ctx.requestID, parentID: ctx.parentID, caller: ctx.caller,
     level: ctx.level, meta: { ...ctx.meta }, headers: { ...ctx.headers } });
-const heard = {};
+const received = {};
 const peer = new broker.constructor({ ...broker.options, nodeID: "js-2", logger: false });
 peer.createService({ name: "js",
     actions: { async echo(ctx) { return { ...seen(ctx), next: await ctx.call("log.echo") }; } },
-    events: { async "js.event"(ctx) { await ctx.call("log.heard", { by: "js", ...seen(ctx) }); } } });
-broker.createService({ name: "log", actions: { echo: seen, heard(ctx) { heard[ctx.params.by] = ctx.params; } } });
+    events: { async "js.event"(ctx) { await ctx.call("log.received", { by: "js", ...seen(ctx) }); } } });
+broker.createService({ name: "log", actions: { echo: seen, received(ctx) { received[ctx.params.by] = ctx.params; } } });
 await peer.start();
 await broker.waitForServices(["js", "py", "log"], 20000, 20);
 for (const node of ["js-2", "py"])
@@ -44,11 +44,11 @@ const found = {};
 for (const [name, { uidGenerator, ...options }] of Object.entries(cases)) {
     broker.options.uidGenerator = uidGenerator;
     for (const node of ["js", "py"]) {
-        delete heard[node];
+        delete received[node];
         const answer = await broker.call(`${node}.echo`, {}, { timeout: 9000, ...options }).catch(String);
         await broker.emit(`${node}.event`, {}, options);
-        for (let n = 0; n < 500 && !heard[node]; n++) await new Promise(resolve => setTimeout(resolve, 10));
-        const { by, ...event } = heard[node] || {};
+        for (let n = 0; n < 500 && !received[node]; n++) await new Promise(resolve => setTimeout(resolve, 10));
+        const { by, ...event } = received[node] || {};
         (found[name] = found[name] || {})[node] = steady({ answer, event });
     }
 }
@@ -70,7 +70,7 @@ class Loose(Service):
 
     @event("py.event", group="js")
     async def on_event(self, ctx: Context) -> None:
-        await ctx.call("log.heard", {"by": "py", **self.seen(ctx)})
+        await ctx.call("log.received", {"by": "py", **self.seen(ctx)})
 
 
 @pytest.mark.parametrize(("version", "serializer"), SETUPS, ids=[" ".join(setup) for setup in SETUPS])
@@ -92,6 +92,6 @@ async def test_c13_c45_loosely_typed_values_of_a_js_caller_pass_through_python_a
 
 
 def steady(in_js: Any) -> Any:
-    """The service's name, which JS gives the calls of it, is that of the Python one."""
+    """The service whose calls JS names in `caller` has the name of the Python one."""
     in_js["answer"]["next"]["caller"] = "py"
     return in_js

@@ -1,7 +1,7 @@
 """One cluster with a node of Moleculer 0.14, a node of 0.15 and a Python node, at the same time.
 
-The JS nodes do not understand each other: each drops what the other one says, with an error in its log. The Python
-node talks to both, and calls go from one to the other through its services.
+The JS nodes do not understand each other: each drops the packets of the other, with an error in its log. The Python
+node talks to both, and calls pass from one to the other through its services.
 """
 
 import uuid
@@ -42,7 +42,7 @@ class MixedCluster:
     broker: ServiceBroker
     tap: Tap
     options: dict[str, Any]
-    """Of a Python node in it."""
+    """The options of a Python node in it."""
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +116,10 @@ async def test_an_error_passes_from_one_version_to_the_other(mixed: MixedCluster
 
 async def test_c14_events_reach_both_versions(mixed: MixedCluster) -> None:
     await mixed.broker.wait_for_services("old-recorder", "new-recorder", timeout=30)
-    await mixed.broker.broadcast("mixed.told", {"a": [1, None]}, meta={"m": 1})
+    await mixed.broker.broadcast("mixed.news", {"a": [1, None]}, meta={"m": 1})
     for node in (mixed.old, mixed.new):
-        heard = await node.recorded("mixed.told")
-        assert (heard["params"], heard["meta"], heard["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
+        event = await node.recorded("mixed.news")
+        assert (event["params"], event["meta"], event["nodeID"]) == ({"a": [1, None]}, {"m": 1}, "py")
 
 
 async def test_c14_a_packet_for_one_node_is_in_its_version_and_a_broadcast_in_each_version(
@@ -140,25 +140,25 @@ async def test_c14_a_packet_for_one_node_is_in_its_version_and_a_broadcast_in_ea
         await second.broadcast("mixed.versions")
         knows_both = await tap.mark()
         await eventually(lambda: len(versions("HEARTBEAT", knows_both)) >= 5, "heartbeats")
-    await tap.sees("DISCONNECT", after=knows_both, ver="4")
+    await tap.wait_for("DISCONNECT", after=knows_both, ver="4")
     for node in (mixed.old, mixed.new):
         topics = {f"{kind}.{node.node_id}" for kind in ("REQ", "RES", "EVENT", "PING", "PONG", "DISCOVER")}
         assert topics <= set(tap.topics(after=mark, sender="py-2"))
         targeted = [one for one in tap.seen[mark:] if one.topic.endswith(f".{node.node_id}")]
         assert {one.packet["ver"] for one in targeted} == {PROTOCOLS[node.version]}
     once_each = ["5", "4"]
-    assert versions("DISCOVER") == [], "the node that was there named the others"
+    assert versions("DISCOVER") == [], "the node that was there reported the others"
     assert versions("DISCONNECT") == once_each
-    assert versions("INFO") == once_each * 2, "the announcement, and the last word"
+    assert versions("INFO") == once_each * 2, "the announcement and the DISCONNECT"
     beats = versions("HEARTBEAT", knows_both)
-    whole = beats[beats.index("5") :]  # the tap may have heard half of a beat by then
+    whole = beats[beats.index("5") :]  # the tap may have seen only one version of the first heartbeat
     assert whole == once_each * (len(whole) // 2)
 
 
 async def test_c14_c26_the_python_node_stays_alive_for_both_by_its_heartbeats(mixed: MixedCluster) -> None:
-    """Both JS nodes give up a node that is silent for 4 s and look for such every 4 s: 9 s is after two looks."""
+    """Both JS nodes remove a node after 4 s without heartbeats and check every 4 s: 9 s cover two checks."""
     marks = [mixed.old.mark(), mixed.new.mark()]
-    await anyio.sleep(9)  # what must not happen has no event to wait for
+    await anyio.sleep(9)  # there is no event to wait for when nothing may happen
     for node, mark in zip((mixed.old, mixed.new), marks, strict=True):
         lines = node.process.lines[mark:]
         lost = [line.text for line in lines if "$node.disconnected" in line.text and '"node":"py"' in line.text]

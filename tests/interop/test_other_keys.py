@@ -1,4 +1,4 @@
-"""Nodes that cannot read each other in one namespace: another key, none, another wire form (protocol §13)."""
+"""Nodes of one namespace that cannot decode each other's packets: another key, none, another format (protocol §13)."""
 
 import logging
 import uuid
@@ -24,18 +24,18 @@ WIRES: dict[str, tuple[list[Any], list[Any]]] = {
     "packed": ([["Compression", {"threshold": None}]], [Compression(threshold=None)]),
     "plain": ([], []),
 }
-"""What goes around every packet, in the words of JS and in ours."""
+"""The middlewares of every packet, as JS options and as ours."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A JS and a Python node that read each other, and nobody else."""
+    """A JS and a Python node that can decode only each other's packets."""
 
     js: JsNode
     py: ServiceBroker
 
     async def serves(self) -> None:
-        """Both know each other alone, and call each other."""
+        """Both know only each other, and can call each other."""
         assert set(await self.js.nodes()) == {self.js.node_id, self.py.node_id}
         assert {node.id for node in self.py.registry.nodes.values()} == {self.js.node_id, self.py.node_id}
         value = {"from": [self.js.node_id, "x" * 2000]}
@@ -69,9 +69,9 @@ async def test_c85_nodes_with_other_keys_log_and_drop_each_others_packets_and_ke
     for pair in pairs.values():
         await pair.serves()
     caplog.clear()
-    strangers = [(one, other) for one in pairs.values() for other in pairs.values() if one is not other]
+    mismatched = [(one, other) for one in pairs.values() for other in pairs.values() if one is not other]
     marks = {pair.js.node_id: pair.js.mark() for pair in pairs.values()}
-    for one, other in strangers:
+    for one, other in mismatched:
         await one.js.run(f"await broker.transit.sendPing('{other.py.node_id}');")
         assert await one.py.ping(other.js.node_id, timeout=0.01) is None
 
@@ -79,10 +79,10 @@ async def test_c85_nodes_with_other_keys_log_and_drop_each_others_packets_and_ke
         dropped = [record for record in caplog.records if record.levelno >= logging.WARNING]
         return [record.getMessage() for record in dropped if "no PING packet" in record.getMessage()]
 
-    await eventually(lambda: len(lines()) >= len(strangers), "a line for each packet")
+    await eventually(lambda: len(lines()) >= len(mismatched), "a line for each packet")
     for pair in pairs.values():
         await pair.js.process.line('{"event":"log"', after=marks[pair.js.node_id])  # dropped there, too
         await pair.serves()
-    assert len(lines()) == len(strangers)
+    assert len(lines()) == len(mismatched)
     assert all(line.startswith("Dropped ") for line in lines())
     assert not [record for record in caplog.records if record.levelno > logging.WARNING or record.exc_info]

@@ -1,4 +1,4 @@
-"""Python and JS nodes on the servers of one NATS cluster, which go away under load."""
+"""Python and JS nodes on the servers of one NATS cluster, which shut down under load."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -36,7 +36,7 @@ def servers(tmp_path: Path) -> Iterator[list[NatsServer]]:
 async def test_no_call_fails_while_a_node_leaves_a_server_in_lame_duck_mode(
     version: str, servers: list[NatsServer], namespace: str
 ) -> None:
-    """Calls in both directions. The node finds another server by what its own one advertises."""
+    """Calls in both directions. The node finds another server from those that its own advertises."""
     assert version in VERSIONS
     lame, other, _ = servers
     answers = PythonAnswers()

@@ -35,7 +35,7 @@ WIRE: dict[str, tuple[list[Any], list[Any]]] = {
         [Compression("deflateRaw", 100), Encryption(KEY, "aes-256-ecb")],
     ),
 }
-"""What goes around every packet, in the words of JS and in ours."""
+"""The middlewares of every packet, as JS options and as ours."""
 
 SETUPS = [
     *(("0.15", serializer, "") for serializer in ("JSON", "JSONExt", "MsgPack", "CBOR")),
@@ -106,7 +106,7 @@ broker.createService({ name: "jstypes",
             return VERSION === "0.14" ? ctx.call(name, source) : ctx.call(name, {}, { stream: source });
         },
     },
-    events: { "types.told": { handler(ctx) { broker.told = shown(ctx.params); } } },
+    events: { "types.sent": { handler(ctx) { broker.received = shown(ctx.params); } } },
 });
 await broker.waitForServices("jstypes", 10000, 20);
 """
@@ -121,10 +121,10 @@ def show(value: Any) -> str:
 
 @dataclass
 class Types(Service):
-    """Tells what arrived, and makes values of every kind."""
+    """Describes what arrived, and makes values of every kind."""
 
     name = "pytypes"
-    told: dict[str, Any] = field(default_factory=dict)
+    received: dict[str, Any] = field(default_factory=dict)
 
     @action
     async def describe(self, ctx: Context) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Types(Service):
 
     @event("types.asked")
     async def on_asked(self, ctx: Context) -> None:
-        self.told = {name: show(value) for name, value in ctx.params.items()}
+        self.received = {name: show(value) for name, value in ctx.params.items()}
         await ctx.broadcast("types.answered", {"done": True})
 
 
@@ -195,7 +195,7 @@ async def cluster(
                 "py",
                 namespace=namespace,
                 transporter=nats_url,
-                protocol={"0.14": "4", "0.15": "5"}[version],  # the other one would make a line in the log of JS
+                protocol={"0.14": "4", "0.15": "5"}[version],  # the other version would leave a line in the log of JS
                 serializer=serializer,
                 transforms=here,
                 services=[*python_services(), types, EnvironmentsStore(f"sqlite:///{database}")],
@@ -247,7 +247,7 @@ DATE_TEXT, OLD_TEXT = "2023-11-14T22:13:20.123Z", "1969-12-31T23:59:58.500Z"
 
 
 def received(cluster: Cluster) -> dict[str, Any]:
-    """What a Python node gets for the values of `jstypes`."""
+    """What a Python node receives for the values of `jstypes`."""
     json_only = cluster.serializer == "JSON"
     return {
         "date": DATE_TEXT if json_only else MOMENT,
@@ -314,7 +314,7 @@ async def test_c84_javascript_gets_back_the_values_it_sent(cluster: Cluster) -> 
 async def test_c84_sets_maps_regular_expressions_and_big_integers(cluster: Cluster) -> None:
     if cluster.serializer not in ("JSONExt", "CBOR"):
         echoed = await cluster.ask("jstypes.echoes")
-        assert "set" not in echoed  # there is no form for these: JS nodes do not get them across either
+        assert "set" not in echoed  # these cannot be encoded: JS nodes cannot send them either
         return
     described = await cluster.ask("jstypes.askPythonRich")
     assert described == {
@@ -353,12 +353,12 @@ async def test_c84_c85_events_and_pings_work_in_both_directions(cluster: Cluster
     )
     await cluster.broker.wait_for_services("waiter", timeout=30)
     await cluster.js.run("broker.emit('types.asked', { text: '[[', when: new Date(5) }); await broker.emitted;")
-    assert cluster.types.told["text"] == show("[[")
-    assert cluster.types.told["when"].startswith("str" if cluster.serializer == "JSON" else "datetime")
-    await cluster.broker.emit("types.told", {"when": MOMENT, "text": "[["})
-    # Not before: JS nodes decompress packets in no order.
-    told = await cluster.js.run("while (!broker.told) await new Promise(r => setTimeout(r, 5)); return broker.told;")
-    assert told["text"] == 'string "[["'
+    assert cluster.types.received["text"] == show("[[")
+    assert cluster.types.received["when"].startswith("str" if cluster.serializer == "JSON" else "datetime")
+    await cluster.broker.emit("types.sent", {"when": MOMENT, "text": "[["})
+    # Not earlier: JS nodes decompress packets in any order.
+    code = "while (!broker.received) await new Promise(r => setTimeout(r, 5)); return broker.received;"
+    assert (await cluster.js.run(code))["text"] == 'string "[["'
     pong = await cluster.broker.ping("js", timeout=30)
     assert pong is not None
     assert abs(pong["timeDiff"]) < 1000

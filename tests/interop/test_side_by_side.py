@@ -1,4 +1,4 @@
-"""A JS node and a Python node of its version do everything together, and the log of the JS node stays clean."""
+"""A JS node and a Python node of its version exchange traffic of every kind; the JS node logs no error."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ async def test_c66_c90_traffic_of_every_kind_leaves_no_error_in_the_logs_of_js(
     beats_js = {"heartbeatInterval": 1} if quick else {}
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url}
     options |= {"heartbeat_interval": 1} if quick else {}
-    options |= {"protocol": "4"} if ver == "4" else {}  # what a cluster of 0.14 alone is to be joined with
+    options |= {"protocol": "4"} if ver == "4" else {}  # the option for joining a cluster that has only 0.14
     async with (
         open_tap(nats_url, namespace) as tap,
         js_node(version, nats_url, namespace, "js", **beats_js) as js,
@@ -33,10 +33,10 @@ async def test_c66_c90_traffic_of_every_kind_leaves_no_error_in_the_logs_of_js(
         for node in ("js", "py"):
             traffic.counts[f"heartbeats of {node}"] = len(tap.find("HEARTBEAT", sender=node))
         traffic.counts["packets"] = len(tap.seen)
-        print(f"Moleculer {version}, {seconds} s: {dict(traffic.counts)}")  # noqa: T201 # what a clean log was worth
+        print(f"Moleculer {version}, {seconds} s: {dict(traffic.counts)}")  # noqa: T201 # what the clean log covers
         assert (js.logged(), traffic.logged) == ([], [])
         assert all(traffic.counts.values()), traffic.counts
-        # A node asks under another name whether its id is free, in both versions, on a subject that nobody else hears.
+        # A node probes under another name whether its id is free, in both versions, on a subject of its own.
         said = [seen.packet for seen in tap.seen if "~" not in seen.packet["sender"]]
         assert {packet["ver"] for packet in said} == {ver}
         events = {packet["event"] for packet in said if "event" in packet}

@@ -1,4 +1,4 @@
-"""How a node comes into a cluster: the same steps as a JS node takes (protocol §1.2, §3.3, §3.4, §4.1)."""
+"""A node joins a cluster with the same steps as a JS node (protocol §1.2, §3.3, §3.4, §4.1)."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
 
 class Watcher(Service):
-    """As every JS node of these tests has one."""
+    """Like the one of every JS node in these tests."""
 
     name = "watcher"
 
@@ -45,12 +45,12 @@ class Three(Named):
 
 
 def first_steps(recorder: NatsRecorder, node_id: str) -> tuple[list[str], str, dict[str, Any]]:
-    """Subscriptions before the first word under its own name, and that word."""
+    """The subscriptions before its first packet, with the subject and content of that packet."""
     asked = recorder.of("SUB", "PUB")
     first = next(i for i, one in enumerate(asked) if one.verb == "PUB" and (one.packet or {}).get("sender") == node_id)
     before = [one.subject.replace(f".{node_id}", ".<ID>") for one in asked[:first] if one.verb == "SUB"]
-    # Ours asks under another name whether its id is free and whom others know, and listens for the answers; and it has
-    # an inbox.
+    # Ours first asks under another name whether its id is free and which nodes others know, and subscribes for the
+    # answers; it also has an inbox.
     ours = ("~", ".REPLY.")
     return (
         [subject for subject in before if not any(mark in subject for mark in ours)],
@@ -75,13 +75,13 @@ async def test_c2_c3_a_node_starts_with_the_same_steps_as_a_js_node(
 
 
 async def announced(tap: Tap, node_id: str, *names: str) -> None:
-    """Returns when the node has announced these services, besides internal ones, and no others."""
+    """Return when the node has announced exactly these services besides internal ones."""
 
     def holds() -> bool:
-        told = history(tap, node_id)
-        return bool(told) and told[-1][1] == sorted(names)
+        infos = history(tap, node_id)
+        return bool(infos) and infos[-1][1] == sorted(names)
 
-    await eventually(holds, f"{node_id} to announce {names}; it did {history(tap, node_id)}")
+    await eventually(holds, f"{node_id} to announce {names}; it announced {history(tap, node_id)}")
 
 
 def history(tap: Tap, node_id: str) -> list[tuple[int, list[str]]]:
@@ -135,10 +135,10 @@ async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_no_n
         nodes = ("js", "py")
         await tap.catch_up()
         assert tap.find("INFO.py", sender="js"), "JS answered our DISCOVER"
-        assert tap.find("INFO.py", sender="py") == [], "nobody answers himself"
+        assert tap.find("INFO.py", sender="py") == [], "a node does not answer itself"
 
         for topic in ("DISCOVER", "DISCOVER.js", "DISCOVER.py"):
-            await tap.say(topic, {"ver": ver, "sender": "ghost"})
+            await tap.publish(topic, {"ver": ver, "sender": "ghost"})
         for node in nodes:
             await tap.settle(node, ver=ver)
         assert sorted(info["sender"] for info in tap.find("INFO.ghost")) == ["js", "js", "py", "py"]
@@ -154,8 +154,8 @@ async def test_c5_c6_only_a_discover_is_answered_with_info_and_it_registers_no_n
             "seq": 1,
             "config": {},
         }
-        await tap.say("INFO", info)
-        await tap.say("INFO.py", info)
+        await tap.publish("INFO", info)
+        await tap.publish("INFO.py", info)
         for node in nodes:
             await tap.settle(node, ver=ver)
         assert "ghost" in await js.nodes()
@@ -168,7 +168,7 @@ async def test_c1_namespaces_never_mix(version: str, nats_url: str, namespace: s
         open_tap(nats_url, "") as tap,
         js_node(version, nats_url, "", "js") as js,
         ServiceBroker("py", namespace="", transporter=nats_url, services=[One()]),
-        # The same id and service elsewhere: would one of them hear of the other, it would end.
+        # The same id and service in another namespace: if one of them received the other's packets, it would stop.
         ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[One(), Two()]) as elsewhere,
     ):
         await js.wait_for_services("one")
@@ -207,13 +207,13 @@ async def test_c90_a_node_that_starts_together_with_a_js_node_leaves_no_error_in
 
 
 async def start_both(nats_url: str, namespace: str, *, behind: bool) -> None:
-    """A JS node answers nobody for half a second after its own DISCOVER, and logs an error for the other version. The
-    tap is of DISCOVER alone: of all topics it would receive our question for PEERS, and we would wait for an answer."""
+    """A JS node sends no answers for half a second after its own DISCOVER, and logs an error for the other version. The
+    tap subscribes only to DISCOVER: it would receive our PEERS request otherwise, and we would wait for its answer."""
     broker = ServiceBroker("py", namespace=namespace, transporter=nats_url, services=[PythonMath()])
 
     async def start() -> None:
         if behind:
-            await tap.sees("DISCOVER", sender="js")
+            await tap.wait_for("DISCOVER", sender="js")
         await broker.start()
 
     async with open_tap(nats_url, namespace, "DISCOVER") as tap, anyio.create_task_group() as tasks:

@@ -1,4 +1,4 @@
-"""A node that stops, and one whose NATS server goes away, in the steps of the reference (protocol §4.2, §4.5)."""
+"""A stop, and an outage of the NATS server, follow the steps of a JS node (protocol §4.2, §4.5)."""
 
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,18 @@ async def test_c33_c34_a_node_stops_with_the_same_steps_as_a_js_node(
             before = max(info["seq"] for info in tap.find("INFO", sender="py"))
             mark = await tap.mark()
             tasks.start_soon(broker.stop)
-            last = await tap.sees("INFO", after=mark, sender="py")
+            last = await tap.wait_for("INFO", after=mark, sender="py")
             assert (last["services"], last["seq"]) == ([], before + 1)
-            # Who has not read that yet is still served for a moment…
+            # Callers that have not read that yet are still served for a moment…
             assert (await tap.ask("py", "stopping.quick", ver=ver))["data"] == "quick"
-            # …and refused after it, while what runs may end.
+            # …and refused afterwards, while running handlers may finish.
             while (answer := await tap.ask("py", "stopping.quick", ver=ver, meta={"m": 1}))["success"]:
                 pass
             error = answer["error"]
             assert (error["name"], error["code"], error["retryable"]) == ("ServiceNotAvailableError", 404, True)
             assert (error["data"], answer["meta"]) == ({"action": "stopping.quick", "nodeID": "py"}, {"m": 1})
-            await tap.say("DISCOVER", {"ver": ver, "sender": "tap"})
-            assert (await tap.sees("INFO.tap", after=mark, sender="py"))["services"] == []
+            await tap.publish("DISCOVER", {"ver": ver, "sender": "tap"})
+            assert (await tap.wait_for("INFO.tap", after=mark, sender="py"))["services"] == []
             slow.finish.set()
             gone = await js.local_event("$node.disconnected")
             assert (gone["node"], gone["unexpected"]) == ("py", False)
@@ -108,7 +108,7 @@ async def test_c32_after_a_nats_outage_the_node_sends_info_and_discover_again(
 
 
 async def once_connected(js: JsNode) -> Any:
-    """What JS sends before it has found the server again is lost, and it does not know (§4.5)."""
+    """Packets that JS sends before it has reconnected are lost without notice (§4.5)."""
     with anyio.fail_after(DEADLINE_S):
         while True:
             try:

@@ -48,7 +48,7 @@ async def deployment(
     postgres_server: PostgresServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Deployment]:
-    """A JS node and a node of the service on a table that production has had since before `deletedAt`."""
+    """A JS node, and a node of the service on a production table from before `deletedAt`."""
     version, dialect = request.param.split()
     namespace = f"store-{uuid.uuid4().hex[:12]}"
     async with AsyncExitStack() as stack:
@@ -189,9 +189,9 @@ async def test_stats_count_what_the_lists_show(deployment: Deployment) -> None:
 
 async def test_every_change_is_broadcast_to_every_node(deployment: Deployment) -> None:
     mark = deployment.js.mark()
-    record = await deployment.call("create", {"environment": {"name": "told"}})
+    record = await deployment.call("create", {"environment": {"name": "changed"}})
     known = {"uuid": record["id"]}
-    await deployment.call("update", {**known, "environment": {"name": "told again"}})
+    await deployment.call("update", {**known, "environment": {"name": "changed again"}})
     await deployment.call("remove", known)
     await deployment.call("restore", known)
     await deployment.call("permanentDelete", {**known, "force": True})
@@ -200,9 +200,9 @@ async def test_every_change_is_broadcast_to_every_node(deployment: Deployment) -
         def is_it(payload: dict[str, Any], kind: str = kind) -> bool:
             return bool(payload["params"]["type"] == kind)
 
-        heard = await deployment.js.recorded("environments.updated", is_it, after=mark)
-        assert heard["params"]["uuid"] == record["id"]
-        assert set(heard["params"]) == {"type", "uuid", "hash", "timestamp"}
+        event = await deployment.js.recorded("environments.updated", is_it, after=mark)
+        assert event["params"]["uuid"] == record["id"]
+        assert set(event["params"]) == {"type", "uuid", "hash", "timestamp"}
 
 
 async def test_a_list_is_read_page_by_page(deployment: Deployment) -> None:
@@ -246,7 +246,7 @@ async def test_many_writes_at_once_are_all_kept(deployment: Deployment) -> None:
 
 
 async def test_neither_side_has_logged_an_error(deployment: Deployment) -> None:
-    # The first question of a Python node that has not heard of anybody is in version 5; 0.14 notes that once.
+    # The first DISCOVER of a Python node that knows no peers is in version 5; 0.14 logs that once.
     unexpected = [line for line in deployment.js.logged() if "DISCOVER" not in line]
     assert unexpected == []
     assert [line.text for line in deployment.store.lines if "ERROR" in line.text or "Traceback" in line.text] == []

@@ -1,4 +1,4 @@
-"""Nodes of the service that stop, crash, come back and are replaced, as their JS callers see it."""
+"""Nodes of the service stop, crash, return and are replaced, as their JS callers see it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -130,6 +130,6 @@ async def test_c32_the_service_recovers_after_a_nats_outage(
                 try:
                     record = await js.call(f"{SERVICE}.get", {"uuid": made}, timeout=1000)
                     break
-                except JsError:  # the JS node's own client takes its time to reconnect
+                except JsError:  # the client of the JS node may take long to reconnect
                     continue
         assert record["environment"]["name"] == "before"

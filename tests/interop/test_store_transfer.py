@@ -1,4 +1,4 @@
-"""`export` and `import` as JS nodes of both versions use them: streams of NDJSON, out and in, whole or not at all."""
+"""`export` and `import` as JS nodes of both versions use them: streams of NDJSON, completely or not at all."""
 
 import json
 import uuid
@@ -33,7 +33,7 @@ const exported = async params => {
     }
     return Buffer.concat(pieces);
 };
-// 0.14 hands a stream over in the place of the params: what else there is to say goes into meta.
+// 0.14 passes a stream in place of the params: all options go into meta.
 const imported = (stream, choice) => VERSION === "0.14"
     ? broker.call("environments-store.import", stream, { timeout: 60000, meta: choice })
     : broker.call("environments-store.import", choice, { timeout: 60000, stream });

@@ -19,7 +19,7 @@ VALUES = [{"a": [1, None]}, "text", 5, [1, 2], {"type": "text", "é": "😀"}]
 
 
 def make(size: int, chunk: int) -> Iterator[bytes]:
-    """The same bytes as js/streams.cjs makes."""
+    """The same bytes as those that js/streams.cjs makes."""
     pattern = bytes(range(251))
     for start in range(0, size, chunk):
         first = start % 251
@@ -113,7 +113,7 @@ async def test_c67_c68_a_stream_is_sent_there_and_back(pair: Pair) -> None:
 
 
 async def test_c71_a_js_answer_stream_that_fails_raises_its_error_at_the_reader(pair: Pair) -> None:
-    # Large: of a small one, JS may see it broken before anybody can read it, and then sends neither error nor end.
+    # Large: with a small one, JS may see the error before the stream is read, and then sends neither error nor end.
     stream = await pair.broker.call("streams.send", {**LARGE, "breakAfter": 3}, timeout=60)
     with pytest.raises(MoleculerError, match="broken on purpose") as caught:
         await read(stream)
@@ -145,5 +145,5 @@ async def test_c71_a_request_stream_that_fails_raises_the_writers_error_at_the_h
 
 
 async def test_js_has_logged_no_errors_during_these_tests(pair: Pair) -> None:
-    # The first question of a Python node that has not heard of anybody is in version 5; 0.14 notes that once.
+    # The first DISCOVER of a Python node that knows no peers is in version 5; 0.14 logs that once.
     assert [line for line in pair.js.logged() if "DISCOVER" not in line] == []

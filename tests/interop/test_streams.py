@@ -19,7 +19,7 @@ from tests.support.processes import start_python
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60
 
-# The same services for both versions: 0.14 hands the stream over as the params, 0.15 as `ctx.stream`.
+# The same services for both versions: 0.14 passes the stream as the params, 0.15 as `ctx.stream`.
 JS_SERVICE = """
 const { Readable, Transform } = process.getBuiltinModule("node:stream");
 const { createHash } = process.getBuiltinModule("node:crypto");
@@ -126,7 +126,9 @@ class Streams(Service):
     async def breaks(self, ctx: Context) -> AsyncIterator[dict[str, int]]:
         self.read = anyio.Event()
         yield {"i": 0}
-        await self.read.wait()  # 0.14 cannot take an error that comes together with the opening: nobody listens yet
+        await (
+            self.read.wait()
+        )  # 0.14 cannot handle an error that arrives with the opening: its stream has no listener yet
         raise MoleculerClientError("broke in Python", 418, "TEAPOT")
 
     @action
@@ -150,7 +152,7 @@ class Cluster:
     broker: ServiceBroker
 
     async def from_js(self, action: str, **given: Any) -> dict[str, Any]:
-        """What a JS node gets from an action of ours."""
+        """What a JS node receives from a Python action."""
         code = JS_CALLER.replace("GIVEN", json.dumps({"action": action, **given}))
         code = code.replace("VERSION", json.dumps(self.version))
         answer: dict[str, Any] = await self.js.command("run", code=code, deadline_s=DEADLINE_S)
@@ -304,7 +306,7 @@ async def test_c74_the_loss_of_a_js_writer_breaks_the_stream_at_its_python_reade
 async def test_c74_a_python_writer_that_stops_breaks_the_stream_at_its_js_reader(
     version: str, nats_url: str, namespace: str, js_modules: object
 ) -> None:
-    """By a packet of the stream: a reader of 0.14 learns nothing from the DISCONNECT."""
+    """It ends with a packet of the stream: a reader of 0.14 ignores the DISCONNECT."""
     service = Streams()
     async with (
         js_node(version, nats_url, namespace, "js") as js,

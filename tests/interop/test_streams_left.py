@@ -1,4 +1,5 @@
-"""Streams between Python and JS nodes that one side leaves before their end: the other is told (protocol §8.2)."""
+"""Streams between Python and JS nodes that one side leaves before their end: the other side gets an error or the end
+(protocol §8.2)."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -44,17 +45,17 @@ class Left(Service):
     name = "pyleft"
 
     def __init__(self) -> None:
-        self.told = anyio.Event()
+        self.released = anyio.Event()
 
     @action
     async def feed(self, ctx: Context) -> AsyncIterator[Any]:
-        await self.told.wait()
+        await self.released.wait()
         yield {"a": 1}
         yield b"bytes"
 
     @action
-    async def tell(self, ctx: Context) -> None:
-        self.told.set()
+    async def release(self, ctx: Context) -> None:
+        self.released.set()
 
     @action
     async def endless(self, ctx: Context) -> AsyncIterator[bytes]:
@@ -135,7 +136,9 @@ async def test_c71_a_js_handler_gets_an_error_when_the_call_is_cancelled(pair: P
 
 
 async def test_c68_a_js_caller_gets_the_stream_of_a_feed_without_an_item_yet(pair: Pair) -> None:
-    """Its timeout is for the answer, and the answer is the stream (§8.2)."""
-    code = 'const feed = await broker.call("pyleft.feed", null, { timeout: 20000 }); await broker.call("pyleft.tell");'
-    code += "const told = []; for await (const item of feed) told.push(item); return told.map(String);"
+    """The timeout covers the answer, and the answer is the opened stream (§8.2)."""
+    code = (
+        'const feed = await broker.call("pyleft.feed", null, { timeout: 20000 }); await broker.call("pyleft.release");'
+    )
+    code += "const items = []; for await (const item of feed) items.push(item); return items.map(String);"
     assert await pair.js.run(code) == ["[object Object]", "bytes"]

@@ -1,4 +1,4 @@
-"""Streams from Python to JS nodes, whole, or with an error at both ends when a NATS connection ends in between."""
+"""Streams from Python to JS nodes are complete, or end with an error at both ends when a NATS connection is lost."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ async def endless(chunks: int, wait: float) -> AsyncIterator[bytes]:
 
 
 class Reader(Service):
-    """As the service of the JS node."""
+    """Like the service of the JS node."""
 
     name = "jslost"
 
@@ -104,7 +104,7 @@ class Pair:
     py: ServiceBroker
     service: Lost
     link: TcpProxy
-    """The connection of one of them."""
+    """The connection of one of the nodes."""
 
     @property
     def transport(self) -> Transport:
@@ -113,7 +113,7 @@ class Pair:
         return transport
 
     async def read(self, chunks: int, wait: float = 0) -> None:
-        """Let JS begin to read."""
+        """Make JS begin to read."""
         await self.js.run(JS_READER.replace("CHUNKS", str(chunks)).replace("WAIT", str(wait)))
 
     async def outcome(self) -> Any:
@@ -133,7 +133,7 @@ async def open_pair(stack: AsyncExitStack, server: NatsServer, version: str, beh
 
 
 CASES = [("0.14", "js", 0.05), ("0.14", "py", 0), ("0.15", "js", 0), ("0.15", "py", 0.05)]
-"""The version, whose connection is lost, and how long the writer waits between two chunks."""
+"""The version, the node whose connection is lost, and the seconds that the writer waits between chunks."""
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ async def silent() -> AsyncIterator[bytes]:
 async def test_c71_a_call_that_ends_before_its_first_chunk_ends_its_handler(
     reader: str, end: str, nats_server: NatsServer, js_modules: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its request is out; its stream waits for the server to say so, or is open and has nothing to send yet."""
+    """Its request is sent; its stream waits for the server to confirm that, or is open without a chunk to send yet."""
     monkeypatch.setattr("broker.streams.writer.STREAM_OPENING_S", 0.01)
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(TcpProxy(nats_server.port).running())

@@ -1,5 +1,5 @@
-"""A user's view: a JS node that drives three workers sees no difference between JS workers and two Python ones beside
-a JS one."""
+"""A user's view: a JS node that drives three workers sees no difference between three JS workers and two Python ones
+with a JS one."""
 
 import uuid
 from contextlib import AsyncExitStack
@@ -42,7 +42,7 @@ async def test_c66_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_a
             transporter=nats_url,
             serializer=serializer,
             disable_balancer=disable_balancer,
-            protocol=PROTOCOLS[version],  # the other one would make a line in the log of JS
+            protocol=PROTOCOLS[version],  # the other version would leave a line in the log of JS
             services=[Work(), Mail()],
         )
         for node_id in WORKERS

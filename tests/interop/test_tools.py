@@ -1,4 +1,4 @@
-"""JS tools read a Python node as they read a JS one: `$node`, moleculer-repl, and published parameters."""
+"""JS tools read a Python node like a JS one: `$node`, moleculer-repl, and published parameters."""
 
 import json
 import re
@@ -84,7 +84,7 @@ class Shop(Service):
         self.orders.append(ctx.params)
 
 
-# What both sides must say of the same params, with `item` added.
+# The verdict that both sides must give on the same params, with `item` added.
 ALIKE: list[tuple[dict[str, Any], bool]] = [
     ({}, True),
     ({"item": "x"}, False),
@@ -135,7 +135,7 @@ ALIKE: list[tuple[dict[str, Any], bool]] = [
 ]
 
 
-# What a request over HTTP may hold, and more, for every parameter of `find`.
+# Values that an HTTP request may contain, and more, for every parameter of `find`.
 TEXTS: list[Any] = [
     *("", "0", "1", "10", " 5 ", "+5", "5.", "1e0", "0x7", "0b1", "1_0", "1.5", "ten", "nan", "Infinity", "-1", "null"),
     *("true", "false", "on", "off", "TRUE", "yes", "1,2", "2024-01-02", "2024-01-02T03:04:05.678Z", "20240102"),
@@ -261,7 +261,7 @@ async def test_c51_node_service_calls_stay_on_the_calling_node(nodes: Nodes) -> 
 
 
 def _plain(text: str) -> str:
-    """Tables drawn with the same lines, without what aligns their cells."""
+    """Tables drawn with the same lines, without the padding of their cells."""
     lines = re.sub(r"[│┃║|]", "│", text).splitlines()
     return "\n".join(" ".join(line.split()) for line in lines)
 

@@ -1,4 +1,4 @@
-"""The commands of `broker` in clusters of JS nodes: they see every node, and leave next to nothing in a JS log."""
+"""The commands of `broker` in clusters of JS nodes see every node, and leave at most one line in a JS log."""
 
 import json
 import re
@@ -32,10 +32,10 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Visited:
-    """A cluster, with how to run a command in it."""
+    """A cluster, and a way to run commands in it."""
 
     js: dict[str, JsNode]
-    """By the node's id."""
+    """By node id."""
     python: ServiceBroker | None
     environment: dict[str, str]
 
@@ -50,7 +50,7 @@ class Visited:
         return await run_python(*self.command(*arguments), environment=self.environment)
 
     def visitors_in(self, name: str) -> list[str]:
-        """What a JS node logged of any other node than these."""
+        """The lines of a JS node about nodes other than these."""
         lines = self.js[name].logged("warn", "error", "fatal")
         named = [re.search(r"sender: '([^']+)'|from '([^']+)'", line) for line in lines]
         return [line for line, match in zip(lines, named, strict=True) if not match or match[1] not in self.names]
@@ -122,38 +122,38 @@ async def test_every_command_sees_every_node_and_leaves_at_most_one_line_in_a_js
             await node.recorded(f"visit.{event}")
         allowed = 0 if visited.python else len(commands)
         assert len(visited.visitors_in(name)) - before[name] <= allowed
-        assert set(await node.nodes()) == {name, *(["py"] if visited.python else [])}, "nobody joined"
+        assert set(await node.nodes()) == {name, *(["py"] if visited.python else [])}, "no node joined"
 
 
 async def test_listening_leaves_a_log_line_only_in_a_cluster_of_both_versions(visited: Visited) -> None:
-    """Besides its heartbeats there, which are those of any node."""
+    """Apart from lines about its heartbeats, which every node causes."""
     before = {name: len(visited.visitors_in(name)) for name in visited.js}
     listen = visited.command("listen", "visit.*", "--count", str(len(visited.names)))
     environment = {**visited.environment, "BROKER_HEARTBEAT_INTERVAL": "60"}
     async with start_python(*listen, environment=environment) as process:
         await process.line("Listening")
         for node in visited.js.values():
-            await node.broadcast("visit.heard", node.node_id)
+            await node.broadcast("visit.event", node.node_id)
         if visited.python:
-            await visited.python.broadcast("visit.heard", "py")
+            await visited.python.broadcast("visit.event", "py")
         assert await process.wait() == 0, process.report("failed")
-    heard = [json.loads(line) for line in process.stdout]
-    assert sorted((event["sender"], event["payload"]) for event in heard) == [(name, name) for name in visited.names]
+    received = [json.loads(line) for line in process.stdout]
+    assert sorted((event["sender"], event["payload"]) for event in received) == [(name, name) for name in visited.names]
     (visitor,) = {node for name in visited.js for node in await gone(visited.js[name])}
     for name in visited.js:
         asked, left = 0 if visited.python else 1, len(visited.js) - 1
         assert len(visited.visitors_in(name)) - before[name] <= asked + left
     if visited.python:
-        await eventually(lambda: not visited.python.registry.nodes[visitor].available, "the good-bye")  # type: ignore[union-attr]
+        await eventually(lambda: not visited.python.registry.nodes[visitor].available, "the DISCONNECT")  # type: ignore[union-attr]
 
 
 async def gone(node: JsNode) -> list[str]:
-    """The node that has said good-bye to this one."""
+    """The node whose DISCONNECT this one has received."""
     return [(await node.local_event("$node.disconnected"))["node"]]
 
 
 async def test_a_call_to_one_node_reaches_no_other(visited: Visited) -> None:
-    """As the health check of the image makes it."""
+    """Like the call of the image's health check."""
     target, action = ("py", "pymath.add") if visited.python else ("old", "old.echo.params")
     async with open_tap(visited.environment["NATS_URL"], visited.environment["NAMESPACE"]) as tap:
         mark = await tap.mark()
@@ -161,7 +161,7 @@ async def test_a_call_to_one_node_reaches_no_other(visited: Visited) -> None:
         await tap.catch_up()
         said = {seen.topic for seen in tap.seen[mark:] if seen.packet.get("sender") not in visited.names}
     others = said - {"PEERS", f"DISCOVER.{target}", f"REQ.{target}"}
-    assert {topic.split(".")[0] for topic in others} <= {"PING", "REPLY"}, "whether its name is free, and to itself"
+    assert {topic.split(".")[0] for topic in others} <= {"PING", "REPLY"}, "the id probe, and packets to itself"
     assert not [topic for topic in others for name in visited.names if topic.endswith(f".{name}")]
 
 

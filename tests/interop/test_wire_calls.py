@@ -1,4 +1,4 @@
-"""Calls as they stand on the wire: what we send and answer is what the JS node beside us sends and answers (§5)."""
+"""Calls on the wire: Python sends the same requests and answers as the JS node of the cluster (§5)."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -39,7 +39,7 @@ async def test_c35_c36_a_request_equals_the_one_that_js_sends(cluster: Cluster, 
     for packet in (ours, theirs):
         assert packet["requestID"] == packet["id"]
         if cluster.ver == "4" and not packet["params"]:
-            packet["stream"] = False  # JS 0.14 puts the falsy value itself here
+            packet["stream"] = False  # JS 0.14 sends the falsy value itself here
     assert {**ours, **dict.fromkeys(CALLERS_OWN)} == {**theirs, **dict.fromkeys(CALLERS_OWN)}
     assert ours["params"] == ({} if params is ABSENT else params)
     assert ("headers" in ours) == (cluster.ver == "5")

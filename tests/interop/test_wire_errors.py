@@ -1,4 +1,4 @@
-"""Errors as they stand on the wire: ours are those that JS sends for the same failure (protocol §6)."""
+"""Errors on the wire: Python sends the same as JS for the same failure (protocol §6)."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ RARE: list[dict[str, Any]] = [
     {"class": "InvalidPacketDataError", "data": {"packet": 1}},
     {"class": "BrokerDisconnectedError"},
 ]
-"""What a node raises about itself; a service hardly ever."""
+"""The errors that the framework raises, and services hardly ever do."""
 
 FROM_DATA = [
     *(order["class"] for order, *_ in ORDERS if order.get("data") == WHERE),
@@ -70,7 +70,7 @@ async def test_c55_errors_of_the_framework_are_recreated_by_class(cluster: Clust
 async def test_c53_data_is_an_object_even_when_none_was_given(cluster: Cluster, name: str) -> None:
     answer = await cluster.tap.ask("py", "pyerrors.throw", ver=cluster.ver, params={"class": name})
     assert isinstance(answer["error"]["data"], dict)
-    with pytest.raises(JsError) as caught:  # without an object the JS caller would wait for ever
+    with pytest.raises(JsError) as caught:  # without an object the JS caller would never get an answer
         await cluster.js.call("pyerrors.throw", {"class": name})
     assert (caught.value.name, caught.value.js_class) == (name, name)
 
@@ -92,7 +92,7 @@ async def test_c59_messages_that_are_not_text_and_codes_that_are_not_numbers_are
     with pytest.raises(RemoteError) as coded:
         await cluster.broker.call("errors.throw", order, timeout=30)
     assert (coded.value.name, coded.value.code, coded.value.type, coded.value.data) == ("Error", "E_CUSTOM", "T", 5)
-    # And on through Python to JS.
+    # And passed on through Python to JS.
     for wanted in (order, {"class": "object", "data": {"why": [1]}}):
         with pytest.raises(JsError) as in_js:
             await cluster.js.call("pychain.call", {"action": "errors.throw", "params": wanted})

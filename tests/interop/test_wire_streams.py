@@ -1,4 +1,4 @@
-"""Streams as they stand on the wire: the packets that a JS node sends for the same content (protocol §8)."""
+"""Streams on the wire: Python sends the same packets as a JS node for the same content (protocol §8)."""
 
 import random
 from collections.abc import AsyncIterator
@@ -96,7 +96,7 @@ ORDERS: list[dict[str, bool]] = [
 
 
 def comparable(packet: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs between any two streams."""
+    """Without the fields that differ between any two streams."""
     plain = {name: value for name, value in packet.items() if name not in ("id", "sender", "requestID", "action")}
     for error in (
         plain.get("error"),
@@ -115,15 +115,15 @@ async def test_c68_c69_c71_c73_an_answer_stream_has_the_packets_of_js(flow: Clus
     for node, called in (("js", "flow.out"), ("py", "pyflow.out")):
         mark = await flow.tap.mark()
         packet = {"ver": flow.ver, "sender": "tap", "id": f"out-{node}", "action": called, "params": order}
-        await flow.tap.say(f"REQ.{node}", {**packet, "meta": {"m": 1}, "headers": {"h": "1"}})
-        await flow.tap.sees("RES.tap", after=mark, sender=node, stream=False)
+        await flow.tap.publish(f"REQ.{node}", {**packet, "meta": {"m": 1}, "headers": {"h": "1"}})
+        await flow.tap.wait_for("RES.tap", after=mark, sender=node, stream=False)
         packets[node] = [comparable(packet) for packet in flow.tap.find("RES.tap", after=mark, sender=node)]
     assert packets["py"] == packets["js"]
     check_sequence(packets["py"], "data")
 
 
 async def test_c67_chunks_without_an_action_belong_to_their_stream(flow: Cluster) -> None:
-    """moleculer-java sends all that follows the opening of a stream without the action."""
+    """moleculer-java sends every packet after the opening of a stream without the action."""
     common = {"ver": flow.ver, "sender": "tap", "id": "java"}
     opening: dict[str, Any] = {"params": None, "meta": {}, "timeout": 9000, "level": 1, "stream": True, "seq": 0}
     chunk = {"stream": True, "seq": 1, "params": {"type": "Buffer", "data": list(b"hello")}}
@@ -132,8 +132,8 @@ async def test_c67_chunks_without_an_action_belong_to_their_stream(flow: Cluster
     for node, called in (("js", "flow.in"), ("py", "pyflow.in")):
         mark = await flow.tap.mark()
         for packet in ({**opening, "action": called}, chunk, end):
-            await flow.tap.say(f"REQ.{node}", {**common, **packet})
-        answers.append((await flow.tap.sees("RES.tap", after=mark, id="java"))["data"])
+            await flow.tap.publish(f"REQ.{node}", {**common, **packet})
+        answers.append((await flow.tap.wait_for("RES.tap", after=mark, id="java"))["data"])
     assert answers == [{"seen": list(b"hello")}] * 2
 
 
@@ -148,7 +148,7 @@ async def test_c67_c69_c71_c73_a_request_stream_has_the_packets_of_js(flow: Clus
     expected = [] if order.get("empty") else VALUES if order.get("objects") else list(b"".join(BYTES))
     assert there["seen"] == expected
     for result in (here, there):
-        if not order.get("fails"):  # then JS throws away what it has not read yet
+        if not order.get("fails"):  # JS then discards the chunks it has not read yet
             assert result["seen"] == expected
         assert result.get("error") == ("broke" if order.get("fails") else None)
     await flow.tap.catch_up()
@@ -166,7 +166,7 @@ def check_sequence(packets: list[dict[str, Any]], chunk: str) -> None:
 
 
 async def test_c70_chunks_in_any_order_are_delivered_once_and_in_order(flow: Cluster) -> None:
-    """JS sorts, too; only we drop what comes twice."""
+    """JS sorts them too; only Python drops duplicates."""
     for node, called, doubled in (("js", "flow.in", False), ("py", "pyflow.in", True)):
         packet = {"ver": flow.ver, "sender": "tap", "id": f"any-{node}", "action": called, "meta": {}, "timeout": 0}
         chunks = [{**packet, "seq": n, "stream": True, "params": {"type": "Buffer", "data": [n]}} for n in range(1, 6)]
@@ -180,8 +180,8 @@ async def test_c70_chunks_in_any_order_are_delivered_once_and_in_order(flow: Clu
         random.Random(seed).shuffle(shuffled)
         mark = await flow.tap.mark()
         for one in shuffled:
-            await flow.tap.say(f"REQ.{node}", one)
-        answer = await flow.tap.sees("RES.tap", after=mark, id=f"any-{node}")
+            await flow.tap.publish(f"REQ.{node}", one)
+        answer = await flow.tap.wait_for("RES.tap", after=mark, id=f"any-{node}")
         assert answer["data"] == {"seen": [1, 2, 3, 4, 5]}, f"{node}, seed {seed}"
         await flow.tap.settle(node, ver=flow.ver)
         assert len(flow.tap.find("RES.tap", after=mark, id=f"any-{node}")) == 1
@@ -225,15 +225,15 @@ async def test_c44_the_meta_of_an_answer_stream_comes_back_too(flow: Cluster) ->
 
 
 async def test_c74_streams_of_a_node_that_leaves_break(flow: Cluster) -> None:
-    """By a peer made by hand that leaves in the middle; 0.14 neither ends nor breaks what it reads."""
+    """A raw peer leaves mid-stream; a 0.14 reader neither ends nor fails."""
     info = {"services": [], "instanceID": "i", "seq": 2, "config": {}}
-    await flow.tap.say("INFO", {"ver": flow.ver, "sender": "leaver", **info})
+    await flow.tap.publish("INFO", {"ver": flow.ver, "sender": "leaver", **info})
     packet = {"ver": flow.ver, "sender": "leaver", "id": "left", "action": "pyflow.in", "meta": {}, "timeout": 0}
-    await flow.tap.say("REQ.py", {**packet, "seq": 0, "stream": True, "params": None})
+    await flow.tap.publish("REQ.py", {**packet, "seq": 0, "stream": True, "params": None})
     chunk = {"type": "Buffer", "data": [1]}
-    await flow.tap.say("REQ.py", {**packet, "seq": 1, "stream": True, "params": chunk})
+    await flow.tap.publish("REQ.py", {**packet, "seq": 1, "stream": True, "params": chunk})
     await flow.tap.settle("py", ver=flow.ver)
     mark = await flow.tap.mark()
-    await flow.tap.say("DISCONNECT", {"ver": flow.ver, "sender": "leaver"})
-    answer = await flow.tap.sees("RES.leaver", after=mark, id="left")
+    await flow.tap.publish("DISCONNECT", {"ver": flow.ver, "sender": "leaver"})
+    answer = await flow.tap.wait_for("RES.leaver", after=mark, id="left")
     assert (answer["success"], answer["error"]["name"]) == (False, "RequestRejectedError")

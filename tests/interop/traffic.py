@@ -1,4 +1,4 @@
-"""Everything that a JS node and a Python node do with each other, round after round, each kind beside the others."""
+"""Traffic of every kind between a JS node and a Python node, in repeated rounds that run concurrently."""
 
 import uuid
 from collections import Counter
@@ -19,26 +19,26 @@ from tests.support.waiting import eventually
 __all__ = ["Traffic"]
 
 BYTES = {"size": 300_000, "chunk": 20_000}
-# Large, so that JS does not take in the beginning and the error at once: it would have no reader to tell yet.
+# Large, so that JS does not receive the opening and the error together: its stream would have no reader yet.
 BREAKS = {"size": 3_000_000, "chunk": 100_000, "breakAfter": 3}
 NODE_ACTIONS = ("list", "services", "actions", "events", "health", "options")
 
 
 class PythonEars(Service):
-    """Hears what is said, as the JS services `jsears` and `ears` do."""
+    """Records events, like the JS services `jsears` and `ears`."""
 
     name = "pyears"
 
-    def __init__(self, heard: list[tuple[str, str]]) -> None:
-        self.heard = heard
+    def __init__(self, received: list[tuple[str, str]]) -> None:
+        self.received = received
 
     @event("talk.*")
     async def on_talk(self, ctx: Context) -> None:
-        self.heard.append((ctx.params["id"], self.name))
+        self.received.append((ctx.params["id"], self.name))
 
 
 class Ears(PythonEars):
-    """One group with the JS service of its name."""
+    """In one group with the JS service of the same name."""
 
     name = "ears"
 
@@ -63,9 +63,9 @@ class Traffic:
         self.js, self.broker = js, broker
         self.counts: Counter[str] = Counter()
         self.logged: list[str] = []
-        """Errors in the logs of the JS nodes that are gone."""
+        """The errors logged by the JS nodes that have left."""
         self._options = options
-        self._heard: list[tuple[str, str]] = []
+        self._received: list[tuple[str, str]] = []
 
     async def prepare(self) -> None:
         """Both nodes get their services, and know those of the other."""
@@ -73,7 +73,7 @@ class Traffic:
             await self.js.create_service(fixture)
         for name in ("jsears", "ears"):
             await self.js.create_service("recorder", name=name, patterns=["talk.*"])
-        for service in (*python_services(), PythonStreams(), PythonEars(self._heard), Ears(self._heard)):
+        for service in (*python_services(), PythonStreams(), PythonEars(self._received), Ears(self._received)):
             await self.broker.add_service(service)
         await self.js.wait_for_services("pymath", "pyerrors", "pychain", "pystreams", "pyears")
         await self.broker.wait_for_services("math", "errors", "chain", "streams", "jsears", timeout=DEADLINE_S)
@@ -120,26 +120,28 @@ class Traffic:
         self.counts["errors"] += 2
 
     async def events(self) -> None:
-        """Emitted and broadcast, to all groups and to one; the group on both nodes hears an emitted one once."""
+        """Emitted and broadcast, to all groups and to one; the group on both nodes receives an emitted event once."""
         for emit in (self.js.emit, self.broker.emit):
-            await self._says(emit, ["ears", "jsears", "pyears"])
-            await self._says(emit, ["jsears"], groups=["jsears"])
-            await self._says(emit, ["pyears"], groups=["pyears"])
+            await self._sends(emit, ["ears", "jsears", "pyears"])
+            await self._sends(emit, ["jsears"], groups=["jsears"])
+            await self._sends(emit, ["pyears"], groups=["pyears"])
         for broadcast in (self.js.broadcast, self.broker.broadcast):
-            await self._says(broadcast, ["ears", "ears", "jsears", "pyears"])
-            await self._says(broadcast, ["ears", "ears"], groups=["ears"])
+            await self._sends(broadcast, ["ears", "ears", "jsears", "pyears"])
+            await self._sends(broadcast, ["ears", "ears"], groups=["ears"])
 
-    async def _says(self, say: Callable[..., Awaitable[None]], hear: list[str], **options: Any) -> None:
-        said, mark = uuid.uuid4().hex, self.js.mark()
-        del self._heard[:]
-        await say("talk.round", {"id": said}, **options)
+    async def _sends(self, send: Callable[..., Awaitable[None]], receivers: list[str], **options: Any) -> None:
+        sent, mark = uuid.uuid4().hex, self.js.mark()
+        del self._received[:]
+        await send("talk.round", {"id": sent}, **options)
 
-        def heard() -> list[str]:
+        def received() -> list[str]:
             there = [(one["payload"]["params"]["id"], one["service"]) for one in self._recorded(mark)]
-            return sorted(name for told, name in (*self._heard, *there) if told == said)
+            return sorted(name for event, name in (*self._received, *there) if event == sent)
 
-        await eventually(lambda: len(heard()) >= len(hear), f"{hear} to hear the event; {heard()} did")
-        assert heard() == hear
+        await eventually(
+            lambda: len(received()) >= len(receivers), f"{receivers} to receive the event; {received()} did"
+        )
+        assert received() == receivers
         self.counts["events"] += 1
 
     def _recorded(self, mark: int) -> Iterator[dict[str, Any]]:
@@ -147,7 +149,7 @@ class Traffic:
             yield from self.js.recorded_lines(service, after=mark)
 
     async def streams_from_js(self) -> None:
-        """Bytes, values and one that breaks, in requests and in answers."""
+        """Bytes, values and a failing stream, in requests and in answers."""
         expected = {"size": BYTES["size"], "sha1": sha1(BYTES), "objects": []}
         sends: dict[str, Any] = {"action": "pystreams.receive", "meta": {"name": "n"}}
         assert await self.js.command("sendStream", order=BYTES, **sends) == {**expected, "meta": "n"}
@@ -160,7 +162,7 @@ class Traffic:
         self.counts["streams"] += 5
 
     async def streams_from_python(self) -> None:
-        """The same the other way."""
+        """The same in the other direction."""
         expected = {"size": BYTES["size"], "sha1": sha1(BYTES), "objects": []}
         answer = await self.broker.call("streams.receive", stream=make(**BYTES), meta={"name": "n"})
         assert answer == {**expected, "meta": "n"}

@@ -21,11 +21,11 @@ broker.createService({ name: "seen", actions: {
     everywhere: { visibility: "published", handler: run }, peers: { visibility: "public", handler: run },
     here: { visibility: "protected", handler: run }, inside: { visibility: "private", handler: run },
     slow: { timeout: 1500, rest: "GET /slow", cache: { ttl: 5 }, handler: run } } });
-broker.createService({ name: "hears", version: 1, events: {
+broker.createService({ name: "listener", version: 1, events: {
     "user.*": { handler() {} }, "order.**": { group: "mail", handler() {} }, "$node.connected": { handler() {} },
     "pre*.k": { handler() {} }, "pre**": { handler() {} }, "q.?": { handler() {} } } });
 """
-NAMES = ("posts", "users", "nover", "nopre", "secret", "seen", "hears")
+NAMES = ("posts", "users", "nover", "nopre", "secret", "seen", "listener")
 
 
 class Posts(Service):
@@ -105,8 +105,8 @@ class Visible(Service):
         return True
 
 
-class Hears(Service):
-    name = "hears"
+class Listener(Service):
+    name = "listener"
     version = 1
 
     @event("user.*")
@@ -130,4 +130,4 @@ class Hears(Service):
 
 def twins() -> list[Service]:
     """What TWINS creates on a JS node."""
-    return [Posts(), Users(), NoVersion(), NoPrefix(), Secret(), Visible(), Hears()]
+    return [Posts(), Users(), NoVersion(), NoPrefix(), Secret(), Visible(), Listener()]

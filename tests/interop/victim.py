@@ -1,4 +1,4 @@
-"""A node in a process of its own that a test kills or freezes, and the calls that wait for it."""
+"""A node in its own process that a test kills or freezes, and the calls that wait for it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,25 +21,25 @@ KINDS = ("Python", *VERSIONS)
 
 @dataclass(frozen=True)
 class Victim:
-    """A node in a process of its own, with the actions `wait` and `block` of a service."""
+    """A node in its own process, with a service that has the actions `wait` and `block`."""
 
     process: Process
     service: str
     broker: ServiceBroker
-    """Another node, that knows it."""
+    """Another node that knows it."""
 
     async def call(self, action: str, ms: float, **options: Any) -> Any:
         return await self.broker.call(f"{self.service}.{action}", {"ms": ms}, **options)
 
     @property
     def probes(self) -> int:
-        """How many were sent to it since it has kept calls waiting."""
+        """The number of probes sent to it since it has kept calls waiting."""
         watched = self.broker._node.transit.requests.liveness._watched.get("victim")
         return watched.probes if watched else 0
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether it did not receive the last probe."""
+        """Whether the last probe reached no subscriber."""
         watched = self.broker._node.transit.requests.liveness._watched["victim"]
         return watched.refused >= watched.probes - 1
 

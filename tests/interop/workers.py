@@ -59,11 +59,11 @@ class Work(Service):
         return await ctx.call(end) if end else {"id": ctx.request_id}
 
     @action
-    async def tell(self, ctx: Context) -> bool:
-        await ctx.emit("told.emitted", {"n": 1})
-        await ctx.broadcast("told.broadcast", {"n": 2})
-        await ctx.emit("$told.emitted", {"n": 3})
-        await ctx.broadcast("$told.broadcast", {"n": 4})
+    async def notify(self, ctx: Context) -> bool:
+        await ctx.emit("news.emitted", {"n": 1})
+        await ctx.broadcast("news.broadcast", {"n": 2})
+        await ctx.emit("$news.emitted", {"n": 3})
+        await ctx.broadcast("$news.broadcast", {"n": 4})
         return True
 
     @action
@@ -100,30 +100,30 @@ class Work(Service):
 
     @event("user.created")
     async def on_created(self, ctx: Context) -> None:
-        self.hear("user.created", ctx)
+        self.record("user.created", ctx)
 
     @event("user.*")
     async def on_user(self, ctx: Context) -> None:
-        self.hear("user.*", ctx)
+        self.record("user.*", ctx)
 
     @event("order.**", group="accounting")
     async def on_order(self, ctx: Context) -> None:
-        self.hear("order.**", ctx)
+        self.record("order.**", ctx)
 
     @event("$job.done")
     async def on_job(self, ctx: Context) -> None:
-        self.hear("$job.done", ctx)
+        self.record("$job.done", ctx)
 
     @event("*.done", group="every")
     async def on_every(self, ctx: Context) -> None:
-        self.hear("*.done", ctx)
+        self.record("*.done", ctx)
 
     @event("$**", group="internal")
     async def on_internal(self, ctx: Context) -> None:
         if str(ctx.event).startswith("$job"):
-            self.hear("$**", ctx)
+            self.record("$**", ctx)
 
-    def hear(self, pattern: str, ctx: Context) -> None:
+    def record(self, pattern: str, ctx: Context) -> None:
         self.counted[f"{pattern} {ctx.event} {ctx.params['n']}"] += 1
 
 

@@ -1,4 +1,4 @@
-"""Services that the tests of the broker call."""
+"""Example services for the tests of the broker."""
 
 from typing import Annotated, Any
 
@@ -46,7 +46,7 @@ class Math(Service):
 
     @action
     async def odd(self, ctx: Context) -> Any:
-        """A result, meta, or error data that JSON has no form for."""
+        """Returns a result, meta or error data that cannot be encoded as JSON."""
         match ctx.params["where"]:
             case "meta":
                 ctx.meta["odd"] = object()
@@ -70,7 +70,7 @@ class Math(Service):
 
 
 class Echo(Service):
-    """Says what it was given."""
+    """Returns what it received."""
 
     name = "echo"
 
@@ -109,7 +109,7 @@ class Echo(Service):
 
 
 class Relay(Service):
-    """Calls on."""
+    """Calls other actions."""
 
     name = "relay"
 
@@ -128,7 +128,7 @@ class Relay(Service):
 
 
 class Gate(Service):
-    """Calls that take as long as the test wants."""
+    """Calls that wait until the test releases them."""
 
     name = "gate"
 

@@ -1,4 +1,4 @@
-"""Very many messages for a NATS server, faster than any client of NATS in Python writes them."""
+"""Publishes very many messages to a NATS server, faster than any Python client of NATS."""
 
 import socket
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _CHUNK_BYTES = 262_144
 
 
 def publish_all(url: str, subject: str, messages: Iterable[bytes]) -> None:
-    """Publish them, and return when the server has taken them all. Blocks."""
+    """Publish the messages, and return when the server has read them all. Blocks."""
     address = urlsplit(url)
     with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
         written = bytearray(b'CONNECT {"verbose":false,"pedantic":false}\r\n')

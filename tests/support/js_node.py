@@ -5,7 +5,7 @@
         await js.wait_for_services("greeter")
         assert await js.call("greeter.hello", {"name": "Ada"}, timeout=5000) == "Hello Ada!"
 
-Options of calls are those of Moleculer JS, in its words and units (`nodeID`, milliseconds).
+Call options are those of Moleculer JS, with its names and units (`nodeID`, milliseconds).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _NOTHING: Any = object()
 
 
 class JsError(Exception):
-    """What a call on the JS node rejected with, as JavaScript saw it. A field it did not have is None."""
+    """The error of a rejected call of the JS node, as JavaScript saw it. A missing field is None."""
 
     def __init__(self, fields: dict[str, Any], meta: dict[str, Any] | None) -> None:
         super().__init__(f"{fields.get('name')}: {fields.get('message')}")
@@ -42,7 +42,7 @@ class JsError(Exception):
 
 @dataclass(frozen=True)
 class JsReply:
-    """A call's result with what came with it; times are milliseconds of the node's own clock."""
+    """A call's result with its meta; times are milliseconds of the node's own clock."""
 
     result: Any
     meta: dict[str, Any]
@@ -91,7 +91,7 @@ class JsNode:
         return await self.command("ping", target=target, timeout=timeout_ms)
 
     async def nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes it holds to be alive, itself too, by id."""
+        """The nodes that it considers available, including itself, by id."""
         return {node["id"]: node for node in await self.command("nodes")}
 
     async def services(self) -> dict[str, dict[str, Any]]:
@@ -103,11 +103,11 @@ class JsNode:
         return {action["name"]: action for action in await self.command("actions")}
 
     async def run(self, code: str) -> Any:
-        """Runs JavaScript, `await` and all, with `broker` in reach; what it returns."""
+        """Runs asynchronous JavaScript with `broker` in scope; returns its result."""
         return await self.command("run", code=code)
 
     async def stop(self) -> None:
-        """`broker.stop()`, and the end of the process."""
+        """Calls `broker.stop()`, and waits for the end of the process."""
         await self.command("stop")
         await self.process.wait()
 
@@ -134,7 +134,7 @@ class JsNode:
         after: int = 0,
         deadline_s: float = DEADLINE_S,
     ) -> dict[str, Any]:
-        """Waits for a local event, such as `$node.connected`; one that has come already counts (see `mark`)."""
+        """Waits for a local event, such as `$node.connected`; an event since `after` counts (see `mark`)."""
 
         def fits(text: str) -> bool:
             if not text.startswith(f'{{"event":"{kind}"'):
@@ -168,11 +168,11 @@ class JsNode:
         return [line for line in recorded if line["service"] == service]
 
     def mark(self) -> int:
-        """Now, to be given as `after`: only what comes later counts."""
+        """The present position, for `after`: only later lines count."""
         return len(self.process.lines)
 
     def logged(self, *levels: str) -> list[str]:
-        """What its logger wrote at these levels (`warn`, `error`, `fatal`; none given: `error` and `fatal`)."""
+        """The lines it logged at these levels (`warn`, `error`, `fatal`; by default `error` and `fatal`)."""
         wanted = levels or ("error", "fatal")
         lines = [json.loads(text) for text in self.process.stdout if text.startswith('{"event":"log"')]
         return [f"{line['module']}: {line['text']}" for line in lines if line["level"] in wanted]

@@ -1,8 +1,8 @@
-"""Which versions of Moleculer JS a test runs beside, found by reading it: no table to keep by hand, nobody to trust.
+"""Finds the versions of Moleculer JS that a test runs with by reading its source, so that no table has to be kept.
 
-A test runs beside JS nodes when it, a fixture that it asks for, or a function that these call, starts one by `js_node`.
-The versions are those named where the parameters of test and fixtures stand (`params=VERSIONS`), or in the call of
-`js_node` itself; a comparison inside a test (`if version == "0.14"`) says nothing.
+A test runs with JS nodes if it, one of its fixtures, or a function that these call, starts one with `js_node`. The
+versions are those in the parameters of the test and its fixtures (`params=VERSIONS`), or in the call of `js_node`
+itself; a comparison inside a test (`if version == "0.14"`) does not count.
 """
 
 import ast
@@ -23,7 +23,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class _Module:
-    """What the names of one file stand for."""
+    """What the names in one file refer to."""
 
     defined: dict[str, ast.AST]
     imported: dict[str, Path]
@@ -31,7 +31,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class _Thing:
-    """A function or a constant, and the file it stands in."""
+    """A function or a constant, and the file that contains it."""
 
     node: ast.AST
     file: Path
@@ -49,7 +49,7 @@ def versions_beside(function: _Function, file: Path) -> frozenset[str]:
 
 
 def _reached(function: _Function, file: Path) -> Iterator[_Thing]:
-    """The test, its fixtures, and what they use, in these files and in the ones they import from."""
+    """The test, its fixtures, and everything they use, in their files and in those they import from."""
     waiting, known = [_Thing(function, file)], set[ast.AST]()
     while waiting:
         thing = waiting.pop()
@@ -70,7 +70,7 @@ def _used(thing: _Thing) -> Iterator[_Thing]:
 
 
 def _parametrized(node: ast.AST) -> set[str]:
-    """Names that `@pytest.mark.parametrize` gives a value itself, so that no fixture does."""
+    """Names whose values come from `@pytest.mark.parametrize` rather than from a fixture."""
     decorators = node.decorator_list if isinstance(node, _Function) else []
     first = [decorator.args[0] for decorator in decorators if isinstance(decorator, ast.Call) and decorator.args]
     return {str(inner.value) for one in first for inner in ast.walk(one) if isinstance(inner, ast.Constant)}

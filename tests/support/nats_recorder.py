@@ -1,10 +1,10 @@
-"""A NATS server's front door that writes down what a client asks for: subscriptions and messages, in their order.
+"""A proxy for a NATS server that records the operations of a client, subscriptions and messages, in order.
 
     async with nats_recorder(server.url) as recorder:
         async with ServiceBroker("py", transporter=recorder.url): ...
     assert recorder.operations[0].verb == "SUB"
 
-Subscriptions of others cannot be seen by a client of NATS, so this stands between.
+A NATS client cannot see the subscriptions of others, hence a proxy.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class NatsRecorder:
         return len(self.operations)
 
     def of(self, *verbs: str, after: int = 0) -> list[Operation]:
-        """What was asked for about subjects of Moleculer."""
+        """The operations on subjects of Moleculer."""
         return [one for one in self.operations[after:] if one.verb in verbs and one.subject.startswith("MOL")]
 
     def note(self, line: str, payload: bytes) -> None:
@@ -68,7 +68,7 @@ class NatsRecorder:
 
 @contextlib.asynccontextmanager
 async def nats_recorder(url: str) -> AsyncIterator[NatsRecorder]:
-    """Stands before the server at `url` until the end of the block."""
+    """Runs in front of the server at `url` until the end of the block."""
     target = urlsplit(url)
     listener = await anyio.create_tcp_listener(local_host=LOOPBACK)
     port = listener.extra(anyio.abc.SocketAttribute.local_port)

@@ -17,7 +17,7 @@ _READY = "Server is ready"
 
 
 class NatsServer:
-    """A server that keeps its port over stops and starts.
+    """A server that keeps its port across restarts.
 
     `options` are lines of its configuration file: `NatsServer(folder, max_payload=4096, write_deadline="2s")`.
     """
@@ -26,7 +26,7 @@ class NatsServer:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._options = options
-        self._port = -1  # the server's word for: choose a free one
+        self._port = -1  # makes the server choose a free port
         self._process: ServerProcess | None = None
 
     @property
@@ -56,11 +56,11 @@ class NatsServer:
         self._port = self._process.wait_until(self._listening_port)
 
     def stop(self) -> None:
-        """Ends it the way an operator does: clients are told that the connection closes."""
+        """Stops it as an operator does: clients are notified that the connection closes."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it with SIGKILL: nobody is told anything."""
+        """Kills it with SIGKILL: clients are not notified."""
         self._end(signal.SIGKILL)
 
     def restart(self, **options: int | str | bool) -> None:
@@ -70,24 +70,24 @@ class NatsServer:
         self.start()
 
     def reload(self, **options: int | str | bool) -> None:
-        """Changes `options` while it runs, as far as the server can; who is connected may lose his connection."""
+        """Changes `options` while it runs, as far as the server can; connected clients may lose their connections."""
         self._options = {**self._options, **options}
         self._write_settings()
         self._signal(signal.SIGHUP)
 
     def lame_duck(self) -> None:
-        """Tells its clients to leave, and closes those that stay, as before an upgrade."""
+        """Asks its clients to leave (lame duck mode), and closes the connections that remain, as before an upgrade."""
         self._signal(signal.SIGUSR2)
 
     def pause(self) -> None:
-        """Freezes it: connections stay open and nothing is answered, as with a network that drops packets."""
+        """Freezes it: connections stay open without answers, as with a network that drops packets."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def log(self) -> str:
-        """What the present run has written."""
+        """The output of the present run."""
         return "" if self._process is None else self._process.output()
 
     def __enter__(self) -> Self:
@@ -98,7 +98,7 @@ class NatsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process is not None and self._process.running:
-            self.resume()  # a frozen process takes no SIGTERM
+            self.resume()  # a frozen process does not handle SIGTERM
         self.stop()
 
     def _write_settings(self) -> Path:
@@ -121,7 +121,7 @@ class NatsServer:
 
 
 def cluster_of(size: int, folder: Path, **options: int | str | bool) -> list[NatsServer]:
-    """Servers of one cluster, not started yet. They advertise each other to their clients."""
+    """Servers of one cluster that have not started. They advertise each other to their clients."""
     ports = [free_port() for _ in range(size)]
     routes = ", ".join(f"nats://{LOOPBACK}:{port}" for port in ports)
     return [

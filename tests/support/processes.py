@@ -1,10 +1,10 @@
-"""Processes of a test: started, listened to line by line, and stopped by pid; never left behind.
+"""Processes of a test: started, read line by line, and stopped by pid; never left behind.
 
     async with start_python("-m", "tests.somewhere", environment={"NATS_URL": nats_url}) as process:
         line = await process.line("ready")
         await process.kill()
 
-Lines of stdout and stderr are kept together in the order of their arrival; every failure shows them.
+Lines of stdout and stderr are kept in the order of their arrival; every failure shows them.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from tests.support.warm import PROGRAMS, forked_pid, warm_command
 __all__ = ["DEADLINE_S", "REPOSITORY", "Line", "Process", "ProcessFailedError", "run_python", "start", "start_python"]
 
 REPOSITORY = Path(__file__).parents[2]
-# For things that take moments: generous, since a test machine may be busy. Nothing asserts it.
+# For operations that take moments: generous, since a test machine may be busy. No test asserts it.
 DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 30.0
 _LINES_SHOWN = 100
 _CHARACTERS_SHOWN = 1000
-# What a developer's shell may hold must not reach the process under test.
+# Settings of a developer's shell must not reach the process under test.
 _SETTINGS = ("NATS_URL", "DATABASE_URL", "NAMESPACE", "NODE_ID", "LOG_LEVEL", "LOG_FORMAT")
 
 
@@ -59,7 +59,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the program itself; of a warm command that has not begun, of what passes signals on to it."""
+        """The pid of the program; for a warm command that has not begun, of the process that forwards signals to it."""
         return (self._warm and forked_pid(self._process.pid)) or self._process.pid
 
     @property
@@ -101,12 +101,12 @@ class Process:
             raise ProcessFailedError(self.report("does not read its stdin any more")) from error
 
     def send_signal(self, number: signal.Signals) -> None:
-        """By pid; a process that is gone already gets nothing."""
+        """Send it by pid; does nothing if the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     async def wait(self, deadline_s: float = DEADLINE_S) -> int:
-        """Its exit code (negative: the signal that ended it), once all its output was read."""
+        """Its exit code (negative: the signal that ended it), after all its output has been read."""
         with anyio.move_on_after(deadline_s):
             while self._open_outputs:
                 await self._news.wait()
@@ -119,7 +119,7 @@ class Process:
         return await self.wait()
 
     async def kill(self) -> int:
-        """SIGKILL: it can clean up nothing."""
+        """SIGKILL: the process cannot clean up."""
         self.send_signal(signal.SIGKILL)
         return await self.wait()
 
@@ -144,7 +144,7 @@ class Process:
 
     async def _end(self) -> None:
         if self.returncode is None:
-            self.send_signal(signal.SIGCONT)  # a frozen process takes no SIGTERM
+            self.send_signal(signal.SIGCONT)  # a frozen process does not handle SIGTERM
             self.send_signal(signal.SIGTERM)
             with anyio.move_on_after(_STOP_DEADLINE_S):
                 await self._process.wait()
@@ -161,7 +161,7 @@ async def start(
     name: str = "",
     warm: bool = False,
 ) -> AsyncIterator[Process]:
-    """Runs `command`; at the end of the block it is stopped, if it still runs."""
+    """Runs `command`; stops it at the end of the block if it still runs."""
     opened = await anyio.open_process(
         child_command(command), stdin=subprocess.PIPE, env=_environment(environment), cwd=folder
     )
@@ -202,7 +202,7 @@ async def run_python(
     folder: Path = REPOSITORY,
     deadline_s: float = DEADLINE_S,
 ) -> Process:
-    """Runs this Python to its end; look at the result's `returncode`, `stdout` and `stderr`."""
+    """Runs this Python to its end; the result has `returncode`, `stdout` and `stderr`."""
     async with start_python(*arguments, environment=environment, folder=folder) as process:
         await process.wait(deadline_s)
     return process

@@ -6,7 +6,7 @@ __all__ = ["make_flow"]
 
 
 def make_flow(*, acknowledges: bool) -> Flow:
-    """A stream to node "a", which answers no pings and is not waited for."""
+    """A stream to node "a", which answers no pings and has no liveness probe."""
 
     async def ping(_: str) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The whole service on a node of its own, with what it logged, for tests of what callers see."""
+"""The complete service on its own node, with its log, for tests of what callers see."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ __all__ = ["Serving", "ask", "failure", "serving"]
 
 @dataclass
 class Serving:
-    """A running node with the service; `lines` is everything that its process has logged since its start."""
+    """A running node with the service; `lines` are all log lines of its process since its start."""
 
     broker: ServiceBroker
     lines: list[str]
@@ -44,7 +44,7 @@ class Serving:
                     await anyio.sleep(0.05)
 
     async def until_state(self, state: str, reason: str | None = None, *, steps: bool = False) -> dict[str, Any]:
-        """Wait for this state of the schema (`steps`: and until nothing of it is pending)."""
+        """Wait for this state of the schema (`steps`: and until none of its steps is pending)."""
 
         async def look() -> dict[str, Any] | None:
             answer: dict[str, Any] = await self.ask("schema")
@@ -53,12 +53,12 @@ class Serving:
             return None if steps and any(step["state"] != "done" for step in answer["steps"]) else answer
 
         with anyio.fail_after(DEADLINE_S):
-            while (answer := await look()) is None:  # noqa: ASYNC110 # the state is asked for by a call
+            while (answer := await look()) is None:  # noqa: ASYNC110 # the state is polled with a call
                 await anyio.sleep(0.01)
         return answer
 
     def guide_lines(self) -> list[str]:
-        """Those of the guide's four, in their order."""
+        """The lines among the guide's four, in order."""
         return [line for line in self.lines if line[:1] in ("🔄", "✅", "❌") and "index" not in line]
 
     async def until_logged(self, text: str) -> str:
@@ -70,7 +70,7 @@ async def ask(broker: ServiceBroker, action: str, **params: Any) -> Any:
 
 
 async def failure(broker: ServiceBroker, action: str, **params: Any) -> MoleculerError:
-    """The error of a call that has to fail."""
+    """The error of a call that must fail."""
     try:
         answer = await ask(broker, action, **params)
     except MoleculerError as error:
@@ -97,7 +97,7 @@ async def serving(
     node_id: str = "store",
     create_table: bool = False,
 ) -> AsyncIterator[Serving]:
-    """Start the service; it answers calls of its own node when the block begins, and is stopped after it."""
+    """Start the service; it answers local calls when the block begins, and is stopped after it."""
     log, root = _Log(), logging.getLogger()
     level = root.level
     root.addHandler(log)

@@ -1,4 +1,4 @@
-"""What goes over the wire of a namespace, seen by a client of NATS that belongs to no node.
+"""All packets of a namespace, received by a NATS client that is not a node.
 
     async with open_tap(nats_url, namespace) as tap:
         mark = await tap.mark()
@@ -7,7 +7,7 @@
         (request,) = tap.find("REQ.py", after=mark)
         assert len(tap.find("RES.js", id=request["id"])) == 1
 
-It can also speak, as a node made by hand does: `say`, and `ask` for a request with its answer.
+It can also send packets like a raw peer: `publish`, and `ask` for a request with its answer.
 """
 
 import contextlib
@@ -52,21 +52,21 @@ class Tap:
         await self._client.flush()
 
     async def catch_up(self) -> None:
-        """Returns when all is here that any node has received by now: it came to the server before this does."""
+        """Returns when every packet that any node has received so far is here: the server saw those before this one."""
         caught_up = anyio.Event()
         topic = f"{CATCH_UP}{id(caught_up)}"
         self._catching_up[topic] = caught_up
-        await self.say(topic, b"")
+        await self.publish(topic, b"")
         with anyio.fail_after(DEADLINE_S):
             await caught_up.wait()
 
     async def mark(self) -> int:
-        """Now, to be given as `after`: only what comes later counts."""
+        """The present position, for `after`: only later packets count."""
         await self.catch_up()
         return len(self.seen)
 
     def find(self, topic: str, *, after: int = 0, **fields: Any) -> list[dict[str, Any]]:
-        """Packets on a subject (`REQ.py`; one that ends with `.` is a prefix) whose fields are these."""
+        """Packets on a subject (`REQ.py`; one that ends with `.` is a prefix) with these fields."""
         return [
             seen.packet
             for seen in self.seen[after:]
@@ -82,42 +82,42 @@ class Tap:
             if all(seen.packet.get(name) == value for name, value in fields.items())
         ]
 
-    async def sees(self, topic: str, *, after: int = 0, **fields: Any) -> dict[str, Any]:
-        """The first such packet, waiting for it."""
+    async def wait_for(self, topic: str, *, after: int = 0, **fields: Any) -> dict[str, Any]:
+        """Wait for the first such packet."""
         await eventually(
             lambda: self.find(topic, after=after, **fields),
             f"a packet on {topic} with {fields}; seen: {[seen.topic for seen in self.seen[after:]][-20:]}",
         )
         return self.find(topic, after=after, **fields)[0]
 
-    async def say(self, topic: str, packet: dict[str, Any] | bytes) -> None:
+    async def publish(self, topic: str, packet: dict[str, Any] | bytes) -> None:
         data = packet if isinstance(packet, bytes) else json.dumps(packet).encode()
         await self._client.publish(f"{self._prefix}.{topic}", data)
         await self._client.flush()
 
     async def ask(self, node_id: str, action: str, *, ver: str, sender: str = "tap", **fields: Any) -> dict[str, Any]:
-        """A request of a node that nobody knows, and its answer."""
+        """Sends a request from a node that is unknown to its receiver; returns the answer."""
         self._questions += 1
         request_id = fields.pop("id", f"{sender}-{self._questions}")
         mark = await self.mark()
         packet = {"ver": ver, "sender": sender, "id": request_id, "action": action, **fields}
-        await self.say(f"REQ.{node_id}", packet)
-        return await self.sees(f"RES.{sender}", after=mark, id=request_id)
+        await self.publish(f"REQ.{node_id}", packet)
+        return await self.wait_for(f"RES.{sender}", after=mark, id=request_id)
 
     async def settle(self, node_id: str, *, ver: str) -> None:
-        """Returns when the node has dealt with all that was said to it, and all that it said by then is here."""
+        """Returns when the node has handled all packets sent to it, and all its packets so far are here."""
         self._questions += 1
         ping_id = f"settle-{self._questions}"
-        await self.say(f"PING.{node_id}", {"ver": ver, "sender": "tap", "id": ping_id, "time": 1})
-        await self.sees("PONG.tap", id=ping_id)
+        await self.publish(f"PING.{node_id}", {"ver": ver, "sender": "tap", "id": ping_id, "time": 1})
+        await self.wait_for("PONG.tap", id=ping_id)
 
     async def _take(self, message: Msg) -> None:
         topic = message.subject.removeprefix(self._prefix + ".")
         if topic.startswith(CATCH_UP):
-            if topic in self._catching_up:  # a question of this tap, and not of another one
+            if topic in self._catching_up:  # a message of this tap, not of another one
                 self._catching_up.pop(topic).set()
             return
-        if topic.startswith("REPLY."):  # answers of Python nodes that are no packets
+        if topic.startswith("REPLY."):  # acknowledgements of Python nodes, which are not packets
             return
         try:
             packet = json.loads(message.data)
@@ -128,7 +128,7 @@ class Tap:
 
 @contextlib.asynccontextmanager
 async def open_tap(nats_url: str, namespace: str, topic: str = ">") -> AsyncIterator[Tap]:
-    """Listens from now on to the end of the block. One of all topics makes every question of a node seem received."""
+    """Subscribed until the end of the block. With all topics, NATS finds a receiver for every request of a node."""
     client = await nats.connect(nats_url)
     try:
         tap = Tap(client, namespace)

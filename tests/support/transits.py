@@ -1,4 +1,4 @@
-"""The pure half of a node, for tests that feed packets and compare effects."""
+"""The pure part of a node, for tests that feed packets and compare effects."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -70,7 +70,7 @@ def make_transit(
     metadata: dict[str, Any] | None = None,
     visitor: bool = False,
 ) -> Transit:
-    """A node that is up: it answers, and it knows nobody."""
+    """A started node, which answers requests and knows no peers."""
     identity = Identity(node_id, f"instance of {node_id}", "host", ["10.0.0.1"], {"type": "python"}, metadata or {})
     limits = Limits(30.0, requests_in_work, requests_pending)
     transit = Transit(identity, Topics(namespace), Registry(node_id), limits, JSONCodec(), protocol, visitor=visitor)
@@ -79,7 +79,7 @@ def make_transit(
 
 
 def offer(transit: Transit, *services: Service) -> None:
-    """Let the node offer services, as the catalog does once they have started."""
+    """Make the node offer services, as the service host does once they have started."""
     for service in services:
         transit.registry.add_service(define(service))
         transit.presence.service_changed()
@@ -104,7 +104,7 @@ def service_info(
 def info(
     sender: str, *services: dict[str, Any], ver: Any = "5", sequence: int | None = 2, instance: str | None = None
 ) -> Info:
-    """What a peer says of itself."""
+    """The INFO of a peer."""
     return Info(
         ver=ver,
         sender=sender,
@@ -125,12 +125,12 @@ def request(action: str, sender: str = "js-1", *, ver: Any = "5", id: str = "r-1
 
 
 def meet(transit: Transit, node_id: str, *services: dict[str, Any], ver: str = "5", now: float = 0.0) -> None:
-    """A peer says what it is and offers."""
+    """Receive the INFO of a peer with these services."""
     transit.receive("INFO", info(node_id, *services, ver=ver), now)
 
 
 def publishes(effects: Sequence[Effect]) -> list[Publish]:
-    """All effects, which must be nothing but packets to send."""
+    """The effects, which must all be packets to send."""
     assert all(isinstance(effect, Publish) for effect in effects), effects
     return [effect for effect in effects if isinstance(effect, Publish)]
 

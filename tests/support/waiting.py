@@ -1,4 +1,4 @@
-"""Waiting for what a test needs: the moment it holds, within a deadline that nothing asserts."""
+"""Waiting for a condition of a test, within a deadline that no test asserts."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,14 +9,14 @@ __all__ = ["DEADLINE_S", "eventually"]
 
 T = TypeVar("T")
 _POLL_S = 0.005
-# For things that take moments: generous, since a test machine may be busy. Nothing asserts it.
+# For operations that take moments: generous, since a test machine may be busy. No test asserts it.
 DEADLINE_S = 30.0
 
 
 async def eventually(condition: Callable[[], T], what: str = "", *, deadline_s: float = DEADLINE_S) -> T:
-    """The first true result of a condition that no event tells of. Raises AssertionError with what was waited for."""
+    """Wait for the first true result of a condition that has no event. Raises AssertionError with `what`."""
     with anyio.move_on_after(deadline_s):
-        while not (result := condition()):  # noqa: ASYNC110 - no event tells of it
+        while not (result := condition()):  # noqa: ASYNC110 - there is no event for it
             await anyio.sleep(_POLL_S)
         return result
     raise AssertionError(f"Waited {deadline_s:g} s for {what or condition}.")

@@ -40,9 +40,9 @@ async function superviseWith(Moleculer, supervisor, make, ids, own) {
 
 /** The report: all of it is the same for workers that behave the same, whatever the order of things was. */
 async function supervise(Moleculer, broker, ids) {
-	const told = {};
-	const tell = ctx => (told[`${ctx.eventName} ${ctx.nodeID}`] = (told[`${ctx.eventName} ${ctx.nodeID}`] || 0) + 1);
-	broker.createService({ name: "supervisor", events: { "told.*": tell, "$told.*": tell } });
+	const news = {};
+	const count = ctx => (news[`${ctx.eventName} ${ctx.nodeID}`] = (news[`${ctx.eventName} ${ctx.nodeID}`] || 0) + 1);
+	broker.createService({ name: "supervisor", events: { "news.*": count, "$news.*": count } });
 	await acquainted(broker, ids);
 	const seen = {
 		members: members(broker),
@@ -53,9 +53,9 @@ async function supervise(Moleculer, broker, ids) {
 		pings: await pings(broker, ids),
 	};
 	await events(broker, ids);
-	for (const action of ["work.tell", "work.announce"])
+	for (const action of ["work.notify", "work.announce"])
 		for (const nodeID of ids) await broker.call(action, null, { nodeID });
-	return { ...seen, ...(await settled(broker, ids, told)) };
+	return { ...seen, ...(await settled(broker, ids, news)) };
 }
 
 /** All of them know the services of all, and of the supervisor. */
@@ -67,7 +67,7 @@ async function acquainted(broker, ids) {
 	await until(() => known(broker.registry.getEventList(list), "order.paid"));
 	for (const nodeID of ids) {
 		await until(async () => known(await broker.call("$node.actions", list, { nodeID }), "work.who"));
-		await until(async () => (await broker.call("$node.events", {}, { nodeID })).some(e => e.name === "$told.*"));
+		await until(async () => (await broker.call("$node.events", {}, { nodeID })).some(e => e.name === "$news.*"));
 	}
 }
 
@@ -179,21 +179,21 @@ async function events(broker, ids) {
 }
 
 /** The counts of the workers and of the supervisor, once all events have arrived. */
-async function settled(broker, ids, told) {
+async function settled(broker, ids, news) {
 	const ask = (action, nodeID) => broker.call(action, null, { nodeID });
 	const counts = async id => [id, { work: await ask("work.counts", id), mail: await ask("mail.counts", id) }];
 	const look = async () => Object.fromEntries(await Promise.all(ids.map(counts)));
-	const heard = what => /^(user|order|\$job|\*\.done|\$\*\*)/.test(what);
+	const isEvent = what => /^(user|order|\$job|\*\.done|\$\*\*)/.test(what);
 	const unshared = broker.options.disableBalancer ? UNSHARED : 0;
 	const expected = (EVENTS + INTERNAL.sent + INTERNAL.own - unshared) * ids.length;
 	let found;
 	await until(async () => {
 		found = merge(await look());
-		const events = Object.keys(found).filter(what => heard(what.split(": ")[1]));
-		return sum(events.map(what => found[what])) >= expected && sum(Object.values(told)) >= ids.length * 4;
-	}).catch(error => Promise.reject(new Error(`${error.message}: ${JSON.stringify({ found, told })}`)));
+		const events = Object.keys(found).filter(what => isEvent(what.split(": ")[1]));
+		return sum(events.map(what => found[what])) >= expected && sum(Object.values(news)) >= ids.length * 4;
+	}).catch(error => Promise.reject(new Error(`${error.message}: ${JSON.stringify({ found, news })}`)));
 	const counted = await look(); // once more: what came too often has had its time
-	return { counts: broker.options.disableBalancer ? merge(counted) : counted, told };
+	return { counts: broker.options.disableBalancer ? merge(counted) : counted, news };
 }
 
 const sum = numbers => numbers.reduce((a, b) => a + b, 0);

@@ -44,11 +44,11 @@ function work(Moleculer) {
 				if (!next) return ctx.params.end ? ctx.call(ctx.params.end) : { id: ctx.requestID };
 				return ctx.call("work.chain", { path, end: ctx.params.end }, { nodeID: next });
 			},
-			async tell(ctx) {
-				await ctx.emit("told.emitted", { n: 1 });
-				await ctx.broadcast("told.broadcast", { n: 2 });
-				await ctx.emit("$told.emitted", { n: 3 });
-				await ctx.broadcast("$told.broadcast", { n: 4 });
+			async notify(ctx) {
+				await ctx.emit("news.emitted", { n: 1 });
+				await ctx.broadcast("news.broadcast", { n: 2 });
+				await ctx.emit("$news.emitted", { n: 3 });
+				await ctx.broadcast("$news.broadcast", { n: 4 });
 				return true;
 			},
 			async announce(ctx) {
