@@ -166,10 +166,12 @@ def test_the_table_of_actions_is_complete() -> None:
     assert rows.keys() == offered
 
 
-async def test_the_table_of_settings_shows_the_flags_that_serve_takes() -> None:
+async def test_the_table_of_settings_and_the_help_of_serve_show_the_same() -> None:
     shown = set(re.findall(r"`(--[a-z-]+)`", _section("Run it")))
     help_ = await run_python("-m", "services.environments_store", "serve", "--help", environment={"COLUMNS": "200"})
     assert shown == set(re.findall(r"--[a-z-]+", "\n".join(help_.stdout))) - {"--help"}
+    for setting, flag in re.findall(r"^\| `(\w+)` \| `(--[a-z-]+)`", _section("Run it"), re.MULTILINE):
+        assert any(flag in line and f"${setting}" in line for line in help_.stdout), setting
 
 
 @pytest.mark.parametrize("program", ["broker", "services.environments_store"])

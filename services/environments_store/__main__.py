@@ -37,22 +37,24 @@ logger = logging.getLogger("environments-store")
 
 NatsUrl = Annotated[
     str | None,
-    typer.Option("--nats-url", help="NATS servers, separated by commas.  [env: NATS_URL]", show_default=False),
+    typer.Option("--nats-url", help="NATS servers, separated by commas. Default: $NATS_URL.", show_default=False),
 ]
-Namespace = Annotated[str | None, typer.Option(help="The cluster's namespace.  [env: NAMESPACE]", show_default=False)]
-NodeId = Annotated[str | None, typer.Option(help="Unique in the cluster.  [env: NODE_ID]", show_default=False)]
-Format = Annotated[str | None, typer.Option(help="text or json.  [env: LOG_FORMAT]", show_default=False)]
+Namespace = Annotated[
+    str | None, typer.Option(help="The cluster's namespace. Default: $NAMESPACE.", show_default=False)
+]
+NodeId = Annotated[str | None, typer.Option(help="Unique in the cluster. Default: $NODE_ID.", show_default=False)]
+Format = Annotated[str | None, typer.Option(help="text or json. Default: $LOG_FORMAT.", show_default=False)]
 Retention = Annotated[
     str | None,
     typer.Option(
-        help="Purge the trash daily; days a record stays in it.  [env: RETENTION_DAYS]",
+        help="Purge the trash daily; days a record stays in it. Default: $RETENTION_DAYS.",
         show_default=False,
     ),
 ]
 
 PoolSize = Annotated[
     str | None,
-    typer.Option(help="PostgreSQL connections for calls.  [env: DATABASE_POOL_SIZE]", show_default=False),
+    typer.Option(help="PostgreSQL connections for calls. Default: $DATABASE_POOL_SIZE.", show_default=False),
 ]
 
 

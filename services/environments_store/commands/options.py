@@ -27,9 +27,13 @@ __all__ = [
 
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database-url", help="postgresql://… or sqlite:///path  [env: DATABASE_URL]", show_default=False),
+    typer.Option(
+        "--database-url", help="postgresql://… or sqlite:///path. Default: $DATABASE_URL.", show_default=False
+    ),
 ]
-Level = Annotated[str | None, typer.Option(help="debug, info, warning or error.  [env: LOG_LEVEL]", show_default=False)]
+Level = Annotated[
+    str | None, typer.Option(help="debug, info, warning or error. Default: $LOG_LEVEL.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
 CreateTable = Annotated[
     bool,
