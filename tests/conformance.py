@@ -1,4 +1,4 @@
-"""The page docs/conformance.md, made from the tests: `python -m tests.conformance` writes it anew."""
+"""The page docs/conformance.md, made from the tests: `python -m tests.conformance` writes it."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ STATEMENTS = TESTS / "golden" / "conformance.tsv"
 HEAD = """\
 # Conformance
 
-What a node must do to be one of the nodes of a cluster of Moleculer JS 0.14 (protocol 4) or 0.15 (protocol 5), in
-{count} statements, and the tests that show that a Python node does it.
+What a node of a cluster of Moleculer JS 0.14 (protocol 4) or 0.15 (protocol 5) must do, in {count} statements, and the
+tests that show that a Python node does it.
 
-- **live**: shown with a running JS node of that version, as the peer or as the model that the Python node must equal.
-- rule: shown without one: on packets captured from JS nodes of both versions, on packets made by hand, or between
-  Python nodes.
+- **live**: shown with a running JS node of that version, as the peer or as the reference for the Python node.
+- rule: shown without one: with packets captured from JS nodes of both versions, with packets that the test builds,
+  or between Python nodes.
 
 {live} of the statements are shown live in both versions. Each test's name begins with the numbers of its statements:
-`pytest -k c41_` runs what stands below for number 41.
+`pytest -k c41_` runs the tests of number 41.
 
-Python nodes have subjects of their own besides those of statement 2: `PEERS`, on which they tell each other whom they
-know (a node that is told sends DISCOVER to each node alone, and not to all, as statement 3 says), and `REPLY`, below
-which they get acknowledgements ([protocol](protocol.md)).
+Python nodes have two subjects in addition to those of statement 2: `PEERS`, on which they report to each other the
+nodes they know (a node that gets such a report sends DISCOVER to each of these nodes instead of the broadcast of
+statement 3), and `REPLY`, below which they receive acknowledgements ([protocol](protocol.md)).
 
-This page is made by `python -m tests.conformance` out of the names of the tests and the JS nodes that their fixtures
-start. A test fails when it is out of date, or when a statement has no test.
+`python -m tests.conformance` makes this page from the names of the tests and the JS nodes that their fixtures start. A
+test fails if it is out of date, or if a statement has no test.
 """
 TABLE_HEAD = "| # | statement | JS 0.14 | JS 0.15 | tests |\n|--:|---|---|---|---|\n"
 
@@ -46,18 +46,18 @@ class Statement:
 
 
 def statements() -> list[Statement]:
-    """All of them, in their order."""
+    """All statements in order."""
     lines = (line.split("\t") for line in STATEMENTS.read_text(encoding="utf-8").splitlines())
     return [Statement(int(number), area, text) for number, area, text in lines]
 
 
 def live_versions(test: NumberedTest) -> frozenset[str]:
-    """The versions of the JS nodes that run beside a test."""
+    """The versions of the JS nodes that run with a test."""
     return versions_beside(test.function, TESTS / test.file)
 
 
 def page() -> str:
-    """The page as it should stand."""
+    """The expected content of the page."""
     tests = numbered_tests("c")
     listed = statements()
     live = sum(_live(tests.get(statement.number, ())) >= set(VERSIONS) for statement in listed)

@@ -1,4 +1,4 @@
-"""Every statement of the protocol has a test, and the page that says so is made from the tests."""
+"""Every statement of the protocol has a test, and docs/conformance.md is made from the tests."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.live import versions_beside
 from tests.support.numbered import numbered_tests
 
 NUMBERS = [statement.number for statement in statements()]
-# Captured packets are those of JS nodes already.
+# Captured packets come from JS nodes already.
 BY_RULE = {87}
 
 

@@ -126,9 +126,8 @@ class Streams(Service):
     async def breaks(self, ctx: Context) -> AsyncIterator[dict[str, int]]:
         self.read = anyio.Event()
         yield {"i": 0}
-        await (
-            self.read.wait()
-        )  # 0.14 cannot handle an error that arrives with the opening: its stream has no listener yet
+        # 0.14 cannot handle an error that arrives with the opening: its stream has no listener yet.
+        await self.read.wait()
         raise MoleculerClientError("broke in Python", 418, "TEAPOT")
 
     @action

@@ -1,4 +1,4 @@
-"""Tests that carry in their names the numbers of what they prove, found by reading, without running or importing them.
+"""Finds the tests whose names carry the numbers of the statements they prove, by reading the source without imports.
 
     numbered_tests("c")[41]  # test_c41_c42_an_unknown_action_…: statement 41 of the protocol, and 42
     numbered_tests("m")[5]   # test_m05_…: scenario 5 of the migrations
@@ -33,7 +33,7 @@ class NumberedTest:
 
 @functools.cache
 def numbered_tests(letter: Literal["c", "m"], folder: Path = TESTS) -> dict[int, list[NumberedTest]]:
-    """The tests by number, in the order of files and lines; a test with several numbers stands under each."""
+    """The tests by number, in the order of files and lines; a test with several numbers is listed under each."""
     found: dict[int, list[NumberedTest]] = defaultdict(list)
     for file in sorted(folder.rglob("test_*.py")):
         if "node_modules" not in file.parts:
