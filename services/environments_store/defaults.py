@@ -104,7 +104,7 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     list_limit: int = 2**63 - 1
     """The largest that both databases take."""
     hash_entries: int = 32_768
-    """Hashes remembered; some 200 bytes each. 0 for none, and no digests."""
+    """Hashes remembered; some 300 bytes each. 0 for none, and no fingerprints."""
     thread_from_bytes: int = 262_144
     """Larger documents are parsed on a thread: on the loop they would hold up heartbeats for over 10 ms."""
     alone_from_bytes: int = 4_194_304

@@ -14,7 +14,7 @@ from broker.errors import PayloadTooLargeError, ValidationError
 from broker.protocol.members import locate_members
 from services.environments_store.canonical import NotAnObjectError
 from services.environments_store.defaults import StoreLimits
-from services.environments_store.hash import Content, ContentHashes, content_hash, digest
+from services.environments_store.hash import Content, ContentHashes, Fingerprint, content_hash, fingerprint
 from services.environments_store.model import Environment, encode_record
 
 __all__ = [
@@ -108,15 +108,18 @@ def check_record(
         )
 
 
-async def document_hash(text: bytes, hashes: ContentHashes | None, limits: StoreLimits) -> str:
-    """The content hash of a stored document, remembered in `hashes`. Raises ValueError when it is no JSON object."""
+async def document_hash(id: str, text: bytes, hashes: ContentHashes | None, limits: StoreLimits) -> str:
+    """The content hash of the stored document of an environment, remembered in `hashes`.
+
+    Raises ValueError when it is no JSON object.
+    """
     size = len(text)
     if hashes is None:
         return await away_when_large(lambda: content_hash(text), size, limits)
     if size < limits.alone_from_bytes:
-        known_by = digest(text)
+        known_by = fingerprint(id, text)
     else:
-        known_by = await anyio.to_thread.run_sync(digest, text)
+        known_by = await anyio.to_thread.run_sync(fingerprint, id, text)
     known = hashes.get(known_by)
     if known is None:
         known = await away_when_large(lambda: content_hash(text), size, limits)
@@ -154,7 +157,7 @@ def check_document(raw: bytes, limits: StoreLimits) -> Content:
         raise invalid("environment", "object", f"The 'environment' is not valid JSON: {error}.") from None
 
 
-def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, bytes]:
+def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, Fingerprint]:
     """The document, and what its hash is to be remembered by."""
     content = check_document(raw, limits)
     if content.uuid == "":
@@ -163,7 +166,7 @@ def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[Accepted
     own = check_uuid(content.uuid, "environment.uuid", limits)
     if uuid is not None and own != uuid:
         raise invalid("environment.uuid", "equalField", "The 'environment.uuid' must be the 'uuid' to update.")
-    return AcceptedDocument(own, raw.decode(), content.hash()), digest(raw)
+    return AcceptedDocument(own, raw.decode(), content.hash()), fingerprint(own, raw)
 
 
 def with_uuid(raw: bytes, uuid: str) -> bytes:

@@ -34,9 +34,8 @@ class Records:
         """The content hash. Raises ValueError, with what is wrong, for a damaged document."""
         if environment.document is None:
             raise ValueError("its document is NULL")
-        return await document_hash(
-            environment.document, self.hashes if self._limits.hash_entries else None, self._limits
-        )
+        hashes = self.hashes if self._limits.hash_entries else None
+        return await document_hash(environment.id, environment.document, hashes, self._limits)
 
     async def tag(self, environment: Environment) -> str | None:
         """The content hash, None for a damaged document: no tag that a client sends is equal to it."""

@@ -3,7 +3,8 @@
 import pytest
 
 from services.environments_store.canonical import canonical_text, parse
-from services.environments_store.hash import ContentHashes, content_hash, digest
+from services.environments_store.defaults import StoreLimits
+from services.environments_store.hash import ContentHashes, content_hash, fingerprint
 
 VECTORS = [
     (r'{"b":1,"a":2}', '{"a":2,"b":1}', "1c072775cb3d4104c26a2bc3483f500d1b5c0e17"),
@@ -45,19 +46,22 @@ def test_what_is_no_json_has_no_hash() -> None:
         content_hash(b"{")
 
 
-def test_a_remembered_hash_is_found_by_the_text_alone() -> None:
+@pytest.mark.parametrize("size", [2, StoreLimits().alone_from_bytes])
+def test_a_remembered_hash_is_found_by_environment_and_text(size: int) -> None:
+    text = b"{}".ljust(size)
     hashes = ContentHashes(entries=2)
-    assert hashes.get(digest(b"{}")) is None
-    hashes.add(digest(b"{}"), "hash of an empty object")
-    assert hashes.get(digest(b"{}")) == "hash of an empty object"
-    assert hashes.get(digest(b"{ }")) is None
+    assert hashes.get(fingerprint("a", text)) is None
+    hashes.add(fingerprint("a", text), "hash of an empty object")
+    assert hashes.get(fingerprint("a", bytes(bytearray(text)))) == "hash of an empty object"
+    assert hashes.get(fingerprint("a", text + b" ")) is None
+    assert hashes.get(fingerprint("b", text)) is None
 
 
 def test_what_was_used_longest_ago_is_forgotten() -> None:
     hashes = ContentHashes(entries=2)
-    hashes.add(b"1", "one")
-    hashes.add(b"2", "two")
-    assert hashes.get(b"1") == "one"
-    hashes.add(b"3", "three")
-    assert (hashes.get(b"1"), hashes.get(b"2"), hashes.get(b"3")) == ("one", None, "three")
+    hashes.add(("a", 1), "one")
+    hashes.add(("a", 2), "two")
+    assert hashes.get(("a", 1)) == "one"
+    hashes.add(("a", 3), "three")
+    assert (hashes.get(("a", 1)), hashes.get(("a", 2)), hashes.get(("a", 3))) == ("one", None, "three")
     assert len(hashes) == 2
