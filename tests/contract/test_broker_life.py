@@ -246,8 +246,8 @@ async def test_c8_a_node_whose_id_was_taken_over_stops_and_logs_why(
     with anyio.fail_after(30), pytest.raises(BrokerOptionsError, match="'one' has joined, so this one stops"):
         await one.wait_stopped()
     await one.stop()
-    said = [packet for name, packet in peer.received if name == "DISCONNECT"]
-    assert said == [], "a DISCONNECT would also remove the new node"
+    sent = [packet for name, packet in peer.received if name == "DISCONNECT"]
+    assert sent == [], "a DISCONNECT would also remove the new node"
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 

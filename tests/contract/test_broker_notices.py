@@ -1,4 +1,4 @@
-"""Internal events reach the services of their own node, with the payloads that JS nodes give (protocol §7.4)."""
+"""Internal events reach the services of their node, with the payloads of JS nodes (protocol §7.4)."""
 
 import logging
 from collections.abc import Mapping

@@ -142,8 +142,8 @@ async def test_a_lost_node_is_noticed_at_once_where_the_prefix_alone_is_allowed(
 @pytest.mark.parametrize("server_url", [EXACT], indirect=True)
 async def test_a_node_without_an_inbox_logs_it_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     await cluster.start(("one", []), ("two", []))
-    said = [record.getMessage() for record in caplog.records if "MOL.REPLY.>" in record.getMessage()]
-    assert len(said) == 2  # each node
+    logged = [record.getMessage() for record in caplog.records if "MOL.REPLY.>" in record.getMessage()]
+    assert len(logged) == 2  # one for each node
 
 
 @pytest.mark.parametrize("server_url", ['["MOL.*", "MOL.RES.>", "MOL.REPLY.>", "MOL.INFO.>"]'], indirect=True)

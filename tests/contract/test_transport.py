@@ -19,7 +19,7 @@ LIMIT = 4096
 
 
 class Bus:
-    """Connections to one bus, and what was reported to them."""
+    """Connections to one bus, and the events reported to them."""
 
     def __init__(self, make: Any) -> None:
         self._make = make

@@ -25,7 +25,7 @@ from tests.contract.test_captures import Plain
 from tests.faults.packets import Packet, hostile, is_object
 from tests.support.waiting import eventually
 
-LINE_CHARACTERS = 1_000  # of a log line: what a peer sends must not fill the log
+LINE_CHARACTERS = 1_000  # per log line: packets of a peer must not fill the log
 GROWTH_BYTES = 400_000  # 16 bytes for each packet of the second half of the long form; nodes it made up are kept
 
 
@@ -94,8 +94,8 @@ class Besieged:
         await self.broker.start()
         peer = MemoryTransport(self.hub)
         await peer.connect(Observer(), "far")
-        await peer.subscribe("MOL.REQ.far", self._hear_request)
-        await peer.subscribe("MOL.RES.far", self._hear_answer)
+        await peer.subscribe("MOL.REQ.far", self._on_request)
+        await peer.subscribe("MOL.RES.far", self._on_answer)
         await self.broker.wait_for_services("math")
         await asyncio.sleep(0.1)  # the handlers of start events end
         self.tasks = len(asyncio.all_tasks())
@@ -149,10 +149,10 @@ class Besieged:
     async def stop(self) -> None:
         await self.broker.stop()
 
-    async def _hear_request(self, data: bytes, _reply: str) -> None:
+    async def _on_request(self, data: bytes, _reply: str) -> None:
         self.asked.append(json.loads(data)["id"])
 
-    async def _hear_answer(self, data: bytes, _reply: str) -> None:
+    async def _on_answer(self, data: bytes, _reply: str) -> None:
         answer = json.loads(data)
         if answer.get("id") == "good":
             self.answered.put_nowait(answer)
@@ -233,6 +233,6 @@ def test_c11_no_packet_stops_the_node_leaks_a_task_or_grows_its_memory(
         print(f"bytes held after half of them and after all: {measured}")  # noqa: T201 # same
         assert run(node.add()) == 3
         assert measured[1] - measured[0] < GROWTH_BYTES
-        assert node.log.lines <= examples, "no more lines than packets, also of what fails later"
+        assert node.log.lines <= examples, "no more lines than packets, including later failures"
     finally:
         run(node.stop())

@@ -16,7 +16,7 @@ async def settle(cluster: Cluster) -> None:
         await cluster.tap.settle(node, ver=cluster.ver)
 
 
-def said(cluster: Cluster, after: int) -> list[str]:
+def published(cluster: Cluster, after: int) -> list[str]:
     """The subjects that both nodes have published to since, without heartbeats and the answers to `settle`."""
     topics = [topic for node in NODES for topic in cluster.tap.topics(after=after, sender=node)]
     return sorted(topic for topic in topics if topic not in ("HEARTBEAT", "PONG.tap"))
@@ -51,7 +51,7 @@ async def test_c10_packets_of_an_unknown_version_are_dropped_without_an_answer(c
     for node, action in (("js", "math.add"), ("py", "pymath.add")):
         await cluster.tap.publish(f"REQ.{node}", {**packet, "action": action, "params": {"a": 1, "b": 2}})
     await settle(cluster)
-    assert said(cluster, mark) == []
+    assert published(cluster, mark) == []
     assert "old" not in await cluster.js.nodes()
     assert "old" not in cluster.broker.registry.nodes
 
@@ -64,7 +64,7 @@ async def test_c11_bytes_that_are_not_a_packet_are_dropped(cluster: Cluster, dat
         for command in ("REQ", "RES", "EVENT", "PING", "DISCOVER", "INFO", "PONG"):
             await cluster.tap.publish(f"{command}.{node}", data)
     await settle(cluster)
-    assert said(cluster, mark) == []
+    assert published(cluster, mark) == []
     assert await cluster.broker.call("math.add", {"a": 1, "b": 2}) == 3
     assert await cluster.js.call("pymath.add", {"a": 1}) == 2
 

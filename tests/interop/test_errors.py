@@ -1,4 +1,4 @@
-"""Errors between a Python node and a JS node: each side gets what the other one threw."""
+"""Errors between a Python node and a JS node: each side gets the error that the other raised."""
 
 from typing import Any
 

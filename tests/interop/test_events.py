@@ -164,7 +164,7 @@ async def test_c60_an_emitted_event_goes_to_one_node_of_each_group(bus: Bus) -> 
         for number in range(4):
             await emit("task.one", {"n": number})
         await bus.settle()
-        assert sorted(bus.received().values()) == [2, 2], "the nodes take turns"
+        assert sorted(bus.received().values()) == [2, 2], "the nodes alternate"
         to_workers = [node for node, groups in sent(bus, mark, sender) if groups == ["workers"]]
         assert Counter(to_workers) == {"py-1": 2, "py-2": 2}
         for packet in bus.tap.find("EVENT.", after=mark, sender=sender):

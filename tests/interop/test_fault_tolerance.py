@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 SHARD = {"shardKey": "id"}
 
-# The JS twin of `Where` and `Flaky` below. Latency comes first: in a JS node that met Shard before, it never starts.
+# The JS twin of `Where` and `Flaky` below. Latency comes first: it does not start in a JS node that has used Shard.
 JS_SERVICES = """
 broker.createService({
     name: "where",

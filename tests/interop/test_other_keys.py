@@ -81,7 +81,7 @@ async def test_c85_nodes_with_other_keys_log_and_drop_each_others_packets_and_ke
 
     await eventually(lambda: len(lines()) >= len(mismatched), "a line for each packet")
     for pair in pairs.values():
-        await pair.js.process.line('{"event":"log"', after=marks[pair.js.node_id])  # dropped there, too
+        await pair.js.process.line('{"event":"log"', after=marks[pair.js.node_id])  # also dropped there
         await pair.serves()
     assert len(lines()) == len(mismatched)
     assert all(line.startswith("Dropped ") for line in lines())

@@ -37,7 +37,7 @@ async def test_c66_c90_traffic_of_every_kind_leaves_no_error_in_the_logs_of_js(
         assert (js.logged(), traffic.logged) == ([], [])
         assert all(traffic.counts.values()), traffic.counts
         # A node probes under another name whether its id is free, in both versions, on a subject of its own.
-        said = [seen.packet for seen in tap.seen if "~" not in seen.packet["sender"]]
-        assert {packet["ver"] for packet in said} == {ver}
-        events = {packet["event"] for packet in said if "event" in packet}
+        packets = [seen.packet for seen in tap.seen if "~" not in seen.packet["sender"]]
+        assert {packet["ver"] for packet in packets} == {ver}
+        events = {packet["event"] for packet in packets if "event" in packet}
         assert [name for name in events if name.startswith("$")] == []

@@ -97,12 +97,12 @@ async def test_c32_after_a_nats_outage_the_node_sends_info_and_discover_again(
             mark = ours.mark()
             server.restart()
 
-            def said() -> dict[str, Any]:
+            def sent() -> dict[str, Any]:
                 return {one.subject.split(".", 1)[1]: one.packet for one in ours.of("PUB", after=mark)}
 
-            await eventually(lambda: said().keys() >= {"DISCOVER", "INFO", "HEARTBEAT"}, "the node to introduce itself")
-            assert said()["DISCOVER"] == {"ver": PROTOCOLS[version], "sender": "py"}
-            assert {service["name"] for service in said()["INFO"]["services"]} >= {"pymath", "pyslow"}
+            await eventually(lambda: sent().keys() >= {"DISCOVER", "INFO", "HEARTBEAT"}, "the node to announce itself")
+            assert sent()["DISCOVER"] == {"ver": PROTOCOLS[version], "sender": "py"}
+            assert {service["name"] for service in sent()["INFO"]["services"]} >= {"pymath", "pyslow"}
             assert await once_connected(js) == 2
             assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2
 

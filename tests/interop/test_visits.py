@@ -159,8 +159,8 @@ async def test_a_call_to_one_node_reaches_no_other(visited: Visited) -> None:
         mark = await tap.mark()
         assert result(await visited.run("call", action, "-p", "a=1", "--node", target)) in (2, {"a": 1})
         await tap.catch_up()
-        said = {seen.topic for seen in tap.seen[mark:] if seen.packet.get("sender") not in visited.names}
-    others = said - {"PEERS", f"DISCOVER.{target}", f"REQ.{target}"}
+        sent = {seen.topic for seen in tap.seen[mark:] if seen.packet.get("sender") not in visited.names}
+    others = sent - {"PEERS", f"DISCOVER.{target}", f"REQ.{target}"}
     assert {topic.split(".")[0] for topic in others} <= {"PING", "REPLY"}, "the id probe, and packets to itself"
     assert not [topic for topic in others for name in visited.names if topic.endswith(f".{name}")]
 

@@ -24,10 +24,10 @@ BREAKS = {"size": 3_000_000, "chunk": 100_000, "breakAfter": 3}
 NODE_ACTIONS = ("list", "services", "actions", "events", "health", "options")
 
 
-class PythonEars(Service):
-    """Records events, like the JS services `jsears` and `ears`."""
+class PythonListener(Service):
+    """Records events, like the JS services `jslistener` and `both`."""
 
-    name = "pyears"
+    name = "pylistener"
 
     def __init__(self, received: list[tuple[str, str]]) -> None:
         self.received = received
@@ -37,14 +37,14 @@ class PythonEars(Service):
         self.received.append((ctx.params["id"], self.name))
 
 
-class Ears(PythonEars):
+class SharedListener(PythonListener):
     """In one group with the JS service of the same name."""
 
-    name = "ears"
+    name = "both"
 
 
 class Guest(Service):
-    """Comes and goes, alone or with its node."""
+    """Joins and leaves, alone or with its node."""
 
     name = "pyguest"
 
@@ -71,12 +71,17 @@ class Traffic:
         """Both nodes get their services, and know those of the other."""
         for fixture in ("math", "errors", "chain", "streams"):
             await self.js.create_service(fixture)
-        for name in ("jsears", "ears"):
+        for name in ("jslistener", "both"):
             await self.js.create_service("recorder", name=name, patterns=["talk.*"])
-        for service in (*python_services(), PythonStreams(), PythonEars(self._received), Ears(self._received)):
+        for service in (
+            *python_services(),
+            PythonStreams(),
+            PythonListener(self._received),
+            SharedListener(self._received),
+        ):
             await self.broker.add_service(service)
-        await self.js.wait_for_services("pymath", "pyerrors", "pychain", "pystreams", "pyears")
-        await self.broker.wait_for_services("math", "errors", "chain", "streams", "jsears", timeout=DEADLINE_S)
+        await self.js.wait_for_services("pymath", "pyerrors", "pychain", "pystreams", "pylistener")
+        await self.broker.wait_for_services("math", "errors", "chain", "streams", "jslistener", timeout=DEADLINE_S)
 
     async def flow(self, seconds: float) -> None:
         """Every kind at once, each at least one round."""
@@ -122,12 +127,12 @@ class Traffic:
     async def events(self) -> None:
         """Emitted and broadcast, to all groups and to one; the group on both nodes receives an emitted event once."""
         for emit in (self.js.emit, self.broker.emit):
-            await self._sends(emit, ["ears", "jsears", "pyears"])
-            await self._sends(emit, ["jsears"], groups=["jsears"])
-            await self._sends(emit, ["pyears"], groups=["pyears"])
+            await self._sends(emit, ["both", "jslistener", "pylistener"])
+            await self._sends(emit, ["jslistener"], groups=["jslistener"])
+            await self._sends(emit, ["pylistener"], groups=["pylistener"])
         for broadcast in (self.js.broadcast, self.broker.broadcast):
-            await self._sends(broadcast, ["ears", "ears", "jsears", "pyears"])
-            await self._sends(broadcast, ["ears", "ears"], groups=["ears"])
+            await self._sends(broadcast, ["both", "both", "jslistener", "pylistener"])
+            await self._sends(broadcast, ["both", "both"], groups=["both"])
 
     async def _sends(self, send: Callable[..., Awaitable[None]], receivers: list[str], **options: Any) -> None:
         sent, mark = uuid.uuid4().hex, self.js.mark()
@@ -145,7 +150,7 @@ class Traffic:
         self.counts["events"] += 1
 
     def _recorded(self, mark: int) -> Iterator[dict[str, Any]]:
-        for service in ("jsears", "ears"):
+        for service in ("jslistener", "both"):
             yield from self.js.recorded_lines(service, after=mark)
 
     async def streams_from_js(self) -> None:
@@ -191,7 +196,7 @@ class Traffic:
             self.counts["$node calls"] += 2
 
     async def services_come_and_go(self) -> None:
-        """On the nodes that stay."""
+        """On the permanent nodes."""
         await self.broker.add_service(Guest())
         await self.js.run(JS_GUEST.replace("NAME", "'jsguest'"))
         await self._greet(self.js, self.broker, "pyguest", "jsguest")

@@ -92,7 +92,7 @@ class RawPeer:
     def _receive(self, command: Command) -> Any:
         async def on_message(data: bytes, _reply: str) -> None:
             try:
-                packet = json.loads(data)  # reads lone surrogates, too
+                packet = json.loads(data)  # also reads lone surrogates
             except ValueError:
                 packet = None
             self.received.append((command, packet if isinstance(packet, dict) else {"not a packet": data}))

@@ -88,7 +88,7 @@ class Echo(Service):
 
     @action
     async def meta(self, ctx: Context) -> None:
-        """Sets what the params hold; fails after it if the params say so."""
+        """Sets the given meta; then fails if the params say so."""
         ctx.meta.update(ctx.params.get("set", {}))
         if ctx.params.get("fail"):
             raise MoleculerError("after setting meta")
