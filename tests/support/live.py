@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.js_node import VERSIONS
+from tests.support.numbered import parsed
 from tests.support.processes import REPOSITORY
 
 __all__ = ["versions_beside"]
@@ -59,14 +60,16 @@ def _reached(function: _Function, file: Path) -> Iterator[_Thing]:
             waiting.extend(_used(thing))
 
 
-def _used(thing: _Thing) -> Iterator[_Thing]:
-    names = {node.id for node in ast.walk(thing.node) if isinstance(node, ast.Name)}
-    fixtures = {node.arg for node in ast.walk(thing.node) if isinstance(node, ast.arg)} - _parametrized(thing.node)
+@functools.cache
+def _used(thing: _Thing) -> list[_Thing]:
+    inner = list(ast.walk(thing.node))
+    names = {node.id for node in inner if isinstance(node, ast.Name)}
+    fixtures = {node.arg for node in inner if isinstance(node, ast.arg)} - _parametrized(thing.node)
+    used = []
     for name in (names | fixtures) - {_STARTER}:
         conftests = [folder / "conftest.py" for folder in thing.file.parents] if name in fixtures else []
-        found = next((found for place in (thing.file, *conftests) if (found := _look_up(name, place))), None)
-        if found:
-            yield found
+        used.append(next((found for place in (thing.file, *conftests) if (found := _look_up(name, place))), None))
+    return [found for found in used if found]
 
 
 def _parametrized(node: ast.AST) -> set[str]:
@@ -87,7 +90,7 @@ def _look_up(name: str, file: Path) -> _Thing | None:
 def _read(file: Path) -> _Module:
     defined: dict[str, ast.AST] = {}
     imported: dict[str, Path] = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body if file.exists() else ():
+    for node in parsed(file).body if file.exists() else ():
         if isinstance(node, _Function):
             defined[node.name] = node
         elif isinstance(node, ast.Assign):
@@ -98,10 +101,10 @@ def _read(file: Path) -> _Module:
     return _Module(defined, imported)
 
 
-def _starts(node: ast.AST) -> Iterator[ast.Call]:
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == _STARTER:
-            yield inner
+@functools.cache
+def _starts(node: ast.AST) -> list[ast.Call]:
+    calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == _STARTER]
 
 
 def _versions_of_parameters(thing: _Thing) -> Iterator[str]:

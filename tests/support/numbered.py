@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["TESTS", "NumberedTest", "numbered_tests"]
+__all__ = ["TESTS", "NumberedTest", "numbered_tests", "parsed"]
 
 TESTS = Path(__file__).parents[1]
 
@@ -42,9 +42,14 @@ def numbered_tests(letter: Literal["c", "m"], folder: Path = TESTS) -> dict[int,
     return dict(sorted(found.items()))
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def _in_file(file: Path, letter: str, folder: Path) -> Iterator[NumberedTest]:
     numbers = re.compile(rf"test_((?:{letter}\d+_)+)")
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in parsed(file).body if numbers.search(file.read_text(encoding="utf-8")) else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             match = numbers.match(node.name)
             for number in re.findall(r"\d+", match[1]) if match else ():
