@@ -44,7 +44,7 @@ async def test_the_store_at_size_is_measured(
         assert re.search(rf"^  {figure}.* \d", shown, re.MULTILINE), figure
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.long)])
 def test_import_and_export_are_measured(
     dialect: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,8 +79,8 @@ async def test_lists_are_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(listing, "ROUNDS", 2)
-    monkeypatch.setattr(listing, "CALLS", 10)
+    for name, size in {"ROUNDS": 2, "CALLS": 3, "DOCUMENTS": 5, "DOCUMENT_BYTES": 1000}.items():
+        monkeypatch.setattr(listing, name, size)
     sqlite = f"sqlite:///{tmp_path / 'environments.sqlite'}"
     await listing.compare(nats_url, {"SQLite": sqlite, "PostgreSQL": postgres_url})
     shown = capsys.readouterr().out

@@ -11,7 +11,8 @@ from tests.support.js_node import PROTOCOLS, VERSIONS, js_node
 pytestmark = pytest.mark.anyio
 
 SETUPS = [(version, "JSON") for version in VERSIONS]
-SETUPS += [("0.14", "MsgPack"), ("0.14", "Notepack"), ("0.15", "CBOR"), ("0.15", "JSONExt")]
+SETUPS += [("0.15", "CBOR"), ("0.14", "MsgPack"), ("0.14", "Notepack"), ("0.15", "JSONExt")]
+TELLING = 3  # both versions in text, and one in bytes
 
 # A JS node with the service `js`, and this one with `log`, which sends calls and events of every kind to `js` and `py`.
 JS = """
@@ -73,7 +74,11 @@ class Loose(Service):
         await ctx.call("log.received", {"by": "py", **self.seen(ctx)})
 
 
-@pytest.mark.parametrize(("version", "serializer"), SETUPS, ids=[" ".join(setup) for setup in SETUPS])
+@pytest.mark.parametrize(
+    ("version", "serializer"),
+    [pytest.param(*setup, marks=[pytest.mark.long] * (number >= TELLING)) for number, setup in enumerate(SETUPS)],
+    ids=[" ".join(setup) for setup in SETUPS],
+)
 async def test_c13_c45_loosely_typed_values_of_a_js_caller_pass_through_python_as_through_js(
     version: str, serializer: str, nats_url: str, js_modules: object
 ) -> None:

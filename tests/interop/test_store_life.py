@@ -15,6 +15,18 @@ from tests.support.store_node import store_process
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("js_modules")]
 
 SERVICE = "environments-store"
+on_each_database = pytest.mark.parametrize(
+    ("version", "database_url"),
+    [
+        ("0.14", "sqlite"),
+        ("0.15", "postgresql"),
+        pytest.param("0.14", "postgresql", marks=pytest.mark.long),
+        pytest.param("0.15", "sqlite", marks=pytest.mark.long),
+    ],
+    indirect=["database_url"],
+)
+one_version = pytest.mark.parametrize("version", ["0.15", pytest.param("0.14", marks=pytest.mark.long)])
+"""Where it is the nodes of the service that the test is about."""
 
 
 @pytest.fixture
@@ -23,7 +35,7 @@ async def js(version: str, nats_url: str, namespace: str) -> AsyncIterator[JsNod
         yield node
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'environments.sqlite'}"
@@ -35,6 +47,7 @@ async def create(js: JsNode, name: str) -> str:
     return str((await js.call(f"{SERVICE}.create", params, timeout=DEADLINE_S * 1000))["id"])
 
 
+@on_each_database
 async def test_stored_environments_survive_a_restart(
     js: JsNode, database_url: str, nats_url: str, namespace: str
 ) -> None:
@@ -50,6 +63,7 @@ async def test_stored_environments_survive_a_restart(
         await store.line("✅ deletedAt column already exists")
 
 
+@on_each_database
 async def test_acknowledged_writes_survive_a_crash(
     js: JsNode, database_url: str, nats_url: str, namespace: str
 ) -> None:
@@ -64,6 +78,7 @@ async def test_acknowledged_writes_survive_a_crash(
         assert [record["id"] for record in listed] == made
 
 
+@one_version
 async def test_replacing_nodes_one_by_one_fails_no_call(
     js: JsNode, postgres_url: str, nats_url: str, namespace: str
 ) -> None:
@@ -96,6 +111,7 @@ async def test_replacing_nodes_one_by_one_fails_no_call(
         assert {record["id"] for record in listed} == set(answered)
 
 
+@one_version
 async def test_a_second_node_with_the_id_of_a_running_one_is_refused(
     js: JsNode, postgres_url: str, nats_url: str, namespace: str
 ) -> None:

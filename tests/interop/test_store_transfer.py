@@ -62,13 +62,16 @@ class Nodes:
         return [row["id"] for row in await self.bench.database.fetch("SELECT id FROM environments ORDER BY id")]
 
 
-@pytest.fixture(params=[f"{version} {dialect}" for version in VERSIONS for dialect in ("sqlite", "postgresql")])
-async def nodes(
-    request: pytest.FixtureRequest, nats_url: str, js_modules: object, tmp_path: Path
-) -> AsyncIterator[Nodes]:
+@pytest.fixture(scope="module", params=VERSIONS)
+async def js(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[JsNode]:
+    async with js_node(request.param, nats_url, f"transfer-{uuid.uuid4().hex[:12]}", "js") as js:
+        yield js
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def nodes(request: pytest.FixtureRequest, js: JsNode, nats_url: str, tmp_path: Path) -> AsyncIterator[Nodes]:
     """A JS node, and a node of the service with the table it serves."""
-    version, dialect = request.param.split()
-    namespace = f"transfer-{uuid.uuid4().hex[:12]}"
+    dialect, namespace = request.param, await js.run("return broker.namespace")
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
     if dialect == "postgresql":
         database: PostgresDatabase = request.getfixturevalue("postgres_database")
@@ -76,8 +79,9 @@ async def nodes(
     async with AsyncExitStack() as stack:
         bench = await stack.enter_async_context(open_bench(dialect, url))
         store = ServiceBroker("store", namespace=namespace, transporter=nats_url, services=[EnvironmentsStore(url)])
+        mark = js.mark()
         await stack.enter_async_context(store)
-        js = await stack.enter_async_context(js_node(version, nats_url, namespace, "js"))
+        await js.local_event("$node.connected", after=mark)
         await js.wait_for_services("environments-store")
         yield Nodes(js, bench)
 

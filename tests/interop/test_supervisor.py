@@ -23,11 +23,13 @@ SETUPS = [
     for serializer in serializers
     for disable_balancer in (False, True)
 ]
+TELLING = [("0.14", "JSON", False), ("0.14", "MsgPack", True), ("0.15", "JSONExt", False), ("0.15", "CBOR", True)]
+"""Each version with and without its balancer, over text and over bytes; all serializers are in test_serializers.py."""
 
 
 @pytest.mark.parametrize(
     ("version", "serializer", "disable_balancer"),
-    SETUPS,
+    [pytest.param(*setup, marks=[] if setup in TELLING else pytest.mark.long) for setup in SETUPS],
     ids=[f"{version} {serializer}{' disable_balancer' * disabled}" for version, serializer, disabled in SETUPS],
 )
 async def test_c66_c81_c82_c84_a_supervisor_counts_the_same_for_python_workers_and_for_js_workers(
