@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.environments_store.defaults import OperationLimits
-from services.environments_store.operations.checklist import Checklist, go_through
+from services.environments_store.operations.checklist import Checklist, run_checklist
 from services.environments_store.operations.planning import plan
 from services.environments_store.schema.check import look
 from services.environments_store.schema.migrator import migrate_once
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def checklist(url: str, limits: OperationLimits | None = None) -> Checklist:
-    return await go_through(await look(url), limits)
+    return await run_checklist(await look(url), limits)
 
 
 def states(checklist: Checklist) -> dict[str, str]:

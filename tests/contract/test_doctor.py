@@ -56,12 +56,14 @@ async def test_rows_that_need_a_person_are_counted_and_named(
     await bench.set_date("row-future", "deletedAt", "2999-01-01 00:00:00.000")
     diagnosis = await examine(url_of(bench, request, tmp_path), LOGGER)
     messages = [finding.message for finding in diagnosis.findings]
-    assert "2 environments have no document: they are listed and exported without: row-1, row-2." in messages
-    assert any(message.startswith("2 environments have another environmentUuid than id") for message in messages)
-    assert any(message.startswith("1 uuid stands in several rows") and "another" in message for message in messages)
-    assert "1 environment has another uuid in its document than its id: row-5." in messages
+    assert "2 environments have no document: they are listed and exported with null: row-1, row-2." in messages
+    assert any(
+        message.startswith("2 environments have an environmentUuid that differs from the id") for message in messages
+    )
+    assert any(message.startswith("1 uuid has several rows") and "another" in message for message in messages)
+    assert "1 environment has a uuid in its document that differs from its id: row-5." in messages
     assert any(message.startswith("1 environment has no timestamp") for message in messages)
-    assert any(message.startswith("1 environment was deleted in the future") for message in messages)
+    assert any(message.startswith("1 environment has a deletedAt in the future") for message in messages)
     assert all(finding.remedy for finding in diagnosis.findings if finding.level != "info")
     assert not diagnosis.healthy
     quick = await examine(url_of(bench, request, tmp_path), LOGGER, documents=False)

@@ -7,7 +7,7 @@ import pytest
 
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import OperationError
-from services.environments_store.operations.checklist import go_through
+from services.environments_store.operations.checklist import run_checklist
 from services.environments_store.operations.list_index import build_list_index
 from services.environments_store.operations.rollback import roll_back
 from services.environments_store.queries import choose
@@ -71,12 +71,12 @@ async def test_an_invalid_one_is_replaced(pooler: str, postgres_database: Postgr
 async def test_what_is_in_the_way_is_told_and_nothing_is_changed(postgres_database: PostgresDatabase) -> None:
     postgres_database.run_sql(postgres_sql("p_dnew"))
     role = postgres_database.create_role()
-    with pytest.raises(OperationError, match="As its owner run: CREATE INDEX CONCURRENTLY"):
+    with pytest.raises(OperationError, match="As the owner run: CREATE INDEX CONCURRENTLY"):
         await build_list_index(role, LOGGER)
     other = await asyncpg.connect(postgres_database.url)
     try:
         await other.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", LOCK)
-        with pytest.raises(OperationError, match="Another node migrates"):
+        with pytest.raises(OperationError, match="Another node is migrating"):
             await build_list_index(postgres_database.url, LOGGER)
     finally:
         await other.close()
@@ -88,7 +88,7 @@ async def test_the_checklist_tells_of_it_where_the_table_is_large(postgres_datab
     limits = OperationLimits(large_table_rows=1)
 
     async def subjects() -> list[str]:
-        return [one.subject for one in (await go_through(await look(postgres_database.url), limits)).findings]
+        return [one.subject for one in (await run_checklist(await look(postgres_database.url), limits)).findings]
 
     assert await subjects() == ["list-index"]
     await build_list_index(postgres_database.url, LOGGER)

@@ -517,7 +517,7 @@ async def test_ids_that_stand_in_several_rows_are_named(postgres_database: Postg
         + " INSERT INTO environments SELECT * FROM environments WHERE id LIKE '%1'"
     )
     findings = {one.subject: one for one in (await examine(postgres_database.url, LOGGER)).findings}
-    assert findings["duplicate-id"].message.endswith(f"a change is one of all of them: {FIRST_LIVE}.")
+    assert findings["duplicate-id"].message.endswith(f"a write changes all of them: {FIRST_LIVE}.")
     assert "delete all rows but one" in (findings["no-key"].remedy or "")
 
 

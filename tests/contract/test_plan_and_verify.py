@@ -8,7 +8,7 @@ import pytest
 
 from services.environments_store.database.connect import open_database
 from services.environments_store.errors import DatabaseError
-from services.environments_store.operations.checks import all_hold
+from services.environments_store.operations.checklist import all_hold
 from services.environments_store.operations.planning import plan
 from services.environments_store.operations.progress import BuildProgress, watch_index_build
 from services.environments_store.operations.verify import verify
@@ -48,7 +48,7 @@ async def test_a_plan_says_what_a_run_then_does(shape: str, url: str) -> None:
     after = await plan(url)
     assert not after.pending
     assert {step.state for step in after.steps} == {"done"}
-    assert any("end any session" in line for line in after.will_not) == (after.dialect == "postgresql")
+    assert any("terminate a session" in line for line in after.will_not) == (after.dialect == "postgresql")
 
 
 @pytest.mark.parametrize("shape", ["p_odd_partitioned", "p_odd_view"])
@@ -107,7 +107,7 @@ async def test_of_a_view_is_told_where_its_index_belongs(
     details = {check.name: check.detail for check in await verify(url, LOGGER) if check.state == "failed"}
     assert set(details) == {"index", "speed"}
     assert "by hand on the tables that hold its rows" in details["index"]
-    assert "has no index" in details["speed"]
+    assert "there is no index" in details["speed"]
 
 
 @pytest.mark.parametrize("shape", ["p_c", "p_half", "p_inv", "s_b2", "s_noidx"])

@@ -175,7 +175,7 @@ async def test_a_row_that_a_foreign_key_holds_is_named_with_it_by_purge_and_doct
     assert sorted(work.examples) == [Kept("old-30", "constraint held"), Kept("old-7", "constraint held")]
     findings = [one for one in (await examine(postgres_url, LOGGER)).findings if one.subject == "kept"]
     assert [finding.message for finding in findings] == [
-        "2 environments are held by the constraint held of shares: no purge deletes them: old-30, old-7."
+        "2 environments are referenced by the constraint held of shares: no purge deletes them: old-30, old-7."
     ]
 
 

@@ -61,11 +61,11 @@ FAILURES = {
     ),
     "no file and success": ("pg_dump", "exit 0", "pg_restore failed"),
     "killed": ("pg_dump", "kill -9 $$", "exit code -9"),
-    "no rows": ("pg_dump", '"{real}" --schema-only "$@"', "holds no rows of public.environments"),
+    "no rows": ("pg_dump", '"{real}" --schema-only "$@"', "has no rows of public.environments"),
     "a wrong version": (
         "pg_dump",
         "echo 'pg_dump: error: aborting because of server version mismatch' >&2; exit 1",
-        "of the server's version or newer, or say where they are with --pg-bin",
+        "of the server's version or newer, or give their folder with --pg-bin",
     ),
     "rows that cannot be read back": (
         "pg_restore",
@@ -178,7 +178,7 @@ async def test_m44_a_full_disk_is_told_of_the_backup_s_folder_and_not_of_the_dat
     with full_folder(tmp_path) as folder:
         with pytest.raises(OperationError) as caught:
             await back_up(f"sqlite:///{path}", folder / "backup.sqlite")
-        assert f"the folder '{folder}' cannot take it" in str(caught.value)
+        assert f"cannot be written to the folder '{folder}'" in str(caught.value)
         assert str(path) not in str(caught.value)
         assert not (folder / "backup.sqlite").exists()
         assert not partial(folder)

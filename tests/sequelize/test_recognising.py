@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.environments_store.operations.checklist import go_through
+from services.environments_store.operations.checklist import run_checklist
 from services.environments_store.schema.check import look
 from tests.support.original import Generation, Originals
 from tests.support.postgres import PostgresDatabase
@@ -30,7 +30,7 @@ async def test_the_generation_of_a_connected_original_is_told(
     postgres_database.run_sql(postgres_sql(shape))
     original = await original_process.open(generation, postgres_database.url)
     await original.find_all()
-    checklist = await go_through(await look(postgres_database.url))
+    checklist = await run_checklist(await look(postgres_database.url))
     assert {check.name: check.state for check in checklist.checks}["old generations"] == state
     found = [finding.message for finding in checklist.findings if finding.subject == subject]
     assert "'without a name' of role \"postgres\" from 127.0.0.1" in found[0]

@@ -305,7 +305,7 @@ async def test_a_killed_rollback_has_changed_nothing(postgres_database: Postgres
     async with old_transaction(postgres_database.url):
         file = str(tmp_path / "trash.ndjson")
         async with start_python(*command, "--export", file, environment=settings) as process:
-            await process.line("The rollback has to wait")
+            await process.line("The rollback is waiting")
             await process.kill()
     after = await run_python("-m", "services.environments_store", "export", "-", "--all", environment=settings)
     assert after.stdout == before.stdout

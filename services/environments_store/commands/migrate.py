@@ -24,19 +24,26 @@ from services.environments_store.commands.options import (
 from services.environments_store.commands.progress import progress
 from services.environments_store.commands.showing import show_checklist, show_checks, show_plan, show_status
 from services.environments_store.commands.transfer import export_to_file
+from services.environments_store.database.location import read_location
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import OperationError
-from services.environments_store.operations.checklist import go_through
-from services.environments_store.operations.checks import all_hold
+from services.environments_store.operations.checklist import all_hold, run_checklist
 from services.environments_store.operations.list_index import build_list_index
-from services.environments_store.operations.opening import migration_script
 from services.environments_store.operations.planning import plan
-from services.environments_store.operations.rollback import Outcome, Survey, refuse_unsafe, roll_back, survey, way_back
+from services.environments_store.operations.rollback import (
+    RolledBack,
+    Survey,
+    commands_to_undo,
+    refuse_unsafe,
+    roll_back,
+    survey,
+)
 from services.environments_store.operations.verify import verify
 from services.environments_store.schema.check import look
 from services.environments_store.schema.migrator import migrate_once
 from services.environments_store.schema.names import LIST_INDEX, counted
 from services.environments_store.schema.plan import status_of
+from services.environments_store.schema.sql import script
 
 __all__ = ["app"]
 
@@ -53,7 +60,7 @@ def migrate_check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> 
     config = read_config(database_url=database_url)
 
     async def main() -> int:
-        checklist = await go_through(await look(config.database_url))
+        checklist = await run_checklist(await look(config.database_url))
         show_checklist(checklist, as_json)
         return 1 if checklist.pending else 0
 
@@ -138,7 +145,7 @@ def migrate_verify(database_url: DatabaseUrl = None, as_json: AsJson = False) ->
 @app.command("sql")
 def migrate_sql(database_url: DatabaseUrl = None) -> None:
     """Print the migration as SQL for a DBA, without connecting."""
-    print(migration_script(read_config(database_url=database_url).database_url), end="")
+    print(script(read_location(read_config(database_url=database_url).database_url).dialect), end="")
 
 
 @app.command("rollback")
@@ -169,20 +176,20 @@ def migrate_rollback(
         file = export or Path(f"environments-deleted-{datetime.now(UTC):%Y%m%d-%H%M%S}.ndjson")
         # Its --force means another thing, and what an earlier attempt has kept is never replaced.
         exported = await export_to_file(config.database_url, file, "deleted", overwrite=False, option=None)
-        outcome = await roll_back(config.database_url, trash, force=force, logger=logger)
-        if outcome.rows != exported.exported:
+        done = await roll_back(config.database_url, trash, force=force, logger=logger)
+        if done.rows != exported.exported:
             print_error(
-                f"The file has {counted(exported.exported, 'record', 'records')}, the table {outcome.copy}"
-                f" {counted(outcome.rows, 'row', 'rows')}."
+                f"The file has {counted(exported.exported, 'record', 'records')}, but the table {done.copy} has"
+                f" {counted(done.rows, 'row', 'rows')}: the table is complete."
             )
-        _show_outcome(outcome, file, as_json)
+        _show_rollback(done, file, as_json)
         return 0
 
     run_command(main)
 
 
 def _question(seen: Survey, trash: str) -> str:
-    becomes = "be live again" if trash == "keep" else "be taken out of the table (a copy stays)"
+    becomes = "be live again" if trash == "keep" else "be deleted from the table (a copy is kept)"
     return (
         f"Drop the column deletedAt of {seen.table} in {seen.database}? Of its"
         f" {counted(seen.total, 'environment', 'environments')} {counted(seen.deleted, 'is', 'are')} deleted, and will"
@@ -190,13 +197,13 @@ def _question(seen: Survey, trash: str) -> str:
     )
 
 
-def _show_outcome(outcome: Outcome, file: Path, json: bool) -> None:
-    back = way_back(outcome, str(file))
-    row = {"table": outcome.table, "copy": outcome.copy, "rows": outcome.rows, "removed": outcome.removed}
+def _show_rollback(done: RolledBack, file: Path, json: bool) -> None:
+    back = commands_to_undo(done, str(file))
+    row = {"table": done.table, "copy": done.copy, "rows": done.rows, "removed": done.removed}
     if json or not is_person():
         print_value({**row, "file": str(file), "wayBack": back}, json=True)
         return
     print_rows([{**row, "file": str(file)}], [*row, "file"])
-    print_text("The way back:")
+    print_text("To undo the rollback:")
     for line in back:
         print_text(f"  {line}")

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from broker.cli.output import is_person, print_rows, print_text, print_value
-from services.environments_store.operations.checklist import Checklist, is_checked
-from services.environments_store.operations.checks import Check
+from services.environments_store.operations.checklist import Check, Checklist, is_checked
 from services.environments_store.operations.doctor import Diagnosis
 from services.environments_store.operations.planning import Plan
 from services.environments_store.operations.purge import Forecast

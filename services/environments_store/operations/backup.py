@@ -1,4 +1,4 @@
-"""A backup that was read back before it counts as one."""
+"""Backups that are read back before they count as such."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ __all__ = ["Backup", "back_up", "new_file"]
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
-    """`tables` holds the rows of each, as counted in the backup itself; `restore` says how it is brought back."""
+    """`tables` has the number of rows of each, as counted in the backup; `restore` is the command that restores it."""
 
     file: str
     bytes: int
@@ -26,11 +26,11 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
 async def back_up(
     url: str, file: Path, *, overwrite: bool = False, programs: Path | None = None, label: str = "DATABASE_URL"
 ) -> Backup:
-    """Write a backup beside `file`, check it, and only then give it its name.
+    """Write a backup beside `file`, check it, and only then rename it to `file`.
 
-    PostgreSQL: `pg_dump` in its custom format of both tables, with the schema; SQLite: `VACUUM INTO`. `programs` is the
-    folder of pg_dump and pg_restore, when they are not on PATH. Raises OperationError, which says what went wrong; then
-    there is no file, and an older one of that name is as it was.
+    PostgreSQL: `pg_dump` in custom format of both tables, with the schema; SQLite: `VACUUM INTO`. `programs` is the
+    folder of pg_dump and pg_restore when they are not on PATH. Raises OperationError; then no file is left, and an
+    older one of that name is unchanged.
     """
     seen = await look(url)
     require_table(seen)
@@ -53,11 +53,11 @@ async def back_up(
 def new_file(
     file: Path, *, overwrite: bool, never: Path | None = None, option: str | None = "--force"
 ) -> Iterator[Path]:
-    """A new, empty file beside `file` to write to, which only its owner may read; it becomes `file` at the end of the
-    block, and is removed when that raises.
+    """An empty file beside `file`, readable by its owner alone; it is renamed to `file` at the end of the block, or
+    removed when the block raises.
 
-    `option` is what the command replaces a file by, None when it replaces none. Raises OperationError for a file that
-    is there already, for a folder that cannot be written to, and for the file that must `never` be replaced.
+    `option` is the command's option for replacing a file, if it has one. Raises OperationError for a file that exists
+    already, for a folder that cannot be written to, and for the file that must `never` be replaced.
     """
     partial = file.parent / f"{file.name}.partial"  # with_name refuses "." and "/"
     try:

@@ -1,4 +1,4 @@
-"""The backup of a PostgreSQL database: pg_dump, its exit code, its list of contents, and its rows, counted."""
+"""The backup of a PostgreSQL database by pg_dump, checked by its exit code, contents and row counts."""
 
 import os
 import re
@@ -25,14 +25,12 @@ from services.environments_store.schema.postgres_steps import open_session
 __all__ = ["dump"]
 
 _COMPRESSION = "6"  # gzip's own choice between time and size
-_COUNT_TIMEOUT_S = 3_600.0  # counting a table of any size; nobody waits for it
-_LONGEST_LINE = 1 << 30  # a row of a dump may be as long as PostgreSQL's largest value
+_COUNT_TIMEOUT_S = 3_600.0  # counting a table of any size; no session waits for it
+_LONGEST_LINE = 1 << 30  # bytes: a row of a dump may be as long as PostgreSQL's largest value
 _ERROR_LINES = 5
-_INSTALL = (
-    "Install PostgreSQL's client programs, of the server's version or newer, or say where they are with --pg-bin."
-)
+_INSTALL = "Install PostgreSQL's client programs, of the server's version or newer, or give their folder with --pg-bin."
 _OTHER_VERSION = ("server version mismatch", "unsupported version")
-"""Of a pg_dump older than the server, and of a pg_restore older than the pg_dump."""
+"""What a pg_dump older than the server says, and a pg_restore older than the pg_dump."""
 _OF_LIBPQ = re.compile(
     rf"{OF_LIBPQ.pattern}|host(addr)?|port|user|dbname|passfile|ssl\w+|krbsrvname|gsslib|target_session_attrs"
     r"|application_name|client_encoding|options|service"
@@ -40,16 +38,16 @@ _OF_LIBPQ = re.compile(
 
 
 async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -> dict[str, int]:
-    """Dump both tables and compare their rows with those of the very snapshot that was dumped.
+    """Dump both tables and compare their row counts with those of the dumped snapshot.
 
-    Raises OperationError. While it runs it holds a lock that adding the column would have to wait for.
+    Raises OperationError. Until it ends, it holds a lock that adding the column has to wait for.
     """
     pg_dump, pg_restore = _program("pg_dump", programs), _program("pg_restore", programs)
     address, environment = _address(url)
     try:
         async with _snapshot(url, found) as (snapshot, encoding, counts):
             tables = [argument for table in counts for argument in ("-t", qualified(found.schema, table))]
-            # The database's own encoding: a role's or an environment's own may have no character for what is there.
+            # The database's own encoding: a client encoding may lack characters of the data.
             which = [f"--snapshot={snapshot}", f"--encoding={encoding}", *tables]
             await _run([pg_dump, "-Fc", "-Z", _COMPRESSION, "-f", str(file), *which, "-d", address], environment)
     except StatementFailure as failure:
@@ -57,18 +55,19 @@ async def dump(url: str, found: Inspection, file: Path, programs: Path | None) -
     listed = await _run([pg_restore, "--list", str(file)], environment)
     for table, count in counts.items():
         if f" TABLE DATA {found.schema} {table} " not in listed:
-            raise OperationError(f"The backup holds no rows of {found.schema}.{table}.")
+            raise OperationError(f"The backup has no rows of {found.schema}.{table}: it was removed.")
         dumped = await _count(pg_restore, file, found.schema, table, environment)
         if dumped != count:
             raise OperationError(
-                f"The backup holds {counted(dumped, 'row', 'rows')} of {found.schema}.{table}, the table {count}."
+                f"The backup has {counted(dumped, 'row', 'rows')} of {found.schema}.{table}, but the table has {count}:"
+                " it was removed."
             )
     return counts
 
 
 @asynccontextmanager
 async def _snapshot(url: str, found: Inspection) -> AsyncGenerator[tuple[str, str, dict[str, int]]]:
-    """A snapshot that pg_dump takes over, the encoding of the database, and the rows that are in the snapshot."""
+    """A snapshot for pg_dump, the encoding of the database, and the snapshot's row counts."""
     session = await open_session(url, "backup", MigrationBudgets(statement_timeout_s=_COUNT_TIMEOUT_S))
     try:
         await session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -87,7 +86,7 @@ async def _rows(session: PostgresSession, found: Inspection, table: str) -> int:
 
 
 async def _count(program: str, file: Path, schema: str, table: str, environment: dict[str, str]) -> int:
-    """The rows of one table in the dump: the lines between COPY and its end, read as they come."""
+    """The rows of one table in the dump: the lines from COPY to its end, read as a stream."""
     command = [program, "--data-only", "-n", schema, "-t", table, "-f", "-", str(file)]
     count, copying = 0, False
     async with _started(command, environment) as process:
@@ -116,7 +115,7 @@ async def _run(command: Sequence[str], environment: dict[str, str]) -> str:
 
 @asynccontextmanager
 async def _started(command: Sequence[str], environment: dict[str, str]) -> AsyncGenerator[Process]:
-    """A program that has to end well: OperationError with what it said when it does not."""
+    """Run a program. Raises OperationError, with its last lines of standard error, when it fails."""
     name = Path(command[0]).name
     try:
         process = await anyio.open_process(command, stdin=subprocess.DEVNULL, env={**os.environ, **environment})
@@ -148,8 +147,8 @@ def _program(name: str, programs: Path | None) -> str:
 
 
 def _address(url: str) -> tuple[str, dict[str, str]]:
-    """The URL as libpq takes it, without its password, which goes into the environment: the arguments of a process can
-    be read by every user. So do settings of the server, which asyncpg takes as parameters, and libpq does not."""
+    """The URL for libpq, and its environment. The password goes there because every user can read the arguments of a
+    process; so do server settings, which libpq does not accept as parameters of the URL."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")

@@ -1,4 +1,4 @@
-"""The backup of a SQLite file: a compact copy of one snapshot, made while others read and write."""
+"""The backup of a SQLite file: a compact copy of one snapshot, made while other processes read and write."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["vacuum_into"]
 
 _OF_THE_COPY = ("SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE")
-_BUSY_S = 30.0  # a backup may wait for a writer; nobody waits for the backup
+_BUSY_S = 30.0  # a backup may wait for a writer, but no writer waits for the backup
 
 
 async def vacuum_into(path: Path, copy: Path) -> dict[str, int]:
-    """Copy, check the copy, and count its rows. Raises OperationError; copying a live file as it lies could tear it."""
+    """Copy the database (a plain copy of a live file could be torn), check the copy, and count its rows.
+
+    Raises OperationError.
+    """
     try:
         source = await connect(path, mode="rw", busy_timeout_s=_BUSY_S)
         try:
@@ -39,9 +42,9 @@ async def vacuum_into(path: Path, copy: Path) -> dict[str, int]:
         raise OperationError(f"The backup failed: {failure}.") from failure
     if problems != ["ok"]:
         raise OperationError(f"The backup is damaged, and so may be '{path}': {'; '.join(problems)}.")
-    # What others wrote since the first count may have added rows, taken some away, or both.
+    # Other processes may have added or removed rows since the first count.
     if counts.keys() != there.keys() or (counts != there and not written):
-        raise OperationError(f"The backup has {counts} rows, the file {there}: it is not whole.")
+        raise OperationError(f"The backup is incomplete and was removed: it has {counts} rows, the file {there}.")
     return counts
 
 
@@ -50,15 +53,15 @@ async def _vacuum(source: "aiosqlite.Connection", path: Path, copy: Path) -> Non
         await query(source, path, "VACUUM INTO $1", str(copy))
     except StatementFailure as failure:
         if (failure.sqlstate or "").startswith(_OF_THE_COPY):
-            # SQLite names no file, and the database itself is only read here.
+            # SQLite's own error names no file.
             raise StatementFailure(
-                f"the folder '{copy.parent}' cannot take it ({failure.__cause__})", sqlstate=failure.sqlstate
+                f"it cannot be written to the folder '{copy.parent}' ({failure.__cause__})", sqlstate=failure.sqlstate
             ) from failure
         raise
 
 
 async def _version(connection: "aiosqlite.Connection", path: Path) -> int:
-    """Another number after every commit of others."""
+    """Changes with every commit of another connection."""
     return int((await query(connection, path, "PRAGMA data_version"))[0][0])
 
 

@@ -1,15 +1,17 @@
-"""Everything that decides whether a migration may be begun now: what `migrate check` shows, line by line."""
+"""Whether a migration can start now: the lines of `migrate check`."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import msgspec
 
 from services.environments_store.defaults import OperationLimits
-from services.environments_store.operations.checks import Check
 from services.environments_store.schema.check import Report, Seen, report_of
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import quoted
 from services.environments_store.schema.status import Finding
 
-__all__ = ["Checklist", "go_through", "is_checked"]
+__all__ = ["Check", "Checklist", "all_hold", "is_checked", "run_checklist"]
 
 _SUBJECTS = {
     "rights": ("forbidden", "rights", "read-only", "column-grants"),
@@ -26,14 +28,26 @@ _SUBJECTS = {
 _OF_SQLITE = ("rights", "table", "blockers", "disk", "old generations")
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one check. `warning`: it holds, with a reservation; `unknown`: it cannot be seen from here."""
+
+    name: str
+    state: Literal["ok", "warning", "failed", "unknown"]
+    detail: str
+
+
+def all_hold(checks: Sequence[Check]) -> bool:
+    return all(check.state != "failed" for check in checks)
+
+
 class Checklist(Report, frozen=True, kw_only=True):
-    """`checks` has a line for each thing that was looked at, also where all is well; `findings` what is not."""
+    """`checks` has a line for each check, passed or not; `findings` has the problems."""
 
     checks: tuple[Check, ...]
 
 
-async def go_through(seen: Seen, limits: OperationLimits | None = None) -> Checklist:
-    """Look at what goes on around a table that was looked at; change nothing. Raises as `look` does."""
+async def run_checklist(seen: Seen, limits: OperationLimits | None = None) -> Checklist:
+    """Check the server or file around an inspected table; change nothing. Raises as `look` does."""
     location, found, blockers = seen
     report = report_of(seen)
     around: Sequence[Finding]
@@ -68,46 +82,46 @@ def _about_lists(found: Inspection, limits: OperationLimits) -> Iterator[Finding
             level="info",
             subject="list-index",
             message=f"Each page of live environments sorts about {found.rows:,} rows.",
-            remedy="`environments-store migrate list-index` builds an index for it, which the guide does not know.",
+            remedy="`environments-store migrate list-index` builds an index for it (not part of the guide).",
         )
 
 
 def is_checked(finding: Finding) -> bool:
-    """Whether a line of the list tells of it."""
+    """Whether one of the checks covers it."""
     return any(finding.subject in subjects for subjects in _SUBJECTS.values())
 
 
 def _check(name: str, found: Inspection, findings: Sequence[Finding]) -> Check:
-    """The line of one name; what is no mere information stands below the lines, with its remedy."""
+    """The line of one name. Warnings and errors are shown below the lines, with their remedies."""
     levels: set[str] = {finding.level for finding in findings}
     if name == "rights" and found.kind == "r" and found.index is None and not found.can_index:
-        levels.add("warning")  # the finding about the index says which right
+        levels.add("warning")  # the finding about the index names the missing right
     if "error" in levels or "warning" in levels:
         return Check(name=name, state="failed" if "error" in levels else "warning", detail="see below")
     unseen = name == "disk" and found.index is None and not (found.dialect == "sqlite" and findings)
-    detail = " ".join(finding.message for finding in findings) or _all_is_well(name, found)
+    detail = " ".join(finding.message for finding in findings) or _passed(name, found)
     return Check(name=name, state="unknown" if unseen else "ok", detail=detail)
 
 
-def _all_is_well(name: str, found: Inspection) -> str:
+def _passed(name: str, found: Inspection) -> str:
     role = quoted(found.role)
     if name == "table":
-        return "its columns and its key are those that the statements need" if found.kind else "it is made new"
+        return "it has the columns and the key that the service needs" if found.kind else "it will be created"
     if found.dialect == "sqlite":
         if name == "old generations":
-            return "no copy was left behind; stop every node of the original before the first start"
+            return "no copy was left behind; stop every node of the original application before the first start"
         disk = "it has room for a backup" if found.kind else "there is no file yet"
-        return {"rights": "the file can be written", "blockers": "no other process writes now", "disk": disk}[name]
+        return {"rights": "the file can be written", "blockers": "no other process is writing", "disk": disk}[name]
     if name == "rights":
-        owns = "owns the table" if found.can_alter else "does not own the table, which is complete"
-        return f"role {role} {owns} and may write" if found.kind else f"role {role} may create the table"
+        owns = "owns the table" if found.can_alter else "does not own the table, which needs no change,"
+        return f"role {role} {owns} and may write to it" if found.kind else f"role {role} may create the table"
     return {
         "blockers": "no other session holds a lock on the table",
-        "oldest transaction": "no transaction is open for long",
-        "disk": "no index has to be built" if found.index else "PostgreSQL does not report how much is free",
+        "oldest transaction": "no transaction has been open for long",
+        "disk": "no index has to be built" if found.index else "PostgreSQL does not report the free disk space",
         "pooler": "a direct connection",
         "row security": f"no policy hides rows from role {role}",
-        "replication": "no standby and no subscriber follows",
+        "replication": "no standby and no subscriber is connected",
         "old generations": "no session of an older version reads the table",
         "other programs": "no other program is connected",
     }[name]

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a database, each with what to do about it."""
+"""Every problem that can be found in a database, each with its remedy."""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from services.environments_store.defaults import OperationLimits
-from services.environments_store.operations.checklist import go_through
+from services.environments_store.operations.checklist import run_checklist
 from services.environments_store.operations.opening import open_table
 from services.environments_store.operations.rows import look_at_documents, look_at_guards, look_at_rows
 from services.environments_store.schema.check import Report, look
@@ -17,7 +17,7 @@ __all__ = ["Diagnosis", "examine"]
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """`database` is the URL without its password; `documents` whether every document was read."""
+    """`database` is the URL without its password; `documents` says whether every document was read."""
 
     database: str
     table: str
@@ -37,10 +37,10 @@ async def examine(
     on_progress: Callable[[int], None] | None = None,
     limits: OperationLimits | None = None,
 ) -> Diagnosis:
-    """Look at the schema, at who is connected, at every row, and at every document; change nothing."""
+    """Check the schema, the connected sessions, every row and, with `documents`, every document; change nothing."""
     limits = limits or OperationLimits()
     seen = await look(url)
-    report = await go_through(seen, limits)
+    report = await run_checklist(seen, limits)
     findings = [*_missing(report, obstacle_to_column(seen.found)), *report.findings]
     if seen.found.kind is not None and status_of(seen.found).lack("read") is None:
         async with open_table(url, logger, writes=False) as opened:
@@ -53,15 +53,15 @@ async def examine(
 
 
 def _missing(report: Report, obstacle: Finding | None) -> list[Finding]:
-    """The steps that are not done. Who may not do them is told what is in the way, and not to do them."""
+    """The missing steps. Where one is blocked, the remedy points to the finding that says by what."""
     in_the_way = {one.subject for one in report.findings if one.subject == "index" and one.level == "warning"}
-    remedy = "`environments-store migrate run` does it, and so does the start of the service."
+    remedy = "Run `environments-store migrate run`, or start the service, which does the same."
     return [
         Finding(
             level="error" if step.name in ("table", "column") else "warning",
             subject=step.name,
-            message=f"The step '{step.name}' of the migration is missing{f': {step.detail}' if step.detail else ''}.",
-            remedy="What is in the way is told below." if obstacle or step.name in in_the_way else remedy,
+            message=f"The migration step '{step.name}' is missing{f': {step.detail}' if step.detail else ''}.",
+            remedy="See below what prevents it." if obstacle or step.name in in_the_way else remedy,
         )
         for step in report.steps
         if step.state != "done"

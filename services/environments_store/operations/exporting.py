@@ -1,4 +1,4 @@
-"""Records as NDJSON: one a line, of one snapshot of the table; in memory are a few small documents or one large."""
+"""Export as NDJSON, one record a line, from one snapshot, with a few small documents or one large one in memory."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterator
@@ -22,8 +22,8 @@ Selection = Literal["live", "deleted", "all"]
 
 
 class Export:
-    """One export. `exported` and `damaged` count up while it runs; a damaged row, which has no readable document, is
-    named in the log and has null for it."""
+    """One export, which counts the records as it goes. `damaged` rows have no readable document: they are exported
+    with null for it, and named in the log."""
 
     def __init__(
         self,
@@ -38,15 +38,14 @@ class Export:
         self._shape = shape
         self._logger = logger
         self._limits = limits or OperationLimits()
-        # No hash is needed twice.
+        # No hash is needed twice, so none is cached.
         self._store_limits = msgspec.structs.replace(store_limits or StoreLimits(), hash_entries=0)
         self._records = Records(self._store_limits, logger)
         self.exported = 0
         self.damaged = 0
 
     async def chunks(self, selection: Selection) -> AsyncGenerator[bytes]:
-        """The lines, many small ones at once and large ones in pieces. Raises SoftDeleteUnavailableError for the trash
-        when there is no column."""
+        """The lines in chunks of bounded size. Raises SoftDeleteUnavailableError for the trash without the column."""
         queries = self._shape.queries("list")
         query = self._query(queries, selection)
         pieces: list[bytes] = []
@@ -63,7 +62,7 @@ class Export:
                             if size >= self._limits.export_chunk_bytes:
                                 yield b"".join(pieces)
                                 pieces, size = [], 0
-                    rows = row = ()  # a large document is let go before the next is fetched
+                    rows = row = ()  # free a large document before the next is fetched
         if pieces:
             yield b"".join(pieces)
 
@@ -81,7 +80,9 @@ class Export:
             hash = await self._records.hash(environment)
         except ValueError as error:
             self.damaged += 1
-            self._logger.warning("The environment '%s' is damaged and exported without document: %s", row["id"], error)
+            self._logger.warning(
+                "The document of environment '%s' is damaged and was exported as null: %s", row["id"], error
+            )
             environment = environment._replace(document=None)
         document = environment.document
         layout = await away_when_large(lambda: layout_of(document), len(document or b""), self._store_limits)

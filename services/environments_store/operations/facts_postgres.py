@@ -1,4 +1,4 @@
-"""What goes on around the table on a PostgreSQL server, and decides whether now is a good moment to migrate."""
+"""What else happens on the PostgreSQL server, and whether it stands in the way of a migration now."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,8 +14,8 @@ from services.environments_store.schema.status import Finding
 
 __all__ = ["server_findings"]
 
-# An ordinary role sees of others' sessions the role, the application and that they have a snapshot, but neither since
-# when, nor the statement, nor the address. The original names no application; its last statement tells its generation.
+# Of other roles' sessions an ordinary role sees role, application and that there is a snapshot, but not its age, the
+# statement or the address. The original sets no application name; its last statement shows its generation.
 SESSIONS = """
 SELECT coalesce(nullif(application_name, ''), 'without a name') AS application, usename::text AS role,
        CASE WHEN client_port IS NOT NULL THEN coalesce(host(client_addr), 'here') END AS address,
@@ -28,12 +28,12 @@ FROM pg_stat_activity WHERE datname = current_database() AND usename IS NOT NULL
   AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
 GROUP BY application_name, 2, 3 ORDER BY 1, 2, 3
 """
-# They belong to no session any more, and hold their locks until somebody ends them by name.
+# Prepared transactions belong to no session and hold their locks until they are ended by name.
 PREPARED = """
 SELECT gid, owner::text AS owner, extract(epoch FROM clock_timestamp() - prepared)::float8 AS age_s
 FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared
 """
-# A walsender of logical replication has a slot of its kind; one in the state of a backup copies the cluster.
+# A walsender with a logical slot serves a subscriber; one in state `backup` is a base backup.
 FOLLOWERS = """
 SELECT count(*) FILTER (WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.state IS DISTINCT FROM 'backup') AS standbys,
        count(*) FILTER (WHERE s.slot_type = 'logical') AS subscribers
@@ -45,7 +45,7 @@ _OLDEST_GENERATION = "jsonb"
 async def server_findings(
     url: str, found: Inspection, blockers: Sequence[Blocker], limits: OperationLimits
 ) -> list[Finding]:
-    """Who else is connected, for how long, and what the index will need."""
+    """Who else is connected, how old their transactions are, and what disk space the index needs."""
     try:
         session = await open_session(url, "check", MigrationBudgets())
         try:
@@ -71,8 +71,8 @@ def _dumps(found: Inspection, blockers: Sequence[Blocker]) -> Iterator[Finding]:
             yield Finding(
                 level="info" if found.soft_delete else "error",
                 subject="dump",
-                message=f"A dump runs now: {blocker}. Adding the column, or dropping it, has to wait for its end.",
-                remedy="Let it end before nodes are started.",
+                message=f"pg_dump is running: {blocker}. Adding or dropping the column has to wait until it ends.",
+                remedy="Let it end before you start nodes.",
             )
 
 
@@ -84,16 +84,18 @@ def _others(rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 subject="old-generation",
-                message=f"{_name(row)} reads the table without deletedAt: the original from before soft delete?",
-                remedy="Stop it before nodes are started: its oldest versions drop the column at their start, and with"
-                " it everything in the trash is live again.",
+                message=f"{_name(row)} reads the table without deletedAt: it may be the original application from"
+                " before soft delete.",
+                remedy="Stop it before you start nodes: its oldest versions drop the column when they start, and every"
+                " deleted environment is live again.",
             )
         else:
             yield Finding(
                 level="info",
                 subject="other-program",
                 message=f"Another program is connected: {_name(row)}.",
-                remedy="If it is the original from before soft delete, stop it: at its start it drops the column.",
+                remedy="If it is the original application from before soft delete, stop it: it drops the column when it"
+                " starts.",
             )
 
 
@@ -105,14 +107,14 @@ def _old_transactions(rows: Sequence[Row], found: Inspection, limits: OperationL
                 level="info" if complete else "warning",
                 subject="old-transaction",
                 message=f"A transaction of {_name(row)} is {row['oldest_s']:.0f} s old: an index build waits for it.",
-                remedy="End it before migrating, or let the service wait: no other session has to.",
+                remedy="End it before migrating, or let the service wait: other sessions are not blocked meanwhile.",
             )
         elif row["hidden"] and not complete:
             yield Finding(
                 level="info",
                 subject="old-transaction",
-                message=f"A transaction of {_name(row)} is open; how old it is, role {quoted(found.role)} may not see.",
-                remedy=f"For a superuser: GRANT pg_read_all_stats TO {quoted(found.role)};",
+                message=f"A transaction of {_name(row)} is open; role {quoted(found.role)} may not see its age.",
+                remedy=f"As a superuser run: GRANT pg_read_all_stats TO {quoted(found.role)};",
             )
 
 
@@ -123,8 +125,8 @@ def _prepared(rows: Sequence[Row], limits: OperationLimits) -> Iterator[Finding]
                 level="warning",
                 subject="old-transaction",
                 message=f"The prepared transaction '{row['gid']}' of role {quoted(row['owner'])} is"
-                f" {row['age_s']:.0f} s old, and keeps its locks until it is ended: no session owns it.",
-                remedy=f"COMMIT PREPARED '{row['gid']}'; or ROLLBACK PREPARED '{row['gid']}';",
+                f" {row['age_s']:.0f} s old and keeps its locks until it is committed or rolled back.",
+                remedy=f"Run: COMMIT PREPARED '{row['gid']}'; or ROLLBACK PREPARED '{row['gid']}';",
             )
 
 
@@ -133,9 +135,9 @@ def _disk(found: Inspection) -> Iterator[Finding]:
         yield Finding(
             level="info",
             subject="disk",
-            message=f"The index will have about {size_kilobytes(found):,} kB, and the build writes it twice; PostgreSQL"
-            " does not report how much is free.",
-            remedy="See that the disk has more.",
+            message=f"The index will take about {size_kilobytes(found):,} kB, and its build as much again; PostgreSQL"
+            " does not report the free disk space.",
+            remedy="Check that the server's disk has more than that free.",
         )
 
 
@@ -144,15 +146,15 @@ def _followers(row: Row | None) -> Iterator[Finding]:
         yield Finding(
             level="info",
             subject="replication",
-            message=f"{counted(row['standbys'], 'standby follows', 'standbys follow')} this server: a long query there"
-            " holds the new column up there.",
+            message=f"{counted(row['standbys'], 'standby follows', 'standbys follow')} this server: a long query on a"
+            " standby delays the new column there.",
         )
     if row is not None and row["subscribers"]:
         yield Finding(
             level="info",
             subject="replication",
-            message=f"{counted(row['subscribers'], 'subscriber', 'subscribers')} of logical replication connected to"
-            " this server.",
+            message=f"{counted(row['subscribers'], 'subscriber', 'subscribers')} of logical replication"
+            f" {'is' if row['subscribers'] == 1 else 'are'} connected to this server.",
         )
 
 
@@ -161,7 +163,8 @@ def _age(found: Inspection) -> Iterator[Finding]:
         yield Finding(
             level="info",
             subject="jsonb",
-            message="The documents are jsonb, of the oldest generation: they keep their content, but not their bytes.",
+            message="The documents are stored as jsonb, as by the oldest versions: they keep their content but not"
+            " their formatting.",
             remedy="Nothing has to be done.",
         )
 

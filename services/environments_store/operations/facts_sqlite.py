@@ -1,4 +1,4 @@
-"""What goes on around a SQLite file, and decides whether now is a good moment to migrate."""
+"""What else happens to the SQLite file, and whether it stands in the way of a migration now."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ _MEBIBYTE = 1_048_576
 
 
 async def file_findings(path: Path, found: Inspection) -> list[Finding]:
-    """Who writes into the file now, and whether the disk has room for a second one, as a backup needs."""
+    """Whether another process writes to the file now, and whether the disk has room for a backup."""
     if not await anyio.Path(path).exists():
         return []
     return [*await _writers(path, found), *await anyio.to_thread.run_sync(lambda: list(_disk(path, found)))]
 
 
 async def _writers(path: Path, found: Inspection) -> list[Finding]:
-    """The lock of a writer is asked for and given back at once; nothing is written."""
+    """Take the write lock and release it at once, to see whether another process holds it."""
     if not found.writable:
         return []
     try:
@@ -42,8 +42,8 @@ async def _writers(path: Path, found: Inspection) -> list[Finding]:
             Finding(
                 level="info" if found.soft_delete else "warning",
                 subject="blocker",
-                message="Another process writes into the file now: adding the column has to wait for it.",
-                remedy="Let it end, or wait: the attempts go on by themselves.",
+                message="Another process is writing to the file: adding the column has to wait for it.",
+                remedy="End it, or wait: the service retries by itself.",
             )
         ]
     return []
@@ -57,7 +57,7 @@ def _disk(path: Path, found: Inspection) -> Iterator[Finding]:
     yield Finding(
         level="warning" if short else "info",
         subject="disk",
-        message=f"The disk has {free // _MEBIBYTE:,} MiB free; the file has {size / _MEBIBYTE:,.1f} MiB, and so will a"
-        " backup of it.",
-        remedy="Make room, or back up to another disk." if short else None,
+        message=f"The disk has {free // _MEBIBYTE:,} MiB free; the file, and so a backup of it, takes"
+        f" {size / _MEBIBYTE:,.1f} MiB.",
+        remedy="Free some space, or back up to another disk." if short else None,
     )

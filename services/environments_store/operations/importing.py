@@ -1,4 +1,4 @@
-"""Records from NDJSON into the table: every line is checked before the first is stored, and all are stored at once."""
+"""Import from NDJSON: every line is checked before the first is stored, and all are stored in one transaction."""
 
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -35,11 +35,11 @@ class Imported(NamedTuple):
 
 
 class Import:
-    """One import of lines that can be read again from their start.
+    """One import, from a file that can be read twice.
 
-    All of it is one transaction, so it is stored whole or not at all, and can be repeated as it is after any failure.
-    The lines are read and checked before the transaction begins, so it lasts no longer than storing them takes; on
-    SQLite it only copies rows that wait beside the file.
+    It is one transaction: all lines are stored or none, and a failed import can be repeated as it is. The lines are
+    checked before the transaction begins, so that it lasts only as long as storing them; on SQLite it copies rows from
+    a staging table.
     """
 
     def __init__(
@@ -58,38 +58,38 @@ class Import:
         self._store_limits = store_limits or StoreLimits()
         self._seed = os.urandom(16)
         self.imported: Imported | None = None
-        """Set by the commit, whatever becomes of the caller then."""
+        """Set once committed, even if the caller is cancelled then."""
         self._outcomes = bytearray()
-        """What became of each line, in their order: a byte a line is all that is remembered."""
+        """The outcome of each line, a byte a line."""
 
     async def run(self, lines: IO[bytes], on_progress: Callable[[str, int], None] | None = None) -> Imported:
-        """Check, then store. `on_progress` is told the phase, `check` or `store`, and how many records it has done.
+        """Check, then store. `on_progress` gets the phase, `check` or `store`, and its number of finished records.
 
-        Raises ImportRefusedError, with the first bad line, and with `fail` the first whose id is there already;
-        DatabaseRefusedError, with the first line that the database refuses or swallows; SoftDeleteUnavailableError for
+        Raises ImportRefusedError for the first bad line, and with `fail` for the first existing id;
+        DatabaseRefusedError for the first line that the database refuses or discards; SoftDeleteUnavailableError for
         deleted records without the column.
         """
-        tell = on_progress or (lambda phase, records: None)
+        report = on_progress or (lambda phase, records: None)
         self._shape.queries("insert", *(("update",) if self._on_conflict == "replace" else ()))  # raises when it cannot
         statements = choose_transfer(self._shape.status, f"import_{self._seed.hex()}")
         self._outcomes.clear()
         self.imported = None
         if statements.staging is None:
-            await self._check(lines, tell)
-            return await self._store_all(statements, lambda _: self._batches(lines), tell)
+            await self._check(lines, report)
+            return await self._store_all(statements, lambda _: self._batches(lines), report)
         with self._shape.watched():
             async with staged(self._database, statements.staging) as stage:
-                await self._check(lines, tell, stage)
-                stage.say_what_waits(self._limits)
+                await self._check(lines, report, stage)
+                stage.warn_of_long_lock(self._limits)
                 return await self._store_all(
-                    statements, lambda connection: stage.batches(connection, self._limits), tell
+                    statements, lambda connection: stage.batches(connection, self._limits), report
                 )
 
     async def _store_all(
         self,
         statements: Transfer,
         read: Callable[[Queries], AsyncGenerator[AnyBatch]],
-        tell: Callable[[str, int], None],
+        report: Callable[[str, int], None],
     ) -> Imported:
         done = 0
         batch: AnyBatch | None = None
@@ -101,14 +101,14 @@ class Import:
                     async for batch in batches:
                         await self._store(connection, statements, batch)
                         done += len(batch.rows)
-                        tell("store", done)
+                        report("store", done)
         except DatabaseRefusedError as error:
             raise await self._name_line(error, statements, batch) from error
         self.imported = Imported(*(self._outcomes.count(outcome) for outcome in (_CREATED, _SKIPPED, _REPLACED)))
         return self.imported
 
     async def changes(self, lines: IO[bytes]) -> AsyncGenerator[list[Change]]:
-        """What to tell others after `run`; a record that came deleted is a removed one."""
+        """The changes to broadcast after `run`; a record that was imported as deleted counts as removed."""
         position = 0
         async with aclosing(self._batches(lines)) as batches:
             async for batch in batches:
@@ -116,7 +116,7 @@ class Import:
                 position += len(batch.rows)
                 yield await anyio.to_thread.run_sync(_changes, batch.rows, outcomes)
 
-    async def _check(self, lines: IO[bytes], tell: Callable[[str, int], None], stage: Stage | None = None) -> None:
+    async def _check(self, lines: IO[bytes], report: Callable[[str, int], None], stage: Stage | None = None) -> None:
         done = 0
         async with aclosing(self._batches(lines, checked=False)) as batches:
             async for batch in batches:
@@ -125,14 +125,14 @@ class Import:
                 if stage is not None:
                     await stage.add(batch)
                 done += len(batch.rows)
-                tell("check", done)
+                report("check", done)
 
     def _batches(self, lines: IO[bytes], *, checked: bool = True) -> AsyncGenerator[Batch[StoredRow]]:
         return batches_of(lines, self._seed, checked=checked, limits=self._limits, store_limits=self._store_limits)
 
     async def _store(self, connection: Queries, statements: Transfer, batch: AnyBatch) -> None:
-        """Store what a batch may store. What a statement gave back was stored, what is there and may stay was skipped,
-        and what is neither was changed by others in between, or swallowed by the database."""
+        """Store a batch. A row that a statement returns is stored, an existing one may be skipped; any other was
+        changed by another session meanwhile, or discarded by the database."""
         rows: Sequence[StoredRow | StagedRow] = batch.rows
         left = {row.id: row for row in rows}
         outcomes: dict[str, int] = {}
@@ -167,7 +167,7 @@ class Import:
     async def _undone(
         self, connection: Queries, before: Mapping[str, "_Content | None"], stored: Mapping[str, "_Content"]
     ) -> frozenset[str]:
-        """Those whose rows the table has taken away again, or put back as they were before."""
+        """The ids whose rows the table has removed again, or reverted."""
         settle = self._shape.queries().settle
         if stored and settle is not None:
             await connection.execute(settle)
@@ -188,7 +188,7 @@ class Import:
         if self._on_conflict == "replace":
             guards += await read_guards(self._database, "UPDATE", afterwards=afterwards)
         return DatabaseRefusedError(
-            f"Line {line}: the database did not store the environment '{uuid}', and gave no error: look at"
+            f"Line {line}: the database did not store the environment '{uuid}' and reported no error: check"
             f" {', '.join(dict.fromkeys(guards)) or 'its triggers'}. Nothing was imported.",
             uuid=uuid,
             line=line,
@@ -197,7 +197,7 @@ class Import:
     async def _name_line(
         self, error: DatabaseRefusedError, statements: Transfer, batch: AnyBatch | None
     ) -> MoleculerError:
-        """The line of a batch that the database refuses, found by storing them one by one, and none in the end."""
+        """Find the line that the database refuses, by storing the batch row by row and rolling back each time."""
         if "line" in (error.data or {}):
             return error
         for row, number in zip(*batch, strict=True) if batch else ():
@@ -208,7 +208,7 @@ class Import:
             except _RollBack:
                 continue
             except DatabaseValueError as refusal:
-                return ImportRefusedError(number, f"the database cannot hold it: {refusal.public or refusal}")
+                return ImportRefusedError(number, f"the database cannot store it: {refusal.public or refusal}")
             except DatabaseRefusedError as refusal:
                 public = f"Line {number}: {refusal.public or refusal} Nothing was imported."
                 data = {**(refusal.data or {}), "uuid": row.id, "line": number}
@@ -217,7 +217,7 @@ class Import:
 
 
 class _Content(NamedTuple):
-    """What is compared of a row, without its document."""
+    """What `_undone` compares of a row."""
 
     digest: bytes
     deleted: bool
@@ -228,7 +228,7 @@ class _Content(NamedTuple):
 
 
 class _RollBack(Exception):
-    """Ends a transaction that was only a trial."""
+    """Rolls back a trial transaction."""
 
 
 def _changes(rows: Sequence[StoredRow], outcomes: bytearray) -> list[Change]:

@@ -1,4 +1,4 @@
-"""The lines of an import, kept so that they can be read twice: once to check them all, once to store them."""
+"""The lines of an import in a file that can be read twice: once to check every line, once to store them."""
 
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 
 
 class Batch(NamedTuple, Generic[Row]):
-    """Rows with different ids, as they are or where they are staged, and the number of the line that each came from."""
+    """Rows with distinct ids, themselves or as staged, and the line number of each."""
 
     rows: list[Row]
     numbers: list[int]
@@ -34,7 +34,7 @@ class Batch(NamedTuple, Generic[Row]):
 
 @asynccontextmanager
 async def file_lines(path: Path) -> AsyncGenerator[IO[bytes]]:
-    """A file that can be read again from its start. Raises OSError."""
+    """Open a file for reading from its start more than once. Raises OSError."""
     file = await anyio.to_thread.run_sync(lambda: path.open("rb"))
     try:
         if not file.seekable():  # a named pipe
@@ -48,7 +48,7 @@ async def file_lines(path: Path) -> AsyncGenerator[IO[bytes]]:
 
 @asynccontextmanager
 async def spooled_lines(chunks: AsyncIterator[Any], limits: OperationLimits | None = None) -> AsyncGenerator[IO[bytes]]:
-    """A stream written down: of bytes, of text, or of records, each of which is a line. Raises what reading raises."""
+    """Copy a stream of bytes, text or records (one a line) to a temporary file. Raises what the stream raises."""
     limits = limits or OperationLimits()
     with tempfile.SpooledTemporaryFile(max_size=limits.spool_bytes) as spool:
         async for chunk in chunks:
@@ -63,13 +63,13 @@ async def spooled_lines(chunks: AsyncIterator[Any], limits: OperationLimits | No
 async def batches_of(
     file: IO[bytes], seed: bytes, *, checked: bool, limits: OperationLimits, store_limits: StoreLimits
 ) -> AsyncGenerator[Batch[StoredRow]]:
-    """The rows of all lines from the start, in batches that fit one statement. `seed`: of the uuids that are made.
+    """Read all lines in batches that fit one statement; `seed` makes generated uuids the same on each reading.
 
-    Raises ImportRefusedError, with the number of the line and the reason, for one that is no record.
+    Raises ImportRefusedError, with line number and reason, for a line that is not a record.
     """
     await anyio.to_thread.run_sync(file.seek, 0)
     reader = _Reader(file, seed, checked, limits, store_limits)
-    # On a thread: reading and checking documents must not hold up the heartbeats of the node.
+    # In a thread: parsing documents must not delay the node's heartbeats.
     while batch := await anyio.to_thread.run_sync(reader.next):
         yield batch
 
@@ -101,7 +101,7 @@ class _Reader:
                 break
             row, number = found
             if row.id in rows:
-                # One statement cannot store an id twice: the second line comes with the next batch.
+                # One statement cannot store an id twice: leave the second line to the next batch.
                 self._kept = found
                 break
             rows[row.id] = row
@@ -122,7 +122,7 @@ class _Reader:
             first = False
 
     def _read(self, text: bytes, number: int, *, whole: bool = False) -> list[StoredRow]:
-        """The rows of a line; `whole`: where it is no JSON it may be the first of a text that is only one together."""
+        """The rows of a line. With `whole`, a line that is not JSON may begin a JSON text of several lines."""
         if len(text) > self._limits.line_bytes:
             raise ImportRefusedError(number, f"it has more than {self._limits.line_bytes} bytes")
         try:
@@ -139,7 +139,7 @@ class _Reader:
             raise ImportRefusedError(number, str(error)) from None
 
     def _made(self, line: int, number: int) -> str:
-        """The uuid of a document that has none: the same each time that the lines are read."""
+        """Generate the uuid of a document without one, the same on each reading."""
         digest = blake2b(b"%d %d" % (line, number), key=self._seed, digest_size=16).digest()
         return str(UUID(bytes=digest, version=4))
 

@@ -1,11 +1,11 @@
-"""One line of NDJSON and the row it means, both ways, without a change to the document's own bytes.
+"""Conversion between a line of NDJSON and a row, preserving the document's bytes.
 
-A line is a record as the actions answer with it. A document that was stored with line breaks, or with space around it,
-cannot stand in a line as it is: there a space stands for each break, and `environmentLayout` says where they were
-(earlier exports have the exact text besides, in `environmentText`).
+A line is a record as the actions return it. A line cannot contain a document's line breaks or surrounding space: each
+break is exported as a space, and `environmentLayout` records where the breaks were (earlier exports have the exact text
+in `environmentText` as well).
 
-An import needs the `environment` alone; what is missing is made up as `create` would, and `hash` is not looked at. A
-document by itself, and the form of mockoon's samples, are taken too.
+An import needs only `environment`; missing members are generated as by `create`, and `hash` is ignored. A document by
+itself and the form of Mockoon's samples are accepted too.
 """
 
 import re
@@ -28,16 +28,15 @@ from services.environments_store.queries.transfer import StoredRow
 __all__ = ["NotJsonError", "export_pieces", "import_rows", "layout_of"]
 
 _SPACE = b" \t\r\n"
-_STEP = 65_536  # bytes looked at for the end of a document
+_STEP = 65_536  # bytes searched at a time for the end of a document
 _OPENING = re.compile(rb"[ \t\r\n]*")
 _BREAK = re.compile(rb"[\r\n]")
 _BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
 class _Layout(msgspec.Struct, rename="camel"):
-    """The space around a document and the line breaks in it: each by its distance from the one before, or from the
-    start, below zero for a carriage return. `bytes` is the length of the document, by which one that was edited since
-    is known."""
+    """The space around a document and the line breaks in it, each as the distance from the previous one or the start,
+    negative for a carriage return. `bytes` is the document's length, which detects a document edited since."""
 
     bytes: int
     before: str = ""
@@ -46,13 +45,13 @@ class _Layout(msgspec.Struct, rename="camel"):
 
 
 EXPECTED = (
-    "expected is a record {environment: {…}}, an environment alone, or mockoon's {source, data: [{type, item}]}: each"
-    " in a line of its own, or one that is all of the file"
+    "expected a record {environment: {…}}, an environment by itself, or Mockoon's {source, data: [{type, item}]}, each"
+    " on a line of its own or as the whole file"
 )
 
 
 class NotJsonError(ValueError):
-    """The text is no JSON, or not all of it."""
+    """The text is not JSON, or not complete."""
 
 
 class _Item(msgspec.Struct):
@@ -61,7 +60,7 @@ class _Item(msgspec.Struct):
 
 
 class _Line(msgspec.Struct, rename="camel"):
-    """The members that an import reads; others are passed over."""
+    """The members that an import reads; others are ignored."""
 
     environment: msgspec.Raw = msgspec.Raw(b"")
     environment_text: Any = None
@@ -89,7 +88,7 @@ _NAMES = {field.name: field.encode_name for field in msgspec.structs.fields(_Lin
 
 
 def layout_of(document: bytes | None) -> bytes:
-    """The member of a line that keeps line breaks and space around; empty for a document without."""
+    """The member that records line breaks and surrounding space; empty for a document without either."""
     if document is None:
         return b""
     start, end = _inner(document)
@@ -104,20 +103,20 @@ def layout_of(document: bytes | None) -> bytes:
 
 
 def export_pieces(environment: Environment, hash: str | None, layout: bytes, size: int) -> Iterator[bytes]:
-    """The record as a line, its end included. The document is cut into pieces, so that a large one is never copied."""
+    """The record as a line with its line end, in pieces, so that a large document is never copied whole."""
     head, tail = encode_record(environment._replace(document=b"\0"), hash).split(b"\0")
     document = environment.document or b"null"
     start, end = _inner(document)
     yield head
     for at in range(start, end, size):
         piece = document[at : min(at + size, end)]
-        # Outside of strings JSON takes a space for a line break, and inside of them there are none.
+        # JSON strings have no line breaks, and elsewhere a space means the same.
         yield piece.translate(_BREAKS) if layout else piece
     yield b"%s%s}\n" % (tail[:-1], layout)
 
 
 def _inner(document: bytes) -> tuple[int, int]:
-    """Where the document starts and ends without the space around it."""
+    """The start and end of the document without surrounding space."""
     start, end = _OPENING.match(document), len(document)
     while end:
         before = max(0, end - _STEP)
@@ -131,10 +130,10 @@ def _inner(document: bytes) -> tuple[int, int]:
 def import_rows(
     text: bytes, made: Callable[[int], str], limits: StoreLimits, *, checked: bool = False
 ) -> list[StoredRow]:
-    """The rows that a line, or a whole file, means. `made` gives the uuid of the n-th that has none; `checked`: it was
-    read before, so its documents need no second look.
+    """The rows of a line or of a whole file. `made` generates the uuid of the n-th document without one; with `checked`
+    the documents were validated before, and are not validated again.
 
-    Raises NotJsonError, and ValueError with the reason in words for what is nothing that can be imported.
+    Raises NotJsonError, and ValueError with the reason for what cannot be imported.
     """
     members = _members(text)
     if members.environment or members.environment_text is not None:

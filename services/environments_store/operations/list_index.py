@@ -1,7 +1,7 @@
-"""An index for pages of live environments, on a table so large that sorting it for each page is felt.
+"""An index for pages of live environments, for tables so large that sorting them for each page takes too long.
 
-It is not part of the guide, and never made by itself: it costs its space, and a little of each create. On a table of
-production it is built as the other one is: concurrently, under the lock of the migration, an INVALID one replaced.
+It is not part of the guide and only built on demand, as it costs space and slows each create a little. It is built like
+the guide's index: concurrently, under the lock of the migration, replacing an INVALID one.
 """
 
 import logging
@@ -24,7 +24,7 @@ Built = Literal["built", "there already"]
 
 
 async def build_list_index(url: str, logger: logging.Logger, budgets: MigrationBudgets | None = None) -> Built:
-    """Build it, unless there is one. Raises OperationError with what is in the way, and DatabaseError for no table."""
+    """Build the index unless there is one. Raises OperationError with the obstacle, DatabaseError without a table."""
     seen = await look(url)
     require_table(seen)
     found = seen.found
@@ -38,22 +38,22 @@ async def build_list_index(url: str, logger: logging.Logger, budgets: MigrationB
         else:
             await _build_on_server(url, found, budgets or MigrationBudgets(), logger)
     except StatementFailure as failure:
-        raise OperationError(f"The index was not built: {failure}. It can be tried again at any time.") from failure
+        raise OperationError(f"The index was not built: {failure}. You can try again at any time.") from failure
     return "built"
 
 
 def _obstacle(found: Inspection) -> str | None:
     if found.kind != "r":
-        return "It is not an ordinary table: create the index by hand on the tables that hold its rows."
+        return "This is not an ordinary table: create the index by hand on the tables that hold its rows."
     if not found.writable:
-        return "The database only reads: name the primary in the URL."
+        return "The database is read-only: give the URL of the primary."
     if not (found.can_alter and found.can_index):
         return (
-            f"Role {quoted(found.role)} must own {qualified(found.schema, found.table)} and may CREATE in its"
-            f" schema. As its owner run: {create_list_index(found.dialect, found.schema, found.table)};"
+            f"Role {quoted(found.role)} must own {qualified(found.schema, found.table)} and have CREATE on its"
+            f" schema. As the owner run: {create_list_index(found.dialect, found.schema, found.table)};"
         )
     if FIRST_BROKEN_VERSION <= found.version < FIRST_REPAIRED_VERSION:
-        return "PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: update it first."
+        return "PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: update the server first."
     return None
 
 
@@ -63,8 +63,8 @@ async def _build_in_file(path: Path, found: Inspection) -> None:
 
     connection = await connect(path, mode="rw", busy_timeout_s=MigrationBudgets().start_s)
     try:
-        # Without statistics of the new index SQLite's planner goes on sorting; and who has the file open reads them
-        # when it meets a new schema, so both come at once.
+        # Without statistics of the new index SQLite's planner keeps sorting. Open connections read them when they meet
+        # a new schema, so both are committed together.
         await query(connection, path, "BEGIN IMMEDIATE")
         await query(connection, path, create_list_index("sqlite", found.schema, found.table))
         await query(connection, path, f"ANALYZE {quoted(found.table)}")
@@ -87,7 +87,7 @@ async def _build_on_server(url: str, found: Inspection, budgets: MigrationBudget
     try:
         if not await lock.try_acquire():
             raise OperationError(
-                "Another node migrates the table now. Nothing was changed: try again when it has ended."
+                "Another node is migrating the table. Nothing was changed: try again when it has finished."
             )
         found = await inspect(session, found.table)
         invalid = found.list_index
@@ -96,7 +96,7 @@ async def _build_on_server(url: str, found: Inspection, budgets: MigrationBudget
         if invalid is not None:
             if found.maintained:
                 raise OperationError(
-                    f"Another session uses the table, perhaps to build {quoted(invalid.name)}. Try again later."
+                    f"Another session maintains the table, perhaps building {quoted(invalid.name)}. Try again later."
                 )
             logger.warning('Dropping the INVALID index "%s" of an interrupted build', invalid.name)
             await remove_index(session, found, invalid.name, budgets)

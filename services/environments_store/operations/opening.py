@@ -1,4 +1,4 @@
-"""A database opened by a command: looked at first, then served by no more than the table allows."""
+"""A database opened for a command: the table is inspected first, then accessed as the inspection allows."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -7,24 +7,23 @@ from typing import NamedTuple
 
 from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
-from services.environments_store.database.location import Location, read_location
+from services.environments_store.database.location import Location
 from services.environments_store.defaults import DatabaseSettings
 from services.environments_store.errors import DatabaseError
 from services.environments_store.schema.check import Seen, look
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import qualified, quoted
 from services.environments_store.schema.plan import obstacle_to_column, status_of
-from services.environments_store.schema.sql import script
 from services.environments_store.shape import TableShape
 from services.environments_store.store import Store
 
-__all__ = ["Opened", "count", "migration_script", "open_table"]
+__all__ = ["Opened", "count", "open_table"]
 
 _SETTINGS = DatabaseSettings(application_name="environments-store command")
 
 
 class Opened(NamedTuple):
-    """The table of a database, and connections to it."""
+    """An inspected table and an open database."""
 
     location: Location
     found: Inspection
@@ -34,24 +33,24 @@ class Opened(NamedTuple):
 
     @property
     def table(self) -> str:
-        """The table as a person names it."""
+        """The table's name for messages."""
         return self.found.table if self.found.dialect == "sqlite" else f"{self.found.schema}.{self.found.table}"
 
 
 @asynccontextmanager
 async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> AsyncGenerator[Opened]:
-    """Changes nothing of the schema. Raises DatabaseError when there is no table."""
+    """Open the database without changing its schema. Raises DatabaseError when there is no table."""
     seen = await look(url)
     require_table(seen)
     location, found, _ = seen
     status = status_of(found)
     if found.row_security and not found.without_policy:
         logger.warning(
-            "Row level security may hide rows of %s from role %s: what it cannot see is not counted, copied or deleted",
+            "Row level security may hide rows of %s from role %s: hidden rows are not counted, copied or deleted",
             qualified(found.schema, found.table),
             quoted(found.role),
         )
-    # Opened to write, a SQLite file would be put into WAL mode: a command that reads leaves it as it is.
+    # Opening a SQLite file for writing would switch it to WAL mode; a command that only reads must not.
     reads_only = location.path is not None and not location.read_only and not writes
     database = open_database(f"{url}?mode=ro" if reads_only else url, _SETTINGS)
     await database.open()
@@ -64,7 +63,7 @@ async def open_table(url: str, logger: logging.Logger, *, writes: bool) -> Async
 
 
 def require_table(seen: Seen) -> None:
-    """Raises DatabaseError, with the name and the place, when there is no table, or none that the role can see."""
+    """Raises DatabaseError, naming table and database, when there is no table or the role cannot see it."""
     if seen.found.kind is None:
         obstacle = obstacle_to_column(seen.found)
         if obstacle is not None and (seen.found.no_schema or seen.found.hidden_in or seen.found.seen_in):
@@ -73,12 +72,7 @@ def require_table(seen: Seen) -> None:
         raise DatabaseError(f"There is no table '{name}' in {seen.location.label}.")
 
 
-def migration_script(url: str) -> str:
-    """The migration as SQL for a DBA, in the dialect of the URL. Does not connect."""
-    return script(read_location(url).dialect)
-
-
 async def count(url: str, recent_days: int, logger: logging.Logger) -> dict[str, int]:
-    """The counts of the `stats` action, read by this process. Changes nothing, the schema included."""
+    """The counts of the `stats` action. Changes nothing."""
     async with open_table(url, logger, writes=False) as opened:
         return await opened.store.stats(recent_days)

@@ -1,4 +1,4 @@
-"""What a migration would do, said before it is done: each step, its lock, its duration, and what is never done."""
+"""What a migration will do: each step with its lock and duration, and what it never does."""
 
 import msgspec
 
@@ -21,7 +21,7 @@ _STATISTICS_ROWS_A_SECOND = 2_000_000
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """`state` is `done`, `pending`, or `blocked`: not without a person."""
+    """`state` is `done`, `pending`, or `blocked`, which needs a person."""
 
     name: str
     state: str
@@ -31,7 +31,7 @@ class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """`database` is the URL without its password; `blockers` hold the table now."""
+    """`database` is the URL without its password; `blockers` hold locks on the table now."""
 
     dialect: Dialect
     database: str
@@ -44,12 +44,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pending(self) -> bool:
-        """Whether there is anything to do, or something that a person has to look at first."""
+        """Whether a step is left, or a problem needs a person first."""
         return any(step.state != "done" for step in self.steps) or any(one.level == "error" for one in self.findings)
 
 
 async def plan(url: str) -> Plan:
-    """Look, and change nothing. Raises as `check` does."""
+    """Plan the migration and change nothing. Raises as `check` does."""
     seen = await look(url)
     location, found, blockers = seen
     return Plan(
@@ -76,7 +76,7 @@ def _step(name: str, found: Inspection, pending: bool) -> PlannedStep:
         return PlannedStep(name=name, state="done", statement="", lock="none", duration="none")
     sqlite = found.dialect == "sqlite"
     if found.kind is None and name in ("column", "index"):
-        return PlannedStep(name=name, state="pending", statement="", lock="none", duration="comes with the table")
+        return PlannedStep(name=name, state="pending", statement="", lock="none", duration="created with the table")
     blocked = name in ("table", "column") and obstacle_to_column(found) is not None
     if name == "index":
         blocked = found.kind is not None and next_action(found, MigrationBudgets()).kind == "leave"
@@ -84,16 +84,16 @@ def _step(name: str, found: Inspection, pending: bool) -> PlannedStep:
         name=name,
         state="blocked" if blocked else "pending",
         statement=_statement(name, found),
-        lock="the file, for writing" if sqlite else _LOCKS[name],
+        lock="the write lock of the file" if sqlite else _LOCKS[name],
         duration=_duration(name, found),
     )
 
 
 _LOCKS = {
-    "table": "none that other sessions wait for",
-    "column": "ACCESS EXCLUSIVE, waited for 50 to 250 ms at a time, so that readers are not blocked",
-    "index": "SHARE UPDATE EXCLUSIVE: reads and writes go on",
-    "statistics": "SHARE UPDATE EXCLUSIVE: reads and writes go on",
+    "table": "none that blocks other sessions",
+    "column": "ACCESS EXCLUSIVE, in attempts of 50 to 250 ms, so that readers are not blocked for longer",
+    "index": "SHARE UPDATE EXCLUSIVE: reads and writes continue",
+    "statistics": "SHARE UPDATE EXCLUSIVE: reads and writes continue",
 }
 
 
@@ -104,7 +104,7 @@ def _statement(name: str, found: Inspection) -> str:
         return create_index(found.dialect, found.schema, found.table)
     if name == "statistics":
         return f"ANALYZE {quoted(found.table)}" + ("" if found.dialect == "sqlite" else f" ({quoted(COLUMN)})")
-    return "CREATE TABLE, both tables of the original" if name == "table" else "ALTER TABLE … RENAME"
+    return "CREATE TABLE for both tables of the original" if name == "table" else "ALTER TABLE … RENAME"
 
 
 def _duration(name: str, found: Inspection) -> str:
@@ -115,7 +115,7 @@ def _duration(name: str, found: Inspection) -> str:
         return f"about {_seconds(rows / _INDEX_ROWS_A_SECOND)}, and {size_kilobytes(found):,} kB of disk"
     if name == "statistics":
         return f"about {_seconds(rows / _STATISTICS_ROWS_A_SECOND)}"
-    return "milliseconds, whatever the number of rows"
+    return "milliseconds, regardless of the number of rows"
 
 
 def _seconds(value: float) -> str:
@@ -124,15 +124,15 @@ def _seconds(value: float) -> str:
 
 def _will_not(found: Inspection) -> tuple[str, ...]:
     common = (
-        "change a row, or any other column or table",
+        "change rows, or any other column or table",
         "drop anything, except an INVALID index of its own name that no session is building",
-        "add an index for lists of live rows, which only `migrate list-index` does, or a table of versions",
+        "add an index for lists of live rows (`migrate list-index` does that) or a table of schema versions",
     )
     if found.dialect == "sqlite":
-        return (*common, "drop a copy of the table that an interrupted start of the original left behind")
+        return (*common, "drop a copy of the table that an interrupted start of the original application left behind")
     return (
         *common,
-        "end any session or transaction",
-        "wait for a lock without a bound, or make readers wait for more than 250 ms at a time",
+        "terminate a session or a transaction",
+        "wait for a lock without a timeout, or block readers for more than 250 ms at a time",
         "change a TIMESTAMP column to TIMESTAMPTZ: `migrate check` prints the statements",
     )

@@ -1,4 +1,4 @@
-"""How far the index is that a migration builds now, seen from another connection."""
+"""The progress of a migration's index build, read over another connection."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from services.environments_store.schema.names import migration_name
 
 __all__ = ["BuildProgress", "watch_index_build"]
 
-# Blocks while the table is read, tuples while the index is filled, lockers while old transactions are waited for. While
-# it waits for the lock of the table, it is not among the builds yet. Of sessions of other roles some columns are NULL.
+# The build counts blocks while it reads the table, tuples while it fills the index, and lockers while it waits for old
+# transactions. It is not listed while it waits for the lock on the table. Other roles' sessions have NULL columns.
 QUERY = """
 SELECT p.phase, CASE WHEN blocks_total > 0 THEN blocks_done WHEN tuples_total > 0 THEN tuples_done ELSE lockers_done END
        AS done,
@@ -31,7 +31,7 @@ LIMIT 1
 
 
 class BuildProgress(NamedTuple):
-    """`waits_for` says which session holds the build up, and since when; empty for none."""
+    """`waits_for` names the session that blocks the build and its age; it is empty for none."""
 
     phase: str
     done: int
@@ -42,7 +42,7 @@ class BuildProgress(NamedTuple):
 async def watch_index_build(
     url: str, builder: str, report: Callable[[BuildProgress], None], limits: OperationLimits | None = None
 ) -> None:
-    """Report on the build of the session of this name until cancelled; quiet on SQLite, and when the watching
+    """Report the build of the session `builder` until cancelled; stop without an error on SQLite and when this
     connection is lost."""
     if read_location(url).dialect == "sqlite":
         return

@@ -1,4 +1,4 @@
-"""Delete for ever what has been in the trash for long: in small batches, beside a service that goes on working."""
+"""Permanently delete old environments from the trash, in small batches while the service keeps working."""
 
 import math
 from collections.abc import AsyncGenerator, Sequence
@@ -20,14 +20,14 @@ __all__ = ["Forecast", "Kept", "Purge", "check_age"]
 
 
 class Kept(NamedTuple):
-    """An environment that the database does not let go, and what keeps it: a constraint, a trigger, a policy."""
+    """An environment that the database refuses to delete, and the constraint, trigger or policy that keeps it."""
 
     uuid: str
     by: str
 
 
 class Forecast(NamedTuple):
-    """What a purge would delete now: how many, by month of deletion, and the first and last date among them."""
+    """What a purge would delete now: the number, by month of deletion, and the oldest and newest deletion."""
 
     candidates: int
     months: dict[str, int]
@@ -36,25 +36,25 @@ class Forecast(NamedTuple):
 
 
 def check_age(days: int, force: bool, limits: OperationLimits) -> None:
-    """Raises ValidationError (422) for an age so low that a mistake could not be undone any more."""
+    """Raises ValidationError (422) for an age that leaves no time to undo a mistake, unless `force`."""
     if days < limits.purge_days_min and not force:
         raise invalid(
             "olderThanDays",
             "numberMin",
-            f"The 'olderThanDays' is {days}: that would purge what was deleted less than a day ago. Pass force: true"
-            " if that is meant.",
+            f"The 'olderThanDays' is {days}: this would purge what was deleted less than a day ago. Pass force: true"
+            " if you mean it.",
         )
 
 
 class _UndoneError(DatabaseRefusedError):
-    """What was deleted is there again before the statement is over."""
+    """The table restored a deleted row before the transaction ended."""
 
 
 class Purge:
-    """One purge. Its cut-off is computed once, by the database, so that it does not move while the purge runs.
+    """One purge. The database computes its cut-off once, so that it does not move while the purge runs.
 
-    Two of them at once share the work. Ended at any moment, what is done is done, and the next one goes on. What the
-    database keeps is passed over: `kept` counts it, and `examples` are the first of it.
+    Concurrent purges share the work, and an interrupted one is continued by the next. Environments that the database
+    refuses to delete are skipped: `kept` counts them, and `examples` has the first of them.
     """
 
     def __init__(
@@ -82,42 +82,44 @@ class Purge:
         limits: OperationLimits | None = None,
         deadline: float | None = None,
     ) -> "Purge":
-        """Of everything deleted more than `days` ago, ended in time for an answer before the `deadline`. Raises
-        SoftDeleteUnavailableError without the column."""
+        """A purge of everything deleted more than `days` ago, which ends early enough to answer before `deadline`.
+
+        Raises SoftDeleteUnavailableError without the column.
+        """
         with shape.watched():
             row = await database.fetch_one(cls._statements(shape).cutoff, days)
         if row is None:
-            raise DatabaseError("The database did not tell its time.")
+            raise DatabaseError("The database did not return its time.")
         return cls(database, shape, row["cutoff"], limits or OperationLimits(), deadline)
 
     @property
     def cutoff(self) -> str | None:
-        """What was deleted before this moment is purged."""
+        """The moment before which an environment must have been deleted to be purged."""
         return iso_date(self._cutoff)
 
     async def forecast(self) -> Forecast:
-        """Look, and delete nothing."""
+        """Count what would be deleted, and delete nothing."""
         statements = self._statements(self._shape)
         with self._shape.watched():
             facts = await self._database.fetch_one(statements.facts, self._cutoff)
             months = await self._database.fetch(statements.months, self._cutoff)
         if facts is None:
-            raise DatabaseError("The database gave no counts.")
+            raise DatabaseError("The database returned no counts.")
         by_month = {row["month"]: row["count"] for row in months}
         return Forecast(facts["count"], by_month, iso_date(facts["oldest"]), iso_date(facts["newest"]))
 
     async def remaining(self) -> int:
-        """How many there are still to purge."""
+        """The number of environments still to purge."""
         with self._shape.watched():
             facts = await self._database.fetch_one(self._statements(self._shape).facts, self._cutoff)
         return 0 if facts is None else int(facts["count"])
 
     async def batches(self, size: int | None = None) -> AsyncGenerator[list[Change]]:
-        """Delete until nothing is left to delete, or the time is up; each batch is committed when its changes are
-        given. Every candidate is tried once: what is kept holds up none of the others."""
+        """Delete until nothing is left or the time is up, and yield the changes of each batch once it is committed.
+        Every candidate is tried once, so that one that is kept never holds up the others."""
         size = min(size or self._limits.purge_batch, self._limits.purge_batch_max)
         statements = self._statements(self._shape)
-        moment, tried = statements.first, list[str]()  # of those at this moment, which is where the next batch begins
+        moment, tried = statements.first, list[str]()  # where the next batch begins, and what was tried there
         while not self._is_over():
             with self._shape.watched():
                 rows = await self._database.fetch(
@@ -126,7 +128,7 @@ class Purge:
             if not rows:
                 return
             changes: list[Change] = []
-            # Not to be stopped half-way: what is deleted has to be told.
+            # Shielded: every committed deletion has to be reported.
             with anyio.CancelScope(shield=True, deadline=self._deadline):
                 await self._delete([row["id"] for row in rows], changes)
             if rows[-1]["moment"] != moment:
@@ -137,14 +139,14 @@ class Purge:
             await anyio.sleep(self._limits.purge_pause_s)
 
     async def _delete(self, ids: Sequence[str], changes: list[Change]) -> None:
-        """Delete all of these that can be: where one is refused, by halves until it is alone. Each is added to
-        `changes` when its deletion is committed, whatever happens to the others."""
+        """Delete as many of these as possible, by bisection when one is refused. Each is added to `changes` once its
+        deletion is committed, whatever happens to the others."""
         if self._is_over():
             return
         try:
             left = await self._left(await self._statement(ids, changes))
             if left:
-                # Locked or changed a moment ago; or kept without an error, which shows when it is tried again.
+                # They were locked or changed just now, or are kept without an error: a second attempt shows which.
                 for id in await self._left(await self._statement(left, changes)):
                     self._keep(id, await self._name_guards())
             return
@@ -157,18 +159,17 @@ class Purge:
         await self._delete(ids[middle:], changes)
 
     async def _statement(self, ids: Sequence[str], changes: list[Change]) -> list[str]:
-        """Delete these in one transaction, and return those that were not."""
+        """Delete these in one transaction, and return the ids that were not deleted."""
         with self._shape.watched():
             rows = await across_changes(lambda: self._transaction(ids))
         found = [read_row(row) for row in rows]
-        # Without the hash: for it every document would have to be read once more before it goes.
+        # Without the hash, which would cost reading every document once more.
         changes += [Change(type="purged", uuid=one.id, hash=None, timestamp=one.timestamp) for one in found]
         gone = {one.id for one in found}
         return [id for id in ids if id not in gone]
 
     async def _transaction(self, ids: Sequence[str]) -> Sequence[Row]:
-        """The rows that were deleted. Raises DatabaseRefusedError, and deletes none, when one of them is back before
-        the end."""
+        """Delete and return the rows. Raises DatabaseRefusedError, and deletes none, when the table restores one."""
         statements = self._statements(self._shape)
         async with self._database.transaction() as connection:
             rows = await connection.fetch(statements.delete, self._cutoff, statements.pack_ids(ids))
@@ -176,7 +177,7 @@ class Purge:
                 if statements.settle is not None:
                     await connection.execute(statements.settle)
                 if await connection.fetch(statements.there, statements.pack_ids([row["id"] for row in rows])):
-                    raise _UndoneError("The database put back what was deleted.")
+                    raise _UndoneError("The database restored a deleted row.")
         return rows
 
     async def _left(self, ids: Sequence[str]) -> list[str]:
@@ -190,7 +191,7 @@ class Purge:
     async def _name_guards(self, *, afterwards: bool = False) -> str:
         if self._guards is None:
             guards = await read_guards(self._database, "DELETE", afterwards=afterwards)
-            self._guards = ", ".join(guards) or "the database, without a reason"
+            self._guards = ", ".join(guards) or "the database, without giving a reason"
         return self._guards
 
     async def _name_keeper(self, error: DatabaseRefusedError) -> str:
@@ -209,5 +210,5 @@ class Purge:
 
     @staticmethod
     def _statements(shape: TableShape) -> Purging:
-        shape.soft_delete("list", "delete", "soft-delete")  # raises when it cannot
+        shape.soft_delete("list", "delete", "soft-delete")  # raises when one of them is unavailable
         return choose_purging(shape.status)

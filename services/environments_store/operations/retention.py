@@ -1,4 +1,4 @@
-"""The automatic purge: daily, at a time of the node's own, and only where a retention is set."""
+"""The automatic purge: daily, at a random time of each node, where a retention is configured."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ __all__ = ["Retention"]
 
 
 class Retention:
-    """Purges what has been in the trash for more than `days`. Nodes that do so at once share the work."""
+    """Purges what was deleted more than `days` ago. Nodes that purge at the same time share the work."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class Retention:
         self._random = random.Random()  # jitter between nodes, no secret
 
     async def run(self) -> None:
-        """For ever. To be run in the node's task group."""
+        """Purge daily until cancelled. To be run in the node's task group."""
         await anyio.sleep(self._random.uniform(0, self._limits.retention_first_s))
         while True:
             await self._purge()
             await anyio.sleep(self._random.uniform(0.9, 1.1) * self._limits.retention_every_s)
 
     async def _purge(self) -> None:
-        """Once. What fails today is purged tomorrow: nothing that anybody waits for."""
+        """Purge once. A failure is only logged: the next purge retries."""
         if not self._shape.status.soft_delete or not self._shape.status.writable:
             return
         purged = 0
@@ -61,7 +61,9 @@ class Retention:
         if purge.kept:
             named = ", ".join(f"{one.uuid} ({one.by})" for one in purge.examples)
             self._logger.warning(
-                "Environments that the database keeps from the automatic purge: %d: %s", purge.kept, named
+                "The automatic purge could not delete %s: %s",
+                counted(purge.kept, "environment", "environments"),
+                named,
             )
         if purged:
             self._logger.info(

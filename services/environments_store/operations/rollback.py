@@ -1,6 +1,6 @@
-"""Take `deletedAt` away again, and keep what it said: the trash goes into a file and into a table of its own first.
+"""The rollback: copy the trash to a file and to a table of its own, then drop `deletedAt`.
 
-The guide's DROP COLUMN alone makes every deleted environment live again, and nothing tells which ones they were.
+The guide's DROP COLUMN alone makes every deleted environment live again, without a record of which ones were deleted.
 """
 
 import logging
@@ -17,13 +17,13 @@ from services.environments_store.schema.check import look
 from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, counted, qualified, quoted
 
-__all__ = ["Outcome", "Survey", "Trash", "refuse_unsafe", "roll_back", "survey", "way_back"]
+__all__ = ["RolledBack", "Survey", "Trash", "commands_to_undo", "refuse_unsafe", "roll_back", "survey"]
 
 Trash = Literal["keep", "remove"]
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rollback would meet. `serving` names the nodes that would lose the column while they work."""
+    """The state before a rollback. `serving` names the nodes that would lose the column while they serve."""
 
     dialect: Dialect
     database: str
@@ -33,11 +33,11 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     deleted: int
     serving: tuple[str, ...]
     obstacle: str | None
-    """Why this role may not do it, with what would help."""
+    """Why this role may not roll back, with the remedy."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """`copy` is the table that holds the trash now; `removed`: its rows are not in `environments` any more."""
+class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
+    """`copy` is the table that holds the trash now; `removed` says that its rows are no longer in `environments`."""
 
     dialect: Dialect
     schema: str
@@ -46,13 +46,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     removed: bool
 
-    def sql_name(self, table: str) -> str:
-        """The name of one of the two tables for SQL."""
-        return quoted(table) if self.dialect == "sqlite" else qualified(self.schema, table)
-
 
 async def survey(url: str, logger: logging.Logger) -> Survey:
-    """Look, and change nothing. Raises DatabaseError when there is no table."""
+    """Look at the table and change nothing. Raises DatabaseError when there is no table."""
     async with open_table(url, logger, writes=False) as opened:
         counts = await opened.store.stats(0)
     return Survey(
@@ -68,20 +64,20 @@ async def survey(url: str, logger: logging.Logger) -> Survey:
 
 
 def refuse_unsafe(seen: Survey, trash: Trash | None, force: bool) -> None:
-    """Raises OperationError when nobody said what becomes of the trash, when the role may not do it, and while nodes
-    serve, unless `force`."""
+    """Raises OperationError when `trash` is not chosen, when the role may not roll back, and, unless `force`, while
+    nodes serve."""
     if seen.obstacle is not None:
         raise OperationError(seen.obstacle)
     if trash is None:
         raise OperationError(
             f"Without {quoted(COLUMN)} {counted(seen.deleted, 'deleted environment', 'deleted environments')} of"
-            f" {seen.table} would be live again. Say what becomes of the trash: --trash=keep leaves it in the table,"
-            " live; --trash=remove takes it out. Both keep a copy of it in the database and in a file."
+            f" {seen.table} would be live again. Choose what happens to the trash: --trash=keep leaves it in the table,"
+            " live; --trash=remove deletes it from the table. Both keep a copy of it in the database and in a file."
         )
     if seen.serving and not force:
         raise OperationError(
-            f"{'; '.join(seen.serving)}. Stop every node first: it would lose the column while it works, and add it "
-            "again at its next start. --force goes on all the same."
+            f"{'; '.join(seen.serving)}. Stop every node first: it would lose the column while it serves, and add it "
+            "again at its next start. Pass --force to roll back all the same."
         )
 
 
@@ -92,20 +88,20 @@ def _obstacle(found: Inspection) -> str | None:
     if found.row_security:
         return (
             f"Row level security may hide deleted environments from role {role}: they would be lost."
-            f" Nothing was changed. Do it as a role that sees all of them, or: ALTER ROLE {role} BYPASSRLS;"
+            f" Nothing was changed. Use a role that sees all of them, or run: ALTER ROLE {role} BYPASSRLS;"
         )
     if not found.can_alter or not found.can_index:
         return (
-            f"Role {role} must own {qualified(found.schema, found.table)}, and may have to CREATE in the schema for the"
-            f" copy: GRANT CREATE ON SCHEMA {schema} TO {role};"
+            f"Role {role} must own {qualified(found.schema, found.table)}, and needs CREATE on the schema for the copy:"
+            f" GRANT CREATE ON SCHEMA {schema} TO {role};"
         )
     return None
 
 
-async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logger) -> Outcome:
-    """Copy the trash, and drop the column with its indexes, in one transaction: all of it or nothing.
+async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logger) -> RolledBack:
+    """Copy the trash and drop the column with its indexes, in one transaction.
 
-    Raises OperationError when the table cannot be had, or a node began to serve meanwhile (unless `force`).
+    Raises OperationError when the table cannot be locked, or a node has started to serve (unless `force`).
     """
     seen = await look(url)
     require_table(seen)
@@ -122,7 +118,7 @@ async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logg
         from services.environments_store.operations.rollback_postgres import drop_column
 
         rows = await drop_column(url, seen.found, copy, trash == "remove", force=force, logger=logger)
-    return Outcome(
+    return RolledBack(
         dialect=seen.found.dialect,
         schema=seen.found.schema,
         table=seen.found.table,
@@ -132,19 +128,22 @@ async def roll_back(url: str, trash: Trash, *, force: bool, logger: logging.Logg
     )
 
 
-def way_back(outcome: Outcome, export: str | None) -> tuple[str, ...]:
-    """The commands that bring the trash back as it was, `deletedAt` included."""
-    commands = ["environments-store migrate run"]
-    if export is not None:
-        conflict = "" if outcome.removed else " --on-conflict replace"
-        commands.append(f"environments-store import '{export}'{conflict}")
-    return (*commands, f"or instead of the import, in SQL: {_sql(outcome)}")
+def commands_to_undo(done: RolledBack, export: str) -> tuple[str, ...]:
+    """The commands that restore the trash as it was, `deletedAt` included."""
+    conflict = "" if done.removed else " --on-conflict replace"
+    return (
+        "environments-store migrate run",
+        f"environments-store import '{export}'{conflict}",
+        f"or instead of the import, in SQL: {_sql(done)}",
+    )
 
 
-def _sql(outcome: Outcome) -> str:
-    table, copy = outcome.sql_name(outcome.table), outcome.sql_name(outcome.copy)
+def _sql(done: RolledBack) -> str:
+    table, copy = (
+        quoted(name) if done.dialect == "sqlite" else qualified(done.schema, name) for name in (done.table, done.copy)
+    )
     columns = ("id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt", COLUMN)
-    if outcome.removed:
+    if done.removed:
         names = ", ".join(map(quoted, columns))
         return f"INSERT INTO {table} ({names}) SELECT {names} FROM {copy};"
     date, changed = quoted(COLUMN), quoted("updatedAt")

@@ -1,7 +1,7 @@
-"""The rollback on PostgreSQL: one transaction that writers wait for, and readers for 250 ms at most.
+"""The rollback on PostgreSQL: one transaction, which blocks writers, and readers for 250 ms at most.
 
-First a lock that stops writes alone; under it the trash is copied, counted and, if wanted, deleted. Then the column is
-dropped, and its indexes with it, at the first of several short waits for everybody to be gone.
+It takes a lock that blocks only writes, copies the trash, counts it and, if wanted, deletes it. Then it drops the
+column and its indexes, in short attempts to get the exclusive lock.
 """
 
 import logging
@@ -31,14 +31,14 @@ __all__ = ["drop_column", "nodes_of"]
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
 UNLOCK = "SELECT pg_advisory_unlock(hashtextextended($1, 0))"
 TRY_TRANSACTION_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))"
-# The connections of a node: the one that says that it serves, and those of its pool. Everybody may see their names.
+# The connections of a node: the one with the serving lock, and those of its pool. Every role may see their names.
 NODES = """
 SELECT application_name AS application, host(client_addr) AS address,
        bool_or(EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted)) AS holds
 FROM pg_stat_activity a WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND (application_name = 'environments-store' OR starts_with(application_name, $1)) GROUP BY 1, 2 ORDER BY 1, 2
 """
-_COPY_TIMEOUT_S = 3_600.0  # a trash of any size; readers do not wait for it
+_COPY_TIMEOUT_S = 3_600.0  # copying a trash of any size; readers do not wait for it
 
 
 async def nodes_of(url: str) -> tuple[str, ...]:
@@ -57,17 +57,17 @@ async def _nodes(session: PostgresSession, found: Inspection) -> tuple[str, ...]
     serving = tuple(map(_serves, named or rows))
     if serving or session.pooled:
         return serving
-    # Somebody whose name this role may not see.
+    # A node whose application name this role may not see still holds the lock.
     alone = await session.fetch_value(TRY_LOCK, serving_key(found))
     if alone:
         await session.fetch_value(UNLOCK, serving_key(found))
-    return () if alone else ("A node serves",)
+    return () if alone else ("A node serves the table",)
 
 
 def _serves(row: Row) -> str:
     name = row["application"].removeprefix(APPLICATION).strip() or "a node"
-    # Behind a pooler nothing is held, and the pooler's connection bears the name for a while after its node has ended.
-    doubt = "" if row["holds"] else ", or did until lately, if this is the connection of a pooler"
+    # Behind a pooler no lock is held, and the pooler's connection keeps the name for a while after its node has ended.
+    doubt = "" if row["holds"] else ", or served until recently if this is the connection of a pooler"
     return f"'{name}' serves from {row['address'] or 'here'}{doubt}"
 
 
@@ -81,13 +81,13 @@ async def drop_column(
     logger: logging.Logger,
     limits: OperationLimits | None = None,
 ) -> int:
-    """Returns how many rows the copy has. Raises OperationError; then nothing was changed."""
+    """Drop the column and return the number of rows in the copy. Raises OperationError; then nothing was changed."""
     limits = limits or OperationLimits()
     budgets = MigrationBudgets(statement_timeout_s=_COPY_TIMEOUT_S)
     try:
         session = await open_session(url, "rollback", budgets)
         try:
-            async with _alone(session, found, force):
+            async with _exclusively(session, found, force):
                 return await _in_transaction(session, found, copy, remove, limits, logger)
         finally:
             await session.close()
@@ -97,19 +97,19 @@ async def drop_column(
 
 
 @asynccontextmanager
-async def _alone(session: PostgresSession, found: Inspection, force: bool) -> AsyncGenerator[None]:
-    """No node may begin to serve, and none may migrate, until this is done. The locks go with the session."""
+async def _exclusively(session: PostgresSession, found: Inspection, force: bool) -> AsyncGenerator[None]:
+    """Keep nodes from serving and migrating until the session ends, which releases the locks."""
     if session.pooled:
-        # Its locks live and end with the transaction: what a session locked would stay behind in the pooler.
+        # A session's lock would stay behind in the pooler: only the transaction takes locks.
         if not force:
             raise OperationError(
-                "A transaction pooler is in front of the database, so the nodes that serve are not visible. Nothing"
-                " was changed. Give the direct address, or stop every node and pass --force."
+                "A transaction pooler is in front of the database, so serving nodes cannot be detected. Nothing was"
+                " changed. Give the direct address of the database, or stop every node and pass --force."
             )
     else:
-        for key, who in ((lock_key(found), "migrates"), (serving_key(found), "serves")):
+        for key, what in ((lock_key(found), "migrating"), (serving_key(found), "serving")):
             if not await session.fetch_value(TRY_LOCK, key) and not force:
-                raise OperationError(f"A node {who} now: nothing was changed.")
+                raise OperationError(f"A node is {what} the table now: nothing was changed. Stop it and try again.")
     yield
 
 
@@ -137,7 +137,9 @@ async def _in_transaction(
     await session.run(f"CREATE TABLE {target} AS SELECT * {trash}")
     copied = int(await session.fetch_value(f"SELECT count(*) FROM {target}"))
     if copied != count:
-        raise OperationError(f"The copy has {counted(copied, 'row', 'rows')}, the trash {count}: nothing was changed.")
+        raise OperationError(
+            f"The copy has {counted(copied, 'row', 'rows')}, but the trash {count}: nothing was changed. Try again."
+        )
     if remove:
         await session.run(f"DELETE {trash}")
         if kept := int(await session.fetch_value(f"SELECT count(*) {trash}")):
@@ -151,9 +153,9 @@ async def _in_transaction(
 async def _patiently(
     session: PostgresSession, found: Inspection, statement: str, deadline: float, logger: logging.Logger
 ) -> None:
-    """Run a statement that needs a lock: short waits, so that nobody queues behind it for long, until the deadline."""
+    """Run a statement that needs a lock, in short attempts until the deadline, so that no session queues for long."""
     backoff = LockBackoff(MigrationBudgets(), anyio.current_time, random.Random())
-    told = False
+    logged = False
     while True:
         await session.run("SAVEPOINT attempt")
         await session.run(f"SET LOCAL lock_timeout = {backoff.next_lock_timeout_ms()}")
@@ -167,9 +169,9 @@ async def _patiently(
             pause_s = backoff.pause_s()
             if anyio.current_time() + pause_s >= deadline:
                 raise OperationError(f"The table could not be locked, and nothing was changed. {who}") from failure
-            if not told:
-                told = True
-                logger.warning("The rollback has to wait: %s", who)
+            if not logged:
+                logged = True
+                logger.warning("The rollback is waiting for a lock: %s", who)
             await anyio.sleep(pause_s)
         else:
             await session.run("SET LOCAL lock_timeout = 0")

@@ -1,4 +1,4 @@
-"""The rollback of a SQLite file: index first, since SQLite refuses to drop an indexed column; one transaction."""
+"""The rollback of a SQLite file in one transaction. Indexes are dropped first: SQLite drops no indexed column."""
 
 import sqlite3
 from collections.abc import AsyncGenerator
@@ -24,10 +24,10 @@ _FIRST_DROPPING_VERSION = (3, 35, 0)
 
 
 async def others_in_file(path: Path) -> tuple[str, ...]:
-    """Says so when another process has the file open.
+    """A description of another process that has the file open, if there is one.
 
-    Whoever opened it in WAL mode, as every node does, keeps a shared lock on it, and leaving WAL mode needs to be
-    alone; it is entered again at once. In another mode no node has the file open.
+    A process that has opened the file in WAL mode, as every node does, keeps a shared lock on it, and leaving WAL mode
+    needs exclusive access; WAL mode is restored at once. In other modes no node has the file open.
     """
     try:
         async with _opened(path, 0.5) as connection:
@@ -43,15 +43,17 @@ async def others_in_file(path: Path) -> tuple[str, ...]:
             await query(connection, path, "PRAGMA journal_mode = WAL")
             return ()
     except StatementFailure as failure:
-        raise OperationError(f"It is unknown whether another process has the file open: {failure}.") from failure
+        raise OperationError(f"Cannot find out whether another process has the file open: {failure}.") from failure
 
 
 async def drop_column(path: Path, found: Inspection, copy: str, remove: bool, *, force: bool) -> int:
-    """Copy the trash, drop indexes and column; returns how many rows the copy has. All of it or nothing."""
+    """Copy the trash, drop the column and its indexes, and return the number of rows in the copy."""
     if sqlite3.sqlite_version_info < _FIRST_DROPPING_VERSION:
-        raise OperationError(f"SQLite {sqlite3.sqlite_version} cannot drop a column; 3.35 can. Update Python's.")
+        raise OperationError(
+            f"Python's SQLite {sqlite3.sqlite_version} cannot drop a column: use a Python with SQLite 3.35 or newer."
+        )
     if not force and (others := await others_in_file(path)):
-        raise OperationError(f"{others[0]}: a node began to serve meanwhile. Nothing was changed.")
+        raise OperationError(f"{others[0]}: a node may have started to serve. Nothing was changed.")
     try:
         async with _opened(path, _BUSY_S) as connection:
             await query(connection, path, "BEGIN IMMEDIATE")
@@ -69,7 +71,9 @@ async def _drop(connection: "aiosqlite.Connection", path: Path, found: Inspectio
     await query(connection, path, f"CREATE TABLE {quoted(copy)} AS SELECT * {trash}")
     copied = int((await query(connection, path, f"SELECT count(*) FROM {quoted(copy)}"))[0][0])
     if copied != count:
-        raise OperationError(f"The copy has {counted(copied, 'row', 'rows')}, the trash {count}: nothing was changed.")
+        raise OperationError(
+            f"The copy has {counted(copied, 'row', 'rows')}, but the trash {count}: nothing was changed. Try again."
+        )
     for index in found.indexes:
         if index.on_column:
             await query(connection, path, f"DROP INDEX IF EXISTS {quoted(index.name)}")

@@ -1,4 +1,4 @@
-"""Rows that a table of the original may hold and that need a person: counted in one pass, named by example."""
+"""Problem rows that a table of the original may have: counted in one pass, with examples."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -20,7 +20,7 @@ __all__ = ["look_at_documents", "look_at_guards", "look_at_rows"]
 
 
 class _Question(NamedTuple):
-    """A condition, and what to say of the rows that meet it."""
+    """A condition, and the finding about the rows that meet it."""
 
     subject: str
     condition: str
@@ -30,25 +30,25 @@ class _Question(NamedTuple):
 
 
 _ID = "CAST(id AS text) AS id"
-_DIFFER = "UPDATE the wrong one of the three by hand, once it is known which environment it is."
+_DIFFER = "Find out which environment it is, then correct the wrong uuid with an UPDATE."
 _BOTH = (
     _Question(
         "null-document",
         "environment IS NULL",
-        "have no document: they are listed and exported without",
-        "Bring the document back from a backup, or delete the row: DELETE FROM environments WHERE id = '…';",
+        "have no document: they are listed and exported with null",
+        "Restore the document from a backup, or delete the row: DELETE FROM environments WHERE id = '…';",
         "error",
     ),
     _Question(
         "uuid",
         'CAST("environmentUuid" AS text) <> CAST(id AS text)',
-        "have another environmentUuid than id. They are found by either, and listed by id",
+        "have an environmentUuid that differs from the id. They are found by either, and listed by id",
         _DIFFER,
     ),
     _Question(
         "timestamp",
         '"timestamp" IS NULL',
-        "have no timestamp: that of their last change is shown",
+        "have no timestamp: the time of their last change is shown",
         "Nothing has to be done: the next update sets it.",
         "info",
     ),
@@ -67,7 +67,7 @@ _PG_DELETED = (
     _Question(
         "future-date",
         "\"deletedAt\" > now() + interval '1 minute'",
-        "were deleted in the future: they are purged late",
+        "have a deletedAt in the future: they are purged late",
         "UPDATE environments SET \"deletedAt\" = now() WHERE id = '…';",
     ),
 )
@@ -76,7 +76,8 @@ _LITE = (
         "null-id",
         "id IS NULL",
         "have no id: no call can reach them",
-        "UPDATE environments SET id = environmentUuid WHERE id IS NULL AND environmentUuid IS NOT NULL; or delete.",
+        "UPDATE environments SET id = environmentUuid WHERE id IS NULL AND environmentUuid IS NOT NULL; or delete the"
+        " rows.",
         "error",
     ),
 )
@@ -85,18 +86,18 @@ _LITE_DELETED = (
         "unreadable-date",
         "deletedAt IS NOT NULL AND (deletedAt NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'"
         " OR julianday(deletedAt) IS NULL)",
-        "have a deletedAt that is a number or no date: they are deleted, and never purged",
-        # As lists show them. What SQLite cannot compute would become NULL, and the environment live.
+        "have a deletedAt that is a number or not a date: they count as deleted, and are never purged",
+        # The dates that lists show. What SQLite cannot convert would become NULL, and so the environment live.
         "UPDATE environments SET deletedAt = strftime('%Y-%m-%d %H:%M:%f +00:00',"
         " CASE WHEN deletedAt < 1e11 THEN deletedAt ELSE deletedAt / 1000.0 END, 'unixepoch')"
-        " WHERE typeof(deletedAt) IN ('integer', 'real') AND deletedAt BETWEEN 1e9 AND 253402300799999; for seconds and"
-        " milliseconds since 2001; look at the others one by one.",
+        " WHERE typeof(deletedAt) IN ('integer', 'real') AND deletedAt BETWEEN 1e9 AND 253402300799999; which converts"
+        " seconds and milliseconds since 2001. Check the others one by one.",
     ),
     _Question(
         "future-date",
         "deletedAt GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'"
         " AND julianday(deletedAt) > julianday('now', '+1 minute')",
-        "were deleted in the future: they are purged late",
+        "have a deletedAt in the future: they are purged late",
         "UPDATE environments SET deletedAt = strftime('%Y-%m-%d %H:%M:%f +00:00', 'now') WHERE id = '…';",
     ),
 )
@@ -105,9 +106,9 @@ _LITE_DELETED = (
 _REPEATED = _Question(
     "duplicate-id",
     "",
-    "stand in several rows, so that there can be no key: `get` finds any one, and a change is one of all of them",
-    "Look at the rows of each, and delete all but one: SELECT ctid, * FROM environments WHERE id = '…'; and DELETE FROM"
-    " environments WHERE id = '…' AND ctid <> '…'; in SQLite with rowid instead of ctid.",
+    "have several rows, which prevents a key: `get` finds any one of them, and a write changes all of them",
+    "Look at the rows of each id, and delete all but one: SELECT ctid, * FROM environments WHERE id = '…'; then DELETE"
+    " FROM environments WHERE id = '…' AND ctid <> '…'; in SQLite use rowid instead of ctid.",
     "error",
 )
 
@@ -119,7 +120,7 @@ def _questions(dialect: Dialect, soft_delete: bool) -> tuple[_Question, ...]:
 
 
 async def look_at_rows(database: Database, shape: TableShape, limits: OperationLimits) -> list[Finding]:
-    """Everything that the columns tell, documents unread: one pass over the table."""
+    """Check the columns, but not the documents, in one pass over the table."""
     questions = _questions(shape.status.dialect, shape.status.soft_delete)
     counts = ", ".join(f"count(*) FILTER (WHERE {one.condition}) AS n{number}" for number, one in enumerate(questions))
     row = await database.fetch_one(f"SELECT {counts} FROM environments")
@@ -136,7 +137,7 @@ async def look_at_rows(database: Database, shape: TableShape, limits: OperationL
         limits.examples,
     )
     if twice:
-        question = _Question("uuid", "", "stand in several rows as environmentUuid: `get` finds any one", _DIFFER)
+        question = _Question("uuid", "", "have several rows as environmentUuid: `get` finds any one of them", _DIFFER)
         findings.append(_finding(question, len(twice), [str(found["id"]) for found in twice], "uuids"))
     repeated = await database.fetch(
         f"SELECT {_ID} FROM environments WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 ORDER BY 1 LIMIT $1",
@@ -150,7 +151,7 @@ async def look_at_rows(database: Database, shape: TableShape, limits: OperationL
 async def look_at_documents(
     database: Database, shape: TableShape, limits: OperationLimits, on_progress: Callable[[int], None] | None = None
 ) -> list[Finding]:
-    """Everything that the documents tell: each is read and parsed, in constant memory."""
+    """Read and parse every document, in constant memory."""
     damaged, different = _Found(limits.examples), _Found(limits.examples)
     done = 0
     async for rows in _batches(database, shape, limits):
@@ -164,20 +165,20 @@ async def look_at_documents(
         question = _Question(
             "damaged",
             "",
-            "have a document that cannot be read: they are listed and exported without",
-            "Bring the document back from a backup.",
+            "have a document that cannot be read: they are listed and exported with null",
+            "Restore the document from a backup.",
             "error",
         )
         findings.append(_finding(question, damaged.count, damaged.examples))
     if different.count:
-        question = _Question("uuid", "", "have another uuid in their document than their id", _DIFFER)
+        question = _Question("uuid", "", "have a uuid in their document that differs from their id", _DIFFER)
         findings.append(_finding(question, different.count, different.examples))
     return findings
 
 
 async def look_at_guards(database: Database, limits: OperationLimits) -> list[Finding]:
-    """What keeps deleted environments in the table, whatever a purge does: foreign keys, with the ids that they hold,
-    and what runs instead of a deletion or before it."""
+    """What keeps deleted environments from being purged: foreign keys, with the ids that they refer to, and triggers,
+    rules and policies on deletions."""
     findings = []
     for holder in await read_holders(database):
         held = f'"deletedAt" IS NOT NULL AND EXISTS (SELECT FROM {holder.table} r WHERE {holder.condition})'
@@ -188,7 +189,7 @@ async def look_at_guards(database: Database, limits: OperationLimits) -> list[Fi
         question = _Question(
             "kept",
             "",
-            f"are held by the constraint {holder.constraint} of {holder.table}: no purge deletes them",
+            f"are referenced by the constraint {holder.constraint} of {holder.table}: no purge deletes them",
             f"Delete the rows of {holder.table} that refer to them, or leave them in the trash.",
         )
         if rows:
@@ -197,7 +198,7 @@ async def look_at_guards(database: Database, limits: OperationLimits) -> list[Fi
         Finding(
             level="info",
             subject="guard",
-            message=f"The {guard} decides about deletions: a purge may have to leave environments in the trash.",
+            message=f"The {guard} can prevent deletions: a purge may have to leave environments in the trash.",
         )
         for guard in await read_guards(database, "DELETE")
     ]
@@ -225,7 +226,7 @@ async def _batches(database: Database, shape: TableShape, limits: OperationLimit
 
 
 def _problems(rows: list[Row]) -> list[tuple[str, str]]:
-    """The ids of damaged documents with the reason, and with `uuid` those of documents that name another uuid."""
+    """The ids of damaged documents with the reason, or with `uuid` when the document has another uuid."""
     problems = []
     for row in rows:
         document = row["environment"]
@@ -254,9 +255,12 @@ def _counted(count: int, what: str, message: str) -> str:
     if count != 1:
         return f"{count} {what} {message}"
     verb, _, rest = message.partition(" ")
-    for many, one in (("they are", "it is"), ("They are", "It is"), ("their", "its"), ("deletes them", "deletes it")):
+    for many, one in (
+        *(("they are", "it is"), ("They are", "It is"), ("they count", "it counts"), ("their", "its")),
+        *(("deletes them", "deletes it"), ("and are never", "and is never")),
+    ):
         rest = rest.replace(many, one)
     return f"1 {what.removesuffix('s')} {_SINGULAR[verb]} {rest}"
 
 
-_SINGULAR = {"have": "has", "were": "was", "stand": "stands", "are": "is"}
+_SINGULAR = {"have": "has", "are": "is"}

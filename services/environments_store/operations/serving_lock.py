@@ -1,9 +1,8 @@
-"""A node that serves says so in PostgreSQL, so that nobody takes the column away under it.
+"""A shared advisory lock that each serving node holds, so that no rollback drops the column while it serves.
 
-A shared advisory lock, held by a connection of its own, is gone with the node however it ends. A pool has no connection
-without calls, and behind a transaction pooler no session belongs to a node: there nothing is said. Connections that
-answer calls are worth more: where there are too few, this one is given up. A SQLite file needs none of it: a node in
-WAL mode holds a lock on the file itself for as long as it has it open.
+The lock has a connection of its own, because an idle pool has none, and PostgreSQL releases it however the node ends.
+It is not taken behind a transaction pooler, where no session belongs to a node, nor where the role has too few
+connections to spare one from calls. SQLite needs none: a node in WAL mode keeps a lock on the file itself.
 """
 
 import logging
@@ -22,17 +21,17 @@ __all__ = ["APPLICATION", "ServingLock", "serving_key"]
 
 APPLICATION = "environments-store serving"
 FEWEST_CONNECTIONS = 3
-"""Of a role that has one for calls and one for the migration, too."""
+"""One for calls, one for the migration, and this one."""
 HOLD = "SELECT pg_try_advisory_lock_shared(hashtextextended($1, 0))"
 
 
 def serving_key(found: Inspection) -> str:
-    """One key for each table, held in shared mode by its nodes and exclusively by a rollback."""
+    """The key of a table: its nodes hold it shared, a rollback exclusively."""
     return f"environments-store/serving/{found.schema}.{found.table}"
 
 
 class ServingLock:
-    """Says that this node serves, for as long as `run` runs."""
+    """Holds the lock for as long as `run` runs."""
 
     def __init__(self, url: str, node_id: str, logger: logging.Logger, limits: OperationLimits | None = None) -> None:
         self._url = url
@@ -42,11 +41,11 @@ class ServingLock:
         self._released = anyio.Event()
 
     def release(self) -> None:
-        """Leave the connection to calls, which have none, for a while."""
+        """Close the connection for a while, because calls wait for one."""
         self._released.set()
 
     async def run(self) -> None:
-        """Returns at once where nothing can be said. To be run in the node's task group."""
+        """Hold the lock until cancelled, in the node's task group; return at once where no lock is taken."""
         if read_location(self._url).dialect == "sqlite":
             return
         while True:
@@ -59,7 +58,7 @@ class ServingLock:
                 finally:
                     await session.close()
             except StatementFailure as failure:
-                self._logger.debug("The connection that says that this node serves was lost: %s", failure)
+                self._logger.debug("The connection that holds the serving lock was lost: %s", failure)
             crowded, self._released = self._released.is_set(), anyio.Event()
             await anyio.sleep(self._limits.serving_every_s if crowded else self._limits.serving_retry_s)
 
@@ -67,8 +66,8 @@ class ServingLock:
         if limit is None or limit >= FEWEST_CONNECTIONS:
             return False
         self._logger.warning(
-            "The role or the database allows %s: none is left to say that this node serves, so that"
-            " `migrate rollback` finds it only while it answers calls",
+            "The role or the database allows only %s: none is left to hold the serving lock, so"
+            " `migrate rollback` detects this node only while it answers calls",
             counted(limit, "connection", "connections"),
         )
         return True
@@ -77,18 +76,18 @@ class ServingLock:
         budgets = MigrationBudgets()
         return await PostgresSession.connect(
             self._url,
-            application_name=f"{APPLICATION} {self._node_id}"[:63],  # all that PostgreSQL keeps of it
+            application_name=f"{APPLICATION} {self._node_id}"[:63],  # PostgreSQL truncates a longer name
             connect_timeout_s=budgets.connect_timeout_s,
             answer_timeout_s=budgets.statement_timeout_s,
         )
 
     async def _hold(self, session: PostgresSession) -> None:
-        """Until the connection is lost or given up. While a rollback runs the lock is taken, and is tried again."""
+        """Hold the lock until the connection is lost or released; retry while a rollback holds it."""
         held = False
         while not self._released.is_set():
             if not held:
                 found = await inspect(session)
-                # A standby's locks are its own: they would tell a primary nothing.
+                # A primary cannot see the locks of a standby.
                 held = not found.standby and bool(await session.fetch_value(HOLD, serving_key(found)))
             with anyio.move_on_after(self._limits.serving_every_s if held else self._limits.serving_retry_s):
                 await self._released.wait()

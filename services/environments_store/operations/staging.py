@@ -1,5 +1,5 @@
-"""The rows of an import beside the database until all are there: a file of SQLite has one writer at a time, and reading
-lines takes far longer than storing what they mean."""
+"""A temporary staging table for the rows of an import: SQLite has a single writer, and parsing lines takes far longer
+than copying rows."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -20,7 +20,7 @@ logger = logging.getLogger("environments-store")
 
 
 class Stage:
-    """A staging table that is there."""
+    """An existing staging table."""
 
     def __init__(self, database: Database, staging: Staging) -> None:
         self._database = database
@@ -29,26 +29,26 @@ class Stage:
         self._bytes = 0
 
     async def add(self, batch: Batch[StoredRow]) -> None:
-        """Put the rows of a batch behind the others; other writers have their turn before the next."""
+        """Append a batch; other writers may write before the next one."""
         arguments = await anyio.to_thread.run_sync(self._staging.pack, batch.rows, batch.numbers)
         await self._database.execute(self._staging.add, *arguments)
         self._rows += len(batch.rows)
         self._bytes += sum(len(row.document) for row in batch.rows)
 
-    def say_what_waits(self, limits: OperationLimits) -> None:
-        """Before it begins: how long others cannot write, when that is long."""
+    def warn_of_long_lock(self, limits: OperationLimits) -> None:
+        """Log a warning when storing the rows will block other writers for long."""
         if self._bytes >= limits.told_import_bytes:
             logger.warning(
-                "Storing %d environments (%d MB) in one transaction, so that all are there or none: until its end no"
-                " other can write the SQLite file, and processes that wait for more than some seconds are answered 503."
-                " Where they must not wait, import in parts of less than %d MB",
+                "Storing %d environments (%d MB) in one transaction. Until it commits, no other process can write to"
+                " the SQLite file, and writes that wait for more than a few seconds fail with 503. To keep it short,"
+                " import in parts of less than %d MB",
                 self._rows,
                 self._bytes // 1_000_000,
                 limits.told_import_bytes // 1_000_000,
             )
 
     async def batches(self, connection: Queries, limits: OperationLimits) -> AsyncGenerator[Batch[StagedRow]]:
-        """The staged rows in batches of different ids, read in the transaction that stores them."""
+        """The staged rows in batches of distinct ids, read in the transaction that stores them."""
         last = 0
         while found := await connection.fetch(self._staging.rows, last, limits.import_rows):
             rows: dict[str, StagedRow] = {}
@@ -62,7 +62,7 @@ class Stage:
 
 @asynccontextmanager
 async def staged(database: Database, staging: Staging) -> AsyncGenerator[Stage]:
-    """Make the table, and drop it at the end; what a killed process leaves is a file that its system has deleted."""
+    """Create the table and drop it at the end. It is temporary: SQLite removes it when the process is killed."""
     await database.execute(staging.create)
     try:
         yield Stage(database, staging)

@@ -1,4 +1,4 @@
-"""Is the migration there, does it make the trash fast, and does soft delete work: each proven, not assumed."""
+"""Proof that the migration is complete, that the trash is read by its index, and that soft delete works."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from broker.errors import MoleculerError
 from services.environments_store.database.base import Database
 from services.environments_store.defaults import MigrationBudgets, OperationLimits
 from services.environments_store.errors import EnvironmentNotFoundError
-from services.environments_store.operations.checks import Check
+from services.environments_store.operations.checklist import Check
 from services.environments_store.operations.opening import Opened, open_table
 from services.environments_store.queries import Listing
 from services.environments_store.schema.index import next_action
@@ -20,14 +20,14 @@ from services.environments_store.schema.inspection import Inspection
 
 __all__ = ["verify"]
 
-_PAGE = 50  # a page as a person turns it
+_PAGE = 50  # rows, as a user interface shows
 _UUID_CHARACTERS = 36  # a table may have room for a uuid alone
 
 
 async def verify(url: str, logger: logging.Logger) -> tuple[Check, ...]:
-    """Look at column, index and speed, then do the guide's six steps on a throw-away uuid, which is cleaned up.
+    """Check column, index and speed, then run the guide's six steps on a temporary uuid, which is deleted at the end.
 
-    Takes no lock but those of reading and of writing that one row. Raises DatabaseError when there is no table.
+    Takes only the locks of reading and writing that row. Raises DatabaseError when there is no table.
     """
     async with open_table(url, logger, writes=True) as opened:
         found = opened.found
@@ -45,7 +45,7 @@ def _column(found: Inspection) -> Check:
             detail = f"its type is {column.type}, which is not a timestamp"
         return Check(name="column", state="failed", detail=detail)
     if not found.deleted_at_zone:
-        detail = f"{column.type}: served as UTC. `migrate check` prints the statements that give it a zone"
+        detail = f"{column.type}: served as UTC. `migrate check` prints the statements that add a time zone"
         return Check(name="column", state="warning", detail=detail)
     return Check(name="column", state="ok", detail=f"{column.name} {column.type}")
 
@@ -55,33 +55,33 @@ def _index(found: Inspection) -> Check:
     if index is not None:
         return Check(name="index", state="ok", detail=f"{index.name}, valid{', of deleted rows' * index.partial}")
     invalid = [index.name for index in found.indexes if index.on_column and not index.valid]
-    detail = f"{invalid[0]} is INVALID: no query uses it" if invalid else "there is none on deletedAt"
+    detail = f"{invalid[0]} is INVALID: no query uses it" if invalid else "there is no index on deletedAt"
     action = next_action(found, MigrationBudgets())
     advice = action.detail if action.kind == "leave" else "run `environments-store migrate run`"
     return Check(name="index", state="failed", detail=f"{detail}: {advice}")
 
 
 async def _speed(opened: Opened) -> Check:
-    """The guide explains its list of live rows, which no index can make faster: a page of the trash is what it is for.
+    """Whether a page of the trash is read by an index (the guide's own query lists live rows, which no index helps).
 
-    The planner rightly reads a small table whole; then it is asked what it would do if it could not.
+    The planner rightly scans a small table; then it is asked for its plan with scans disabled.
     """
     _, soft_delete = opened.shape.soft_delete("list")
     query = soft_delete.listing.first_light
     used = await _plan_of(opened.database, query, forced=False)
     names = {index.name for index in opened.found.indexes if index.serves}
     if names & used:
-        return Check(name="speed", state="ok", detail=f"a page of the trash is read by {_first(names & used)}")
+        return Check(name="speed", state="ok", detail=f"a page of the trash is read by {min(names & used)}")
     rows = opened.found.rows_estimate
     if rows < OperationLimits().small_table_rows and names & await _plan_of(opened.database, query, forced=True):
-        detail = f"the table is small, and read whole; {_first(names)} can be used when it grows"
+        detail = f"the table is small enough for a full scan; {min(names)} can be used when it grows"
         return Check(name="speed", state="ok", detail=detail)
-    advice = "run `ANALYZE environments`" if names else "it has no index that serves it"
-    return Check(name="speed", state="failed", detail=f"a page of the trash reads the whole table: {advice}")
+    advice = "run `ANALYZE environments`" if names else "there is no index for it"
+    return Check(name="speed", state="failed", detail=f"a page of the trash scans the whole table: {advice}")
 
 
 async def _plan_of(database: Database, query: str, *, forced: bool) -> set[str]:
-    """The names of the indexes in the plan of a page of the trash."""
+    """The indexes that the plan for a page of the trash uses."""
     if database.dialect == "sqlite":
         rows = await database.fetch(f"EXPLAIN QUERY PLAN {query}", _PAGE)
         return {word for row in rows for word in str(row["detail"]).split()}
@@ -102,26 +102,22 @@ def _index_names(plan: Any) -> list[str]:
     return []
 
 
-def _first(names: set[str]) -> str:
-    return min(names)
-
-
 async def _function(opened: Opened) -> list[Check]:
     uuid = f"verify-{uuid4().hex}"[:_UUID_CHARACTERS]
     checks: list[Check] = []
     steps: tuple[tuple[str, str, Callable[[], Awaitable[bool]]], ...] = (
         ("create", "it is stored", lambda: _create(opened, uuid)),
         ("remove", "it is deleted", lambda: _remove(opened, uuid)),
-        ("list", "it is not among the live ones", lambda: _listed(opened, uuid, live=False)),
-        ("listDeleted", "it is in the trash, with its date", lambda: _in_trash(opened, uuid)),
-        ("restore", "it is taken out of the trash", lambda: _restore(opened, uuid)),
-        ("list again", "it is back among the live ones", lambda: _listed(opened, uuid, live=True)),
+        ("list", "it is not listed", lambda: _listed(opened, uuid, live=False)),
+        ("listDeleted", "it is in the trash", lambda: _in_trash(opened, uuid)),
+        ("restore", "it is restored", lambda: _restore(opened, uuid)),
+        ("list again", "it is listed again", lambda: _listed(opened, uuid, live=True)),
     )
     try:
         for name, shows, step in steps:
             try:
                 holds = await step()
-                detail = shows if holds else f"NOT shown: {shows}"
+                detail = shows if holds else f"NOT true: {shows}"
             except MoleculerError as error:
                 holds, detail = False, str(error)
             checks.append(Check(name=name, state="ok" if holds else "failed", detail=detail))
@@ -164,7 +160,7 @@ async def _in_trash(opened: Opened, uuid: str) -> bool:
 
 
 async def _contains(database: Database, listing: Listing, no_limit: int | None, uuid: str) -> bool:
-    """Whether the whole list holds it; asked in the database, since the list may be long."""
+    """Whether the list contains it; the database searches, because the list may be long."""
     query = f"SELECT id FROM ({listing.first_light}) AS listed WHERE id = $2"
     return await database.fetch_one(query, no_limit, uuid) is not None
 
@@ -175,5 +171,5 @@ async def _clean_up(opened: Opened, uuid: str) -> Check:
     except EnvironmentNotFoundError:
         return Check(name="clean up", state="ok", detail="nothing was stored")
     except MoleculerError as error:
-        return Check(name="clean up", state="failed", detail=f"'{uuid}' may still be there: {error}")
-    return Check(name="clean up", state="ok", detail="it is deleted permanently")
+        return Check(name="clean up", state="failed", detail=f"'{uuid}' may still be in the table: {error}")
+    return Check(name="clean up", state="ok", detail="it is permanently deleted")
