@@ -1,4 +1,4 @@
-"""The page docs/migrations.md, made from the tests and the budgets: `python -m tests.migrations` writes it anew."""
+"""The page docs/migrations.md, made from the tests and the budgets: `python -m tests.migrations` writes it again."""
 
 import ast
 import itertools
@@ -12,7 +12,7 @@ __all__ = ["PAGE", "Scenario", "page", "scenarios"]
 PAGE = TESTS.parent / "docs" / "migrations.md"
 HEAD = TESTS / "golden" / "migrations.md"
 SCENARIOS = TESTS / "golden" / "migrations.tsv"
-TABLE_HEAD = "| # | what happens, and what comes of it | tests |\n|--:|---|---|\n"
+TABLE_HEAD = "| # | what happens, and the outcome | tests |\n|--:|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    """All of them, in their order."""
+    """All scenarios, in order."""
     lines = (line.split("\t") for line in SCENARIOS.read_text(encoding="utf-8").splitlines())
     return [Scenario(int(number), dialect, text) for number, dialect, text in lines]
 
 
 def page() -> str:
-    """The page as it should stand."""
+    """The page as it should be."""
     tests = numbered_tests("m")
     dialects = itertools.groupby(scenarios(), key=lambda scenario: scenario.dialect)
     return _head() + "".join(_section(dialect, list(group), tests) for dialect, group in dialects)

@@ -1,8 +1,8 @@
-"""docs/operations.md shows what happens: each of its commands is run, in its order, and its output compared.
+"""docs/operations.md shows real output: each of its commands is run in order, and its output compared.
 
     python -m tests.test_operations_page
 
-writes the page anew, with the output of now.
+writes the page again, with the current output.
 """
 
 import re
@@ -43,7 +43,7 @@ VOLATILE = [
     (r"[\w.-]+/broker\b", "<node>/broker"),
     (r"\bpid \d+", "pid <pid>"),
     (r"(backup_before_migration\.dump +)\d+( +)", r"\1<bytes>\2"),
-    (r" {2,}", "  "),  # columns are as wide as what stands in them
+    (r" {2,}", "  "),  # columns are as wide as their contents
 ]
 
 
@@ -65,7 +65,7 @@ def test_every_heading_of_the_guide_is_there() -> None:
     assert [heading for heading in GUIDE_HEADINGS if not re.search(rf"^##+ .*{re.escape(heading)}$", page, re.M)] == []
 
 
-def test_the_page_knows_no_password() -> None:
+def test_the_page_contains_no_password() -> None:
     assert "superuser-password" not in PAGE.read_text(encoding="utf-8")
 
 

@@ -315,8 +315,8 @@ async def test_a_file_is_taken_in_each_form_byte_for_byte(bench: Bench, form: st
 async def test_a_file_that_is_neither_lines_nor_one_document_is_refused_with_what_is_expected(bench: Bench) -> None:
     limits = OperationLimits(line_bytes=len(PRETTY))
     for text, reason in (
-        (PRETTY[:-1], "or something follows it; expected is"),
-        (PRETTY + b"\n" + PRETTY, "or something follows it; expected is"),
+        (PRETTY[:-1], "or something follows it; expected"),
+        (PRETTY + b"\n" + PRETTY, "or something follows it; expected"),
         (PRETTY + b" ", f"which may have {len(PRETTY)} bytes"),
     ):
         with pytest.raises(ImportRefusedError) as caught:
