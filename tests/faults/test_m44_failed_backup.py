@@ -70,7 +70,7 @@ FAILURES = {
     "rows that cannot be read back": (
         "pg_restore",
         'case "$1" in --list) exec "{real}" "$@";; *) "{real}" "$@" | grep -v row-7;; esac',
-        "holds 19 rows of public.environments, the table 20",
+        "has 19 rows of public.environments, but the table has 20",
     ),
 }
 
