@@ -1,6 +1,8 @@
 """Blocks of code in a Markdown page, and Python blocks that run."""
 
 import re
+import runpy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,5 +32,10 @@ async def run_python_block(block: Block, folder: Path, nats_url: str) -> None:
     assert block.text.endswith("\n    asyncio.run(main())\n"), "it would do nothing"
     file = folder / "pasted.py"
     file.write_text(block.text.replace(NATS_ADDRESS, nats_url))
-    ran = await run_python(file)
+    ran = await run_python("-m", "tests.support.blocks", file)
     assert ran.returncode == 0, ran.report("failed")
+
+
+def main() -> None:
+    """Run the file that is named first, as `python FILE` does."""
+    runpy.run_path(sys.argv[1], run_name="__main__")
