@@ -39,6 +39,23 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
+async def lasting_js(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[JsNode]:
+    """The process of `resident`."""
+    async with js_node(request.param, nats_url, f"resident-{uuid.uuid4().hex[:12]}", "js") as js:
+        yield js
+
+
+@pytest.fixture
+async def resident(lasting_js: JsNode) -> AsyncIterator[JsNode]:
+    """A JS node for the tests of a module that leave it running, each in turn alone with it in its namespace."""
+    yield lasting_js
+    await lasting_js.run(
+        "while (broker.registry.getNodeList({ onlyAvailable: true }).length > 1)"
+        " await new Promise(resolve => setTimeout(resolve, 5));"
+    )
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
 async def cluster(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[Cluster]:
     """Shared by the tests of a module, so a test must leave both nodes as they were."""
     namespace = f"cluster-{uuid.uuid4().hex[:12]}"

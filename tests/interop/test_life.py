@@ -53,13 +53,14 @@ async def math_is_gone(broker: ServiceBroker) -> None:
                 pass  # the node left before it received the call, and its DISCONNECT is still in flight
 
 
-async def test_c29_c49_a_stopping_node_sends_disconnect(js: JsNode, nats_url: str, namespace: str) -> None:
-    async with broker_with_services(nats_url, namespace):
-        await js.wait_for_services(*PYTHON_SERVICES)
-    gone = await js.local_event("$node.disconnected", lambda payload: payload["node"] == "py")
+async def test_c29_c49_a_stopping_node_sends_disconnect(resident: JsNode, nats_url: str) -> None:
+    async with broker_with_services(nats_url, resident.namespace):
+        await resident.wait_for_services(*PYTHON_SERVICES)
+        mark = resident.mark()
+    gone = await resident.local_event("$node.disconnected", lambda payload: payload["node"] == "py", after=mark)
     assert gone["unexpected"] is False
     with pytest.raises(JsError) as caught:
-        await js.call("pymath.add", {"a": 1})
+        await resident.call("pymath.add", {"a": 1})
     assert caught.value.type == "SERVICE_NOT_AVAILABLE"
 
 
@@ -86,27 +87,25 @@ async def test_c90_a_cluster_of_one_version_logs_no_errors(
     assert js.logged("warn", "error", "fatal") == []
 
 
-async def test_c21_a_node_can_come_back_under_its_id(js: JsNode, nats_url: str, namespace: str) -> None:
+async def test_c21_a_node_can_come_back_under_its_id(resident: JsNode, nats_url: str) -> None:
     for _ in range(2):
-        mark = js.mark()
-        async with python_node(nats_url, namespace, "py") as process:
-            await js.wait_for_services(*PYTHON_SERVICES)
-            assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+        mark = resident.mark()
+        async with python_node(nats_url, resident.namespace, "py") as process:
+            await resident.wait_for_services(*PYTHON_SERVICES)
+            assert await resident.call("pymath.add", {"a": 1}, timeout=30_000) == 2
             assert await process.terminate() == 0
-        await js.local_event("$node.disconnected", after=mark)
+        await resident.local_event("$node.disconnected", after=mark)
 
 
-async def test_c21_c89_a_killed_node_can_come_back_under_its_id_at_once(
-    js: JsNode, nats_url: str, namespace: str
-) -> None:
-    async with python_node(nats_url, namespace, "py") as process:
-        await js.wait_for_services(*PYTHON_SERVICES)
+async def test_c21_c89_a_killed_node_can_come_back_under_its_id_at_once(resident: JsNode, nats_url: str) -> None:
+    async with python_node(nats_url, resident.namespace, "py") as process:
+        await resident.wait_for_services(*PYTHON_SERVICES)
         await process.kill()
-    mark = js.mark()
-    async with python_node(nats_url, namespace, "py"):
-        await js.local_event("$node.updated", lambda payload: payload["node"] == "py", after=mark)
-        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
-    assert js.process.returncode is None
+    mark = resident.mark()
+    async with python_node(nats_url, resident.namespace, "py"):
+        await resident.local_event("$node.updated", lambda payload: payload["node"] == "py", after=mark)
+        assert await resident.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+    assert resident.process.returncode is None
 
 
 async def test_a_call_to_a_killed_js_node_fails_at_once(js: JsNode, nats_url: str, namespace: str) -> None:
@@ -172,25 +171,24 @@ async def test_c21_a_call_in_flight_fails_when_another_process_takes_over_the_id
             assert broker.registry.nodes["js"].available
 
 
-async def test_c8_a_second_node_with_the_id_of_a_js_node_is_refused(js: JsNode, nats_url: str, namespace: str) -> None:
-    await js.create_service("math")
+async def test_c8_a_second_node_with_the_id_of_a_js_node_is_refused(resident: JsNode, nats_url: str) -> None:
+    await resident.create_service("math")
     with pytest.raises(BrokerOptionsError, match="Another node with the id 'js' is running"):
-        await broker_with_services(nats_url, namespace, "js").start()
-    async with broker_with_services(nats_url, namespace) as broker:
+        await broker_with_services(nats_url, resident.namespace, "js").start()
+    async with broker_with_services(nats_url, resident.namespace) as broker:
         await broker.wait_for_services("math", timeout=30)
         assert await broker.call("math.add", {"a": 1, "b": 1}, timeout=30) == 2, "the first node keeps running"
-    assert js.process.returncode is None
+    assert resident.process.returncode is None
+    await resident.command("destroyService", name="math")
 
 
-async def test_c8_a_second_python_node_with_the_id_of_the_first_is_refused(
-    js: JsNode, nats_url: str, namespace: str
-) -> None:
-    async with broker_with_services(nats_url, namespace):
-        await js.wait_for_services(*PYTHON_SERVICES)
-        async with start_python("-m", "tests.interop.python_node", nats_url, namespace, "py") as second:
+async def test_c8_a_second_python_node_with_the_id_of_the_first_is_refused(resident: JsNode, nats_url: str) -> None:
+    async with broker_with_services(nats_url, resident.namespace):
+        await resident.wait_for_services(*PYTHON_SERVICES)
+        async with start_python("-m", "tests.interop.python_node", nats_url, resident.namespace, "py") as second:
             assert await second.wait() == 1
             assert "Another node with the id 'py' is running" in second.stderr[-1]
-        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+        assert await resident.call("pymath.add", {"a": 1}, timeout=30_000) == 2
 
 
 async def test_c8_a_python_node_stops_when_a_js_node_takes_its_id(version: str, nats_url: str, namespace: str) -> None:
@@ -208,32 +206,30 @@ async def test_c8_a_python_node_stops_when_a_js_node_takes_its_id(version: str, 
         assert set(await newcomer.nodes()) == {"py"}
 
 
-async def test_c22_services_can_be_added_and_removed_while_the_node_runs(
-    js: JsNode, nats_url: str, namespace: str
-) -> None:
-    async with ServiceBroker("py", namespace=namespace, transporter=nats_url) as broker:
+async def test_c22_services_can_be_added_and_removed_while_the_node_runs(resident: JsNode, nats_url: str) -> None:
+    async with ServiceBroker("py", namespace=resident.namespace, transporter=nats_url) as broker:
         await broker.add_service(PythonMath())
-        await js.wait_for_services("pymath")
-        assert await js.call("pymath.add", {"a": 1}) == 2
-        mark = js.mark()
+        await resident.wait_for_services("pymath")
+        assert await resident.call("pymath.add", {"a": 1}) == 2
+        mark = resident.mark()
         await broker.remove_service("pymath")
-        await js.local_event("$node.updated", after=mark)
+        await resident.local_event("$node.updated", after=mark)
         with pytest.raises(JsError) as caught:
-            await js.call("pymath.add", {"a": 1})
+            await resident.call("pymath.add", {"a": 1})
         assert caught.value.type == "SERVICE_NOT_AVAILABLE"
-        await js.create_service("math")
+        await resident.create_service("math")
         await broker.wait_for_services("math", timeout=30)
-        await js.command("destroyService", name="math")
+        await resident.command("destroyService", name="math")
         await math_is_gone(broker)
 
 
-async def test_c11_bytes_that_are_not_a_packet_change_nothing(js: JsNode, nats_url: str, namespace: str) -> None:
-    async with broker_with_services(nats_url, namespace):
-        await js.wait_for_services(*PYTHON_SERVICES)
+async def test_c11_bytes_that_are_not_a_packet_change_nothing(resident: JsNode, nats_url: str) -> None:
+    async with broker_with_services(nats_url, resident.namespace):
+        await resident.wait_for_services(*PYTHON_SERVICES)
         client = await nats.connect(nats_url)
         for topic in ("REQ.py", "RES.py", "EVENT.py", "INFO", "INFO.py", "DISCOVER", "HEARTBEAT", "PING.py", "PONG.py"):
             for data in (b"", b"\xff\x00", b"null", b"[]", b'{"ver":"5"}', b'{"ver":4,"sender":7}', b"x" * 10_000):
-                await client.publish(f"MOL-{namespace}.{topic}", data)
+                await client.publish(f"MOL-{resident.namespace}.{topic}", data)
         await client.flush()
         await client.close()
-        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+        assert await resident.call("pymath.add", {"a": 1}, timeout=30_000) == 2

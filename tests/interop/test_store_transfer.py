@@ -1,7 +1,6 @@
 """`export` and `import` as JS nodes of both versions use them: streams of NDJSON, completely or not at all."""
 
 import json
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pytest
 
 from broker import ServiceBroker
 from services.environments_store.service import EnvironmentsStore
-from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
+from tests.support.js_node import JsError, JsNode
 from tests.support.operations import fill
 from tests.support.postgres import PostgresDatabase
 from tests.support.store import Bench, open_bench
@@ -62,16 +61,12 @@ class Nodes:
         return [row["id"] for row in await self.bench.database.fetch("SELECT id FROM environments ORDER BY id")]
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
-async def js(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[JsNode]:
-    async with js_node(request.param, nats_url, f"transfer-{uuid.uuid4().hex[:12]}", "js") as js:
-        yield js
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def nodes(request: pytest.FixtureRequest, js: JsNode, nats_url: str, tmp_path: Path) -> AsyncIterator[Nodes]:
+async def nodes(
+    request: pytest.FixtureRequest, resident: JsNode, nats_url: str, tmp_path: Path
+) -> AsyncIterator[Nodes]:
     """A JS node, and a node of the service with the table it serves."""
-    dialect, namespace = request.param, await js.run("return broker.namespace")
+    dialect, js, namespace = request.param, resident, resident.namespace
     url = f"sqlite:///{tmp_path / 'environments.sqlite'}"
     if dialect == "postgresql":
         database: PostgresDatabase = request.getfixturevalue("postgres_database")

@@ -1,7 +1,6 @@
 """Streams between Python and JS nodes that one side leaves before their end: the other side gets an error or the end
 (protocol §8.2)."""
 
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import anyio
 import pytest
 
 from broker import Context, MoleculerError, Service, ServiceBroker, action
-from tests.support.js_node import VERSIONS, JsNode, js_node
+from tests.support.js_node import JsNode
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 60
@@ -75,19 +74,17 @@ class Pair:
     broker: ServiceBroker
 
 
-@pytest.fixture(params=VERSIONS)
-async def pair(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[Pair]:
-    namespace = f"left-{uuid.uuid4().hex[:12]}"
-    async with (
-        js_node(request.param, nats_url, namespace, "js") as js,
-        ServiceBroker(
-            "py", namespace=namespace, transporter=nats_url, services=[Left()], shutdown_timeout=0.2
-        ) as broker,
-    ):
-        await js.run(JS_SERVICE)
-        await js.wait_for_services("pyleft")
+@pytest.fixture
+async def pair(resident: JsNode, nats_url: str) -> AsyncIterator[Pair]:
+    options: dict[str, Any] = {"namespace": resident.namespace, "transporter": nats_url, "shutdown_timeout": 0.2}
+    mark = resident.mark()
+    async with ServiceBroker("py", services=[Left()], **options) as broker:
+        await resident.run(JS_SERVICE)
+        await resident.local_event("$node.connected", after=mark)
+        await resident.wait_for_services("pyleft")
         await broker.wait_for_services("jsleft", timeout=DEADLINE_S)
-        yield Pair(js, broker)
+        yield Pair(resident, broker)
+    await resident.command("destroyService", name="jsleft")
 
 
 async def slowly(chunks: int, begun: anyio.Event | None = None) -> AsyncIterator[bytes]:

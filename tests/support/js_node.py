@@ -54,9 +54,10 @@ class JsReply:
 class JsNode:
     """A running node. Made by `js_node`."""
 
-    def __init__(self, process: Process, version: str, node_id: str) -> None:
+    def __init__(self, process: Process, version: str, namespace: str, node_id: str) -> None:
         self.process = process
         self.version = version
+        self.namespace = namespace
         self.node_id = node_id
         self._last_id = 0
 
@@ -191,4 +192,4 @@ async def js_node(
     name = f"JS node {node_id} ({version})"
     async with start(node_program(), script, *arguments, environment=node_environment(), name=name) as process:
         await process.line('{"event":"ready"')
-        yield JsNode(process, version, node_id)
+        yield JsNode(process, version, namespace, node_id)
