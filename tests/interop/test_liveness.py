@@ -57,7 +57,7 @@ async def test_c28_calls_of_any_age_fail_soon_after_their_node_was_killed(
         assert not victim.broker.registry.nodes["victim"].available
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_KINDS)
 async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_resumes(
     kind: str, nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from broker import Compression, Encryption, ServiceBroker
 from tests.interop.services import PythonEcho
-from tests.support.js_node import PROTOCOLS, VERSIONS, JsNode, js_node
+from tests.support.js_node import PROTOCOLS, JsNode, js_node
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +43,7 @@ class Pair:
         assert await self.py.call("echo.params", value) == value
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=["0.15", pytest.param("0.14", marks=pytest.mark.long)])
 async def pairs(request: pytest.FixtureRequest, nats_url: str, js_modules: object) -> AsyncIterator[dict[str, Pair]]:
     version, namespace = request.param, f"keys-{uuid.uuid4().hex[:12]}"
     options: dict[str, Any] = {"namespace": namespace, "transporter": nats_url, "protocol": PROTOCOLS[version]}
