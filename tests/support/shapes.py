@@ -92,6 +92,8 @@ def count_inspections(database: PostgresDatabase) -> Callable[[], int]:
 
 async def until(condition: Callable[[], bool], deadline_s: float = 60) -> None:
     """Wait for a condition of this process."""
+    pause_s = 0.01
     with anyio.fail_after(deadline_s):
-        while not condition():  # noqa: ASYNC110 # the condition is often a server's, which sets no event here
-            await anyio.sleep(0.01)
+        while not condition():  # the condition is often a server's, which sets no event here
+            await anyio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 0.1)
