@@ -5,14 +5,15 @@ environment, folder, standard streams, signals and exit code are those of a proc
 from one that has imported the programs, which starts with the first command and ends with the test run.
 """
 
+import ast
 import atexit
 import contextlib
 import functools
 import gc
 import importlib
 import io
-import json
 import os
+import pkgutil
 import selectors
 import shlex
 import shutil
@@ -41,12 +42,7 @@ PROGRAMS = {
     "tests.support.starters": "tests.support.starters",
 }
 """What `python -m` calls them, and the modules whose `main` runs them."""
-_IMPORTED_LATE = (
-    *("anyio._backends._asyncio", "typer.rich_utils"),
-    *(["uvloop"] if find_spec("uvloop") else []),
-    "services.environments_store.database.sqlite_connection",
-    "services.environments_store.schema.inspect_sqlite",
-)
+_IMPORTED_LATE = ("anyio._backends._asyncio", "typer.rich_utils", *(["uvloop"] if find_spec("uvloop") else []))
 
 
 def warm_command(program: str, *arguments: str) -> list[str]:
@@ -101,10 +97,12 @@ class _Order:
 
 
 def _serve(place: str) -> None:
-    for name in (*PROGRAMS.values(), *_IMPORTED_LATE):
+    packages = (importlib.import_module(name) for name in ("broker", "services.environments_store"))
+    parts = (part.name for one in packages for part in pkgutil.walk_packages(one.__path__, f"{one.__name__}."))
+    for name in (*PROGRAMS.values(), *_IMPORTED_LATE, *parts):
         importlib.import_module(name)
-    for program in ("broker", "services.environments_store"):  # the first help imports the rest
-        sys.argv = [program, "--help"]
+    for program, command in (("broker", "nodes"), ("services.environments_store", "stats")):
+        sys.argv = [program, command, "--help"]  # the first one imports the rest
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
             sys.modules[PROGRAMS[program]].main()
     gc.freeze()
@@ -157,7 +155,7 @@ def _fork(client: socket.socket) -> int:
             os.close(stream)
         return pid
     try:
-        code = _run(_Order(**json.loads(received)), streams)
+        code = _run(_Order(**ast.literal_eval(received.decode())), streams)
     except BaseException:
         traceback.print_exc()
         code = 1

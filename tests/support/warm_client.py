@@ -1,10 +1,9 @@
 """What a test starts for a warm command: hands all it has to tests/support/warm.py, and ends as the command does."""
 
-import json
 import os
 import signal
-import socket
 import sys
+from _socket import AF_UNIX, SCM_RIGHTS, SOL_SOCKET, socket  # to import `socket`, or `json`, takes as long as the rest
 
 _OF_PYTHON = ("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONCOERCECLOCALE")  # read before a program runs
 
@@ -16,13 +15,15 @@ def main() -> None:
     pid_file = f"{place}.{os.getpid()}"
     beside = {"folder": os.getcwd(), "environment": dict(os.environ), "pid_file": pid_file}
     order = {"program": program, "arguments": arguments, **beside}
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(place)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda passed, _frame: server.send(bytes([passed])))
-        socket.send_fds(server, [b" "], [0, 1, 2])
-        server.sendall(json.dumps(order).encode() + b"\n")
-        code = int.from_bytes(server.recv(2), "big", signed=True)
+    server = socket(AF_UNIX)
+    server.connect(place)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda passed, _frame: server.send(bytes([passed])))
+    streams = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+    server.sendmsg([b" "], [(SOL_SOCKET, SCM_RIGHTS, streams)])
+    server.sendall(ascii(order).encode() + b"\n")
+    code = int.from_bytes(server.recv(2), "big", signed=True)
+    server.close()
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
         os.kill(os.getpid(), -code)
