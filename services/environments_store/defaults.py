@@ -21,6 +21,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """asyncpg's own is 60, longer than a caller waits."""
     acquire_timeout_s: float = 5.0
     """Wait for a free connection before the caller is told that all are busy."""
+    idle_s: float = 300.0
+    """A connection that was not used for so long is closed: asyncpg's own."""
     full_pause_s: float = 0.25
     """Between two attempts to connect while the server allows no more connections: each costs it a process."""
     statement_timeout_s: float = 15.0

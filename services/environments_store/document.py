@@ -45,6 +45,7 @@ _LANES: tuple[anyio.lowlevel.RunVar[anyio.CapacityLimiter], ...] = (
     anyio.lowlevel.RunVar("large documents"),
     anyio.lowlevel.RunVar("very large documents"),
 )
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 # All up to the next brackets outside of strings, and those of one kind that follow each other.
 _BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[{]++|[\]}]++)', re.DOTALL)
 
@@ -70,7 +71,7 @@ def check_uuid(uuid: Any, field: str, limits: StoreLimits) -> str:
         raise invalid(field, "stringEmpty", f"The '{field}' must not be empty.")
     if len(uuid) > limits.uuid_characters:
         raise invalid(field, "stringMax", f"The '{field}' must not be longer than {limits.uuid_characters} characters.")
-    if "\0" in uuid or any("\ud800" <= character <= "\udfff" for character in uuid):
+    if _UNSTORABLE.search(uuid):
         raise invalid(field, "string", f"The '{field}' must not hold NUL or half of a surrogate pair.")
     return uuid
 

@@ -1,8 +1,9 @@
 """The table as it was last seen: which statements fit it, and what happens when it turns out to be another one."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from services.environments_store.defaults import MigrationBudgets
 from services.environments_store.errors import (
@@ -35,6 +36,7 @@ class TableShape:
         self._report_mismatch = report_mismatch
         self._look_again = look_again
         self._next_look_at = 0.0
+        self._watched = _Watched(self)
 
     @property
     def status(self) -> SchemaStatus:
@@ -79,24 +81,23 @@ class TableShape:
             self._next_look_at = now + MigrationBudgets().refused_look_s
             self._look_again()
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Statements in this block may meet a table that somebody has changed: callers then get a retryable error."""
-        try:
-            yield
+    def watched(self) -> AbstractContextManager[None]:
+        """Statements in this block may meet a table that others have changed: callers then get a retryable error."""
+        return self._watched
+
+    def note(self, error: BaseException | None) -> None:
+        """Look at the table again when the end of a block gives reason to. Raises the error that callers get."""
+        if error is None:
             self._note_reachable(True)
-        except DatabaseUnreachableError:
+        elif isinstance(error, DatabaseUnreachableError):
             self._note_reachable(False)
-            raise
-        except DatabaseForbiddenError:
+        elif isinstance(error, DatabaseForbiddenError):
             self._heal()
-            raise
-        except DatabaseReadOnlyError:
+        elif isinstance(error, DatabaseReadOnlyError):
             if self.status.writable:
                 # A pool may be left with connections to what was the primary, and is there still.
                 self._report_mismatch()
-            raise
-        except MissingColumnError as error:
+        elif isinstance(error, MissingColumnError):
             self._report_mismatch()
             if self.status.without_table:
                 status = self.status
@@ -112,3 +113,18 @@ class TableShape:
     def _note_reachable(self, reachable: bool) -> None:
         if reachable == (self.status.reason == UNREACHABLE):
             self._look_again()
+
+
+class _Watched:
+    """A class, as the generators of `contextmanager` cost each call ten times as much."""
+
+    def __init__(self, shape: TableShape) -> None:
+        self._shape = shape
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shape.note(error)

@@ -11,8 +11,9 @@ deadline of the caller cuts a write off, which may be committed by then. A trans
 """
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from types import TracebackType
 from typing import Literal
 
 import anyio
@@ -75,6 +76,36 @@ _FORCED_DELETE: Idle = {"absent": EnvironmentNotFoundError}
 
 class _UndoneError(Exception):
     """What a write did was undone in the same statement: ends its transaction, so that nothing of either is stored."""
+
+
+class _Seeking:
+    """What `Store._seeking` gives; a class, as the generators of `asynccontextmanager` cost each call ten times as
+    much."""
+
+    def __init__(
+        self, shape: TableShape, uuid: str | None, data: dict[str, str], can_write: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        self._shape = shape
+        self._uuid = uuid
+        self._data = data
+        self._can_write = can_write
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shape.note(error)
+        if (
+            isinstance(error, DatabaseValueError)
+            and self._uuid is not None
+            and (
+                error.sqlstate == _OF_ANOTHER_TYPE
+                or (error.sqlstate == _UNTRANSLATABLE and not await self._can_write(self._uuid))
+            )
+        ):
+            raise EnvironmentNotFoundError(self._uuid, **self._data) from error
 
 
 class Store:
@@ -199,19 +230,9 @@ class Store:
             message = f"The database cannot hold this 'environment': {error.public or error}"
             raise invalid("environment", "object", message) from error
 
-    @asynccontextmanager
-    async def _seeking(self, uuid: str | None, **data: str) -> AsyncGenerator[None]:
+    def _seeking(self, uuid: str | None, **data: str) -> AbstractAsyncContextManager[None]:
         """Errors of statements that look for a uuid: one that the database cannot write, it cannot hold."""
-        try:
-            with self._shape.watched():
-                yield
-        except DatabaseValueError as error:
-            if uuid is not None and (
-                error.sqlstate == _OF_ANOTHER_TYPE
-                or (error.sqlstate == _UNTRANSLATABLE and not await self._can_write(uuid))
-            ):
-                raise EnvironmentNotFoundError(uuid, **data) from error
-            raise
+        return _Seeking(self._shape, uuid, data, self._can_write)
 
     async def _can_write(self, text: str) -> bool:
         try:

@@ -85,6 +85,21 @@ async def test_a_write_waits_for_another_and_sees_its_work_whatever_isolation_th
     await other.close()
 
 
+async def test_connections_are_kept_between_statements_and_closed_when_idle(
+    postgres_database: ServerDatabase,
+) -> None:
+    database = PostgresDatabase(postgres_database.url, msgspec.structs.replace(SETTINGS, idle_s=0.5))
+    await database.open()
+    async with anyio.create_task_group() as group:
+        for _ in range(SETTINGS.pool_size):
+            group.start_soon(database.fetch, "SELECT pg_sleep(0.05)")
+    assert await own_pid(database) == await own_pid(database)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name <> 'psql'"
+    await until(lambda: postgres_database.run_sql(ours) == "0")
+    assert await own_pid(database)
+    await database.close()
+
+
 async def test_a_read_survives_the_end_of_its_idle_connection(
     database: PostgresDatabase, postgres_database: ServerDatabase
 ) -> None:

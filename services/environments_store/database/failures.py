@@ -5,8 +5,8 @@ turn that into the errors callers see, by the one table of what codes mean; the 
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Literal
 
 from services.environments_store.errors import (
@@ -139,13 +139,28 @@ class StatementFailure(Exception):
         self.raised = raised
 
 
-@contextmanager
-def service_errors(*, write: bool) -> Iterator[None]:
+def service_errors(*, write: bool) -> AbstractContextManager[None]:
     """Failures of statements as the errors that callers get. `write`: whether what fails may have stored something."""
-    try:
-        yield
-    except StatementFailure as failure:
-        raise service_error(failure, write=write) from failure
+    return _WRITE_ERRORS if write else _READ_ERRORS
+
+
+class _ServiceErrors:
+    """A class, as each statement passes several of such managers, and generators cost ten times as much."""
+
+    def __init__(self, *, write: bool) -> None:
+        self._write = write
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, StatementFailure):
+            raise service_error(error, write=self._write) from error
+
+
+_READ_ERRORS, _WRITE_ERRORS = _ServiceErrors(write=False), _ServiceErrors(write=True)
 
 
 def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:

@@ -85,25 +85,20 @@ class PostgresDatabase:
         write = not is_read(query)
         with service_errors(write=write):
             if write:
-                async with (await self._get_pool()).shares.write():
-                    return await self._run_once(operation)
+                async with (self._pool or await self._get_pool()).shares.writes:
+                    return await (self._pool or await self._get_pool()).run(operation)
             try:
-                return await self._run_once(operation)
+                return await (self._pool or await self._get_pool()).run(operation)
             except StatementFailure as failure:
                 if not failure.lost or failure.timed_out or not failure.sent:
                     raise
-            return await self._run_once(operation)
-
-    async def _run_once(self, operation: Callable[[Pooled], Awaitable[T]]) -> T:
-        async with self._connection() as connection:
-            with driver_failures():
-                return await operation(connection)
+            return await (await self._get_pool()).run(operation)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Queries]:
         # For BEGIN and COMMIT; failures of what the block runs are translated where they happen.
         with service_errors(write=True):
-            async with (await self._get_pool()).shares.write(), self._connection() as connection:
+            async with (await self._get_pool()).shares.writes, self._connection() as connection:
                 with driver_failures(sent=False):
                     transaction = connection.transaction()
                     await transaction.start()
@@ -158,7 +153,7 @@ class PostgresDatabase:
             yield connection
 
     async def _get_pool(self) -> Pool:
-        if self._pool is None:
+        if self._pool is None and not self._closed:
             try:
                 with anyio.fail_after(self._settings.connect_timeout_s + self._settings.acquire_timeout_s):
                     async with self._pool_lock:
@@ -166,7 +161,8 @@ class PostgresDatabase:
                             self._pool = await make_pool(self._url, self._settings, lambda: self.on_full())
             except TimeoutError:
                 raise StatementFailure("no connection in time", sent=False, timed_out=True) from None
-        if self._closed:
+        if self._pool is None or self._closed:
+            await self.close()  # it may have been closed while the pool was made
             raise StatementFailure("the pool is closed", sent=False)
         return self._pool
 

@@ -4,8 +4,9 @@ import functools
 import logging
 import re
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
 import anyio
@@ -51,13 +52,26 @@ class Server(NamedTuple):
     connection_limit: int | None
 
 
-@contextmanager
-def driver_failures(*, sent: bool = True) -> Iterator[None]:
+def driver_failures(*, sent: bool = True) -> AbstractContextManager[None]:
     """Turn every exception of asyncpg and of the network into a StatementFailure."""
-    try:
-        yield
-    except DRIVER_ERRORS as error:
-        raise _failure(error, sent=sent) from error
+    return _FAILURES_SENT if sent else _FAILURES_UNSENT
+
+
+class _DriverFailures:
+    def __init__(self, *, sent: bool = True) -> None:
+        self._sent = sent
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, DRIVER_ERRORS):
+            raise _failure(error, sent=self._sent) from error
+
+
+_FAILURES_SENT, _FAILURES_UNSENT = _DriverFailures(sent=True), _DriverFailures(sent=False)
 
 
 def _failure(error: BaseException, *, sent: bool) -> StatementFailure:

@@ -120,7 +120,7 @@ class SqliteDatabase:
         self, query: str, arguments: tuple[object, ...], batch: int, slots: TimedSemaphore, documents: Documents | None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
         with service_errors(write=False):
-            async with slots.hold(), self._reader() as reader:
+            async with slots, self._reader() as reader:
                 try:
                     with file_failures(self._path):
                         if self._read_only:

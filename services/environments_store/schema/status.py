@@ -103,6 +103,8 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def lack(self, *needed: Capability) -> Finding | None:
         """What keeps an action from its work. A database that only reads says so itself, and at once when it no longer
         does: that is not foreseen."""
+        if not self.findings:
+            return None
         return next(
             (one for one in self.findings if one.reason != "read-only" and not set(needed).isdisjoint(one.takes)), None
         )
