@@ -1,6 +1,5 @@
 """Nodes that are killed, frozen, busy or reconnecting, and the calls that wait for them (protocol §4.3)."""
 
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,11 +64,11 @@ async def test_a_frozen_node_gets_no_new_calls_and_answers_the_old_ones_when_it_
     caplog.set_level("INFO", "broker")
     async with open_victim(kind, nats_url, namespace) as victim, open_other(victim, nats_url, namespace):
         async with anyio.create_task_group() as tasks:
-            victim.process.send_signal(signal.SIGSTOP)
+            victim.freeze()
             tasks.start_soon(partial(victim.call, "wait", 0, node_id="victim"))
             await eventually(lambda: "'victim' is connected and answers nothing" in caplog.text)
             assert victim.chosen == {"other"}
-            victim.process.send_signal(signal.SIGCONT)
+            victim.resume()
         await eventually(lambda: "'victim' answers again" in caplog.text)
         assert victim.chosen == {"other", "victim"}
         assert caplog.text.count("'victim'") == 2

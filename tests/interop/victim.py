@@ -1,5 +1,7 @@
 """A node in its own process that a test kills or freezes, and the calls that wait for it."""
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,6 +50,12 @@ class Victim:
         """The nodes that calls go to."""
         return {self.broker.registry.find_action(f"{self.service}.wait").node_id for _ in range(4)}
 
+    def freeze(self) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
     async def kill(self) -> None:
         """Return when the NATS server knows."""
         await self.process.kill()
@@ -68,7 +76,7 @@ async def open_victim(
     async with ServiceBroker("caller", heartbeat_timeout=heartbeat_timeout, **options) as broker:
         if kind == "Python":
             command = ("-m", "tests.interop.python_node", its_url, namespace, "victim")
-            async with start_python(*command, warm=False) as process:
+            async with start_python(*command) as process:
                 await broker.wait_for_services("pyslow", timeout=DEADLINE_S)
                 yield Victim(process, "pyslow", broker)
         else:
