@@ -30,6 +30,17 @@ SHAPES = {
 }
 
 
+with_and_without_python = pytest.mark.parametrize(
+    "visited",
+    [
+        *("0.14, 0.15 and Python", "0.14 and 0.15"),
+        *(pytest.param(f"{version} and Python", marks=pytest.mark.long) for version in NAMES),
+    ],
+    indirect=True,
+)
+"""For what depends on whether a Python node can say whom it knows, and not on the versions."""
+
+
 @dataclass(frozen=True)
 class Visited:
     """A cluster, and a way to run commands in it."""
@@ -165,6 +176,7 @@ async def test_a_call_to_one_node_reaches_no_other(visited: Visited) -> None:
     assert not [topic for topic in others for name in visited.names if topic.endswith(f".{name}")]
 
 
+@with_and_without_python
 async def test_an_unknown_node_is_reported_with_a_similar_name(visited: Visited) -> None:
     name = next(iter(visited.js))
     before = len(visited.visitors_in(name))
@@ -177,6 +189,7 @@ async def test_an_unknown_node_is_reported_with_a_similar_name(visited: Visited)
     assert len(visited.visitors_in(name)) == before
 
 
+@with_and_without_python
 async def test_a_node_that_does_not_answer_is_not_reported_as_missing(visited: Visited) -> None:
     name, node = next(iter(visited.js.items()))
     node.process.send_signal(signal.SIGSTOP)
@@ -193,6 +206,7 @@ async def test_a_node_that_does_not_answer_is_not_reported_as_missing(visited: V
     assert f"The node '{name}' did not say what it offers" in called.stderr[0]
 
 
+@with_and_without_python
 async def test_an_unknown_action_is_reported_with_a_similar_name(visited: Visited) -> None:
     name = next(iter(visited.js))
     process = await visited.run("call", f"{name}.echo.param", '{"a": 1}')
