@@ -51,16 +51,16 @@ async def test_deleted_ones_are_listed_newest_first_then_by_id(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("fields", [RECORD_FIELDS, ("id",)])
-async def test_pages_together_are_the_whole_list(bench: Bench, deleted: bool, size: int, fields: Sequence[str]) -> None:
+async def test_pages_together_are_the_whole_list(bench: Bench, deleted: bool, fields: Sequence[str]) -> None:
     expected = await fill(bench, deleted)
     read_page = bench.list_deleted if deleted else bench.list
-    found: list[str] = []
-    while page := await read_page(limit=size, after=found[-1] if found else None, fields=fields):
-        assert len(page) <= size
-        found += [record["id"] for record in page]
-    assert found == expected
+    for size in (1, 2, 3, 7, 50):
+        found: list[str] = []
+        while page := await read_page(limit=size, after=found[-1] if found else None, fields=fields):
+            assert len(page) <= size
+            found += [record["id"] for record in page]
+        assert found == expected
 
 
 async def test_the_rest_after_an_environment_needs_no_limit(bench: Bench) -> None:

@@ -119,8 +119,8 @@ async def test_large_documents_are_exported_from_every_form_of_table(bench: Benc
 
 @both
 async def test_an_export_holds_one_large_document_at_a_time(bench: Bench) -> None:
-    for number in range(20):
-        await bench.create(str(number), text=str(number) * 500_000)
+    for number in range(10):
+        await bench.create(str(number), text=str(number) * 1_000_000)
     tracemalloc.start()
     try:
         export = Export(bench.database, shape_of(bench), LOGGER)
@@ -128,7 +128,7 @@ async def test_an_export_holds_one_large_document_at_a_time(bench: Bench) -> Non
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sum(lines) == 20
+    assert sum(lines) == 10
     assert peak < 6 * 1_000_000
 
 
@@ -263,17 +263,16 @@ BAD = {
 
 
 @both
-@pytest.mark.parametrize("bad", BAD)
-async def test_a_bad_line_is_named_with_the_reason_and_nothing_is_stored(bench: Bench, bad: str) -> None:
-    line, reason = BAD[bad]
+async def test_a_bad_line_is_named_with_the_reason_and_nothing_is_stored(bench: Bench) -> None:
     good = [{"environment": {"uuid": f"good-{number}"}} for number in range(600)]  # more than one statement takes
-    with pytest.raises(ImportRefusedError) as caught:
-        await imported(bench, ndjson(*good, b"\n", line))
-    assert caught.value.data["line"] == 602
-    assert reason in caught.value.data["reason"]
-    assert str(caught.value).startswith("Line 602: ")
-    assert str(caught.value).endswith("Nothing was imported.")
-    assert await exported(bench) == []
+    for line, reason in BAD.values():
+        with pytest.raises(ImportRefusedError) as caught:
+            await imported(bench, ndjson(*good, b"\n", line))
+        assert caught.value.data["line"] == 602
+        assert reason in caught.value.data["reason"]
+        assert str(caught.value).startswith("Line 602: ")
+        assert str(caught.value).endswith("Nothing was imported.")
+        assert await exported(bench) == []
     assert await imported(bench, ndjson(*good)) == (600, 0, 0)
 
 

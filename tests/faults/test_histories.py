@@ -126,7 +126,7 @@ async def test_every_answer_of_two_nodes_follows_from_one_order_of_the_calls(
             await connection.execute(KILL_ONE)
             await connection.close()
 
-    history = await play(nodes, 50, harm)
+    history = await play(nodes, 25, harm)
     answers = {call.answer for calls in history.calls.values() for call in calls}
     assert {OK, NOT_FOUND, "ENVIRONMENT_EXISTS", "ENVIRONMENT_DELETED", "ENVIRONMENT_CHANGED"} <= answers
 

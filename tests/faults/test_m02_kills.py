@@ -90,22 +90,22 @@ SHAPES = ("p_c", "p_none", "p_inv")
 @pytest.mark.parametrize(
     ("shape", "moment", "every"),
     [
-        ("p_c", "after", 3),
-        ("p_none", "during", 3),
-        ("p_inv", "during", 3),
+        ("p_c", "after", 6),
+        ("p_none", "during", 6),
+        ("p_inv", "during", 6),
         *(pytest.param(*one, 1, marks=long) for one in itertools.product(SHAPES, ("after", "during"))),
     ],
 )
 async def test_m02_a_kill_at_any_statement_leaves_what_the_next_start_completes(
     shape: str, moment: str, every: int, postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
-    """Of a migration that adds the column, makes the tables, or repairs an INVALID index. By default every third
+    """Of a migration that adds the column, makes the tables, or repairs an INVALID index. By default every sixth
     statement from a random one on, in the long form every one."""
     await _kill_at_statements(postgres_database, postgres_database.url, shape, moment, every, lines)
 
 
 @pytest.mark.parametrize(
-    ("moment", "every"), [("after", 3), *(pytest.param(one, 1, marks=long) for one in ("after", "during"))]
+    ("moment", "every"), [("after", 6), *(pytest.param(one, 1, marks=long) for one in ("after", "during"))]
 )
 async def test_m02_behind_a_pooler_a_kill_at_any_statement_is_completed_too(
     moment: str, every: int, postgres_database: PostgresDatabase, lines: Lines

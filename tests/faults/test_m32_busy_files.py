@@ -20,7 +20,6 @@ from tests.support.starters import starters
 pytestmark = pytest.mark.anyio
 
 STARTERS = 8
-ROUNDS = 2
 BUDGETS = MigrationBudgets(start_s=0.5, reinspect_s=0.1, sleep_patient_s=0.1, sqlite_busy_ms=20)
 PATIENT = MigrationBudgets(start_s=60, sqlite_busy_ms=20)
 IMPATIENT = DatabaseSettings(sqlite_busy_timeout_s=0.1, sqlite_wal_timeout_s=0.1)
@@ -30,10 +29,13 @@ HAS_COLUMN = {"s_none", "s_d1", "s_d2", "s_man", "s_noidx"}  # or gets it with t
 INDEXES = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND sql LIKE '%deletedAt%'"
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("shape", SQLITE_SHAPES)
-async def test_m32_of_eight_processes_at_once_all_end_with_one_column_and_every_row(shape: str, tmp_path: Path) -> None:
+async def test_m32_of_eight_processes_at_once_all_end_with_one_column_and_every_row(
+    shape: str, rounds: int, tmp_path: Path
+) -> None:
     async with starters() as crowd:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             path = tmp_path / f"{number}.sqlite"
             make_sqlite(shape, path)
             # An empty table, or none, beside a copy of the original's is what a killed start of it left.

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 SHAPES = ["sqlite", "postgresql"]
 WRITERS = 50
-ROWS = 10_000
+ROWS = 3_000
 
 
 @pytest.fixture(params=SHAPES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from services.environments_store.database.base import Database
 from services.environments_store.database.connect import open_database
 from services.environments_store.defaults import OperationLimits
 from services.environments_store.errors import OperationError
@@ -24,7 +25,15 @@ from tests.support.store import Bench
 pytestmark = pytest.mark.anyio
 
 SHAPES = ["p_dmig", "p_dnew", "p_man", "p_inv", "p_a", "p_c", "s_d1", "s_d2", "s_man", "s_b2"]
-ROWS = 40
+TELLING = [
+    ("p_dmig", "keep"),
+    ("p_dmig", "remove"),
+    ("p_man", "keep"),
+    ("p_c", "remove"),
+    ("s_d2", "keep"),
+    ("s_b2", "remove"),
+]
+ROWS = 12
 IMPATIENT = OperationLimits(rollback_wait_s=1)
 
 
@@ -47,22 +56,30 @@ class Place:
         """Every row of the trash as the database itself writes it, dates to their last digit."""
         columns = ("id", "environment", '"environmentUuid"', '"timestamp"', '"createdAt"', '"updatedAt"', '"deletedAt"')
         shown = ", ".join(f"CAST({column} AS TEXT)" for column in columns)
-        async with self.bench() as bench:
+        async with self._database() as database:
             query = f'SELECT {shown} FROM environments WHERE "deletedAt" IS NOT NULL ORDER BY id'
-            return [
-                tuple(row[position] for position in range(len(columns))) for row in await bench.database.fetch(query)
-            ]
+            return [tuple(row[position] for position in range(len(columns))) for row in await database.fetch(query)]
 
     async def columns(self) -> set[str]:
-        async with self.bench() as bench:
-            table = "pragma_table_info('environments')" if bench.is_sqlite else "pg_attribute"
-            where = "" if bench.is_sqlite else " WHERE attrelid = 'environments'::regclass AND NOT attisdropped"
-            name = "name" if bench.is_sqlite else "attname"
-            return {row["name"] for row in await bench.database.fetch(f"SELECT {name} AS name FROM {table}{where}")}
+        async with self._database() as database:
+            is_sqlite = database.dialect == "sqlite"
+            table = "pragma_table_info('environments')" if is_sqlite else "pg_attribute"
+            where = "" if is_sqlite else " WHERE attrelid = 'environments'::regclass AND NOT attisdropped"
+            name = "name" if is_sqlite else "attname"
+            return {row["name"] for row in await database.fetch(f"SELECT {name} AS name FROM {table}{where}")}
 
     async def run(self, statement: str) -> int:
-        async with self.bench() as bench:
-            return await bench.run(statement)
+        async with self._database() as database:
+            return await database.execute(statement)
+
+    @asynccontextmanager
+    async def _database(self) -> AsyncIterator[Database]:
+        database = open_database(self.url)
+        await database.open()
+        try:
+            yield database
+        finally:
+            await database.close()
 
 
 @asynccontextmanager
@@ -84,8 +101,14 @@ async def place(shape: str, request: pytest.FixtureRequest, tmp_path: Path) -> A
     yield made
 
 
-@pytest.mark.parametrize("trash", ["keep", "remove"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "trash"),
+    [
+        pytest.param(shape, trash, marks=() if (shape, trash) in TELLING else pytest.mark.long)
+        for shape in SHAPES
+        for trash in ("keep", "remove")
+    ],
+)
 async def test_m43_rollback_migration_and_import_give_the_same_trash(
     shape: str, trash: Trash, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -152,7 +175,7 @@ async def test_m43_while_a_node_serves_it_is_refused_unless_forced(
         with pytest.raises(OperationError, match="Stop every node first"):
             refuse_unsafe(seen, "keep", False)
         refuse_unsafe(seen, "keep", True)
-        with pytest.raises(OperationError, match="serving the table"):
+        with pytest.raises(OperationError, match=r"serving the table|started to serve"):
             await roll_back(made.url, "keep", force=False, logger=LOGGER)
         if before is not None:
             assert await made.raw() == before

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("rounds", [100, pytest.param(1_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(1_000, marks=pytest.mark.long)])
 async def test_m45_the_guides_six_calls_again_and_again(
     rounds: int, dialect: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def lines(count: int, size: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("count", "size"), [(300, 5_000), pytest.param(60, 1_000_000, marks=pytest.mark.long)], ids=["small", "large"]
+    ("count", "size"), [(120, 5_000), pytest.param(60, 1_000_000, marks=pytest.mark.long)], ids=["small", "large"]
 )
 async def test_six_exports_at_once_arrive_whole_at_one_node(
     count: int, size: int, database_url: str, nats_url: str, namespace: str
@@ -82,7 +82,7 @@ async def test_six_exports_at_once_arrive_whole_at_one_node(
 async def test_what_was_acknowledged_before_a_kill_in_an_import_is_there_and_the_next_import_completes_it(
     database_url: str, nats_url: str, namespace: str
 ) -> None:
-    text = b"".join(lines(ROWS, 5_000))
+    text = b"".join(lines(ROWS, 1_000))
     acknowledged = ["U7", "another"]
     async with serving(database_url, nats_url, namespace) as (process, caller):
         for uuid in acknowledged:

@@ -19,7 +19,7 @@ LARGE = {
     "one string": "a\n😀\\" * (MEGABYTE // 8),
     "numbers": [n / 7 for n in range(MEGABYTE // 20)],
     "a long number": [1, int("7" * 4_000), 2],
-    "members": {f"k{n * 7 % MEGABYTE}": n for n in range(MEGABYTE // 5)},
+    "members": {f"k{n * 7 % MEGABYTE}": n for n in range(MEGABYTE // 20)},
     "nested": {"b": [{"z": ["é" * MEGABYTE], "a": 1e-7}, []], "a": {}},
 }
 
@@ -34,18 +34,20 @@ def test_random_documents_are_printed_or_refused_as_whole_ones_are(
     print(f"seed {seed}")  # noqa: T201 -- shown with a failure, to repeat it
     documents, choose = Documents(seed), random.Random(seed)
     refused = 0
-    for _ in range(500):
+    for _ in range(250):
         raw = documents.document().encode()
         assert _printed(raw) == _whole(raw) is not None
         at = choose.randrange(len(raw))
         broken = raw[:at] + choose.choice([b"", *b'"\\,[]{}:\x01\xff0e '.split()]) + raw[at + 1 :]
         assert _printed(broken) == _whole(broken)
         refused += _whole(broken) is None
-    assert refused > 100
+    assert refused > 50
 
 
-@pytest.mark.parametrize("kind", LARGE)
-@pytest.mark.parametrize("ascii", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "ascii"),
+    [*((kind, True) for kind in LARGE), *((kind, False) for kind in ("routes", "one string", "nested"))],
+)
 def test_a_large_document_takes_its_own_size_whatever_is_in_it(kind: str, ascii: bool) -> None:
     raw = json.dumps({"uuid": "U", kind: LARGE[kind]}, ensure_ascii=ascii).encode()
     tracemalloc.start()
@@ -60,7 +62,7 @@ def test_a_large_document_takes_its_own_size_whatever_is_in_it(kind: str, ascii:
 
 
 def test_any_depth_is_printed() -> None:
-    text = '{"a":' + '[{"b":' * 3_000 + '"%s",1' % ("x" * 70_000) + "}]" * 3_000 + "}"
+    text = '{"a":' + '[{"b":' * 1_500 + '"%s",1' % ("x" * 70_000) + "}]" * 1_500 + "}"
     text = text.replace(",1", ',"c":1')
     assert b"".join(print_large(text.encode()).pieces) == text.encode()
 
