@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.support.js_node import VERSIONS, JsError, JsNode, js_node
+from tests.support.js_node import JsError, JsNode, js_node
 from tests.support.postgres import PostgresDatabase, PostgresServer
 from tests.support.processes import Process
 from tests.support.shapes import make_sqlite, postgres_sql
@@ -17,7 +17,8 @@ from tests.support.store_node import store_process
 
 pytestmark = pytest.mark.anyio
 
-DATABASES = ("sqlite", "postgresql")
+SETUPS = ["0.14 sqlite", "0.15 postgresql"]
+SETUPS_LONG = [pytest.param(setup, marks=pytest.mark.long) for setup in ("0.14 postgresql", "0.15 sqlite")]
 OLD = "c0ffee00-0000-4000-8000-000000000001"  # one of the rows that production has before the migration
 RECORD = {"id", "environmentUuid", "environment", "timestamp", "hash", "createdAt", "updatedAt", "deletedAt"}
 
@@ -40,7 +41,7 @@ class Deployment:
         return {record["id"] for record in await self.call(action, {"fields": ["id"]})}
 
 
-@pytest.fixture(scope="module", params=[f"{version} {name}" for version in VERSIONS for name in DATABASES])
+@pytest.fixture(scope="module", params=[*SETUPS, *SETUPS_LONG])
 async def deployment(
     request: pytest.FixtureRequest,
     nats_url: str,

@@ -16,7 +16,17 @@ from tests.support.operations import fill
 from tests.support.postgres import PostgresDatabase
 from tests.support.store import Bench, open_bench
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize(
+        ("lasting_js", "nodes"),
+        [
+            *(("0.14", "sqlite"), ("0.15", "postgresql")),
+            *(pytest.param(*one, marks=pytest.mark.long) for one in (("0.14", "postgresql"), ("0.15", "sqlite"))),
+        ],
+        indirect=True,
+    ),
+]
 
 ROWS = 400
 EXACT = b'{"b":1e+21,  "uuid":"exact","a":"\xc3\xa9 \xf0\x9f\x98\x80","a":2}'
@@ -61,7 +71,7 @@ class Nodes:
         return [row["id"] for row in await self.bench.database.fetch("SELECT id FROM environments ORDER BY id")]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 async def nodes(
     request: pytest.FixtureRequest, resident: JsNode, nats_url: str, tmp_path: Path
 ) -> AsyncIterator[Nodes]:
