@@ -76,7 +76,10 @@ async def cluster(server_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 ways = pytest.mark.parametrize(
-    "server_url", ['"MOL.>"', EXACT, "stored"], ids=["prefix", "exact", "stored"], indirect=True
+    "server_url",
+    [pytest.param('"MOL.>"', marks=pytest.mark.long), EXACT, "stored"],
+    ids=["prefix", "exact", "stored"],
+    indirect=True,
 )
 
 

@@ -202,9 +202,9 @@ async def test_a_slow_reader_pauses_the_writer(pair: Pair, known: bool) -> None:
                 break
     assert pair.service.sent <= STREAM_MARK_BYTES * (STREAM_MARKS_AHEAD + 2)
     async with stream:
-        for _ in range(100):
+        for _ in range(70):
             await anext(stream)
-    assert pair.service.sent >= 100 * 100_000
+    assert pair.service.sent >= 70 * 100_000 > STREAM_MARK_BYTES * (STREAM_MARKS_AHEAD + 2)
 
 
 async def test_other_tasks_run_while_a_stream_is_sent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
