@@ -149,7 +149,7 @@ async def test_the_service_runs_and_stops_as_shown(
     script = script.replace("environments-store serve", "exec environments-store serve")
     password = postgres_database.url.split("@")[0].rsplit(":", 1)[1]
     async with (
-        shell(script, {"NATS_URL": nats_url, "PGPASSWORD": password}, tmp_path) as process,
+        shell(script, {"NATS_URL": nats_url, "PGPASSWORD": password}, tmp_path, warm_programs()) as process,
         ServiceBroker(transporter=nats_url) as caller,
     ):
         await caller.wait_for_services("environments-store", timeout=60)
