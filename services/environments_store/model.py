@@ -22,6 +22,10 @@ RecordField = Literal[
 RECORD_FIELDS: tuple[RecordField, ...] = get_args(RecordField)
 """The keys of a record, in their order."""
 
+_MEMBERS = {key: b'"%b":%%b' % key.encode() for key in RECORD_FIELDS}
+_RECORD = b"{%b}" % b",".join(_MEMBERS.values())
+_encode = msgspec.json.Encoder().encode
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _MILLISECONDS_FROM = 1e11  # a smaller number of an unknown unit means seconds: 1e11 ms are in 1973, 1e11 s in 5138
@@ -72,17 +76,21 @@ def read_row(row: Row) -> Environment:
 
 def encode_record(environment: Environment, hash: str | None, fields: Sequence[str] = RECORD_FIELDS) -> bytes:
     """The record as JSON, with the document's own bytes in it, and of all keys only `fields`."""
-    texts = {
-        "id": msgspec.json.encode(environment.id),
-        "environmentUuid": msgspec.json.encode(environment.environment_uuid),
-        "environment": environment.document or b"null",
-        "timestamp": b"%d" % environment.timestamp,
-        "hash": msgspec.json.encode(hash),
-        "createdAt": msgspec.json.encode(environment.created_at),
-        "updatedAt": msgspec.json.encode(environment.updated_at),
-        "deletedAt": msgspec.json.encode(environment.deleted_at),
-    }
-    return b"{%s}" % b",".join(b'"%s":%s' % (key.encode(), texts[key]) for key in RECORD_FIELDS if key in fields)
+    texts = (
+        _encode(environment.id),
+        _encode(environment.environment_uuid),
+        environment.document or b"null",
+        b"%d" % environment.timestamp,
+        _encode(hash),
+        _encode(environment.created_at),
+        _encode(environment.updated_at),
+        _encode(environment.deleted_at),
+    )
+    if fields == RECORD_FIELDS:
+        return _RECORD % texts
+    return b"{%b}" % b",".join(
+        _MEMBERS[key] % text for key, text in zip(RECORD_FIELDS, texts, strict=True) if key in fields
+    )
 
 
 def iso_date(value: Any) -> str | None:
@@ -91,6 +99,8 @@ def iso_date(value: Any) -> str | None:
     Takes what PostgreSQL gives (no zone means UTC) and all forms found in SQLite files: Sequelize's own
     (`2026-11-22 12:44:33.093 +00:00`), ISO 8601 and its relatives, and epoch milliseconds or seconds.
     """
+    if isinstance(value, datetime) and value.tzinfo is UTC:  # as PostgreSQL's, most of the time
+        return f"{value.isoformat(timespec='milliseconds')[:-6]}Z"
     if isinstance(value, str) and _SEQUELIZE_DATE.match(value):
         return f"{value[:10]}T{value[11:23]}Z"
     date = _date(value)
@@ -133,6 +143,8 @@ def _zone(text: str | None) -> timezone:
 
 def _timestamp(value: Any, otherwise: str | None) -> int:
     """Integer milliseconds of a column that may hold fractions, NaN, text or nothing; else of the last write."""
+    if type(value) is int and -_SAFE_INTEGER <= value <= _SAFE_INTEGER:
+        return value
     try:
         number = int(Decimal(value)) if isinstance(value, str) else int(value)
         if abs(number) <= _SAFE_INTEGER:

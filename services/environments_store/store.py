@@ -13,6 +13,7 @@ deadline of the caller cuts a write off, which may be committed by then. A trans
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -44,7 +45,7 @@ from services.environments_store.errors import (
     EnvironmentStateError,
     OutcomeUnknownError,
 )
-from services.environments_store.listing import ListRequest, read_list
+from services.environments_store.listing import ListRequest, PageReader
 from services.environments_store.model import read_row
 from services.environments_store.outcome import across_changes, settle
 from services.environments_store.queries import Listing, Queries
@@ -251,14 +252,8 @@ class Store:
     async def _list(self, queries: Queries, listing: Listing, request: ListRequest, deleted: bool) -> bytes:
         if request.after is not None:
             check_uuid(request.after, "after", self._limits)
-        page = await read_list(
-            self._database,
-            listing,
-            request,
-            queries,
-            lambda row: self._records.encode_listed(row, request.fields),
-            self._limits,
-        )
+        encode = partial(self._records.encode_listed, fields=request.fields)
+        page = await PageReader(self._database, queries, request, encode, self._limits).read(listing)
         if page == b"[]" and request.after is not None:
             # The end of the list, or nothing to go on after: an empty page must not hide the rest of the list.
             anchor = await self._database.fetch_one(queries.look_light, request.after)

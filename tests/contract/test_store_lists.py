@@ -151,8 +151,21 @@ async def test_a_list_reads_hardly_more_than_a_reply_holds(bench: Bench, limit: 
     limits = StoreLimits(batch_documents=5)
     with pytest.raises(PayloadTooLargeError):
         await bench.store_on(watched, limits).list(ListRequest(limit=limit, reply_limit=2_000))
-    assert 0 < watched.rows <= 15
+    assert 0 < watched.rows <= 16  # a look whether one batch is all, and two batches
     assert len(await bench.list()) == 60
+
+
+@pytest.mark.parametrize(("batch", "ways"), [(len(LIVE), ["fetch"]), (len(LIVE) - 1, ["fetch", "stream"])])
+async def test_a_list_that_fits_one_batch_takes_one_statement_and_no_transaction(
+    bench: Bench, batch: int, ways: list[str]
+) -> None:
+    expected = await fill(bench)
+    watched = Watched(bench)
+    store = bench.store_on(watched, StoreLimits(batch_documents=batch))
+    assert [record["id"] for record in read(await store.list(ListRequest()))] == expected
+    assert watched.ways == ways
+    assert len(read(await store.list(ListRequest(limit=batch)))) == batch
+    assert watched.ways == [*ways, "fetch"]
 
 
 class Watched:
@@ -162,6 +175,7 @@ class Watched:
         self._database = bench.database
         self.rows = 0
         self.documents = 0
+        self.ways: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
@@ -172,12 +186,14 @@ class Watched:
         return rows
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Row]:
+        self.ways.append("fetch")
         return self.count(await self._database.fetch(query, *arguments))
 
     @asynccontextmanager
     async def stream(
         self, query: str, *arguments: object, batch: int, paced: bool = False, documents: Documents | None = None
     ) -> AsyncGenerator[AsyncIterator[Sequence[Row]]]:
+        self.ways.append("stream")
         async with self._database.stream(query, *arguments, batch=batch, documents=documents) as batches:
 
             async def counted() -> AsyncGenerator[Sequence[Row]]:

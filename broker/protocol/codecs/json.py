@@ -161,6 +161,9 @@ class JSONCodec(Codec):
                 pass
         return super().encode_with(packet, value)
 
+    def encode_value(self, value: object) -> Raw:
+        return value if type(value) is Raw else super().encode_value(value)
+
     def decode_value(self, raw: Raw) -> Any:
         if not raw:
             return None

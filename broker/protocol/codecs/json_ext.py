@@ -136,6 +136,7 @@ class JSONExtCodec(JSONCodec):
         self._load, self._prepare, self._user_fields = _load, _marked, PLAIN_FIELDS
 
     encode_with = Codec.encode_with
+    encode_value = Codec.encode_value
     decode_value = Codec.decode_value
 
     def _split(self, data: bytes | Raw, fields: Mapping[str, bool]) -> dict[str, Any]:
