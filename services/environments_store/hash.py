@@ -5,7 +5,14 @@ from collections import OrderedDict
 from hashlib import blake2b, sha1
 from typing import Any
 
-from services.environments_store.canonical import Document, NotAnObjectError, canonical_text, parse
+from services.environments_store.canonical import (
+    Document,
+    NotAnObjectError,
+    canonical_text,
+    parse,
+    parse_plain,
+    print_plain,
+)
 from services.environments_store.canonical_large import print_large
 from services.environments_store.defaults import StoreLimits
 
@@ -26,17 +33,22 @@ class Content:
     """
 
     def __init__(self, text: bytes) -> None:
-        self._document = _parsed(text)
-        if self._document is not None:
+        self._plain: Any = parse_plain(text) if len(text) < _LARGE_BYTES else None
+        self._document = None if isinstance(self._plain, dict) else _parsed(text)
+        if isinstance(self._plain, dict):
+            self.uuid: Any = self._plain.get("uuid", "")
+        elif self._document is not None:
             if not isinstance(self._document.value, dict):
                 raise NotAnObjectError
-            self.uuid: Any = self._document.value.get("uuid", "")
+            self.uuid = self._document.value.get("uuid", "")
         else:
             self._printed = print_large(text)
             self.uuid = json.loads(self._printed.uuid)
 
     def hash(self) -> str:
         """SHA-1, in hexadecimal, of the canonical form."""
+        if self._plain is not None:
+            return sha1(print_plain(self._plain), usedforsecurity=False).hexdigest()
         hash = sha1(usedforsecurity=False)
         for piece in (canonical_text(self._document),) if self._document else self._printed.pieces:
             hash.update(piece)
