@@ -27,6 +27,12 @@ pytestmark = pytest.mark.anyio
 on_both = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
 on_postgresql = pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
 
+
+@pytest.fixture
+def kept_tables() -> None:
+    """Most tests put triggers on their table."""
+
+
 Write = Callable[[Bench], Awaitable[Any]]
 DOCUMENT = b'{"uuid":"live","name":"new"}'
 WRITES: dict[str, tuple[str, Write]] = {

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import bench
+from tests.contract.conftest import bench, kept_tables
 from tests.support.shapes import Lines
 
-__all__ = ["bench", "lines", "path"]
+__all__ = ["bench", "kept_tables", "lines", "path"]
 
 
 @pytest.fixture

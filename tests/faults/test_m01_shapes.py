@@ -44,7 +44,7 @@ async def test_m01_the_plan_of_every_shape_names_what_is_missing_and_no_more(
 
 
 @pytest.mark.parametrize("shape", NO_COLUMN + WITH_COLUMN)
-async def test_m01_every_shape_is_migrated_with_its_rows_unchanged(
+async def test_m01_every_shape_is_migrated_with_its_rows_unchanged_and_a_second_start_waits_for_nobody(
     shape: str, postgres_database: PostgresDatabase, lines: Lines
 ) -> None:
     postgres_database.run_sql(postgres_sql(shape))
@@ -61,13 +61,6 @@ async def test_m01_every_shape_is_migrated_with_its_rows_unchanged(
     assert postgres_database.run_sql(ADVISORY_LOCKS) == "0"
     assert lines.guide_lines() == ([ADDING, ADDED] if shape in NO_COLUMN else [EXISTS])
 
-
-@pytest.mark.parametrize("shape", NO_COLUMN + WITH_COLUMN)
-async def test_m01_a_second_start_changes_nothing_and_waits_for_nobody(
-    shape: str, postgres_database: PostgresDatabase, lines: Lines
-) -> None:
-    postgres_database.run_sql(postgres_sql(shape))
-    await migrate_once(postgres_database.url, logger=lines.logger, budgets=BUDGETS)
     inspections = count_inspections(postgres_database)
     log_start = len(postgres_database.server.log())
     schema = postgres_database.server.dump_schema(postgres_database.name)

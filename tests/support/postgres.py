@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.servers import ServerFailedError, ServerProcess, child_command
 
-__all__ = ["PostgresDatabase", "PostgresServer"]
+__all__ = ["FINGERPRINT", "PostgresDatabase", "PostgresServer"]
 
 _SUPERUSER = "postgres"
 _PASSWORD = "superuser-password"
@@ -69,7 +69,7 @@ _CATALOGS = (
     *("foreign_data_wrapper", "language", "largeobject_metadata", "namespace", "operator", "proc", "publication"),
     *("subscription", "type"),
 )
-_FINGERPRINT = f"""
+FINGERPRINT = f"""
 SELECT concat(datdba, datacl, datallowconn, datconnlimit), (SELECT sum(xmin::text::int8) FROM (
     {" UNION ALL ".join(f"SELECT xmin FROM pg_{name}" for name in _CATALOGS)}))
 FROM pg_database WHERE datname = current_database()
@@ -315,7 +315,7 @@ class PostgresDatabase:
         other = f" ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C'" if encoding else ""
         if encoding or not self._take_spare():
             server.administer(f'CREATE DATABASE "{self.name}" TEMPLATE template0{other}')
-        server.new_database = server.new_database or self.run_sql(_FINGERPRINT)
+        server.new_database = server.new_database or self.run_sql(FINGERPRINT)
 
     @property
     def url(self) -> str:
@@ -369,7 +369,7 @@ class PostgresDatabase:
 
     def _is_as_new(self) -> bool:
         try:
-            return not self._encoding and self.run_sql(f"{_EMPTY}{_FINGERPRINT}") == self.server.new_database
+            return not self._encoding and self.run_sql(f"{_EMPTY}{FINGERPRINT}") == self.server.new_database
         except ServerFailedError:
             return False
 
