@@ -1,4 +1,4 @@
-"""The command `environments-store`: run the service, try it, migrate, and look after the data."""
+"""The command `environments-store`."""
 
 import logging
 from contextlib import AsyncExitStack
@@ -108,7 +108,7 @@ def demo(as_json_lines: AsJson = False) -> None:
         if holds and not as_json_lines:
             print("\nAll six steps showed what the guide says.")
         elif not holds:
-            print_error("Not every step showed what the guide says.")
+            print_error("Not all steps showed what the guide says.")
         return 0 if holds else 1
 
     run_command(main)
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def _node(config: Config, nats_url: str, start_timeout: float, create_table: bool) -> ServiceBroker:
-    # A table that is locked must not end the start: the service then serves without soft delete, and tries on.
+    # A locked table must not end the start: the service then serves without soft delete, and keeps trying.
     budgets = MigrationBudgets(start_s=min(MigrationBudgets().start_s, start_timeout / 2))
     service = EnvironmentsStore(
         config.database_url,

@@ -1,7 +1,7 @@
-"""Which uuids stand in `environmentUuid` of a row of another id, as rows of an adopted table may have it.
+"""The uuids in `environmentUuid` that differ from their row's id, as in adopted tables.
 
-Nothing in such a table makes sure that both columns hold the same, so a uuid that is no id is looked for in the other
-column too. That column has no index: every question for an environment that is not there would read the whole table.
+Such a table does not enforce that both columns are equal, so a uuid that is not an id is also searched in the other
+column. That has no index: without this cache every query for an unknown environment would scan the table.
 """
 
 import anyio
@@ -17,8 +17,8 @@ ALL = f"SELECT DISTINCT {_UUID} AS uuid FROM environments WHERE {_UUID} <> CAST(
 
 
 class Aliases:
-    """They are read at once, by one pass over the table, and remembered for a while: rows of others that come meanwhile
-    are found by their id alone until then. Where there are too many to remember, each question reads the table."""
+    """A cache of them, read by one scan and valid for a while, in which new rows are found only by id. If there are too
+    many to cache, each query scans the table."""
 
     def __init__(self, database: Database, limits: StoreLimits) -> None:
         self._database = database
@@ -28,9 +28,9 @@ class Aliases:
         self._known_until = 0.0
 
     async def may_name(self, uuid: str) -> bool:
-        """Whether it is worth looking for this uuid in the other column."""
+        """Whether the other column may contain this uuid."""
         async with self._lock:
-            # Many may have waited for the one that reads: they take what it found.
+            # Calls that waited for another's scan use its result.
             if anyio.current_time() >= self._known_until:
                 rows = await self._database.fetch(ALL, self._limits.aliases + 1)
                 self._known = frozenset(row["uuid"] for row in rows) if len(rows) <= self._limits.aliases else None

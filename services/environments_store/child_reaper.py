@@ -1,8 +1,8 @@
-"""Runs a program for as long as its starter lives: `python child_reaper.py SECONDS FOLDER COMMAND…`.
+"""Runs a program for as long as its parent lives: `python child_reaper.py SECONDS FOLDER COMMAND…`.
 
-The starter holds the other end of this process's standard input, which the system closes however the starter ends: by
-itself, killed, or out of memory. Then the program is told to stop, is killed when it has not stopped within so many
-seconds, and the folder it worked in is removed. Run by its path, it imports nothing of ours.
+The parent holds the other end of this process's standard input, which the system closes however the parent ends. Then
+the program gets SIGTERM, is killed if it does not stop within SECONDS, and its FOLDER is removed. This file is run by
+its path and imports only the standard library.
 """
 
 import shutil
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Gives the program's exit code. A program that ends by itself leaves its folder, for its starter to look at."""
+    """Return the program's exit code. A program that ends by itself leaves its folder, for its parent to read."""
     seconds, folder, *command = sys.argv[1:]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
@@ -23,7 +23,7 @@ def main() -> int:
     let_go = threading.Event()
 
     def stop() -> None:
-        sys.stdin.buffer.read()  # nothing comes: it returns when the other end is closed
+        sys.stdin.buffer.read()  # returns when the other end is closed
         let_go.set()
         process.terminate()
         try:

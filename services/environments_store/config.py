@@ -1,4 +1,4 @@
-"""The settings of the command lines: from the environment, with flags winning."""
+"""The settings of the commands, from the environment and from flags, which take precedence."""
 
 import re
 from collections.abc import Mapping
@@ -13,36 +13,36 @@ from services.environments_store.errors import ConfigError
 
 __all__ = ["Config", "LogFormat", "LogLevel", "load_config", "masked_servers"]
 
-_LONGEST_RETENTION_DAYS = 36_500  # a hundred years: far enough, and every database can compute with it
-_LARGEST_POOL = 1_000  # far beyond what one process can use; PostgreSQL's own default is 100 for all of them
+_LONGEST_RETENTION_DAYS = 36_500  # a hundred years, which every database can compute with
+_LARGEST_POOL = 1_000  # far beyond what one process can use; PostgreSQL's own default is 100 in total
 _SERVER = re.compile(
     r"(?:nats|tls|ws|wss)://(?:[^/@]*@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+)(?::(?P<port>\d{1,5}))?/?\Z"
 )
 
 
-# A comma may stand in a password, too: between two addresses the next one begins after it.
+# A password may contain a comma: only one before another address separates.
 _BETWEEN_SERVERS = r",(?=\s*\w+://)"
 
 
 _OF_THE_BROKER = {"nats_url": "BROKER_TRANSPORTER", "namespace": "BROKER_NAMESPACE", "node_id": "BROKER_NODE_ID"}
-"""What the same settings are called in other programs that hold a broker."""
+"""The names of the same settings in other programs with a broker."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node of the service runs with. `node_id` None: the broker makes one of host and process."""
+    """The settings of a node. Without `node_id` the broker makes one of host and process."""
 
     nats_url: str = "nats://127.0.0.1:4222"
-    """NATS's own default port. Several servers of one cluster are separated by commas."""
+    """At NATS's default port. Several servers of one cluster are separated by commas."""
     database_url: str = "sqlite:///data/environments.sqlite"
-    """Where the original keeps its SQLite file by default."""
+    """The original's default path."""
     namespace: str = ""
     node_id: str | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     database_pool_size: int = DatabaseSettings().pool_size
-    """PostgreSQL connections of the node for calls; two more look after the schema and say that it serves."""
+    """PostgreSQL connections of the node for calls; two more serve the migration and the serving lock."""
     retention_days: int | None = None
-    """How long the trash is kept before the service purges it by itself; None: for ever."""
+    """How long the trash is kept before the service purges it automatically; None disables that."""
 
     def __repr__(self) -> str:
         shown = {**msgspec.structs.asdict(self), "nats_url": masked_servers(self.nats_url)}
@@ -51,9 +51,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
-    """The settings, checked. A flag that is None and a variable that is empty count as not given.
+    """The validated settings. A flag of None and an empty variable count as not given.
 
-    Raises ConfigError: one line that names the setting and shows what a right value looks like.
+    Raises ConfigError, which names the setting and shows a valid value.
     """
     given: dict[str, Any] = {}
     for name in Config.__struct_fields__:
@@ -80,7 +80,7 @@ def load_config(environ: Mapping[str, str], **flags: Any) -> Config:
 
 
 def masked_servers(urls: str) -> str:
-    """NATS addresses as they may stand in a log: `***` in place of every password and token."""
+    """NATS addresses for a log: `***` in place of every password and token."""
     return ",".join(map(_masked_server, re.split(_BETWEEN_SERVERS, urls)))
 
 
@@ -98,7 +98,7 @@ def _one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
 
 def _whole_number(setting: str, value: Any, most: int, what: str, right: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", str(value)) or not 1 <= int(value) <= most:
-        raise ConfigError(f"{setting} is '{value}'; it must be {what}, from 1 to {most}. Right: {right}.")
+        raise ConfigError(f"{setting} is '{value}'; it must be {what}, from 1 to {most}. Example: {right}.")
     return int(value)
 
 
@@ -107,12 +107,12 @@ def _check_servers(urls: str) -> None:
         match = _SERVER.match(url.strip())
         if match is None or not 0 < int(match["port"] or 4222) < 65536:
             raise ConfigError(
-                f"NATS_URL '{masked_servers(url.strip())}' is not a NATS address. A right one looks like"
-                " nats://127.0.0.1:4222 or nats://user:password@host:4222; several are separated by commas."
+                f"NATS_URL '{masked_servers(url.strip())}' is not a NATS address. Examples: nats://127.0.0.1:4222,"
+                " nats://user:password@host:4222; separate several by commas."
             )
 
 
 def _check_name(setting: str, value: str) -> None:
     # They become parts of NATS subjects, where a space ends the subject and * and > are wildcards.
     if re.search(r"[\s*>]", value):
-        raise ConfigError(f"{setting} '{value}' holds a space, * or >, which NATS does not take. Right: my-name-1.")
+        raise ConfigError(f"{setting} '{value}' contains a space, * or >, which NATS refuses. Example: my-name-1.")

@@ -1,4 +1,4 @@
-"""A document as a caller sent it: checked, with its uuid and its hash, and the bytes to store."""
+"""Validation of a document that a caller sent, and its hash."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ T = TypeVar("T")
 LARGE_DOCUMENTS = (
     "Raise max_payload of the NATS server, or move such a document with import and export, whose streams have no limit."
 )
-"""What to do with one whose record no reply can hold."""
+"""The advice for a document whose record fits no reply."""
 
 _DATE = "9999-12-31T23:59:59.999Z"
 _RECORD_BYTES = 4_096  # more than a record has beside its document
@@ -51,7 +51,7 @@ _BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[{]++|[\]}]+
 
 
 class AcceptedDocument(NamedTuple):
-    """`text` is what is stored: what was sent, byte for byte, but for a uuid that was made where there was none."""
+    """`text` is stored: the bytes that were sent, with a generated uuid if there was none."""
 
     uuid: str
     text: str
@@ -64,7 +64,7 @@ def invalid(field: str, kind: str, message: str) -> ValidationError:
 
 
 def check_uuid(uuid: Any, field: str, limits: StoreLimits) -> str:
-    """The uuid, when every database can store it as it is. Raises ValidationError (422) when not."""
+    """Return the uuid if every database can store it unchanged. Raises ValidationError (422) otherwise."""
     if not isinstance(uuid, str):
         raise invalid(field, "string", f"The '{field}' must be a string.")
     if not uuid:
@@ -72,12 +72,12 @@ def check_uuid(uuid: Any, field: str, limits: StoreLimits) -> str:
     if len(uuid) > limits.uuid_characters:
         raise invalid(field, "stringMax", f"The '{field}' must not be longer than {limits.uuid_characters} characters.")
     if _UNSTORABLE.search(uuid):
-        raise invalid(field, "string", f"The '{field}' must not hold NUL or half of a surrogate pair.")
+        raise invalid(field, "string", f"The '{field}' must not contain NUL or half of a surrogate pair.")
     return uuid
 
 
 async def accept_document(raw: bytes, uuid: str | None, hashes: ContentHashes, limits: StoreLimits) -> AcceptedDocument:
-    """Check a document before anything is written; with a `uuid` it must be that one's.
+    """Check a document before anything is written; with a `uuid` it must have that uuid.
 
     Raises ValidationError (422) for what cannot be stored.
     """
@@ -87,7 +87,7 @@ async def accept_document(raw: bytes, uuid: str | None, hashes: ContentHashes, l
 
 
 def check_reply(accepted: AcceptedDocument, reply_limit: int | None, measure: Callable[[bytes], int]) -> None:
-    """Raises PayloadTooLargeError (413) for a document whose record no reply could hold: nobody could read it."""
+    """Raises PayloadTooLargeError (413) for a document whose record fits no reply, so that no caller could read it."""
     if reply_limit is None or len(accepted.text) + _RECORD_BYTES < reply_limit // _BYTES_PER_CHARACTER:
         return
     environment = Environment(accepted.uuid, accepted.uuid, accepted.text.encode(), 10**13, _DATE, _DATE, _DATE)
@@ -97,23 +97,20 @@ def check_reply(accepted: AcceptedDocument, reply_limit: int | None, measure: Ca
 def check_record(
     uuid: str, record: bytes, reply_limit: int | None, measure: Callable[[bytes], int], outcome: str = ""
 ) -> None:
-    """Raises PayloadTooLargeError (413) for a record that does not fit into a reply."""
+    """Raises PayloadTooLargeError (413) for a record that does not fit in a reply."""
     if reply_limit is None or len(record) < reply_limit // _BYTES_PER_CHARACTER:
         return
     size = measure(record)
     if size > reply_limit:
         raise PayloadTooLargeError(
-            f"The record of '{uuid}' takes {size} bytes of a reply, which may have {reply_limit}. {outcome}"
+            f"The record of '{uuid}' takes {size} bytes, more than the {reply_limit} of a reply. {outcome}"
             f"{LARGE_DOCUMENTS}",
             {"size": size, "limit": reply_limit},
         )
 
 
 async def document_hash(id: str, text: bytes, hashes: ContentHashes | None, limits: StoreLimits) -> str:
-    """The content hash of the stored document of an environment, remembered in `hashes`.
-
-    Raises ValueError when it is no JSON object.
-    """
+    """The content hash of a stored document, cached in `hashes`. Raises ValueError when it is not a JSON object."""
     size = len(text)
     if hashes is None:
         return await away_when_large(lambda: content_hash(text), size, limits)
@@ -129,8 +126,8 @@ async def document_hash(id: str, text: bytes, hashes: ContentHashes | None, limi
 
 
 async def away_when_large(work: Callable[[], T], size: int, limits: StoreLimits) -> T:
-    """Off the loop for a large document, and one at a time: several threads that parse leave the loop no turn.
-    Large ones do not wait for very large ones."""
+    """Run the work in a thread if the document is large, one at a time: several parsing threads would starve the loop.
+    Large documents do not wait for very large ones."""
     if size < limits.thread_from_bytes:
         return work()
     lane = _LANES[size >= limits.alone_from_bytes]
@@ -143,7 +140,7 @@ async def away_when_large(work: Callable[[], T], size: int, limits: StoreLimits)
 
 
 def check_document(raw: bytes, limits: StoreLimits) -> Content:
-    """What a document says. Raises ValidationError (422) for what no database can store."""
+    """Parse a document. Raises ValidationError (422) for what no database can store."""
     if _is_deeper(raw, limits.document_depth):
         raise invalid(
             "environment", "object", f"The 'environment' is nested deeper than {limits.document_depth} levels."
@@ -159,7 +156,7 @@ def check_document(raw: bytes, limits: StoreLimits) -> Content:
 
 
 def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[AcceptedDocument, Fingerprint]:
-    """The document, and what its hash is to be remembered by."""
+    """The document, and the cache key of its hash."""
     content = check_document(raw, limits)
     if content.uuid == "":
         raw = with_uuid(raw, uuid or str(uuid4()))
@@ -171,8 +168,7 @@ def _accept(raw: bytes, uuid: str | None, limits: StoreLimits) -> tuple[Accepted
 
 
 def with_uuid(raw: bytes, uuid: str) -> bytes:
-    """A document without a uuid, with this one: in the place of an empty one, else as a new first member. All the rest
-    stays as it was sent."""
+    """Insert a uuid into a document: in place of an empty one, or as a new first member. The rest is unchanged."""
     value = msgspec.json.encode(uuid)
     start, end = locate_members(raw).get("uuid", (0, 0))
     if end:
@@ -182,7 +178,7 @@ def with_uuid(raw: bytes, uuid: str) -> bytes:
 
 
 def _is_deeper(raw: bytes, levels: int) -> bool:
-    """Whether a JSON text is nested deeper; looked at only when it opens so many containers that it could be."""
+    """Whether a JSON text is nested deeper than `levels`; scanned only when it opens more containers than that."""
     if raw.count(b"[") + raw.count(b"{") <= levels:
         return False
     depth = 0

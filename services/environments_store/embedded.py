@@ -1,4 +1,4 @@
-"""A real NATS server beside the service, from the wheel of the extra `embedded`: on loopback, for one process."""
+"""A real NATS server for this process, from the wheel of the extra `embedded`, on loopback."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _LIMITS = StoreLimits()
 
 
 class EmbeddedServer:
-    """A server that runs: where clients reach it, and its process id."""
+    """A running server: its URL for clients, and its process id."""
 
     def __init__(self, url: str, pid: int) -> None:
         self.url = url
@@ -36,8 +36,8 @@ class EmbeddedServer:
 
 @asynccontextmanager
 async def embedded_server(port: int | None = None) -> AsyncIterator[EmbeddedServer]:
-    """Run a server on `port`, or on a free one, until the block or this process ends, killed or not; ready for clients
-    when it begins.
+    """Run a server on `port`, or on a free one, until the block or this process ends, even if killed. It is ready for
+    clients when the block begins.
 
     Raises ConfigError when the extra is not installed or the server does not start.
     """

@@ -1,4 +1,4 @@
-"""Errors of the environments-store service, each one as its callers see it.
+"""The errors of the environments-store service, as callers see them.
 
     MoleculerClientError
     ├── EnvironmentNotFoundError         404  ENVIRONMENT_NOT_FOUND
@@ -12,19 +12,19 @@
     MoleculerRetryableError
     ├── SoftDeleteUnavailableError       503  SOFT_DELETE_UNAVAILABLE    the column is missing; nothing was deleted
     ├── DatabaseUnavailableError         503  DATABASE_UNAVAILABLE       connection lost or refused
-    │   ├── DatabaseUnreachableError     503  the same: no connection can be had
-    │   │   └── OutcomeUnknownError      503  the same: it died during a write; read the row back
+    │   ├── DatabaseUnreachableError     503  the same: cannot connect
+    │   │   └── OutcomeUnknownError      503  the same: the connection was lost during a write; read the row back
     │   └── StalePlanError               503  the same: the table was changed during a transaction
     └── DatabaseReadOnlyError            503  DATABASE_READ_ONLY
     MoleculerServerError
     └── DatabaseError                    500  DATABASE_ERROR             a query that failed
-        └── DatabaseForbiddenError       500  DATABASE_FORBIDDEN         the role lacks a right; not retryable
+        └── DatabaseForbiddenError       500  DATABASE_FORBIDDEN         the role lacks a privilege; not retryable
 
-What the database said may hold names of roles, hosts and SQL. It is the text of the error, for logs and commands;
-`public` is what callers on other nodes get instead.
+The message may contain role names, hosts and SQL: it is for logs and commands. Callers on other nodes get `public`
+instead.
 
-On the wire the class name is that of the nearest Moleculer class, which a JS node can recreate as it is; programs tell
-the errors apart by `type`. `ConfigError` never crosses the wire: it ends a command with one line.
+On the wire the class name is that of the nearest Moleculer class, which a JS node can recreate; programs distinguish
+the errors by `type`. `ConfigError` never crosses the wire: it ends a command with one line.
 """
 
 from typing import Any, ClassVar
@@ -96,8 +96,8 @@ class EnvironmentNotDeletedError(EnvironmentStateError):
 
 
 class DatabaseRefusedError(MoleculerClientError):
-    """The database does not want this write, now or later: a constraint, trigger, rule or policy, named in `data` where
-    it is known. Nothing was stored."""
+    """A constraint, trigger, rule or policy of the database refuses this write; `data` names it where it is known.
+    Nothing was stored, and a retry does not help."""
 
     default_code = 409
     default_type = "DATABASE_REFUSED"
@@ -113,11 +113,11 @@ class DatabaseRefusedError(MoleculerClientError):
 
 
 class DatabaseValueError(DatabaseRefusedError):
-    """A value that the database cannot hold."""
+    """The database cannot store a value."""
 
 
 class ImportRefusedError(MoleculerClientError):
-    """A line of an import that cannot be stored. Nothing of the import is."""
+    """A line of an import cannot be stored. Nothing was imported."""
 
     default_code = 422
     default_type = "IMPORT_REFUSED"
@@ -155,15 +155,15 @@ class DatabaseUnavailableError(_RetryableError):
 
 
 class DatabaseUnreachableError(DatabaseUnavailableError):
-    """No connection to the database can be had, or it was lost."""
+    """The database cannot be reached, or the connection was lost."""
 
 
 class OutcomeUnknownError(DatabaseUnreachableError):
-    """The connection died while a write was under way: it may or may not be stored. Read the row back."""
+    """The connection was lost during a write, which may or may not be stored. Read the row back."""
 
 
 class StalePlanError(DatabaseUnavailableError):
-    """A transaction met a plan that a change of the table had made stale. Nothing was stored; once more, it works."""
+    """A change of the table made a plan of this transaction stale. Nothing was stored; a retry succeeds."""
 
 
 class DatabaseReadOnlyError(_RetryableError):
@@ -188,8 +188,8 @@ class DatabaseError(MoleculerServerError):
 
 
 class DatabaseForbiddenError(DatabaseError):
-    """The role of the service lacks a right that a statement needs. A person has to grant it: trying again does not
-    help, so JavaScript nodes get it as a MoleculerError, which is not retryable."""
+    """The role of the service lacks a privilege, which a person has to grant. A retry does not help, so JavaScript
+    nodes get it as a MoleculerError, which is not retryable."""
 
     default_type = "DATABASE_FORBIDDEN"
 
@@ -204,12 +204,11 @@ class DatabaseForbiddenError(DatabaseError):
 
 
 class MissingColumnError(DatabaseError):
-    """A column, or the table, that a query names is not there (42703, 42P01): somebody changed the schema."""
+    """A query names a column or table that does not exist (42703, 42P01), because the schema was changed."""
 
 
 class OperationError(MoleculerServerError):
-    """An operation of the command line that was refused or failed: what happened, and what to do. Changed nothing
-    unless it says so."""
+    """An operation of a command was refused or failed. Unless the message says otherwise, nothing was changed."""
 
     default_type = "OPERATION_FAILED"
 
@@ -219,4 +218,4 @@ class OperationError(MoleculerServerError):
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work, told in one line that shows what a right one looks like."""
+    """An invalid setting, with an example of a valid one."""

@@ -23,13 +23,13 @@ _LARGE_BYTES = StoreLimits().thread_from_bytes
 _VERY_LARGE_BYTES = StoreLimits().alone_from_bytes
 
 Fingerprint = tuple[str, int | bytes]
-"""What `ContentHashes` knows a document by."""
+"""The key of a document in `ContentHashes`."""
 
 
 class Content:
-    """What a document says. `uuid` is its own, `""` where it has none. Raises ValueError for what is not a JSON object.
+    """The content of a document; `uuid` is `""` when it has none. Raises ValueError for what is not a JSON object.
 
-    A large one is read on a worker thread, and takes its own size in memory, whatever is in it.
+    A large one takes about its own size in memory, whatever it contains.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -56,7 +56,7 @@ class Content:
 
 
 def _parsed(text: bytes) -> Document | None:
-    """A document with its values; None for one that is large, or nests deeper than a recursive parser goes."""
+    """The parsed document; None if it is large, or nested too deeply for a recursive parser."""
     if len(text) >= _LARGE_BYTES:
         return None
     try:
@@ -68,29 +68,29 @@ def _parsed(text: bytes) -> Document | None:
 def content_hash(text: bytes) -> str:
     """SHA-1, in hexadecimal, of the document as JavaScript prints it with sorted keys.
 
-    Raises ValueError when the text is no JSON object.
+    Raises ValueError when the text is not a JSON object.
     """
     return Content(text).hash()
 
 
 def digest(text: bytes) -> bytes:
-    """A short form of a text, which no other text has."""
+    """A cryptographic digest of a text."""
     return blake2b(text, digest_size=_DIGEST_BYTES).digest()
 
 
 def fingerprint(id: str, text: bytes) -> Fingerprint:
-    """What a document is known by among all that this environment has had.
+    """The key of a document among all versions of this environment.
 
-    Python's own hash, 64 bits by a secret key, takes a tenth of the time of a cryptographic one and holds up the
-    interpreter: of a very large text, which is read on a thread, it is the digest, which lets others run.
+    Python's own hash, 64 bits with a secret key, takes a tenth of the time of a cryptographic one, but holds the GIL: a
+    very large text, which is read in a thread, gets the digest, which releases it.
     """
     return id, hash(text) if len(text) < _VERY_LARGE_BYTES else digest(text)
 
 
 class ContentHashes:
-    """Hashes already made, found again by a fingerprint: a warm read neither parses nor prints a document.
+    """A cache of content hashes by fingerprint, so that a warm read neither parses nor prints a document.
 
-    Holds the `entries` used last; some 300 bytes each, whatever the size of the documents.
+    Keeps the `entries` used last, of some 300 bytes each.
     """
 
     def __init__(self, entries: int) -> None:
@@ -101,14 +101,14 @@ class ContentHashes:
         return len(self._known)
 
     def get(self, document: Fingerprint) -> str | None:
-        """The content hash, when it is known."""
+        """The content hash, None when it is not cached."""
         known = self._known.get(document)
         if known is not None:
             self._known.move_to_end(document)
         return known
 
     def add(self, document: Fingerprint, hash: str) -> None:
-        """Remember a content hash, and forget what was used longest ago when there is no room."""
+        """Cache a content hash, and evict the least recently used ones above the limit."""
         self._known[document] = hash
         while len(self._known) > self._entries:
             self._known.popitem(last=False)

@@ -1,7 +1,7 @@
-"""A row of `environments` in the one meaning that both databases share, and the record that callers get of it.
+"""A row of `environments`, the same for both databases, and the record made of it.
 
-Tables of the original hold dates and numbers in several forms, and nothing in them is enforced: what cannot be read is
-replaced by the nearest truth, so that `timestamp` is always a number and a deleted row always has a date.
+Tables of the original contain dates and numbers in several forms, without constraints. The nearest valid value replaces
+an unreadable one, so that `timestamp` is always a number and a deleted row always has a date.
 """
 
 import re
@@ -38,7 +38,7 @@ _DATE = re.compile(
 
 
 class Environment(NamedTuple):
-    """One row. `document` is None where it was not asked for, or is NULL in the table."""
+    """One row. `document` is None when it was not selected, or is NULL in the table."""
 
     id: str
     environment_uuid: str
@@ -50,7 +50,7 @@ class Environment(NamedTuple):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What other nodes are told after a write. `hash` is null for a row whose document is damaged."""
+    """The event after a write. `hash` is null when the document is damaged."""
 
     type: Literal["created", "updated", "removed", "restored", "purged"]
     uuid: str
@@ -59,7 +59,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_row(row: Row) -> Environment:
-    """The row of one of the queries of `queries.py`, whichever database it came from."""
+    """Read a row of either database."""
     document = row["environment"]
     created_at, updated_at = iso_date(row["createdAt"]), iso_date(row["updatedAt"])
     deleted = row["deletedAt"]
@@ -75,7 +75,7 @@ def read_row(row: Row) -> Environment:
 
 
 def encode_record(environment: Environment, hash: str | None, fields: Sequence[str] = RECORD_FIELDS) -> bytes:
-    """The record as JSON, with the document's own bytes in it, and of all keys only `fields`."""
+    """The record as JSON, with the document's own bytes, and only the keys in `fields`."""
     texts = (
         _encode(environment.id),
         _encode(environment.environment_uuid),
@@ -94,10 +94,10 @@ def encode_record(environment: Environment, hash: str | None, fields: Sequence[s
 
 
 def iso_date(value: Any) -> str | None:
-    """ISO 8601 in UTC with milliseconds and `Z`, as JavaScript prints a date; None for what is no date.
+    """ISO 8601 in UTC with milliseconds and `Z`, as JavaScript prints a date; None for what is not a date.
 
-    Takes what PostgreSQL gives (no zone means UTC) and all forms found in SQLite files: Sequelize's own
-    (`2026-11-22 12:44:33.093 +00:00`), ISO 8601 and its relatives, and epoch milliseconds or seconds.
+    Accepts PostgreSQL's values (without a zone they are UTC) and all forms found in SQLite files: Sequelize's
+    (`2026-11-22 12:44:33.093 +00:00`), ISO 8601 and variants, and epoch milliseconds or seconds.
     """
     if isinstance(value, datetime) and value.tzinfo is UTC:  # as PostgreSQL's, most of the time
         return f"{value.isoformat(timespec='milliseconds')[:-6]}Z"
@@ -142,7 +142,7 @@ def _zone(text: str | None) -> timezone:
 
 
 def _timestamp(value: Any, otherwise: str | None) -> int:
-    """Integer milliseconds of a column that may hold fractions, NaN, text or nothing; else of the last write."""
+    """Integer milliseconds of a value that may be a fraction, NaN, text or NULL; else those of `otherwise`."""
     if type(value) is int and -_SAFE_INTEGER <= value <= _SAFE_INTEGER:
         return value
     try:

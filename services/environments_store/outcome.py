@@ -1,4 +1,4 @@
-"""What is done when a write met trouble half-way: a connection that died before the answer, a table that changed."""
+"""Recovery of interrupted writes: after a lost connection, and after a change of the table."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 async def across_changes(transaction: Callable[[], Awaitable[T]]) -> T:
-    """The outcome of a transaction, made once more when the table was changed in the middle of it: unlike a statement
-    by itself, it is not repeated by the driver."""
+    """Run a transaction, and once more if a change of the table made a plan stale: the driver repeats only single
+    statements."""
     try:
         return await transaction()
     except StalePlanError:
@@ -23,11 +23,10 @@ async def across_changes(transaction: Callable[[], Awaitable[T]]) -> T:
 
 
 async def settle(error: OutcomeUnknownError, look: Callable[[], Awaitable[T | None]], limits: StoreLimits) -> T:
-    """The answer of `look`, tried until the database is back. None from it is no proof: what was stored may have been
-    changed by others since.
+    """Read the outcome of a write back by `look`, retrying until the database is reachable.
 
-    Raises DatabaseUnavailableError for None, and the unknown outcome itself when the database did not answer within
-    `read_back_s`.
+    Raises DatabaseUnavailableError for None, which does not prove that nothing was stored: others may have changed it
+    since; and `error` itself when the database does not answer within `read_back_s`.
     """
     with anyio.move_on_after(limits.read_back_s):
         while True:
@@ -38,7 +37,7 @@ async def settle(error: OutcomeUnknownError, look: Callable[[], Awaitable[T | No
                 continue
             if answer is None:
                 raise DatabaseUnavailableError(
-                    "The connection to the database was lost, and nothing of this write is to be seen. Try again."
+                    "The connection to the database was lost, and this write is not visible. Try again."
                 ) from error
             return answer
     raise error

@@ -145,7 +145,7 @@ async def test_a_subscriber_is_no_standby_and_gets_the_column_before_its_publish
         )
         await until(lambda: subscriber.run_sql("SELECT count(*) FROM environments") == "3")
         of_publisher = messages(await checklist(publisher.url), "replication")
-        assert of_publisher[1:] == ["1 subscriber of logical replication connected to this server."]
+        assert of_publisher[1:] == ["1 subscriber of logical replication is connected to this server."]
         [of_subscriber] = messages(await checklist(subscriber.url), "replication")[:1]
         assert 'is written by the subscription "follower"' in of_subscriber
         for database in (subscriber, publisher):

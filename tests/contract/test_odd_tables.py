@@ -180,7 +180,7 @@ async def test_a_table_that_goes_away_is_called_so_and_not_made_again_while_its_
         await service.until_state("ready")
         postgres_database.run_sql("ALTER TABLE environments RENAME TO elsewhere")
         schema = await service.until_state("degraded", "lost")
-        assert schema["error"].startswith('The table "environments" was there and is gone')
+        assert schema["error"].startswith('The table "environments" has disappeared')
         error = await service.failure("list")
         assert (error.type, str(error)) == ("DATABASE_UNAVAILABLE", schema["error"])
         postgres_database.run_sql("ALTER TABLE elsewhere RENAME TO environments")
@@ -197,7 +197,7 @@ async def test_a_role_without_rights_on_the_rows_is_told_of_and_heals_when_it_ge
     async with serving(url, budgets=BUDGETS) as service:
         schema = await service.until_state("degraded", "forbidden")
         remedy = f'GRANT INSERT, UPDATE ON "public"."environments" TO "{postgres_database.role_name(url)}";'
-        assert schema["error"].startswith("The service lacks rights on the table, which `create`, `import`, `update`")
+        assert schema["error"].startswith("The service lacks privileges on the table, which affects `create`, `import`")
         assert await service.until_logged(remedy)
         assert len(await service.ask("list", fields=["id"])) == 3
         postgres_database.run_sql(remedy)
@@ -244,7 +244,7 @@ async def test_the_setting_that_makes_a_database_only_read_is_named(postgres_dat
     postgres_database.run_sql(f'ALTER ROLE "{role}" SET default_transaction_read_only = on')
     async with serving(url, budgets=BUDGETS) as service:
         schema = await service.until_state("degraded", "read-only")
-        assert schema["error"] == "The database only reads now."
+        assert schema["error"] == "The database is read-only."
         assert role in await service.until_logged("default_transaction_read_only")
 
 
@@ -280,7 +280,7 @@ async def test_a_role_with_one_connection_gets_answers_and_the_state_stays_that_
         async with anyio.create_task_group() as group:
             for _ in range(20):
                 group.start_soon(partial(service.ask, "list", fields=["id"]))
-        await service.until_logged("The schema was not looked at")
+        await service.until_logged("The schema could not be inspected")
         assert (await service.ask("schema"))["state"] == "ready"
 
 

@@ -140,7 +140,7 @@ async def test_a_write_that_was_stored_is_a_success(bench: Bench, operation: Ope
 async def test_a_write_that_was_not_stored_is_a_retryable_error(bench: Bench, operation: Operation) -> None:
     store = await failing_store(bench, False, operation)
     before = [await bench.list(), await bench.list_deleted()]
-    with pytest.raises(DatabaseUnavailableError, match="nothing of this write") as caught:
+    with pytest.raises(DatabaseUnavailableError, match="this write is not visible") as caught:
         await write(store, operation)
     assert type(caught.value) is DatabaseUnavailableError
     assert caught.value.retryable
@@ -175,7 +175,7 @@ async def test_a_create_that_finds_another_document_does_not_claim_to_know(bench
     if deleted:
         await bench.store.remove("U")
     store = bench.store_on(Failing(bench, True), LIMITS)
-    with pytest.raises(DatabaseUnavailableError, match="nothing of this write"):
+    with pytest.raises(DatabaseUnavailableError, match="this write is not visible"):
         await write(store, "create")
 
 
@@ -183,7 +183,7 @@ async def test_a_create_that_finds_another_document_does_not_claim_to_know(bench
 @pytest.mark.parametrize("operation", ["update", "remove", "restore"])
 async def test_a_write_to_what_is_gone_meanwhile_does_not_claim_to_know(bench: Bench, operation: str) -> None:
     store = await failing_store(bench, True, operation, then=lambda: bench.store.permanent_delete("U", force=True))
-    with pytest.raises(DatabaseUnavailableError, match="nothing of this write"):
+    with pytest.raises(DatabaseUnavailableError, match="this write is not visible"):
         await write(store, operation)
 
 

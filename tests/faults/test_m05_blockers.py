@@ -35,7 +35,7 @@ async def test_m05_a_long_reader_delays_the_column_but_neither_the_start_nor_oth
     ):
         status = await service.ask("schema")
         assert status["state"] == "migrating"
-        assert status["error"].endswith("it waits for another session that uses the table.")
+        assert status["error"].endswith("which has to wait for another session that uses the table.")
         assert service.guide_lines() == [ADDING, FAILED]
         assert sum("slow-report" in line for line in service.lines) > 0
         await _assert_degraded(service)

@@ -218,7 +218,7 @@ async def test_m31_what_an_original_that_is_killed_beside_us_leaves_is_cleared_u
         assert len(await service.insist("create", environment={"uuid": "U"})) > 0
         await service.ask("permanentDelete", uuid="U", force=True)
         assert (await service.ask("list"), await service.ask("listDeleted")) == (live, deleted)
-        await service.until_logged("has its rows again")
+        await service.until_logged("its rows were restored")
         assert service.guide_lines() == [EXISTS]
         await service.until_state("ready", steps=True)
     assert len(tables(path)) == 3

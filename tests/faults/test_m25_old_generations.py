@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 PREFIX = "c0ffee00-0000-4000-8000-00000000000"
 LIVE = {f"{PREFIX}{number}" for number in (1, 3, 4)}
 DELETED = f"{PREFIX}2"
-LOST = "was there and is gone"
+LOST = "has disappeared"
 BACK = "The deletedAt column is back"
 
 

@@ -127,7 +127,7 @@ async def assert_degraded(service: Serving) -> None:
     """Every row is listed; soft delete says that it cannot be done now, and why."""
     schema = await service.ask("schema")
     assert schema["state"] == "migrating"
-    assert "waits for another session" in schema["error"]
+    assert "has to wait for another session" in schema["error"]
     assert any("is locked by another process" in line for line in service.lines)
     assert LIVE in {record["id"] for record in await service.ask("list", fields=["id"])}
     error = await service.failure("remove", uuid=LIVE)

@@ -47,7 +47,7 @@ async def serve(path: Path, *, file_limit: int | None = None) -> End:
 
 def assert_served_to_readers(end: End, why: str, refused: str, trash: list[str]) -> None:
     assert (end.code, end.state, end.reason) == (0, "degraded", "read-only")
-    assert end.error == "The database only reads now."
+    assert end.error == "The database is read-only."
     assert why in " ".join(end.log)
     listed, created, removed = end.answers
     assert LIVE in {record["id"] for record in listed}

@@ -122,7 +122,7 @@ def test_plan_ends_with_1_while_there_is_work(tmp_path: Path, url: str) -> None:
     run("migrate", "run", DATABASE_URL=old)
     assert run("migrate", "plan", DATABASE_URL=old).returncode == 0
     code, shown = on_terminal("migrate", "plan", DATABASE_URL=url)
-    assert "It will not:" in shown
+    assert "The migration will not:" in shown
     assert "{" not in shown
     assert code == 0
 
@@ -141,7 +141,7 @@ def test_purge_shows_first_and_asks_before_it_deletes(path: Path, url: str) -> N
     assert json.loads(dry.stdout)["wouldDelete"] == 1
     refused = run("purge", DATABASE_URL=url)
     assert refused.returncode == 1
-    assert ", 1 environment?" in refused.stderr
+    assert "Permanently delete 1 environment from" in refused.stderr
     assert "pass --yes" in refused.stderr
     code, shown = on_terminal("purge", answer="n", DATABASE_URL=url)
     assert code == 1
@@ -232,7 +232,7 @@ def test_a_damaged_row_makes_an_export_end_with_1(path: Path, url: str) -> None:
     result = run("export", "-", "--all", DATABASE_URL=url)
     assert result.returncode == 1
     assert result.stdout.count("\n") == 4
-    assert "Exported without a document: 1." in result.stderr
+    assert "1 record has a damaged document, exported as null." in result.stderr
     doctor = run("doctor", DATABASE_URL=url)
     assert doctor.returncode == 1
     assert TRASH_ID in doctor.stdout
@@ -243,7 +243,7 @@ def test_doctor_is_content_with_a_healthy_database(url: str) -> None:
     assert (healthy.returncode, json.loads(healthy.stdout)["findings"]) == (0, [])
     code, shown = on_terminal("doctor", "--quick", DATABASE_URL=url)
     assert code == 0
-    assert "Nothing was found." in shown
+    assert "No problems were found." in shown
 
 
 def test_backup_on_both_databases(
@@ -362,7 +362,7 @@ async def test_a_migration_behind_another_session_names_it_and_gives_up_in_time(
         done = await anyio.to_thread.run_sync(partial(run, "migrate", "run", "--wait", "0.5", DATABASE_URL=url))
     assert done.returncode == 1
     assert "(slow-report)" in done.stderr
-    assert done.stderr.endswith("Error: Not done: another session was waited for, 0.5 s long (--wait).\n")
+    assert done.stderr.endswith("Error: Not complete: gave up after waiting 0.5 s for another session (--wait).\n")
     step = next(step for step in json.loads(done.stdout)["steps"] if step["state"] != "done")
     assert (step["name"], step["state"], "(slow-report)" in step["detail"]) == (missing, "pending", True)
     done = run("migrate", "run", DATABASE_URL=url)

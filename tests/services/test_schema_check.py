@@ -90,7 +90,7 @@ async def test_the_remedy_for_a_timestamp_makes_it_a_timestamptz_with_the_same_m
 ) -> None:
     postgres_database.run_sql(postgres_sql("p_man"))
     remedy = (await check(postgres_database.url)).findings[0].remedy or ""
-    statements = remedy.removeprefix("To change it: ").partition("; then")[0]
+    statements = remedy.removeprefix("To change it, run: ").partition("; then")[0]
     postgres_database.run_sql(f"SET TimeZone = 'Asia/Bangkok'; {statements}")
     moment = 'SELECT "deletedAt" AT TIME ZONE \'UTC\' FROM environments WHERE "deletedAt" IS NOT NULL'
     assert postgres_database.run_sql(moment) == "2025-05-27 08:54:47.123"

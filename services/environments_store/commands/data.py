@@ -1,4 +1,4 @@
-"""`environments-store backup, export, import, stats, purge, doctor`: the data of the table."""
+"""The commands `stats`, `backup`, `export`, `import`, `purge` and `doctor`."""
 
 import logging
 from contextlib import aclosing
@@ -32,7 +32,7 @@ Overwrite = Annotated[bool, typer.Option("--force", help="Replace the file when 
 
 def stats(
     recent_days: Annotated[
-        int, typer.Option(min=0, max=36_500, help="Deletions of how many days count as recent.")
+        int, typer.Option(min=0, max=36_500, help="The number of days that count as recent.")
     ] = StoreLimits().recent_days,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -52,7 +52,7 @@ def stats(
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where to.")],
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
     force: Overwrite = False,
     pg_bin: Annotated[
         Path | None, typer.Option(help="The folder of pg_dump and pg_restore, when they are not on PATH.")
@@ -60,7 +60,7 @@ def backup(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Back the tables up (pg_dump, or VACUUM INTO for SQLite), and read the backup back before it counts as one."""
+    """Back up the tables (by pg_dump, or VACUUM INTO for SQLite), and verify the backup by reading it back."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -77,9 +77,9 @@ def backup(
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="Where to; - for standard output.")],
-    deleted: Annotated[bool, typer.Option("--deleted", help="The trash instead of the live ones.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Live and deleted ones.")] = False,
+    file: Annotated[Path, typer.Argument(help="The file to write; - for standard output.")],
+    deleted: Annotated[bool, typer.Option("--deleted", help="Export the trash instead of the live ones.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Export live and deleted ones.")] = False,
     force: Overwrite = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -94,26 +94,25 @@ def export(
             done = await export_to_file(config.database_url, file, selection, overwrite=force)
             print_value(done)
         if done.damaged:
-            print_error(f"Exported without a document: {done.damaged}. `environments-store doctor` names the damaged.")
+            many = counted(done.damaged, "record has", "records have")
+            print_error(f"{many} a damaged document, exported as null. `environments-store doctor` names the ids.")
         return 1 if done.damaged else 0
 
     run_command(main)
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="Where from; - for standard input.")],
-    on_conflict: Annotated[
-        OnConflict, typer.Option(help="What to do with a record whose id is there already.")
-    ] = "skip",
+    file: Annotated[Path, typer.Argument(help="The file to read; - for standard input.")],
+    on_conflict: Annotated[OnConflict, typer.Option(help="What to do with a record whose id exists already.")] = "skip",
     yes: Yes = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Store records from NDJSON, or an environment from a file of Mockoon: all or, when a line is bad, none."""
+    """Import records from NDJSON, or an environment from a Mockoon file: all of them, or none if a line is bad."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
         if on_conflict == "replace":
-            confirm(f"Replace every environment that '{file}' has too?", yes)
+            confirm(f"Replace every existing environment that is also in '{file}'?", yes)
         done = await import_from(config.database_url, file, on_conflict)
         print_value(done._asdict())
         return 0
@@ -129,17 +128,17 @@ def purge(
     batch_size: Annotated[
         int, typer.Option(min=1, max=_LIMITS.purge_batch_max, help="Rows of one DELETE.")
     ] = _LIMITS.purge_batch,
-    force: Annotated[bool, typer.Option("--force", help="Also what was deleted less than a day ago.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Purge even what was deleted less than a day ago.")] = False,
     yes: Yes = False,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Permanently delete what has been in the trash for long, in small batches, also while the service runs."""
+    """Permanently delete old environments from the trash, in small batches, even while the service runs."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
         if older_than < _LIMITS.purge_days_min and not (force or dry_run):
-            raise OperationError("That would purge what was deleted less than a day ago. Pass --force if it is meant.")
+            raise OperationError("This would purge what was deleted less than a day ago. Pass --force if you mean it.")
         async with open_table(config.database_url, logger, writes=not dry_run) as opened:
             work = await Purge.older_than(older_than, opened.database, opened.shape)
             forecast = await work.forecast()
@@ -147,9 +146,11 @@ def purge(
                 show_forecast(work.cutoff, forecast, as_json)
                 return 0
             if forecast.candidates:
-                place = f"before {work.cutoff} from {opened.location.label}"
                 many = counted(forecast.candidates, "environment", "environments")
-                confirm(f"Permanently delete what was deleted {place}, {many}?", yes)
+                confirm(
+                    f"Permanently delete {many} from {opened.location.label}, deleted before {work.cutoff}?",
+                    yes,
+                )
             deleted = 0
             with progress() as report:
                 async with aclosing(work.batches(batch_size)) as batches:
@@ -159,7 +160,8 @@ def purge(
             kept = {"kept": [one._asdict() for one in work.examples]} if work.examples else {}
             print_value({"deleted": deleted, "remaining": await work.remaining(), **kept}, json=as_json)
             if work.kept:
-                print_note(f"Environments that the database keeps: {work.kept}. `environments-store doctor` says why.")
+                many = counted(work.kept, "environment", "environments")
+                print_note(f"The database refused to delete {many}. `environments-store doctor` says why.")
         return 0
 
     run_command(main)
@@ -170,7 +172,7 @@ def doctor(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find what is wrong with schema, server and rows, and say what to do. Exit code 1 when something is."""
+    """Find problems in schema, server and rows, with their remedies. Exit code 1 when there is one."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -188,7 +190,7 @@ def doctor(
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Give a program these commands."""
+    """Add these commands to a program."""
     for command in (stats, backup, export, purge, doctor):
         app.command()(command)
     app.command("import")(import_)

@@ -1,4 +1,4 @@
-"""An index build that a command waits for: how far it is, what it waits for, and when that has been too long."""
+"""Waiting for an index build in a command: its progress, what blocks it, and when to give up."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -18,19 +18,19 @@ T = TypeVar("T")
 
 
 class IndexWait:
-    """For `wait_s` of waiting for other sessions; a build that goes on may take its time."""
+    """Gives up when other sessions block the build for `wait_s`; the build itself may take any time."""
 
     def __init__(self, wait_s: float, report: Report, logger: logging.Logger) -> None:
         self._wait_s = wait_s
         self._report = report
         self._logger = logger
         self._waiting_since: float | None = None
-        self._told_at: float | None = None
+        self._logged_at: float | None = None
         self.given_up = ""
-        """What was waited for too long, in words."""
+        """What blocked the build for too long; empty when it did not give up."""
 
     async def run(self, url: str, builder: str, work: Callable[[], Awaitable[T]]) -> T | None:
-        """What the work gives; None when it was given up. `builder` is the name of its session."""
+        """Return the result of the work, None when it gave up. `builder` is the name of its session."""
         outcome: T | MoleculerError | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch_index_build, url, builder, partial(self._look, tasks.cancel_scope.cancel))
@@ -50,13 +50,13 @@ class IndexWait:
         if not build.waits_for:
             self._waiting_since = None
             return
-        if self._told_at is None or now - self._told_at >= MigrationBudgets().blockers_every_s:
-            self._told_at = now
-            self._logger.info("The index has to wait for %s", build.waits_for)
+        if self._logged_at is None or now - self._logged_at >= MigrationBudgets().blockers_every_s:
+            self._logged_at = now
+            self._logger.info("The index build is waiting for %s", build.waits_for)
         self._waiting_since = now if self._waiting_since is None else self._waiting_since
         if now - self._waiting_since >= self._wait_s:
             self.given_up = (
-                f"it was given up after {self._wait_s:g} s of waiting for {build.waits_for}. End that transaction, and"
-                " run it again: it drops what is left, an INVALID index."
+                f"gave up after waiting {self._wait_s:g} s for {build.waits_for}. End that transaction and run the"
+                " command again: it drops the INVALID index that is left."
             )
             give_up()

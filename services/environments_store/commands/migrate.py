@@ -1,4 +1,4 @@
-"""`environments-store migrate …`: look at the schema, change it, take the change back."""
+"""The commands `migrate …`."""
 
 import logging
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ from services.environments_store.schema.sql import script
 
 __all__ = ["app"]
 
-app = typer_group("Look at the schema, bring it up to date, prove it, or take it back.")
+app = typer_group("Check the schema, migrate it, verify the migration, or roll it back.")
 logger = logging.getLogger("environments-store")
 
 _WAIT_S = OperationLimits().wait_s
@@ -56,7 +56,7 @@ Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for transactio
 
 @app.command("check")
 def migrate_check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Go through the checklist: what is missing, rights, who is in the way now. Exit code 1 when there is work."""
+    """Check what is missing, privileges, and blocking sessions. Exit code 1 when there is work to do."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -69,7 +69,7 @@ def migrate_check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> 
 
 @app.command("plan")
 def migrate_plan(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Show the steps, their locks and their time, and what is never done. Exit code 1 when there is work."""
+    """Show the steps with their locks and durations, and what is never done. Exit code 1 when there is work to do."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -88,9 +88,9 @@ def migrate_run(
     log_level: Level = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add the column and its index now. Exit code 1 when something is missing then, or keeps the service from its work.
+    """Add the column and its index now. Exit code 1 when a step is missing afterwards, or an action is unavailable.
 
-    A transaction of another session may have to be waited for; which one is said.
+    It may have to wait for a transaction of another session, which it names.
     """
     config = read_config(database_url=database_url, log_level=log_level)
 
@@ -105,7 +105,7 @@ def migrate_run(
         show_status(status, as_json)
         done = status.state == "ready" and all(step.state == "done" for step in status.steps)
         if not done and (wait_for_index.given_up or status.state == "migrating"):
-            print_error(f"Not done: another session was waited for, {wait:g} s long (--wait).")
+            print_error(f"Not complete: gave up after waiting {wait:g} s for another session (--wait).")
         return 0 if done else 1
 
     run_command(main)
@@ -113,7 +113,7 @@ def migrate_run(
 
 @app.command("list-index")
 def migrate_list_index(wait: Wait = _WAIT_S, database_url: DatabaseUrl = None, log_level: Level = None) -> None:
-    """Build an index for pages of live environments on a large table, which the guide does not know."""
+    """Build an index for pages of live environments on a large table (not part of the guide)."""
     config = read_config(database_url=database_url, log_level=log_level)
 
     async def main() -> int:
@@ -131,7 +131,7 @@ def migrate_list_index(wait: Wait = _WAIT_S, database_url: DatabaseUrl = None, l
 
 @app.command("verify")
 def migrate_verify(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Prove the column, the index, its speed, and the guide's six steps. Exit code 1 when something does not hold."""
+    """Verify the column, the index, its speed, and the guide's six steps. Exit code 1 when a check fails."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -152,17 +152,17 @@ def migrate_sql(database_url: DatabaseUrl = None) -> None:
 def migrate_rollback(
     trash: Annotated[
         Literal["keep", "remove"] | None,
-        typer.Option(help="What becomes of the deleted environments: live again, or taken out of the table."),
+        typer.Option(help="Keep deleted environments in the table, live again, or remove them from it."),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Where they are exported to first; a name with the time when not given.")
+        Path | None, typer.Option(help="The file to export them to first; by default a name with the time.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also while nodes serve.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Roll back even while nodes serve.")] = False,
     yes: Yes = False,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take the column away again; the trash is kept in a file and in a table of its own."""
+    """Drop the column again; the trash is kept in a file and in a table of its own."""
     config = read_config(database_url=database_url)
 
     async def main() -> int:
@@ -174,7 +174,7 @@ def migrate_rollback(
         assert trash is not None
         confirm(_question(seen, trash), yes)
         file = export or Path(f"environments-deleted-{datetime.now(UTC):%Y%m%d-%H%M%S}.ndjson")
-        # Its --force means another thing, and what an earlier attempt has kept is never replaced.
+        # `--force` has another meaning here: the file of an earlier attempt is never replaced.
         exported = await export_to_file(config.database_url, file, "deleted", overwrite=False, option=None)
         done = await roll_back(config.database_url, trash, force=force, logger=logger)
         if done.rows != exported.exported:

@@ -1,4 +1,4 @@
-"""What the commands share: their options, the settings, errors as one line, and questions before anything is lost."""
+"""What the commands share: options, settings, error messages and confirmations."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -37,18 +37,18 @@ Level = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also on a terminal.")]
 CreateTable = Annotated[
     bool,
-    typer.Option("--create-table", help="Make the tables, though another schema has some."),
+    typer.Option("--create-table", help="Create the tables even if another schema has them."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def typer_group(help: str) -> typer.Typer:
-    """A program or a group of commands, shown alike everywhere."""
+    """A program or a group of commands."""
     return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def read_config(**flags: Any) -> Config:
-    """The settings, with logs going to standard error from here on. A wrong one ends the command with one line."""
+    """Read the settings and configure the logs. An invalid setting ends the command with exit code 2."""
     try:
         config = load_config(os.environ, **flags)
     except ConfigError as error:
@@ -59,7 +59,7 @@ def read_config(**flags: Any) -> Config:
 
 
 def run_command(main: Callable[[], Awaitable[int]]) -> None:
-    """Run to the end; its result is the exit code, and an error of ours is one line on standard error."""
+    """Run a command; its result is the exit code, and an error is one line on standard error."""
 
     async def guarded() -> int:
         try:
@@ -72,10 +72,10 @@ def run_command(main: Callable[[], Awaitable[int]]) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask a person; where there is none, `--yes` must have said it. Raises OperationError when the answer is no."""
+    """Ask for confirmation unless `yes`. Raises OperationError when it is refused or cannot be asked for."""
     if yes:
         return
     if not is_person() or not os.isatty(0):
-        raise OperationError(f"{question} There is no terminal to ask on: pass --yes. Nothing was done.")
+        raise OperationError(f"{question} There is no terminal to ask on: pass --yes to confirm. Nothing was done.")
     if not typer.confirm(question, err=True):
         raise OperationError("Nothing was done.")

@@ -1,4 +1,4 @@
-"""How far a long command is, on a terminal: on standard error, and gone at its end."""
+"""The progress of a long command, shown on standard error while it runs on a terminal."""
 
 import io
 import logging
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["Report", "progress"]
 
 Report = Callable[[str, int, int | None], None]
-"""Told what is done now, how much of it, and of how much, when that is known."""
+"""Reports the current work, how much of it is done, and the total if known."""
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Shows what it is told; where nobody looks, nothing. Log lines stand above it, as they are."""
+    """Show reports on a terminal, with log lines above; elsewhere show nothing."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda what, done, total: None
@@ -33,7 +33,7 @@ def progress() -> Iterator[Report]:
 
 
 class _Above(io.TextIOBase):
-    """Writes to the terminal so that the display moves out of the way, and nothing is wrapped or coloured."""
+    """Writes log lines above the display, without wrapping or colour."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""What the commands found, for a person; JSON when piped or asked for."""
+"""The output of commands for a terminal; JSON when piped or with `--json`."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def show_plan(plan: Plan, json: bool) -> None:
     for blocker in plan.blockers:
         print_text(f"now: {blocker}")
     _show_findings(plan.findings)
-    print_text("It will not:")
+    print_text("The migration will not:")
     for line in plan.will_not:
         print_text(f"- {line}")
 
@@ -62,7 +62,7 @@ def show_diagnosis(diagnosis: Diagnosis, json: bool) -> None:
     print_text(f"{diagnosis.table} in {diagnosis.database}")
     _show_findings(diagnosis.findings)
     if not diagnosis.findings:
-        print_text("Nothing was found.")
+        print_text("No problems were found.")
 
 
 def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
@@ -75,7 +75,7 @@ def show_forecast(cutoff: str | None, forecast: Forecast, json: bool) -> None:
     print_text(f"Deleted before {cutoff}: {counted(forecast.candidates, 'environment', 'environments')}")
     if forecast.candidates:
         print_rows([{"month": month, "count": count} for month, count in forecast.months.items()], ["month", "count"])
-        print_text(f"the oldest on {forecast.oldest}, the newest on {forecast.newest}")
+        print_text(f"oldest deletion: {forecast.oldest}, newest: {forecast.newest}")
 
 
 def _show_steps(steps: Sequence[Step]) -> None:

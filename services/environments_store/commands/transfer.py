@@ -1,4 +1,4 @@
-"""Export and import as commands do them: files that are whole or not there, standard input and output, progress."""
+"""Export and import to and from files or standard streams, with progress."""
 
 import logging
 import sys
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1_048_576
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """`damaged` rows have no readable document: it is null in the file."""
+    """`damaged` rows have no readable document; the file has null for it."""
 
     file: str
     exported: int
@@ -35,7 +35,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 async def export_to_file(
     url: str, file: Path, selection: Selection, *, overwrite: bool, option: str | None = "--force"
 ) -> Exported:
-    """Write the records, and give the file its name when it is whole (`option`: see `new_file`). Raises
+    """Write the records to a new file, which appears only when complete (`option`: see `new_file`). Raises
     OperationError."""
     with new_file(file, overwrite=overwrite, option=option) as partial, partial.open("wb") as output:
         exported, damaged = await _export(url, selection, output)
@@ -44,7 +44,7 @@ async def export_to_file(
 
 
 async def export_to_stdout(url: str, selection: Selection) -> Exported:
-    """Raises OperationError when it cannot be written; a reader that has enough is no failure of ours."""
+    """Write the records to standard output. Raises OperationError, but BrokenPipeError when the reader stops."""
     try:
         exported, damaged = await _export(url, selection, sys.stdout.buffer)
         await anyio.to_thread.run_sync(sys.stdout.buffer.flush)
@@ -73,7 +73,7 @@ async def _export(url: str, selection: Selection, output: IO[bytes]) -> tuple[in
         with progress() as report:
             async with aclosing(export.chunks(selection)) as chunks:
                 async for chunk in chunks:
-                    # Whoever reads standard output may be slow, and must not stop the clock of the connection.
+                    # In a thread: a slow reader of standard output must not block the event loop.
                     await anyio.to_thread.run_sync(output.write, chunk)
                     report("export records", export.exported, None)
         return export.exported, export.damaged

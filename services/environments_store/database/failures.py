@@ -192,7 +192,7 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
             )
         case "read-only":
             return DatabaseReadOnlyError(
-                f"The database only reads now: {failure.message}", public="The database only reads now.", sqlstate=state
+                f"The database is read-only: {failure.message}", public="The database is read-only.", sqlstate=state
             )
         case "unavailable":
             return DatabaseUnavailableError(

@@ -1,4 +1,4 @@
-"""A share of the connections for work that may hold one for long, so that other work always finds one."""
+"""A semaphore with a timeout, which limits the connections of long work, so that other work always finds one."""
 
 from types import TracebackType
 
@@ -10,8 +10,8 @@ __all__ = ["TimedSemaphore"]
 
 
 class TimedSemaphore:
-    """A block that at most `count` callers are in at once: `async with semaphore`. One that has waited for `timeout_s`
-    gets a StatementFailure that says what the `holders` are."""
+    """At most `count` callers are in `async with semaphore` at once. One that waits for longer than `timeout_s` gets a
+    StatementFailure, which says what may hold the others (`holders`)."""
 
     def __init__(self, count: int, timeout_s: float, holders: str) -> None:
         self._free = anyio.Semaphore(max(1, count), fast_acquire=True)
@@ -19,9 +19,9 @@ class TimedSemaphore:
         self._holders = holders
 
     async def __aenter__(self) -> None:
-        """Raises StatementFailure when all are taken and none becomes free in time."""
+        """Enter the block. Raises StatementFailure when no slot becomes free in time."""
         try:
-            self._free.acquire_nowait()  # the usual case, without a timer
+            self._free.acquire_nowait()  # usually possible, without a timer
         except anyio.WouldBlock:
             await self._wait()
 

@@ -1,8 +1,8 @@
-"""Copies of tables that a killed start of the original left in a SQLite file.
+"""Backup tables that a killed start of the original left in a SQLite file.
 
-It rebuilds each table at every start, without a transaction: copy to `<table>_backup`, drop, create, copy back, drop
-the copy. Killed in between, the copy may hold the only rows there are, and its next start would drop it first. So a
-copy is never dropped here: it becomes the table, or gives its rows to the empty one, or is kept under another name.
+The original rebuilds each table at every start, without a transaction: copy to `<table>_backup`, drop, create, copy
+back, drop the backup. Killed in between, the backup may hold the only rows, and the next start would drop it first. A
+backup is therefore never dropped here: it becomes the table, fills an empty one, or is kept under another name.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from services.environments_store.database.base import Row
 from services.environments_store.schema.names import METADATA_TABLE, TABLE, backup_name, quoted
 
-__all__ = ["Footprint", "footprint", "put_back", "rename_missing"]
+__all__ = ["Fingerprint", "Run", "fingerprint", "put_back", "rename_missing"]
 
 Run = Callable[..., Awaitable[Sequence[Row]]]
-Footprint = tuple[object, ...]
+Fingerprint = tuple[object, ...]
 
 KEYS = {TABLE: "id", METADATA_TABLE: "key"}
 
 
-async def footprint(run: Run, table: str) -> Footprint | None:
-    """What every step of a rebuild changes; None when there is no copy. To be taken inside a transaction that may
-    write, when no step is under way."""
+async def fingerprint(run: Run, table: str) -> Fingerprint | None:
+    """A value that every step of a rebuild changes; None without a backup. To be read inside a write transaction, when
+    no step is running."""
     copies = [backup_name(one) for one in (table, METADATA_TABLE) if await _exists(run, backup_name(one))]
     if not copies:
         return None
@@ -31,15 +31,15 @@ async def footprint(run: Run, table: str) -> Footprint | None:
 
 
 async def rename_missing(run: Run, table: str, backup: str) -> str | None:
-    """The table is gone and the copy there: the copy is the table. Returns what was done, for the log."""
+    """Rename the backup to the table when the table is missing. Returns what was done, for the log."""
     if await _exists(run, table) or not await _exists(run, backup):
         return None
     await run(f"ALTER TABLE {quoted(backup)} RENAME TO {quoted(table)}")
-    return f"The table {quoted(table)} was missing after an interrupted start: {quoted(backup)} took its place again"
+    return f"The table {quoted(table)} was missing after an interrupted start: {quoted(backup)} was renamed to it"
 
 
 async def put_back(run: Run, table: str, backup: str) -> str | None:
-    """Both are there: fill an empty table from the copy, then keep the copy under a name that nothing drops."""
+    """Fill an empty table from the backup, then rename the backup so that the original does not drop it."""
     if not (await _exists(run, table) and await _exists(run, backup)):
         return None
     kept = await _free_name(run, f"{backup}_kept_{datetime.now(UTC):%Y%m%d}")
@@ -47,7 +47,7 @@ async def put_back(run: Run, table: str, backup: str) -> str | None:
     if await _is_empty(run, table) and not await _is_empty(run, backup):
         names = ", ".join(map(quoted, await _common_columns(run, table, backup)))
         await run(f"INSERT INTO {quoted(table)} ({names}) SELECT {names} FROM {quoted(backup)}")
-        text = f"The table {quoted(table)} was empty after an interrupted start, and has its rows again: {text}"
+        text = f"The table {quoted(table)} was empty after an interrupted start, and its rows were restored: {text}"
     else:
         text = f"{text}; {await _only_in_copy(run, table, backup)} of its rows are not in {quoted(table)}"
     await run(f"ALTER TABLE {quoted(backup)} RENAME TO {quoted(kept)}")

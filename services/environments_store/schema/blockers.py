@@ -1,4 +1,4 @@
-"""Who holds the table now, for the log and for `migrate check`. Nobody is ever ended from here."""
+"""The sessions that hold locks on the table, for the log and `migrate check`. None of them is ever terminated."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from services.environments_store.database.postgres_session import PostgresSessio
 
 __all__ = ["Blocker", "describe", "who_blocks"]
 
-# An ordinary role sees of others the process, the application and the mode of the lock, but not the query or its age.
+# Of other roles' sessions an ordinary role sees pid, application and lock mode, but not the query or its age.
 QUERY = """
 SELECT a.pid, a.application_name AS application, coalesce(a.usename, p.owner)::text AS role, a.state, l.mode, p.gid,
        clock_timestamp() - coalesce(a.xact_start, p.prepared) AS age, left(a.query, 60) AS query
@@ -24,7 +24,7 @@ HIDDEN = "<insufficient privilege>"
 
 
 class Blocker(msgspec.Struct, frozen=True, kw_only=True):
-    """`pid` is None for a prepared transaction, behind which no process stands any more: it is named by its `gid`."""
+    """`pid` is None for a prepared transaction, which has no process: it is identified by its `gid`."""
 
     pid: int | None
     gid: str | None = None
@@ -46,7 +46,7 @@ class Blocker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def who_blocks(session: PostgresSession, oid: int) -> tuple[Blocker, ...]:
-    """Every other holder of a lock on the table, the oldest transaction first. Raises StatementFailure."""
+    """Every other holder of a lock on the table, oldest transaction first. Raises StatementFailure."""
     rows = await session.fetch(QUERY, oid)
     return tuple(
         Blocker(
@@ -65,8 +65,8 @@ async def who_blocks(session: PostgresSession, oid: int) -> tuple[Blocker, ...]:
 
 def describe(blockers: tuple[Blocker, ...]) -> str:
     if not blockers:
-        return "The table was locked by a session that is gone by now."
-    return f"{'; '.join(map(str, blockers))}. End that transaction, or wait: it is tried again."
+        return "The table was locked by a session that has ended meanwhile."
+    return f"{'; '.join(map(str, blockers))}. End that transaction, or wait for the next attempt."
 
 
 def _seconds(age: timedelta | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Look at a database and change nothing: what `migrate check` shows."""
+"""The inspection of a database, for `migrate check` and for commands. Changes nothing."""
 
 from functools import partial
 from typing import NamedTuple
@@ -22,8 +22,8 @@ __all__ = ["Report", "Seen", "check", "look", "report_of"]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`database` is the URL without its password; `rows_estimate` is the planner's number, or one from the size of the
-    file, and -1 on SQLite."""
+    """`database` is the URL without its password; `rows_estimate` is the planner's estimate, or one from the size of
+    the table, and -1 on SQLite."""
 
     dialect: Dialect
     database: str
@@ -34,12 +34,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pending(self) -> bool:
-        """Whether a step is missing, or something keeps the service from working."""
+        """Whether a step is missing, or a problem makes an action unavailable."""
         return any(step.state != "done" for step in self.steps) or any(one.level == "error" for one in self.findings)
 
 
 class Seen(NamedTuple):
-    """One look at a database: what is there, and who holds the table."""
+    """An inspection, with the sessions that hold locks on the table."""
 
     location: Location
     found: Inspection
@@ -47,13 +47,13 @@ class Seen(NamedTuple):
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What is wrong with the table, and who is in the way of the column."""
+        """The problems of the table, and the sessions that block adding the column."""
         waits = [
             Finding(
                 level="warning",
                 subject="blocker",
                 message=f"{blocker}: adding the column has to wait for it.",
-                remedy="End that transaction, or wait: the attempts go on by themselves.",
+                remedy="End that transaction, or wait: the service retries by itself.",
             )
             for blocker in (() if self.found.has_column else self.blockers)
         ]
@@ -66,7 +66,7 @@ async def check(url: str, *, table: str = TABLE) -> Report:
 
 
 async def look(url: str, *, table: str = TABLE) -> Seen:
-    """What `check` reports on, as data. Raises as it does."""
+    """The inspection that `check` reports. Raises as `check` does."""
     location = read_location(url)
     try:
         if location.dialect == "sqlite":
@@ -117,7 +117,7 @@ async def _look_at_file(location: Location, table: str) -> Inspection:
         there = await anyio.to_thread.run_sync(path.exists)
     if not there:
         return Inspection(dialect="sqlite", schema="main", table=table, kind=None)
-    # Not mode=ro: reading a file in WAL mode may have to make the shared memory file beside it.
+    # Not mode=ro: reading a file in WAL mode may have to create the shared memory file beside it.
     mode = "ro" if location.read_only else "rw"
     connection = await connect(path, mode=mode, busy_timeout_s=MigrationBudgets().sqlite_busy_ms / 1000)
     try:

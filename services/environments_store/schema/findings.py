@@ -1,4 +1,4 @@
-"""Everything that a look at a database shows and that a person should know, each with what to do about it."""
+"""All findings about an inspected database, each with its remedy."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ __all__ = ["findings_of"]
 
 
 def findings_of(found: Inspection) -> tuple[Finding, ...]:
-    """All of them, the one first that weighs most."""
+    """All findings, the most severe first."""
     return (*faults_of(found), *_about_index(found), *_about_the_rest(found))
 
 
@@ -23,7 +23,7 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
         return
     action = next_action(found, MigrationBudgets())
     if action.kind == "leave":
-        yield Finding(level="warning", subject="index", message=f"There is no index: {action.detail}.")
+        yield Finding(level="warning", subject="index", message=f"The index is missing: {action.detail}.")
     elif action.kind == "wait":
         yield Finding(
             level="info", subject="index", message=f"{quoted(action.name)} is not valid yet: {action.detail}."
@@ -32,7 +32,7 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             subject="index",
-            message=f"{quoted(action.name)} is INVALID, from an interrupted build: writes pay for it, no read uses it.",
+            message=f"{quoted(action.name)} is INVALID after an interrupted build: it slows writes and serves no read.",
             remedy="The service drops it and builds it again.",
         )
     for index in found.indexes:
@@ -40,48 +40,48 @@ def _about_index(found: Inspection) -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 subject="index",
-                message=f"{quoted(index.name)} is INVALID: writes pay for it, no read uses it. It is not the service's"
-                " to drop.",
-                remedy=f"When no session is building it: {drop_index(found.schema, index.name)};",
+                message=f"{quoted(index.name)} is INVALID: it slows writes and serves no read. The service does not"
+                " drop it, because it is another index than its own.",
+                remedy=f"When no session is building it, run: {drop_index(found.schema, index.name)};",
             )
         if index.on_column and index.unique:
             yield Finding(
                 level="warning",
                 subject="index",
-                message=f"{quoted(index.name)} is unique: two environments deleted in one millisecond would collide.",
-                remedy=f"{drop_index(found.schema, index.name)};",
+                message=f"{quoted(index.name)} is unique: two environments deleted in the same millisecond collide.",
+                remedy=f"Run: {drop_index(found.schema, index.name)};",
             )
     if INDEX in found.taken_names:
         yield Finding(
             level="info",
             subject="index",
-            message=f"The name {quoted(INDEX)} belongs to something else; the index has, or gets, a number after it.",
+            message=f"The name {quoted(INDEX)} is already taken; a number is appended to the index's name.",
         )
 
 
 def _about_the_rest(found: Inspection) -> Iterator[Finding]:
-    """What concerns neither callers nor the migration now."""
+    """Findings that affect neither callers nor the migration now."""
     for twin in found.twins:
         yield Finding(
             level="warning",
             subject="twin",
-            message=f"A column {quoted(twin)} exists, probably from SQL without quotes; it is not used.",
-            remedy=f"Look at it, then: ALTER TABLE {table_name(found)} DROP COLUMN {quoted(twin)};",
+            message=f"There is a column {quoted(twin)}, probably from SQL without quotes; it is not used.",
+            remedy=f"Check its contents, then run: ALTER TABLE {table_name(found)} DROP COLUMN {quoted(twin)};",
         )
     if found.has_column and not found.deleted_at_zone:
         yield Finding(
             level="info",
             subject="timestamp",
-            message=f"{quoted(COLUMN)} is a TIMESTAMP without a zone. It is served as UTC, which is what it holds.",
-            remedy=f"To change it: {to_timestamptz(found.schema, found.table)}; then start the service, which builds "
-            "the index again.",
+            message=f"{quoted(COLUMN)} is a TIMESTAMP without time zone. It contains UTC and is served as UTC.",
+            remedy=f"To change it, run: {to_timestamptz(found.schema, found.table)}; then start the service, which "
+            "builds the index again.",
         )
     if found.column_grants:
-        when = "lack those on the new column" if found.has_column else "will lack those on the new column"
+        when = "lack them on the new column" if found.has_column else "will lack them on the new column"
         yield Finding(
             level="warning" if found.has_column else "info",
             subject="column-grants",
-            message=f"Roles that have their rights on {table_name(found)} column by column {when}.",
+            message=f"Roles with privileges on single columns of {table_name(found)} {when}.",
             remedy=f"As its owner run{'' if found.has_column else ' after adding it'}: {' '.join(found.column_grants)}",
         )
     if found.kind is not None and found.seen_in:
@@ -89,9 +89,9 @@ def _about_the_rest(found: Inspection) -> Iterator[Finding]:
         yield Finding(
             level="warning" if empty else "info",
             subject="elsewhere",
-            message=f"There is a table {quoted(found.table)} in schema {listed(found.seen_in)} too; served is"
+            message=f"There is also a table {quoted(found.table)} in schema {listed(found.seen_in)}; the service uses"
             f" {table_name(found)}{', which is empty' if empty else ''}.",
-            remedy=f"If the other one is meant: ALTER ROLE {quoted(found.role)} SET search_path ="
+            remedy=f"To use the other one, run: ALTER ROLE {quoted(found.role)} SET search_path ="
             f" {quoted(found.seen_in[0])};",
         )
     published = found.publication
@@ -100,37 +100,37 @@ def _about_the_rest(found: Inspection) -> Iterator[Finding]:
             level="info" if found.has_column else "warning",
             subject="replication",
             message=f"{table_name(found)} is published by {listed(published.names)} (logical replication): subscribers"
-            " need a new column before the publisher has it, or they stop at the next change.",
+            " need a new column before the publisher has it, or replication stops at the next change.",
             remedy=None
             if found.has_column
-            else "Run the SQL of `environments-store migrate sql` at every subscriber first, then migrate here.",
+            else "Run the SQL of `environments-store migrate sql` on every subscriber first, then migrate here.",
         )
     if published.subscriptions:
         yield Finding(
             level="info" if found.has_column else "warning",
             subject="replication",
             message=f"{table_name(found)} is written by the subscription {listed(published.subscriptions)}: a new"
-            " column is added here before it is added at the publisher.",
+            " column has to be added here before it is added on the publisher.",
         )
     if found.heirs:
         yield Finding(
             level="warning",
             subject="inheritance",
-            message=f"{table_name(found)} shares rows by inheritance with {listed(found.heirs)}: no key keeps an id"
-            " from being in both.",
-            remedy="Keep environments in one table.",
+            message=f"{table_name(found)} shares rows by inheritance with {listed(found.heirs)}: no key prevents the"
+            " same id in both.",
+            remedy="Move all environments to one table.",
         )
     if found.pooled:
         yield Finding(
             level="warning",
             subject="pooler",
-            message="This is a transaction pooler. The migration works through it, without its own timeouts.",
-            remedy="For `migrate run`, give the database's direct address.",
+            message="The connection goes through a transaction pooler. The migration works, but cannot set timeouts.",
+            remedy="Give `migrate run` the direct address of the database.",
         )
     for leftover in found.leftovers:
         yield Finding(
             level="warning",
             subject="leftover",
-            message=f"{quoted(leftover)} was left by an interrupted start of the original, and may hold the only rows.",
-            remedy="The service takes its rows over where they are missing, and keeps it under another name.",
+            message=f"An interrupted start of the original left {quoted(leftover)}, which may hold the only rows.",
+            remedy="The service copies its rows to an empty table, and keeps it under another name.",
         )

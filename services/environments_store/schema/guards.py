@@ -1,4 +1,4 @@
-"""What of a database may keep a write from happening: triggers, rules, policies, and foreign keys that hold rows."""
+"""What can silently prevent a write: triggers, rules and policies; and foreign keys that prevent deletions."""
 
 from typing import Literal, NamedTuple
 
@@ -9,11 +9,11 @@ __all__ = ["KEPT", "Event", "Holder", "read_guards", "read_holders"]
 
 Event = Literal["INSERT", "UPDATE", "DELETE"]
 KEPT = (
-    "The database keeps deleted environments in the table ({}), and gives no error: nothing was changed."
+    "The database keeps deleted environments in the table ({}) without an error: nothing was changed."
     " `environments-store doctor` names the trigger, rule or policy: drop or disable it, or choose --trash=keep."
 )
 
-# Triggers that fire before the row, or instead; with $2 all. tgtype and ev_type are PostgreSQL's own bits and digits.
+# BEFORE and INSTEAD OF triggers; all triggers with $2. tgtype and ev_type are PostgreSQL's own bits and digits.
 _POSTGRESQL = f"""
 SELECT 'trigger ' || quote_ident(tgname) AS guard FROM pg_trigger
 WHERE tgrelid = to_regclass('{TABLE}') AND NOT tgisinternal AND tgenabled <> 'D' AND (tgtype & 66 <> 0 OR $2)
@@ -39,19 +39,19 @@ WHERE type = 'trigger' AND tbl_name = '{TABLE}' COLLATE NOCASE
 
 
 async def read_guards(database: Database, event: Event, *, afterwards: bool = False) -> tuple[str, ...]:
-    """Those of the table that may have swallowed this kind of write, or undone it `afterwards`, as a person names them:
+    """The triggers, rules and policies that may have discarded this kind of write, or undone it `afterwards`, as in
     `trigger keep`."""
     rows = await database.fetch(_SQLITE if database.dialect == "sqlite" else _POSTGRESQL, event, afterwards)
     return tuple(row["guard"] for row in rows)
 
 
 class Holder(NamedTuple):
-    """A foreign key that points to environments, and keeps them while a row of its table does."""
+    """A foreign key that refers to environments and prevents their deletion."""
 
     constraint: str
     table: str
     condition: str
-    """Of a row of that table, `r`, for an environment `e`."""
+    """Whether a row `r` of that table refers to an environment `e`."""
 
 
 _HOLDERS = f"""
@@ -66,7 +66,7 @@ GROUP BY conname, conrelid ORDER BY 1, 2
 
 
 async def read_holders(database: Database) -> tuple[Holder, ...]:
-    """PostgreSQL alone has any: SQLite heeds foreign keys only on connections that ask for it, and ours do not."""
+    """Empty on SQLite, which enforces foreign keys only on connections that enable them; the service's do not."""
     if database.dialect == "sqlite":
         return ()
     rows = await database.fetch(_HOLDERS)

@@ -1,4 +1,4 @@
-"""The index, as a state machine over inspections: what to do next is decided from what is there, never from memory."""
+"""The index as a state machine over inspections: the next action follows from the catalog alone."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ FIRST_BROKEN_VERSION, FIRST_REPAIRED_VERSION = 140000, 140004
 
 
 class IndexAction(msgspec.Struct, frozen=True):
-    """`name` is the index to drop or create; `detail` says why it is left, or what is waited for."""
+    """`name` is the index to drop or create; `detail` says why it is left alone, or what it waits for."""
 
     kind: Literal["none", "wait", "drop", "create", "create-blocking", "leave"]
     name: str = INDEX
@@ -27,19 +27,19 @@ class IndexAction(msgspec.Struct, frozen=True):
 
 
 def next_action(found: Inspection, budgets: MigrationBudgets) -> IndexAction:
-    """What the index needs now. `drop` is to be decided twice, some time apart, before it is done."""
+    """What the index needs now. The caller drops an index only when two inspections, some time apart, say `drop`."""
     if found.index is not None:
         return IndexAction("none", found.index.name)
     if found.kind != "r":
         return IndexAction(
-            "leave", detail="it is not an ordinary table: create the index by hand on the tables that hold its rows"
+            "leave", detail="this is not an ordinary table: create the index by hand on the tables that hold its rows"
         )
     invalid = next((index for index in found.indexes if _is_ours(index.name) and not index.valid), None)
     if invalid is not None and invalid.on_column:
         if found.maintained:
-            return IndexAction("wait", invalid.name, "another session uses the table, perhaps to build this index")
+            return IndexAction("wait", invalid.name, "another session maintains the table, perhaps building this index")
         if not found.can_alter:
-            return IndexAction("leave", invalid.name, "an INVALID index is in the way, and only its owner can drop it")
+            return IndexAction("leave", invalid.name, "there is an INVALID index, which only its owner can drop")
         return IndexAction("drop", invalid.name)
     if not (found.can_index and found.can_alter):
         return IndexAction("leave", detail=_missing_right(found))
@@ -47,12 +47,13 @@ def next_action(found: Inspection, budgets: MigrationBudgets) -> IndexAction:
     if FIRST_BROKEN_VERSION <= found.version < FIRST_REPAIRED_VERSION:
         if found.rows < budgets.small_table_rows:
             return IndexAction("create-blocking", name)
-        return IndexAction("leave", detail="PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: update it")
+        detail = "PostgreSQL 14.0 to 14.3 can build a corrupt index concurrently: update the server"
+        return IndexAction("leave", detail=detail)
     return IndexAction("create", name)
 
 
 def size_kilobytes(found: Inspection) -> int:
-    """What the index on PostgreSQL will take, by the number of rows."""
+    """The estimated size of the index on PostgreSQL."""
     return max(found.rows * _BYTES_A_ROW // 1024, _SMALLEST_KILOBYTES)
 
 
@@ -61,7 +62,7 @@ def _is_ours(name: str) -> bool:
 
 
 def free_name(found: Inspection) -> str:
-    """The guide's name, or the next one: what bears it on another table is not ours to touch."""
+    """The guide's name, or the next one when it is taken in the schema."""
     taken = found.taken_names | {index.name for index in found.indexes}
     number = 0
     while (name := f"{INDEX}{number or ''}") in taken:

@@ -1,4 +1,4 @@
-"""Look at a PostgreSQL database: catalog queries only, which take no lock that anybody could wait for."""
+"""The inspection of a PostgreSQL database, by catalog queries, which block no other session."""
 
 import re
 
@@ -13,9 +13,9 @@ from services.environments_store.schema.sql import column_grants
 
 __all__ = ["inspect", "measure"]
 
-# to_regclass resolves the name by the search_path, as the store's queries do; information_schema would show only what
-# the role may touch, and take a missing right for a missing column. A table that another session has just created may
-# be in pg_class already and not yet found by its name: it is not elsewhere.
+# to_regclass resolves the name by the search_path, as the store's queries do; information_schema would hide columns
+# without privileges. A table that another session has just created may be in pg_class but not yet found by name: such a
+# table does not count as one of another schema.
 FACTS = """
 SELECT c.oid::int8 AS oid, coalesce(n.nspname, current_schema())::text AS schema, c.relkind::text AS kind,
        coalesce(row_security_active(c.oid), false) AS row_security,
@@ -79,7 +79,7 @@ SELECT rulename::text AS name, CASE ev_type WHEN '2' THEN 'UPDATE' WHEN '3' THEN
 FROM pg_rewrite WHERE ev_class = $1::oid AND ev_type IN ('2', '3', '4') AND ev_enabled <> 'D' ORDER BY rulename
 """
 
-# Who holds this lock builds an index, vacuums or analyses: pg_locks shows it of every role, the progress views do not.
+# CREATE INDEX, VACUUM and ANALYZE hold this lock: pg_locks shows it for every role, the progress views do not.
 REST = """
 SELECT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'relation' AND l.relation = $1::oid AND l.granted
                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -108,14 +108,14 @@ OF_SCHEMAS = """OR EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_class 
                            WHERE s.pnpubid = p.oid AND c.oid = $1::oid)"""
 FIRST_PUBLISHING_SCHEMAS = 150000
 SIZE = "SELECT pg_relation_size($1::oid)"
-"""It takes the lock of a reader, and so waits for a session that locks readers out."""
+"""It takes a reader's lock, and so waits for a session that blocks readers."""
 
 
 async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
-    """Everything the plan depends on. Needs no right but to connect. Raises StatementFailure."""
+    """Inspect the table, with no privilege but CONNECT. Raises StatementFailure."""
     facts = await session.fetch_one(FACTS, quoted(table), table, list(BASE_COLUMNS))
     if facts is None:
-        raise StatementFailure("the server described itself with nothing", lost=True)
+        raise StatementFailure("the server returned no description of itself", lost=True)
     if facts["oid"] is None:
         return _absent(facts, table, session)
     oid = facts["oid"]
@@ -126,7 +126,7 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
     query = REST.format(of_schemas=of_schemas, column_grants=column_grants(str(oid)))
     rest = await session.fetch_one(query, oid, COLUMN, INDEX)
     if rest is None:
-        raise StatementFailure("the server described the table with nothing", lost=True)
+        raise StatementFailure("the server returned no description of the table", lost=True)
     return Inspection(
         dialect="postgresql",
         schema=facts["schema"],
@@ -168,7 +168,7 @@ async def inspect(session: PostgresSession, table: str = TABLE) -> Inspection:
 
 
 async def measure(session: PostgresSession, found: Inspection) -> Inspection:
-    """The same with the size of the table's file, for a person who can wait. Raises StatementFailure."""
+    """Add the size of the table, which may have to wait for a lock. Raises StatementFailure."""
     if not found.oid:
         return found
     return msgspec.structs.replace(found, size_bytes=await session.fetch_value(SIZE, found.oid) or 0)

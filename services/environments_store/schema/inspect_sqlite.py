@@ -1,4 +1,4 @@
-"""Look at a SQLite file: the schema table and pragmas only."""
+"""The inspection of a SQLite file, by the schema table and pragmas."""
 
 import os
 import re
@@ -28,10 +28,7 @@ async def query(connection: aiosqlite.Connection, path: Path, text: str, *argume
 async def inspect(
     connection: aiosqlite.Connection, path: Path, *, table: str = TABLE, read_only: bool = False
 ) -> Inspection:
-    """Everything the plan depends on, all of one moment: somebody else may be changing the schema just now.
-
-    Raises StatementFailure.
-    """
+    """Inspect in one transaction, since another process may be changing the schema. Raises StatementFailure."""
     if connection.in_transaction:
         return await _inspect(connection, path, table, read_only)
     await query(connection, path, "BEGIN")
@@ -87,7 +84,7 @@ def _column(row: Row) -> Column:
 
 
 def _row_key(columns: Sequence[Row]) -> tuple[Index, ...]:
-    """An INTEGER PRIMARY KEY, which is the number of the row itself, and has no index of its own."""
+    """The key of an INTEGER PRIMARY KEY, which is the row number and has no index."""
     keys = [row for row in columns if row["pk"]]
     if len(keys) != 1 or keys[0]["name"].lower() != "id" or keys[0]["type"].upper() != "INTEGER":
         return ()
@@ -136,10 +133,10 @@ async def _has_statistics(connection: aiosqlite.Connection, path: Path, index: s
 
 
 def _why_read_only(path: Path, *, asked: bool) -> str:
-    """What keeps this process from writing, in words; nothing when it may."""
-    file = path.resolve()  # beside the file itself, not beside a link to it, SQLite writes its journal
+    """A sentence about what prevents this process from writing; empty when it may write."""
+    file = path.resolve()  # SQLite writes its journal beside the file, not beside a link to it
     if asked:
-        return f"'{path}' was opened to be read only (mode=ro)."
+        return f"'{path}' was opened read-only (mode=ro)."
     if not os.access(file.parent, os.W_OK):
         return f"The folder '{file.parent}' is read-only for this user, and SQLite writes its journal beside the file."
     if file.exists() and not os.access(file, os.W_OK):

@@ -1,4 +1,4 @@
-"""What was found in a database, as data. Nothing here connects, changes or decides."""
+"""The result of an inspection, as data."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,14 @@ __all__ = ["ROW_NUMBER", "Column", "Index", "Inspection", "Publication", "Refusa
 ZONED = "timestamp with time zone"
 UNZONED = "timestamp without time zone"
 ROW_NUMBER = "rowid"
-"""What stands for the index of a SQLite table whose key is the number of the row."""
+"""The index name for a SQLite table whose key is the row number, which has no index."""
 _BYTES_A_ROW = 340
-"""Measured: a million small rows take 340 MB. Large documents are stored beside the table."""
+"""Measured: a million small rows take 340 MB. Large documents are stored out of line."""
 
 
 class Column(msgspec.Struct, frozen=True):
-    """`filled`: a new row gets a value in it by itself. `generated`: how, when no statement may give it one.
-    `missing`: which of SELECT, INSERT and UPDATE this role lacks."""
+    """`filled`: a new row gets a value by default. `generated`: the kind of a column that no statement may set.
+    `missing`: the privileges of SELECT, INSERT and UPDATE that this role lacks."""
 
     name: str
     type: str
@@ -31,8 +31,8 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """An index of the table. `narrowed`: its predicate leaves deleted rows out, so it cannot answer for all of them.
-    `key`: it keeps `id` unique at once, so that ON CONFLICT can rely on it; `deferrable`: not at once."""
+    """An index of the table. `narrowed`: its predicate excludes some deleted rows, so it cannot serve the trash.
+    `key`: it keeps `id` unique immediately, as ON CONFLICT needs; `deferrable`: only at the end of a transaction."""
 
     name: str
     first_column: str | None
@@ -47,7 +47,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def serves(self) -> bool:
-        """Whether it answers the trash queries: any name will do. A unique one is a mistake waiting to happen."""
+        """Whether it serves the trash queries, whatever its name. A unique one would make deletions collide."""
         return self.on_column and self.valid and self.btree and not self.unique and not self.narrowed
 
     @property
@@ -56,7 +56,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule of PostgreSQL's: `event` is INSERT, UPDATE or DELETE; `instead` of it something else is done."""
+    """A PostgreSQL rule: `event` is INSERT, UPDATE or DELETE; `instead` for a rule that replaces it."""
 
     name: str
     event: str
@@ -64,25 +64,25 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """What PostgreSQL says to a statement that it does not take."""
+    """PostgreSQL's error for a statement that it does not plan."""
 
     state: str
     message: str
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True):
-    """Logical replication of the table. `identified`: a changed row can be told from others at a subscriber."""
+    """Logical replication of the table. `identified`: it has a replica identity."""
 
     names: tuple[str, ...] = ()
     updates: bool = False
     deletes: bool = False
     identified: bool = True
     subscriptions: tuple[str, ...] = ()
-    """Those that write into this table."""
+    """The subscriptions that write to this table."""
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at the table and at what this role may do with it."""
+    """The table at one moment, and what this role may do with it."""
 
     dialect: Dialect
     schema: str
@@ -94,48 +94,48 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[Column, ...] = ()
     indexes: tuple[Index, ...] = ()
     maintained: bool = False
-    """Another session is building an index on the table, or a VACUUM or ANALYZE of it runs."""
+    """Another session runs CREATE INDEX, VACUUM or ANALYZE on the table."""
     taken_names: frozenset[str] = frozenset()
-    """Names like our index's that belong to something else in the schema."""
+    """Names like the index's that other relations of the schema have."""
     leftovers: tuple[str, ...] = ()
-    """SQLite: copies of tables that a killed start of the original left behind."""
+    """SQLite: backup tables that a killed start of the original left behind."""
     can_create: bool = True
     can_alter: bool = True
     can_index: bool = True
     can_delete: bool = True
     column_grants: tuple[str, ...] = ()
-    """The GRANTs on the column that roles need which have their rights column by column."""
+    """The GRANTs on the column for roles with privileges on single columns."""
     seen_in: tuple[str, ...] = ()
-    """Other schemas that this role may use, with such a table."""
+    """Other schemas with such a table that this role may use."""
     hidden_in: str | None = None
-    """A schema with such a table that this role may not use, when it sees none."""
+    """Without a visible table: a schema with such a table that this role may not use."""
     no_schema: bool = False
-    """PostgreSQL: the search_path of this role names no schema that is there and that it may use."""
+    """PostgreSQL: the search_path of this role has no existing schema that it may use."""
     standby: bool = False
     read_only: bool = False
     read_only_reason: str = ""
-    """SQLite: what cannot be written, in words."""
+    """SQLite: a sentence about what cannot be written."""
     row_security: bool = False
     """Row level security decides which rows this role sees."""
     row_security_off: bool = False
-    """And PostgreSQL refuses every statement that it would decide on."""
+    """The setting row_security is off, so PostgreSQL refuses every statement that policies would filter."""
     without_policy: tuple[str, ...] = ()
-    """Those of SELECT, INSERT, UPDATE and DELETE for which no policy lets this role do anything."""
+    """The commands of SELECT, INSERT, UPDATE and DELETE that no policy allows this role."""
     rules: tuple[Rule, ...] = ()
     triggers: bool = False
-    """Triggers run after a row was stored or deleted, when the statement has said already what it gives back."""
+    """There are AFTER triggers, which run when RETURNING has already been computed."""
     publication: Publication = Publication()
     unlogged: bool = False
     heirs: tuple[str, ...] = ()
     """Tables that inherit from it, or that it inherits from."""
     rows_estimate: int = 0
-    """The planner's, -1 when it has none."""
+    """The planner's estimate, -1 when it has none."""
     size_bytes: int = 0
     has_statistics: bool = False
     version: int = 0
     pooled: bool = False
     refusals: Mapping[Capability, Refusal] | None = None
-    """What PostgreSQL said to statements of the service, by what they are needed for; None when not asked."""
+    """PostgreSQL's errors for statements of the service, by what they are needed for; None when not tried."""
 
     @property
     def deleted_at(self) -> Column | None:
@@ -143,7 +143,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_column(self) -> bool:
-        """Whether the column is there, with a type that queries can use and room for "not deleted"."""
+        """Whether there is a usable column: of a timestamp type, and nullable."""
         column = self.deleted_at
         if column is None or column.not_null:
             return False
@@ -151,7 +151,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def soft_delete(self) -> bool:
-        """Whether queries may name it: a column that was just added may have no grant yet."""
+        """Whether queries may name the column: a new one may lack its grant."""
         return self.has_column and self.deleted_at is not None and "SELECT" not in self.deleted_at.missing
 
     @property
@@ -161,12 +161,12 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def dated(self) -> bool:
-        """Whether every row surely has a `createdAt`."""
+        """Whether every row has a `createdAt`."""
         return any(column.name == "createdAt" and column.not_null for column in self.columns)
 
     @property
     def twins(self) -> tuple[str, ...]:
-        """Columns that differ from ours in capitals only, as SQL without quotes makes them."""
+        """Columns that differ from `deletedAt` only in case, as created by SQL without quotes."""
         return tuple(c.name for c in self.columns if c.name != COLUMN and c.name.lower() == COLUMN.lower())
 
     @property
@@ -181,7 +181,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def list_index(self) -> Index | None:
-        """The index that reads pages of live environments in their order, valid or not."""
+        """The index for pages of live environments, valid or not."""
         return next((index for index in self.indexes if index.first_column == "createdAt" and index.btree), None)
 
     @property
@@ -202,26 +202,26 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_undo(self) -> bool:
-        """Whether the table may undo a write in the same statement, which gives its row back all the same."""
+        """Whether the table may undo a write whose statement has returned the row."""
         return self.triggers or bool(self.rules)
 
     @property
     def rows(self) -> int:
-        """How many there are about: the planner's number, or one from the size of the file."""
+        """About how many rows there are: the planner's estimate, or one from the size of the table."""
         return self.rows_estimate if self.rows_estimate >= 0 else self.size_bytes // _BYTES_A_ROW
 
     @property
     def needs_statistics(self) -> bool:
-        """Until the column is analysed the planner takes nearly every row for deleted."""
+        """Without statistics of the column the planner assumes that nearly every row is deleted."""
         if not self.soft_delete or self.has_statistics or self.rows_estimate <= 0:
             return False
         if self.row_security or not self.can_alter:
-            # Only an owner may analyse; row security hides the statistics that there are.
+            # Only the owner may analyse, and row security hides existing statistics.
             return False
         return self.dialect == "postgresql" or (self.index is not None and not self.index.partial)
 
 
 def _plain(type_name: str) -> str:
-    """The type without its precision: `timestamp(3) with time zone` is one with a zone too."""
+    """The type without its precision: `timestamp(3) with time zone` has a time zone too."""
     name, _, rest = type_name.partition("(")
     return name + rest.partition(")")[2] if rest else name

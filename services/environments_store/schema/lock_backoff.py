@@ -1,4 +1,4 @@
-"""How long each attempt to add the column waits for its lock, and how long the pause after it is."""
+"""The lock timeout of each attempt to add the column, and the pause after it."""
 
 import random
 from collections.abc import Callable
@@ -9,10 +9,10 @@ __all__ = ["LockBackoff"]
 
 
 class LockBackoff:
-    """Short waits, because every reader queues behind a waiting ALTER; jittered pauses, because nodes start together.
+    """Short timeouts, as every reader queues behind a waiting ALTER, and jittered pauses, as nodes start together.
 
-    `clock` gives seconds. The pause doubles up to `sleep_patient_s` while the patience lasts, later up to
-    `sleep_max_s`, and is never so short that readers are held up for more than a fifth of the time.
+    `clock` returns seconds. The pause doubles up to `sleep_patient_s` for the first `patience_s`, later up to
+    `sleep_max_s`, and is long enough that readers are blocked for at most a fifth of the time.
     """
 
     def __init__(self, budgets: MigrationBudgets, clock: Callable[[], float], source: random.Random) -> None:
@@ -23,7 +23,7 @@ class LockBackoff:
         self.attempts = 0
 
     def next_lock_timeout_ms(self) -> int:
-        """The lock timeout of the next attempt, which it counts."""
+        """Count the next attempt and return its lock timeout."""
         if self._started is None:
             self._started = self._clock()
         timeouts = self._budgets.lock_timeouts_ms
@@ -32,7 +32,7 @@ class LockBackoff:
         return timeout_ms
 
     def pause_s(self) -> float:
-        """How long to sleep after the attempt that was just made."""
+        """The pause after the last attempt."""
         budgets = self._budgets
         started = self._clock() if self._started is None else self._started
         patient = self._clock() - started < budgets.patience_s
@@ -45,6 +45,6 @@ class LockBackoff:
         return max(jittered, lock_timeout_s * budgets.sleep_per_lock_timeout)
 
     def reset(self) -> None:
-        """Begin anew, after the column came."""
+        """Start over, once the column exists."""
         self._started = None
         self.attempts = 0

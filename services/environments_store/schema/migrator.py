@@ -1,4 +1,4 @@
-"""Brings the schema up to date whenever the service connects, keeps it so, and says how it stands."""
+"""Migrates the schema whenever the service connects, keeps it migrated, and reports its status."""
 
 import logging
 import random
@@ -21,19 +21,18 @@ __all__ = ["Migrator", "migrate_once"]
 
 
 class Migration(Protocol):
-    """One dialect's way. Both methods return the seconds until the next look and raise StatementFailure."""
+    """The migration of one dialect. Both methods return the seconds until the next inspection, and raise
+    StatementFailure."""
 
     async def bring_column(self, deadline: float) -> float: ...
     async def finish(self) -> float: ...
 
 
 class Migrator:
-    """`prepare` before serving, then `run` in the background for as long as the service lives.
+    """Call `prepare` before serving, then `run` in the background for as long as the service lives.
 
-    A table that is missing where PostgreSQL looks for it, and lies in another schema, is made only with `create_table`.
-
-    `database` is told to forget what it knew of the table whenever the column came or changed; the migration itself
-    uses connections of its own, which no caller of the service waits for.
+    With `create_table` the table is created even if another schema has one. `database` is refreshed whenever the column
+    was added or changed; the migration has connections of its own, which no caller waits for.
     """
 
     def __init__(
@@ -61,12 +60,12 @@ class Migrator:
 
     @property
     def status(self) -> SchemaStatus:
-        """How the schema stood at the last look."""
+        """The status after the last inspection."""
         return self._reporter.status
 
     @property
     def on_change(self) -> Callable[[SchemaStatus], None] | None:
-        """Called with each new status that differs from the one before."""
+        """Called with each changed status."""
         return self._reporter.on_change
 
     @on_change.setter
@@ -74,10 +73,10 @@ class Migrator:
         self._reporter.on_change = callback
 
     async def prepare(self) -> SchemaStatus:
-        """Inspect, and bring the column within the start budget.
+        """Inspect, and add the column within the start budget.
 
-        What cannot be had now is a state of the answer, not an exception. Raises DatabaseUnavailableError when no
-        connection can be had, and DatabaseError for a file that is no database.
+        A column that cannot be added now is a state, not an exception. Raises DatabaseUnavailableError when the
+        database cannot be reached, and DatabaseError for a file that is not a database.
         """
         deadline = anyio.current_time() + self._budgets.start_s
         while True:
@@ -85,27 +84,26 @@ class Migrator:
                 await self._migration.bring_column(deadline)
                 break
             except StatementFailure as failure:
-                # A first connection that fails is for the caller to tell and try again; a lost one is tried again
-                # here, and so is a file that somebody has locked even against readers.
+                # The caller reports and retries a first connection that fails; a lost connection, and a file that is
+                # locked even against readers, are retried here.
                 busy, late = outcome_of(failure) == "blocked", anyio.current_time() >= deadline
-                if not busy and not (self._reporter.inspected and failure.lost):
-                    raise service_error(failure, write=False) from failure
-                if late and not self._reporter.inspected:
+                inspected = self._reporter.last is not None
+                if (not busy and not (inspected and failure.lost)) or (late and not inspected):
                     raise service_error(failure, write=False) from failure
                 if late or failure.lost:
                     self._reporter.unavailable(failure.message)
                 if late:
                     break
             await anyio.sleep(self._random.uniform(0.5, 1.0) * self._budgets.reconnect_min_s)
-        self._tell_missing()
+        self._log_missing()
         await self._refresh()
         return self.status
 
     async def run(self) -> None:
-        """Finish what `prepare` left, and look again on a timer, for ever. To be run in the node's task group."""
+        """Complete the migration and inspect periodically until cancelled. To be run in the node's task group."""
         reconnect_s = self._budgets.reconnect_min_s
         if self._is_complete():
-            # `prepare` has just looked: a start on a finished database costs no second connection.
+            # `prepare` has just inspected: a start on a migrated database costs no second connection.
             await self._rest(self._budgets.reinspect_s)
         while True:
             try:
@@ -119,14 +117,14 @@ class Migrator:
                 pause_s = reconnect_s * self._random.uniform(0.5, 1.0)
                 reconnect_s = min(reconnect_s * 2, self._budgets.reconnect_max_s)
             except Exception:
-                # A mistake of ours must not end the healing of a service that runs for months.
-                self._logger.exception("Looking after the schema failed; it is tried again")
+                # A bug must not end the healing of a service that runs for months.
+                self._logger.exception("The migration failed unexpectedly; it will be retried")
                 pause_s = self._budgets.sleep_max_s
-            self._tell_looked()
+            self._set_looked()
             await self._rest(pause_s)
 
     async def complete(self) -> SchemaStatus:
-        """Index and statistics in the foreground: until they are there, left to a person, or the budget has passed."""
+        """Build index and statistics in the foreground, until they are complete, need a person, or time is up."""
         deadline = anyio.current_time() + self._budgets.index_wait_s
         try:
             while self._is_unfinished() and anyio.current_time() < deadline:
@@ -140,18 +138,18 @@ class Migrator:
         return self.status
 
     def report_mismatch(self) -> None:
-        """A query met another table, or a server that takes no writes, than was seen: look at once, and let the
-        database look for its server anew."""
+        """A query found the table changed, or the server read-only: inspect at once, and have the database find its
+        server again."""
         self._mismatch = True
         self.look_soon()
 
     def look_soon(self) -> None:
-        """The database may be gone, or back."""
+        """Inspect soon: the database may have become unreachable or reachable."""
         self._looked = self._looked or anyio.Event()
         self._wake.set()
 
     async def looked(self) -> None:
-        """Return when every look that was asked for is done."""
+        """Return when every requested inspection is done."""
         if self._looked is not None:
             await self._looked.wait()
 
@@ -170,7 +168,7 @@ class Migrator:
         pause_s = self._budgets.reinspect_s
         if not self.status.soft_delete:
             pause_s = await self._migration.bring_column(anyio.current_time() + self._budgets.reinspect_s)
-            self._tell_missing()
+            self._log_missing()
         if self.status.soft_delete:
             pause_s = await self._migration.finish()
         await self._refresh()
@@ -184,7 +182,7 @@ class Migrator:
             await anyio.sleep(self._budgets.poll_min_s)
         self._wake = anyio.Event()
 
-    def _tell_looked(self) -> None:
+    def _set_looked(self) -> None:
         looked, self._looked = self._looked, None
         if looked is not None:
             looked.set()
@@ -195,16 +193,16 @@ class Migrator:
     def _is_unfinished(self) -> bool:
         return self.status.soft_delete and any(step.state != "done" for step in self.status.steps)
 
-    def _tell_missing(self) -> None:
+    def _log_missing(self) -> None:
         status = self.status
         missing = any(step.name == "column" and step.state != "done" for step in status.steps)
         if missing and status.reason not in ("lost", "unavailable"):
-            text = status.error or "The attempts go on in the background."
+            text = status.error or "The service retries in the background."
             self._reporter.missed(status.reason or "waiting", text)
 
     async def _refresh(self) -> None:
         status = self.status
-        # A connection keeps what its role had set when it was made.
+        # A connection keeps the role's settings from when it was opened.
         queried = (status.soft_delete, status.deleted_at_zone, status.writable, status.reason)
         changed, self._queried = self._mismatch or queried != self._queried, queried
         self._mismatch = False
@@ -221,7 +219,7 @@ async def migrate_once(
     create_table: bool = False,
     wait_s: float | None = None,
 ) -> SchemaStatus:
-    """Everything in the foreground: what `migrate run` does, for `wait_s` where the column has to wait. Raises as
+    """Migrate in the foreground, as `migrate run` does, waiting up to `wait_s` for the column's lock. Raises as
     `Migrator.prepare` does."""
     budgets = budgets or MigrationBudgets()
     budgets = budgets if wait_s is None else msgspec.structs.replace(budgets, start_s=wait_s)

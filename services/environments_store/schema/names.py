@@ -1,4 +1,4 @@
-"""The names in the database that are promises: the original's and the guide's. All of them need their quotes."""
+"""The names in the database, which the original and the guide define. All of them need quotes."""
 
 __all__ = [
     "BASE_COLUMNS",
@@ -19,9 +19,9 @@ METADATA_TABLE = "metadata"
 COLUMN = "deletedAt"
 INDEX = "environments_deleted_at_idx"
 LIST_INDEX = "environments_created_at_idx"
-"""No promise of the guide's: made only when somebody asks for it."""
+"""Not part of the guide: built only by `migrate list-index`."""
 BASE_COLUMNS = ("id", "environment", "environmentUuid", "timestamp", "createdAt", "updatedAt")
-"""What every generation of the original has: a table without them is somebody else's."""
+"""The columns of every generation of the original: a table without them belongs to another application."""
 
 
 def quoted(name: str) -> str:
@@ -30,7 +30,7 @@ def quoted(name: str) -> str:
 
 
 def migration_name(node_id: str) -> str:
-    """What PostgreSQL shows of the connection of a migration: of a longer name it keeps 63 bytes."""
+    """The application name of a migration's connection; PostgreSQL truncates it to 63 bytes."""
     return f"environments-store migrate {node_id}"[:63]
 
 
@@ -44,5 +44,5 @@ def qualified(schema: str, name: str) -> str:
 
 
 def backup_name(table: str) -> str:
-    """What the original calls its copy of a table while it rebuilds it at every start."""
+    """The original's name for its copy of a table while it rebuilds it at every start."""
     return f"{table}_backup"

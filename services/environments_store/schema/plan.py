@@ -1,4 +1,4 @@
-"""From what was found to what is missing: pure decisions, the same for the migrator, `migrate check` and its SQL."""
+"""The missing steps and the status that follow from an inspection: the same for the migrator and the commands."""
 
 from collections.abc import Mapping
 
@@ -7,30 +7,26 @@ from services.environments_store.schema.inspection import Inspection
 from services.environments_store.schema.names import COLUMN, quoted
 from services.environments_store.schema.status import Capability, Finding, Reason, SchemaStatus, Step
 
-__all__ = ["is_complete", "obstacle_to_column", "pending_steps", "status_of", "trouble"]
+__all__ = ["obstacle_to_column", "pending_steps", "status_of", "trouble"]
 
 ADDING = "The column deletedAt is being added."
-WAITING = "The column deletedAt is being added: it waits for another session that uses the table."
+WAITING = "The column deletedAt is being added, which has to wait for another session that uses the table."
 
 
 def trouble(reason: Reason, message: str, public: str | None = None) -> Finding:
-    """Why an attempt to add the column has failed, where no inspection shows it."""
+    """A failed attempt to add the column, for a reason that no inspection shows."""
     return Finding(
         level="error",
         subject=reason,
         reason=reason,
         message=message,
-        public=public or "The column deletedAt could not be added; the log of the service says why.",
+        public=public or "The column deletedAt could not be added; see the log of the service.",
         takes=("migrate",),
     )
 
 
-def is_complete(found: Inspection) -> bool:
-    return not pending_steps(found)
-
-
 def pending_steps(found: Inspection) -> tuple[str, ...]:
-    """The steps that are missing, in their order: `leftovers`, `table`, `column`, `index`, `statistics`."""
+    """The missing steps, in order: `leftovers` (backup tables), `table`, `column`, `index`, `statistics`."""
     if found.kind is None:
         return (*(("leftovers",) if found.leftovers else ()), "table", "column", "index")
     missing = {
@@ -50,13 +46,13 @@ def status_of(
     details: Mapping[str, str] | None = None,
     running: str | None = None,
 ) -> SchemaStatus:
-    """The state that follows from an inspection, and from what an attempt has met since (`problem`)."""
+    """The state that follows from an inspection, and from a failed attempt since (`problem`)."""
     findings = tuple(one for one in faults_of(found) if one.reason is not None)
     if lost:
         findings = (_lost(found), *findings)
     elif problem is not None and not found.soft_delete:
         findings = (*findings, problem)
-    # While the column is on its way, what else is wrong is only listed.
+    # While the column is being added, other problems are only listed.
     fault = next((one for one in findings if one.takes if found.soft_delete or "migrate" in one.takes), None)
     migrating = not (found.soft_delete or fault)
     return SchemaStatus(
@@ -78,14 +74,14 @@ def status_of(
 def _lost(found: Inspection) -> Finding:
     if found.kind is None:
         message = (
-            f"The table {quoted(found.table)} was there and is gone: dropped, renamed, or out of the search_path. "
-            "The service does not make another by itself while it runs: bring it back, or start the service again."
+            f"The table {quoted(found.table)} has disappeared: it was dropped, renamed, or left the search_path. "
+            "The service does not create another while it runs: bring it back, or restart the service."
         )
     else:
         message = (
-            f"The column {quoted(COLUMN)} was there and is gone: a rollback, or an old version of the application. "
-            "Environments that were deleted count as live. The service does not add it back by itself while it runs: "
-            "run the SQL of `environments-store migrate sql`, or start the service again."
+            f"The column {quoted(COLUMN)} has disappeared: by a rollback, or an old version of the application. "
+            "Deleted environments count as live. The service does not add the column again while it runs: run the SQL "
+            "of `environments-store migrate sql`, or restart the service."
         )
     takes: tuple[Capability, ...] = ("migrate", "read") if found.kind is None else ("migrate",)
     return Finding(level="error", subject="lost", reason="lost", message=message, public=message, takes=takes)

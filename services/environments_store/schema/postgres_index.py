@@ -22,7 +22,7 @@ __all__ = ["IndexBuilder"]
 
 
 class IndexBuilder:
-    """Walks the state machine of `index.py` under the migration lock, within a budget of time."""
+    """Runs the state machine of `index.py` under the migration lock, within a time budget."""
 
     def __init__(self, table: str, budgets: MigrationBudgets, reporter: StatusReporter) -> None:
         self._table = table
@@ -34,13 +34,13 @@ class IndexBuilder:
         self._built = False
 
     def announce(self, found: Inspection) -> None:
-        """Say once what is left to a person; the service is complete without the index, only slower."""
+        """Log once what needs a person; without the index the service works, only slower."""
         for index in found.indexes:
             if index.on_column and index.unique:
                 self._reporter.warn(
                     f"unique {index.name}",
-                    f'The index "{index.name}" is unique: two environments deleted in one millisecond would collide. '
-                    "It is not used; drop it.",
+                    f'The index "{index.name}" is unique: two environments deleted in the same millisecond collide. '
+                    "It is not used: drop it.",
                 )
         action = next_action(found, self._budgets)
         if action.kind == "leave":
@@ -51,7 +51,7 @@ class IndexBuilder:
             self._reporter.forget("index")
 
     def postpone(self, found: Inspection, why: str) -> None:
-        """Nothing could be done under the lock: say so, and leave the callers in peace for a while."""
+        """Log that the lock could not be used, and do not retry for a while, for the callers' sake."""
         self._next_try_at = anyio.current_time() + self._budgets.index_retry_s
         self._reporter.step(None)
         self._reporter.warn("postponed", f"The index on deletedAt has to wait: {why}")
@@ -59,7 +59,7 @@ class IndexBuilder:
             self._reporter.detail(name, why)
 
     def can_work(self, found: Inspection) -> bool:
-        """Whether something can be done now, so that the lock is worth taking."""
+        """Whether there is work to do now, which needs the lock."""
         if anyio.current_time() < self._next_try_at:
             return False
         action = next_action(found, self._budgets)
@@ -70,7 +70,7 @@ class IndexBuilder:
         return True
 
     async def work(self, session: PostgresSession) -> float:
-        """Do what is missing; returns the seconds until it is worth looking again. The lock is held by the caller."""
+        """Do what is missing and return the seconds until the next inspection. The caller holds the lock."""
         self._reporter.forget("postponed")
         deadline = anyio.current_time() + self._budgets.index_wait_s
         suspect: str | None = None
@@ -91,7 +91,7 @@ class IndexBuilder:
     async def _act(
         self, session: PostgresSession, found: Inspection, action: IndexAction, suspect: str | None
     ) -> float | None:
-        """One action; returns the pause before the next inspection, None to stop for now."""
+        """Do one action and return the pause before the next inspection, None to stop for now."""
         try:
             match action.kind:
                 case "wait":
@@ -118,7 +118,7 @@ class IndexBuilder:
             return None
         self._next_build_at = now + self._budgets.index_retry_s
         if action.name != INDEX:
-            self._reporter.note('The name "%s" is taken by something else: the index becomes "%s"', INDEX, action.name)
+            self._reporter.note('The name "%s" is already taken: the index is named "%s"', INDEX, action.name)
         self._reporter.note(messages.INDEX_ADDING)
         self._reporter.step("index")
         try:
@@ -135,9 +135,9 @@ class IndexBuilder:
                 self._reporter.forget("build")
             self._reporter.detail("index", failure.message)
             return self._budgets.poll_min_s
-        # Only a failed build has to wait: when the column goes and comes back, the next index is another matter.
+        # Only a failed build delays the next one.
         self._next_build_at = -math.inf
-        # A new index is one of a new column, or of one that was away: what was analysed before is gone.
+        # A new index belongs to a new column, which has no statistics.
         self._built, self._analysed = True, False
         self._reporter.note(messages.INDEX_ADDED)
         self._reporter.note('The index "%s" was built in %.1f s', action.name, anyio.current_time() - now)
@@ -158,7 +158,7 @@ class IndexBuilder:
         return self._budgets.reinspect_s
 
     def _wants_statistics(self, found: Inspection) -> bool:
-        # Once in a process: a column whose statistics are switched off would be analysed at every look.
+        # Once in a process: a column with statistics disabled would be analysed at every inspection.
         wanted = found.needs_statistics or self._built
         return wanted and not self._analysed
 

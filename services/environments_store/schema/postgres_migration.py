@@ -1,5 +1,5 @@
-"""The migration of a PostgreSQL database: inspect, lock, act, inspect. Who is killed in between leaves nothing behind
-that the next start does not find and finish."""
+"""The migration of a PostgreSQL database: inspect, lock, act, inspect. The next start completes what a killed process
+left unfinished."""
 
 import math
 import random
@@ -38,7 +38,7 @@ __all__ = ["PostgresMigration"]
 
 
 class PostgresMigration:
-    """`bring_column` is what a start waits for, `finish` the rest. Both raise StatementFailure."""
+    """A start waits for `bring_column`; `finish` does the rest. Both raise StatementFailure."""
 
     dialect: Dialect = "postgresql"
 
@@ -62,19 +62,19 @@ class PostgresMigration:
         self._random = source
         self._backoff = LockBackoff(budgets, anyio.current_time, source)
         self._index = IndexBuilder(table, budgets, reporter)
-        self._blockers_told_at = -math.inf
+        self._blockers_logged_at = -math.inf
 
     async def bring_column(self, deadline: float) -> float:
-        """Work on the column until it is there, cannot be had, or the deadline has passed.
+        """Try to add the column until it exists, cannot be added, or the deadline has passed.
 
-        Returns how many seconds to let pass before the next look.
+        Returns the seconds until the next inspection.
         """
         async with self._session() as session:
             found = await self._look(session)
             if self._is_settled(found):
                 return self._budgets.reinspect_s
             if session.pooled:
-                # Its lock lives inside the transaction of each attempt.
+                # The transaction of each attempt holds the lock.
                 return await self._attempts(session, found, deadline)
             async with self._locked(SessionLock(session, lock_key(found)), session, deadline, self._is_settled) as held:
                 if not held:
@@ -87,7 +87,7 @@ class PostgresMigration:
                 )
 
     async def finish(self) -> float:
-        """Build the index and the statistics when they are missing; returns the seconds until the next look."""
+        """Build a missing index and statistics; returns the seconds until the next inspection."""
         async with self._session() as session:
             found = await self._look(session)
             if not found.soft_delete or not pending_steps(found) or not found.writable:
@@ -126,7 +126,7 @@ class PostgresMigration:
         return found
 
     def _is_settled(self, found: Inspection) -> bool:
-        """Nothing to do for the column, or nothing that may be done. After a loss only people bring it back."""
+        """Whether the column needs nothing, or nothing can be done. A lost column is added only by a person."""
         return found.soft_delete or self._reporter.lost or obstacle_to_column(found) is not None
 
     @asynccontextmanager
@@ -137,12 +137,12 @@ class PostgresMigration:
         deadline: float,
         is_settled: Callable[[Inspection], bool],
     ) -> AsyncGenerator[bool]:
-        """Poll for the lock, looking in between whether the peer that holds it has finished already."""
+        """Poll for the lock, and inspect in between whether its holder has finished the work."""
         try:
             held = await lock.try_acquire()
             slower = 1.0
             while not held:
-                self._reporter.blocked("another node is migrating the table now")
+                self._reporter.blocked("another node is migrating the table")
                 if anyio.current_time() >= deadline:
                     break
                 pause_s = self._random.uniform(self._budgets.poll_min_s, self._budgets.poll_max_s) * slower
@@ -168,7 +168,7 @@ class PostgresMigration:
         return self._budgets.reinspect_s
 
     async def _attempt(self, session: PostgresSession, found: Inspection) -> float:
-        """Make the table or the column once; returns the pause that has to follow a failure."""
+        """Try once to create the table or add the column; returns the pause after a failure."""
         lock_timeout_ms = self._backoff.next_lock_timeout_ms()
         try:
             if found.kind is None:
@@ -180,7 +180,7 @@ class PostgresMigration:
                 if held:
                     self._reporter.added()
             if not held:
-                self._reporter.blocked("another node is migrating the table now")
+                self._reporter.blocked("another node is migrating the table")
             return self._backoff.pause_s()
         except StatementFailure as failure:
             return await self._after(failure, session, found)
@@ -192,31 +192,31 @@ class PostgresMigration:
             case "peer" | "collided":
                 return self._budgets.poll_min_s
             case "blocked":
-                await self._tell_blockers(session, found)
+                await self._log_blockers(session, found)
                 return self._backoff.pause_s()
             case "forbidden":
                 self._reporter.trouble(trouble("forbidden", _needs_person(failure)))
             case "unsupported":
                 self._reporter.trouble(trouble("unsupported", _needs_person(failure), public_words(failure)))
             case "read-only":
-                text = f"The database only reads now: {failure.message}"
-                self._reporter.trouble(trouble("read-only", text, "The database only reads now."))
+                text = f"The database is read-only: {failure.message}"
+                self._reporter.trouble(trouble("read-only", text, "The database is read-only."))
             case _:
                 text = f"The column could not be added: {failure.message}"
                 self._reporter.trouble(trouble("failed", text, public_words(failure)))
         return self._budgets.sleep_max_s
 
-    async def _tell_blockers(self, session: PostgresSession, found: Inspection) -> None:
+    async def _log_blockers(self, session: PostgresSession, found: Inspection) -> None:
         text = describe(await who_blocks(session, found.oid))
         self._reporter.blocked(text)
         now = anyio.current_time()
-        if now - self._blockers_told_at >= self._budgets.blockers_every_s:
-            self._blockers_told_at = now
-            self._reporter.note("The deletedAt column has to wait: %s", text)
+        if now - self._blockers_logged_at >= self._budgets.blockers_every_s:
+            self._blockers_logged_at = now
+            self._reporter.note("Adding the deletedAt column has to wait: %s", text)
 
 
 async def _release_quietly(lock: MigrationLock) -> None:
-    """A lost connection has released its lock already."""
+    """Release the lock; a lost connection has released it already."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(1):
         try:
             await lock.release()

@@ -1,6 +1,6 @@
-"""The statements of the migration on PostgreSQL, each on the migration's own connection.
+"""The statements of the migration on PostgreSQL.
 
-Every function raises StatementFailure and changes all or nothing.
+Every function is atomic and raises StatementFailure.
 """
 
 from typing import Protocol
@@ -34,8 +34,8 @@ FIRST_TRANSACTION_TIMEOUT_VERSION = 170000
 
 
 async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> PostgresSession:
-    """A connection of its own. What a role's defaults set against the migration is set right, except behind a pooler,
-    where a SET would stay with whoever gets the server process next."""
+    """A connection of the migration's own. It overrides the role's timeouts, except behind a pooler, where a SET would
+    stay with the next user of the server process."""
     session = await PostgresSession.connect(
         url,
         application_name=migration_name(node_id),
@@ -49,7 +49,7 @@ async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> Pos
         "SET idle_in_transaction_session_timeout = '30s'",
     ]
     if session.version >= FIRST_TRANSACTION_TIMEOUT_VERSION:
-        # It closes the connection, and so drops the lock of the migration.
+        # This timeout would close the connection, and so release the lock of the migration.
         settings.append("SET transaction_timeout = 0")
     try:
         await session.run("; ".join(settings))
@@ -62,7 +62,7 @@ async def open_session(url: str, node_id: str, budgets: MigrationBudgets) -> Pos
 
 
 async def _watch_client(session: PostgresSession) -> None:
-    """Without it the server runs the statement of a killed client on: an ALTER would go on blocking every reader."""
+    """Have the server end the statement of a killed client, whose ALTER would otherwise keep blocking every reader."""
     try:
         await session.run("SET client_connection_check_interval = '1s'")
     except StatementFailure as failure:
@@ -71,21 +71,21 @@ async def _watch_client(session: PostgresSession) -> None:
 
 
 def lock_key(found: Inspection) -> str:
-    """One key for each table; advisory locks belong to one database already."""
+    """The key of a table; PostgreSQL's advisory locks are per database."""
     return f"environments-store/migrate/{found.schema}.{found.table}"
 
 
 class MigrationLock(Protocol):
-    """Held by one node at a time. Nobody waits in it: a waiting statement would hold the index build up for ever."""
+    """Held by one node at a time, and polled: a statement waiting for it would block the index build indefinitely."""
 
     async def try_acquire(self) -> bool:
-        """Raises StatementFailure, also when it is free and the pooler has too few connections to work under it."""
+        """Raises StatementFailure, also when the pooler has too few connections to work under the lock."""
 
     async def release(self) -> None: ...
 
 
 class SessionLock:
-    """Held by the connection itself, and gone with it."""
+    """Held by the connection itself."""
 
     def __init__(self, session: PostgresSession, key: str) -> None:
         self._session = session
@@ -103,8 +103,8 @@ class SessionLock:
 
 
 class PooledLock:
-    """Behind a pooler only a transaction keeps its server process: a second connection holds one open, beside the one
-    that works (`worker`)."""
+    """Held by an open transaction of a second connection beside the `worker`, since behind a pooler only a transaction
+    keeps its server process."""
 
     def __init__(self, worker: PostgresSession, url: str, node_id: str, budgets: MigrationBudgets, key: str) -> None:
         self._worker = worker
@@ -119,11 +119,11 @@ class PooledLock:
             return True
         session = await open_session(self._url, self._node_id, self._budgets)
         try:
-            # A role's default of REPEATABLE READ would keep its first snapshot, which the build would wait for.
+            # REPEATABLE READ, a role's possible default, would keep its snapshot, which the build would wait for.
             await session.run("BEGIN ISOLATION LEVEL READ COMMITTED")
             await session.run("SET LOCAL idle_in_transaction_session_timeout = 0")
             held = bool(await session.fetch_value(TRY_TRANSACTION_LOCK, self._key))
-            # The answered query keeps its snapshot until the next statement, and the build would wait for that.
+            # A query keeps its snapshot until the next statement, and the build would wait for it.
             await session.run("SELECT 1")
         except BaseException:
             await session.close()
@@ -149,7 +149,7 @@ class PooledLock:
 def _crowded(budgets: MigrationBudgets) -> StatementFailure:
     return StatementFailure(
         f"The pooler gave no second connection within {budgets.pooler_answer_s:g} s beside the one that holds the lock"
-        " of the migration: its pool has one connection alone, or all of them are busy. Give it two or more"
+        " of the migration: its pool has only one connection, or all of them are busy. Give it two or more"
         " (default_pool_size in PgBouncer), or run `environments-store migrate run` with the direct address of the"
         " database",
         sqlstate=CROWDED,
@@ -159,20 +159,20 @@ def _crowded(budgets: MigrationBudgets) -> StatementFailure:
 def migration_lock(
     session: PostgresSession, url: str, node_id: str, budgets: MigrationBudgets, found: Inspection
 ) -> MigrationLock:
-    """The lock of this table, of the kind that means something on this connection."""
+    """The lock of this table, of the kind that works on this connection."""
     key = lock_key(found)
     return PooledLock(session, url, node_id, budgets, key) if session.pooled else SessionLock(session, key)
 
 
 async def create_the_tables(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> bool:
-    """Both tables and the index in one transaction; False when a pooled peer does it, or was faster."""
+    """Create both tables and the index in one transaction; False when another node behind the pooler does it."""
     return await _in_transaction(session, found, budgets, 1000, create_tables("postgresql", found.schema))
 
 
 async def add_the_column(
     session: PostgresSession, found: Inspection, budgets: MigrationBudgets, lock_timeout_ms: int
 ) -> bool:
-    """One attempt, which waits no longer than the timeout; False when a pooled peer does it, or was faster."""
+    """Try once to add the column; False when another node behind the pooler does it."""
     return await _in_transaction(
         session, found, budgets, lock_timeout_ms, (add_column("postgresql", found.schema, found.table),)
     )
@@ -191,7 +191,7 @@ async def _in_transaction(
     )
     try:
         if not session.pooled:
-            # One text, one round trip: a stalled client cannot keep the table locked between ALTER and COMMIT.
+            # One round trip: a stalled client cannot keep the table locked between ALTER and COMMIT.
             await session.run("; ".join((begin, *statements, "COMMIT")))
             return True
         await session.run(begin)
@@ -208,8 +208,8 @@ async def _in_transaction(
 
 
 async def explain(session: PostgresSession, budgets: MigrationBudgets, statements: tuple[str, ...]) -> None:
-    """Have statements planned, and run none; a table that is locked is waited for as shortly as by the first attempt at
-    the column. In one text, so that a stalled client keeps no lock."""
+    """Plan the statements without running them, with the shortest lock timeout. In one round trip, so that a stalled
+    client keeps no lock."""
     planned = "; ".join(f"EXPLAIN {statement}" for statement in statements)
     try:
         await session.run(f"BEGIN; SET LOCAL lock_timeout = {budgets.lock_timeouts_ms[0]}; {planned}; ROLLBACK")
@@ -222,21 +222,21 @@ async def explain(session: PostgresSession, budgets: MigrationBudgets, statement
 async def build_index(
     session: PostgresSession, statement: str, budgets: MigrationBudgets, *, concurrently: bool = True
 ) -> None:
-    """Alone in its call, in no transaction, and with no timeout: the build obeys `lock_timeout` too while it waits
-    for old transactions, and a build that is ended leaves an INVALID index."""
+    """Build the index outside a transaction and without timeouts: `lock_timeout` also applies while the build waits for
+    old transactions, and a cancelled build leaves an INVALID index."""
     lock_timeout_ms = 0 if concurrently else budgets.lock_timeouts_ms[-1]
     await _run_with(session, statement, budgets, lock_timeout_ms=lock_timeout_ms, statement_timeout_ms=0)
 
 
 async def remove_index(session: PostgresSession, found: Inspection, name: str, budgets: MigrationBudgets) -> None:
-    """Drop an INVALID index; waits for its old users, but not for long."""
+    """Drop an INVALID index; wait briefly for the sessions that use it."""
     lock_timeout_ms = _milliseconds(budgets.index_drop_lock_timeout_s)
     statement = drop_index(found.schema, name)
     await _run_with(session, statement, budgets, lock_timeout_ms=lock_timeout_ms, statement_timeout_ms=0)
 
 
 async def analyse(session: PostgresSession, found: Inspection, budgets: MigrationBudgets) -> None:
-    """Statistics of the new column alone."""
+    """Collect statistics of the new column."""
     statement = f"ANALYZE {qualified(found.schema, found.table)} ({quoted(COLUMN)})"
     timeout_ms = _milliseconds(budgets.statistics_timeout_s)
     await _run_with(session, statement, budgets, lock_timeout_ms=timeout_ms, statement_timeout_ms=timeout_ms)
@@ -250,7 +250,7 @@ async def _run_with(
     lock_timeout_ms: int,
     statement_timeout_ms: int,
 ) -> None:
-    """Run one long statement under its own timeouts. Behind a pooler a role's defaults hold instead."""
+    """Run one long statement with its own timeouts; behind a pooler the role's defaults apply."""
     if session.pooled:
         await session.run(statement, unbounded=True)
         return

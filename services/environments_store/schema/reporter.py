@@ -1,4 +1,4 @@
-"""What the migration tells: the current status, and each log line in its case and not twice."""
+"""The status of the migration, and its log lines, each logged once."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["StatusReporter"]
 
 
 class StatusReporter:
-    """Turns inspections and troubles into a status and log lines. Inspects and changes nothing itself."""
+    """Turns inspections and failures into a status and log lines."""
 
     def __init__(self, dialect: Dialect, logger: logging.Logger) -> None:
         self.status = SchemaStatus(state="migrating", dialect=dialect)
@@ -28,29 +28,24 @@ class StatusReporter:
         self._announced = False
         self._added = False
         self._problem: Finding | None = None
-        self._told_failure: str | None = None
+        self._logged_failure: str | None = None
         self._details: dict[str, str] = {}
         self._running: str | None = None
         self._warned: set[str] = set()
-        self._told_findings: set[str] = set()
+        self._logged_findings: set[str] = set()
 
     @property
     def had_column(self) -> bool:
-        """Whether the column was there at any time: the service adds it once, and never again while it runs."""
+        """Whether the column has existed since the start: the service never adds it twice while it runs."""
         return self._had_column or self.lost
 
     @property
     def last(self) -> Inspection | None:
-        """The last inspection."""
+        """The last inspection, None before the first."""
         return self._found
 
-    @property
-    def inspected(self) -> bool:
-        """Whether there was any inspection yet."""
-        return self._found is not None
-
     def found(self, found: Inspection) -> None:
-        """Take a new inspection in. One that has tried no statement leaves what the last such one has met."""
+        """Report a new inspection. Without tried statements, it keeps the refusals of the last one that tried them."""
         if found.refusals is None and self._found is not None:
             found = msgspec.structs.replace(found, refusals=self._found.refusals)
         self._found = found
@@ -68,43 +63,43 @@ class StatusReporter:
         self._update()
 
     def adding(self) -> None:
-        """The first attempt to add the column is about to be made; later ones are not announced."""
+        """Log the first attempt to add the column; later ones are not announced."""
         if not self._announced:
             self._announced = True
             self._logger.info(messages.ADDING)
         self._running = "column"
 
     def added(self) -> None:
-        """The statement that adds the column was committed; the next inspection has the last word."""
+        """The column was committed; the next inspection reports it."""
         self._added = True
 
     def trouble(self, problem: Finding) -> None:
-        """An attempt failed for a reason that an inspection does not show."""
+        """Report a failed attempt whose reason no inspection shows."""
         self._problem = problem
         self._update()
 
     def blocked(self, detail: str) -> None:
-        """An attempt has to wait for somebody, which is all that stands in its way now."""
+        """Report that another session blocks the attempt."""
         self._problem = None
         self._details["column"] = detail
         self._update()
 
     def missed(self, reason: str, text: str) -> None:
-        """There is no column and the start goes on without it: said once, and again only when the reason changes."""
-        if self._told_failure != reason:
-            self._told_failure = reason
+        """Log that the service starts without the column, once for each reason."""
+        if self._logged_failure != reason:
+            self._logged_failure = reason
             self._logger.error(messages.FAILED)
             self._logger.error("%s", text)
 
     def step(self, name: str | None, detail: str | None = None) -> None:
-        """The step that runs now, and what it waits for. None: nothing runs."""
+        """Report the running step, or None, and what it waits for."""
         self._running = name
         if name is not None and detail is not None:
             self._details[name] = detail
         self._update()
 
     def warn(self, key: str, text: str) -> None:
-        """A finding that changes nothing: once, until `forget`."""
+        """Log a warning once, until `forget`."""
         if key not in self._warned:
             self._warned.add(key)
             self._logger.warning("%s", text)
@@ -116,41 +111,40 @@ class StatusReporter:
         self._logger.info(text, *arguments)
 
     def detail(self, name: str, text: str) -> None:
-        """What the `schema` action says beside a step that is still missing."""
+        """Set the detail that the `schema` action shows for a missing step."""
         self._details[name] = text
         self._update()
 
     def unavailable(self, text: str) -> None:
-        """No connection for the migration. What queries may name stays as it was known."""
+        """Report that the database cannot be reached. What queries may name stays as last known."""
         self.warn(UNREACHABLE, messages.UNREACHABLE.format(text))
         away = {"error": text, "public": messages.AWAY}
         self._publish(msgspec.structs.replace(self.status, state="degraded", reason=UNREACHABLE, **away))
 
     def crowded(self, text: str) -> None:
-        """No connection for the migration, as calls use all there are: they are answered, so the state stays."""
-        self.warn("crowded", f"The schema was not looked at, and counts as unchanged: {text}")
+        """Report that calls use all connections. They are answered, so the state stays."""
+        self.warn("crowded", f"The schema could not be inspected and counts as unchanged: {text}")
 
     def _warn_of_findings(self, found: Inspection) -> None:
-        """Of what concerns callers, and of columns that look like ours, once; what keeps the column away is told by
-        `missed`."""
-        told = {
+        """Log once what affects callers, and columns with similar names; `missed` logs what prevents the column."""
+        current = {
             one.text
             for one in findings_of(found)
             if (one.reason is not None or one.subject == "twin") and (found.has_column or "migrate" not in one.takes)
         }
-        for text in self._told_findings - told:
+        for text in self._logged_findings - current:
             self.forget(text)
-        for text in told:
+        for text in current:
             self.warn(text, text)
-        self._told_findings = told
+        self._logged_findings = current
 
     def _note_column(self, found: Inspection) -> None:
         if not self._had_column:
             self._logger.info(messages.ADDED if self._added else messages.EXISTS)
         if self.lost:
-            self._logger.warning("The deletedAt column is back: deleted environments can be told apart again")
+            self._logger.warning("The deletedAt column is back: soft delete works again")
         self._had_column, self.lost, self._added, self._announced = True, False, False, False
-        self._problem, self._told_failure = None, None
+        self._problem, self._logged_failure = None, None
         self._details.pop("column", None)
 
     def _update(self) -> None:

@@ -1,4 +1,4 @@
-"""The migration as SQL for a person: the guide's manual statements, with what they need to be safe."""
+"""The SQL of the migration: the guide's manual statements, made safe."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ CREATE_METADATA = (
     '"createdAt" {moment} NOT NULL, "updatedAt" {moment} NOT NULL, PRIMARY KEY ("key"))'
 )
 TIMEOUTS = "SET lock_timeout = '250ms'; SET statement_timeout = '5s';"
-"""Before a statement that locks everybody out: they queue behind its wait, so it must not wait long."""
+"""Before a statement that needs an exclusive lock: other sessions queue behind its wait, so it must be short."""
 KEY = "environments_id_key"
 MOMENTS: dict[Dialect, str] = {"postgresql": "TIMESTAMP WITH TIME ZONE", "sqlite": "DATETIME"}
 
@@ -96,7 +96,7 @@ PRAGMA table_info({table});
 
 
 def create_tables(dialect: Dialect, schema: str = "public") -> tuple[str, ...]:
-    """Both tables as the newest original makes them, and the index, which blocks nobody on a new table."""
+    """Both tables as the newest original creates them, and the index."""
     environments, metadata = (_name(dialect, schema, name) for name in (TABLE, "metadata"))
     moment = MOMENTS[dialect]
     return (
@@ -127,8 +127,8 @@ def create_index(
 
 
 def add_key(dialect: Dialect, schema: str, table: str, *, primary: bool, instead_of: Sequence[str] = ()) -> str:
-    """A key on `id`, built while everything works: with `primary` the primary one. ON CONFLICT takes none beside a
-    deferrable one: it comes `instead_of` those."""
+    """A unique index on `id`, built concurrently, with `primary` as the primary key. It replaces the deferrable keys
+    `instead_of`, beside which ON CONFLICT accepts no other."""
     on = _name(dialect, schema, table)
     if dialect == "sqlite":
         return f'CREATE UNIQUE INDEX "{KEY}" ON {on} ("id")'
@@ -144,8 +144,8 @@ def column_grants(table: str) -> str:
 
 
 def create_list_index(dialect: Dialect, schema: str = "public", table: str = TABLE) -> str:
-    """An index in the order of the list of live environments, so that a page of it is read and not sorted. Of all rows:
-    neither deleting softly nor a rollback touches it."""
+    """An index in the order of the list of live environments, so that a page needs no sort. It covers all rows, so
+    neither a soft delete nor a rollback changes it."""
     name = _name(dialect, schema, table)
     if dialect == "sqlite":
         return f'CREATE INDEX IF NOT EXISTS {quoted(LIST_INDEX)} ON {name} ("createdAt", "id")'
@@ -153,8 +153,8 @@ def create_list_index(dialect: Dialect, schema: str = "public", table: str = TAB
 
 
 def to_timestamptz(schema: str, table: str = TABLE) -> str:
-    """The guide's TIMESTAMP made a TIMESTAMPTZ. In UTC its values are kept as they lie, in a millisecond; in another
-    zone, or with an index on it, which would be built anew meanwhile, the table is locked for long."""
+    """Change the guide's TIMESTAMP to TIMESTAMPTZ. In UTC and without an index on the column this rewrites no row and
+    takes a millisecond; otherwise it would lock the table for long."""
     change = f"ALTER TABLE {qualified(schema, table)} ALTER COLUMN {quoted(COLUMN)} TYPE TIMESTAMPTZ"
     return f"{drop_index(schema)}; SET TimeZone = 'UTC'; {TIMEOUTS} {change}"
 
@@ -164,7 +164,7 @@ def drop_index(schema: str, name: str = INDEX) -> str:
 
 
 def script(dialect: Dialect, schema: str = "public") -> str:
-    """All of it for a DBA, with comments: what `migrate sql` prints."""
+    """The commented script that `migrate sql` prints."""
     template = SQLITE_SCRIPT if dialect == "sqlite" else POSTGRES_SCRIPT
     return template.format(
         table=_name(dialect, schema, TABLE),

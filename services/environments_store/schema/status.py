@@ -1,4 +1,4 @@
-"""What is known of the schema, as data: the `schema` action answers with it, the store picks its queries by it."""
+"""The status of the schema, as data: the `schema` action returns it, and the store chooses its queries by it."""
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ Reason = Literal[
     "unlogged",
 ]
 Capability = Literal["migrate", "read", "list", "insert", "update", "soft-delete", "delete"]
-"""What the migration needs of the table, and what the actions need, each of which reads: `ACTIONS` names them."""
+"""What the migration and the actions need of the table; `ACTIONS` maps them to the actions. Every action reads."""
 ACTIONS: dict[Capability, tuple[str, ...]] = {
     "read": ("every action",),
     "list": ("list", "listDeleted", "export", "purge"),
@@ -37,11 +37,11 @@ UNREACHABLE: Reason = "unavailable"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that was seen: what it takes away, and what to do about it.
+    """One finding: what it makes unavailable (`takes`), and what to do about it.
 
-    `error`: the migration cannot go on, or the service cannot do all of its work; `warning`: it can, and something is
-    wrong. `message` and `remedy` are for those who run the service, with roles and SQL. What concerns callers too has a
-    `reason`, and `public`, the short form without either.
+    `error`: the migration cannot continue, or an action is unavailable; `warning`: all works, but something is wrong.
+    `message` and `remedy` are for operators, with roles and SQL. A finding that affects callers has a `reason`, and
+    `public`, a short form without roles and SQL.
     """
 
     level: Literal["error", "warning", "info"]
@@ -54,12 +54,12 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """All of it in one line, for a log and for the error of a command."""
+        """Message and remedy in one line, for the log and for errors of commands."""
         return f"{self.message} {self.remedy}" if self.remedy else self.message
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One step of the plan: `name` is `table`, `column`, `index` or `statistics`."""
+    """One step of the plan: `name` is `table`, `column`, `index` or `statistics`, or `leftovers` on SQLite."""
 
     name: str
     state: Literal["done", "pending", "running", "failed"]
@@ -69,10 +69,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The state of the schema after the last inspection.
 
-    `ready`: the column is there (the index may still be pending), and nothing keeps an action from its work.
-    `migrating`: attempts to add it go on. `degraded`: it is missing and cannot be added now, or an action does not
-    work, for the `reason`; `error` says why in words, with the SQL a person can run, and `public` without. A database
-    that only reads is `degraded` with `read-only`, also when the column is there: see `soft_delete`.
+    `ready`: the column exists (the index may still be pending), and every action is available. `migrating`: the service
+    keeps trying to add it. `degraded`: the column cannot be added now, or an action is unavailable, for the `reason`;
+    `error` is a sentence about it, with SQL to run, and `public` one without. A read-only database is `degraded` even
+    with the column: see `soft_delete`.
     """
 
     state: State
@@ -82,9 +82,9 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     error: str | None = None
     public: str | None = None
     findings: tuple[Finding, ...] = ()
-    """Those that concern callers, the weightiest first."""
+    """The findings that affect callers, the most severe first."""
     soft_delete: bool = False
-    """Whether `deletedAt` is there and may be named by queries."""
+    """Whether `deletedAt` exists and queries may name it."""
     writable: bool = True
     """False on a standby, a read-only server, file or folder."""
     dated: bool = True
@@ -93,16 +93,16 @@ class SchemaStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """PostgreSQL: True for TIMESTAMPTZ, False for the guide's TIMESTAMP, which holds UTC wall time."""
 
     may_undo: bool = False
-    """Whether triggers or rules of the table may undo a write after its statement gave the row back."""
+    """Whether triggers or rules of the table may undo a write whose statement has returned the row."""
 
     @property
     def without_table(self) -> bool:
-        """Whether there was no table at all."""
+        """Whether the table is missing."""
         return any(step.name == "table" and step.state != "done" for step in self.steps)
 
     def lack(self, *needed: Capability) -> Finding | None:
-        """What keeps an action from its work. A database that only reads says so itself, and at once when it no longer
-        does: that is not foreseen."""
+        """The finding that makes one of these unavailable. A read-only database is not among them: its own error says
+        so, and ends as soon as the database is writable."""
         if not self.findings:
             return None
         return next(

@@ -1,7 +1,7 @@
-"""Whether PostgreSQL takes the statements of the service: it is asked to plan each of them, and runs none.
+"""Whether PostgreSQL accepts the statements of the service: it plans each of them without running it.
 
-The catalog shows what is known to keep a statement from its work, and why. Whatever else there may be shows here,
-before a caller meets it. Not on SQLite, whose EXPLAIN may crash while another process changes the schema (3.40.1).
+The inspection finds known obstacles and their reasons; planning finds any other before a caller meets it. Not used on
+SQLite, whose EXPLAIN may crash while another process changes the schema (3.40.1).
 """
 
 import re
@@ -22,17 +22,17 @@ __all__ = ["try_statements"]
 Explain = Callable[[tuple[str, ...]], Awaitable[None]]
 PLACEHOLDER = re.compile(r"\$\d")
 CHANGED = ("42703", "42P01")
-"""A column, or the table, that was there when the table was looked at is not any more."""
+"""A column or the table has disappeared since the inspection."""
 
 
 class _CannotTellError(Exception):
-    """The table is locked, or was changed since it was looked at: the next look tells."""
+    """The table is locked, or has changed since the inspection: the next one decides."""
 
 
 async def try_statements(found: Inspection, explain: Explain, before: Inspection | None = None) -> Inspection:
-    """What was found, with what the database says to the statements that fit it.
+    """Add the database's refusals of the statements that fit the inspection.
 
-    `explain` raises StatementFailure. What cannot be told now counts as it did `before`.
+    `explain` raises StatementFailure. When nothing can be said now, the refusals of `before` are kept.
     """
     if found.kind is None or found.missing_columns:
         return found
@@ -53,7 +53,7 @@ async def try_statements(found: Inspection, explain: Explain, before: Inspection
 
 
 async def _said(explain: Explain, statements: tuple[str, ...]) -> Refusal | None:
-    """Nothing for statements that are taken. Raises _CannotTellError."""
+    """The refusal of these statements, None when they are accepted. Raises _CannotTellError."""
     try:
         await explain(statements)
     except StatementFailure as failure:
