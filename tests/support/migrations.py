@@ -1,18 +1,21 @@
 """What the tests of the migration share: budgets without long pauses, and what they look at on the server."""
 
 import asyncio
-import os
+import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
+import anyio
 import asyncpg
 
 from services.environments_store.defaults import MigrationBudgets
-from services.environments_store.schema.migrator import Migrator
+from services.environments_store.schema.migrator import Migrator, migrate_once
 from tests.support.postgres import PostgresDatabase
 from tests.support.shapes import Lines
+from tests.support.warm import warm_command
 
 __all__ = [
     "ADVISORY_LOCKS",
@@ -25,6 +28,7 @@ __all__ = [
     "alters",
     "builds",
     "child",
+    "main",
     "migrator",
     "old_transaction",
 ]
@@ -63,15 +67,6 @@ MIGRATORS = (
     "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'environments-store mig%'"
 )
 
-_CHILD = """
-import sys, logging
-import anyio
-from services.environments_store.defaults import MigrationBudgets
-from services.environments_store.schema.migrator import migrate_once
-budgets = MigrationBudgets(lock_timeouts_ms=(120_000,), statement_timeout_s=120)
-anyio.run(lambda: migrate_once(sys.argv[1], logger=logging.getLogger("child"), node_id="child", budgets=budgets))
-"""
-
 Transaction = asyncpg.transaction.Transaction
 
 
@@ -95,12 +90,18 @@ def builds(database: PostgresDatabase) -> int:
 @contextmanager
 def child(url: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of its own that migrates, with the patience to wait for two minutes in the server."""
-    process = subprocess.Popen([sys.executable, "-c", _CHILD, url], env=dict(os.environ))
+    process = subprocess.Popen(warm_command("tests.support.migrations", url))
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def main() -> None:
+    """That process."""
+    budgets = MigrationBudgets(lock_timeouts_ms=(120_000,), statement_timeout_s=120)
+    anyio.run(partial(migrate_once, sys.argv[1], logger=logging.getLogger("child"), node_id="child", budgets=budgets))
 
 
 @asynccontextmanager

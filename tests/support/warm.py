@@ -39,6 +39,7 @@ PROGRAMS = {
     "services.environments_store": "services.environments_store.__main__",
     "tests.interop.python_node": "tests.interop.python_node",
     "tests.support.blocks": "tests.support.blocks",
+    "tests.support.migrations": "tests.support.migrations",
     "tests.support.starters": "tests.support.starters",
 }
 """What `python -m` calls them, and the modules whose `main` runs them."""
