@@ -90,8 +90,15 @@ async def test_lists_are_measured(
 @pytest.mark.anyio
 @pytest.mark.parametrize("dialect", ["PostgreSQL", pytest.param("SQLite", marks=pytest.mark.long)])
 async def test_actions_of_the_store_are_measured_beside_a_js_service(
-    dialect: str, nats_url: str, js_modules: Path, request: pytest.FixtureRequest, tmp_path: Path
+    dialect: str,
+    nats_url: str,
+    js_modules: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(store, "DOCUMENTS", 5)
+    monkeypatch.setattr(listing, "DOCUMENT_BYTES", 1000)
     request.getfixturevalue("sequelize_modules")
     async with store.contenders(nats_url, url_of(dialect, request, tmp_path)) as found:
         shown = store.table(dialect, await store.measure(found, calls=4, rounds=1))
