@@ -1,7 +1,7 @@
-"""The guide's six steps, shown: a node of the service and a node that calls it, over a real NATS server.
+"""The guide's six steps as a demonstration: a node of the service and a calling node, over a real NATS server.
 
-The database is a throw-away SQLite file in the shape of production before the migration, with one environment in it,
-so that the migration is seen too.
+The database is a temporary SQLite file in the schema from before the migration, with one environment, so that the
+migration is shown too.
 """
 
 import itertools
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 async def run_demo(show_log: Callable[[str], None], show_step: Callable[[Step], None]) -> bool:
-    """Run it all; True when every step, and the migration, showed what the guide says."""
+    """Run all steps; True when each of them, and the migration, shows what the guide says."""
     log = _Lines(show_log)
     logger = logging.getLogger(LOGGER)
     logger.addHandler(log)

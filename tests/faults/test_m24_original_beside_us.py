@@ -181,7 +181,7 @@ async def test_m24_an_original_rebuilds_the_file_while_we_serve_and_no_answer_is
             assert (error.code, error.retryable) == (503, True)
         await service.until_state("ready", steps=True)
         assert service.guide_lines() == [EXISTS]
-        assert not any("is gone" in line for line in service.lines)
+        assert not any("has disappeared" in line for line in service.lines)
     assert tables(path) == {"environments", "metadata"}
 
 

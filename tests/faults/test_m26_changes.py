@@ -50,7 +50,7 @@ async def test_m26_a_column_that_vanishes_is_lost_and_comes_back_by_a_person_onl
         group.cancel_scope.cancel()
 
     assert alters(postgres_database) == 0
-    assert sum("is gone" in message for message in lines.messages) == 1
+    assert sum("has disappeared" in message for message in lines.messages) == 1
     assert [status.reason for status in seen if status.reason] == ["lost"]
     assert lines.guide_lines() == [EXISTS, EXISTS]
 
@@ -138,7 +138,7 @@ async def test_m26_requests_meet_503_while_the_column_is_away_and_nothing_else(
             await change(postgres_database, 'ALTER TABLE environments DROP COLUMN "deletedAt"')
             await service.until_state("degraded", "lost")
             await load.more_answers()
-            assert sum("is gone" in line for line in service.lines) == 1
+            assert sum("has disappeared" in line for line in service.lines) == 1
             await change(postgres_database, 'ALTER TABLE environments ADD COLUMN "deletedAt" TIMESTAMPTZ')
             await service.until_state("ready")
             before = len(load.errors)
