@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 
 import anyio
 from msgspec import Raw
@@ -29,6 +30,9 @@ from broker.transports.base import Transport
 
 logger = logging.getLogger("broker")
 
+_PLAIN_ID = re.compile(r"[0-9A-Za-z-]{1,64}\Z")
+"""What every serializer writes as it is."""
+
 
 class InboundWork:
     """Runs what the transit hands over, each request and each event handler in a task of its own."""
@@ -40,6 +44,8 @@ class InboundWork:
         self._transit = node.transit
         self._codec = node.codec
         self._host = host
+        self._plain_sizes: dict[int, int] = {}
+        """Of envelopes without meta, by the length of the id."""
 
     def run_action(self, job: RunAction) -> None:
         hosted = self._host.begin(job.action)
@@ -83,8 +89,18 @@ class InboundWork:
         limit = self._node.transport.max_payload if self._node.transport else None
         if limit is None or not ctx.remote:
             return None
-        envelope = Request(ver="5", sender=self._node.options.node_id, id=ctx.id, action="", meta=ctx.meta, params=NULL)
-        return max(0, limit - len(self._codec.encode(envelope)) - ENVELOPE_MARGIN_BYTES)
+        return max(0, limit - self._envelope_size(ctx) - ENVELOPE_MARGIN_BYTES)
+
+    def _envelope_size(self, ctx: Context) -> int:
+        plain = not ctx.meta and type(ctx.id) is str and _PLAIN_ID.match(ctx.id)  # as most are
+        size = self._plain_sizes.get(len(ctx.id)) if plain else None
+        if size is None:
+            node_id = self._node.options.node_id
+            envelope = Request(ver="5", sender=node_id, id=ctx.id, action="", meta=ctx.meta, params=NULL)
+            size = len(self._codec.encode(envelope))
+            if plain:
+                self._plain_sizes[len(ctx.id)] = size
+        return size
 
     def reply_size(self, ctx: Context, text: bytes) -> int:
         """What JSON text takes of `reply_limit` in the serializer of this node."""

@@ -139,7 +139,7 @@ class Pool:
         self._places = places
         self._free = list(places)  # connected ones last
         self._kept: list[Place] = []  # the one that was used last at the end
-        self._turns = anyio.Semaphore(self.size, fast_acquire=True)
+        self._turns = TimedSemaphore(self.size, settings.acquire_timeout_s)
         self._settings = settings
         self._on_full = on_full
         self._full_until = -math.inf
@@ -199,11 +199,7 @@ class Pool:
 
     def _take_kept(self) -> Place | None:
         """A connection that is ready, without a timer or a wait: the usual case. None when there is none."""
-        if not self._kept:
-            return None
-        try:
-            self._turns.acquire_nowait()
-        except anyio.WouldBlock:
+        if not self._kept or not self._turns.try_acquire():
             return None
         place = self._pop_kept()
         if place is None:
@@ -219,18 +215,20 @@ class Pool:
         return None
 
     async def _take(self) -> Place:
-        try:
-            with anyio.fail_after(self._settings.acquire_timeout_s):
-                await self._turns.acquire()
-                try:
+        deadline = self._loop.time() + self._settings.acquire_timeout_s
+        if await self._turns.acquire():
+            try:
+                kept = self._pop_kept()
+                if kept is not None:
+                    return kept
+                with anyio.CancelScope(deadline=deadline):
                     return await self._take_in_turn()
-                except BaseException:
-                    self._turns.release()
-                    raise
-        except TimeoutError:
-            why = ": the server allows no more connections" if math.isfinite(self._full_until) else ""
-            message = f"no connection became free in time{why}"
-            raise StatementFailure(message, sent=False, timed_out=True) from None
+            except BaseException:
+                self._turns.release()
+                raise
+            self._turns.release()
+        why = ": the server allows no more connections" if math.isfinite(self._full_until) else ""
+        raise StatementFailure(f"no connection became free in time{why}", sent=False, timed_out=True)
 
     async def _take_in_turn(self) -> Place:
         while True:
