@@ -29,7 +29,8 @@ from tests.support.shapes import Lines, make_sqlite, postgres_sql, rows_of_postg
 
 pytestmark = pytest.mark.anyio
 
-ROUNDS = 6
+STARTS = 4
+each_time = pytest.mark.parametrize("rounds", [3, pytest.param(12, marks=pytest.mark.long)])
 PATIENT = msgspec.structs.replace(BUDGETS, lock_timeouts_ms=(120_000,), statement_timeout_s=120)
 """Our ALTER waits in the server until it gets the table, and does not pause in between."""
 WAITING = (
@@ -44,10 +45,11 @@ COLUMNS = "id, environment, environmentUuid, timestamp, createdAt, updatedAt, de
 LIVE = {f"{PREFIX}{number}" for number in (1, 3, 4)}
 
 
+@each_time
 async def test_m24_originals_start_while_we_migrate(
-    postgres_database: PostgresDatabase, original_process: Originals, lines: Lines
+    rounds: int, postgres_database: PostgresDatabase, original_process: Originals, lines: Lines
 ) -> None:
-    for number in range(ROUNDS):
+    for number in range(rounds):
         postgres_database.run_sql(f"DROP TABLE IF EXISTS environments, metadata; {postgres_sql('p_c')}")
         before = rows_of_postgres(postgres_database.run_sql)
         starts = [await original_process.open("D", postgres_database.url) for _ in range(2)]
@@ -131,10 +133,11 @@ async def test_m24_an_original_that_is_second_goes_on_with_our_column(
     assert await original.do("remove", id="U") == 1
 
 
+@each_time
 async def test_m24_an_original_rebuilds_a_file_while_we_migrate_it(
-    tmp_path: Path, original_process: Originals, lines: Lines
+    rounds: int, tmp_path: Path, original_process: Originals, lines: Lines
 ) -> None:
-    for number in range(ROUNDS):
+    for number in range(rounds):
         path = tmp_path / f"{number}.sqlite"
         make_sqlite("s_b2", path)
         before = rows_of_sqlite(path)
@@ -282,7 +285,7 @@ async def beside_starts(service: Serving, url: str, process: Originals) -> list[
     async with anyio.create_task_group() as group:
         for caller in callers:
             group.start_soon(caller.run)
-        for _ in range(ROUNDS):
+        for _ in range(STARTS):
             original = await process.open("D", url)
             outcome = await original.start() or {}
             assert not outcome.get("added")

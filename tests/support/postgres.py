@@ -192,9 +192,13 @@ class PostgresServer:
         """Sets options of its next start."""
         self._options = {**self._options, **options}
 
-    def log(self) -> str:
+    def log(self, start: int = 0) -> str:
         """What the present run has written: each DDL statement with its database and application name."""
-        return "" if self._process is None else self._process.output()
+        return "" if self._process is None else self._process.output(start)
+
+    @property
+    def log_size(self) -> int:
+        return 0 if self._process is None else self._process.written
 
     def run_sql(self, sql: str, database: str = "postgres") -> str:
         """Runs statements with psql as the superuser, each one by itself; returns rows as `a|b` lines."""
@@ -309,6 +313,7 @@ class PostgresDatabase:
 
     def __init__(self, server: PostgresServer, encoding: str | None = None) -> None:
         self.server = server
+        self._log_start = server.log_size
         self.name = f"test_{uuid.uuid4().hex[:12]}"
         self._roles: list[str] = []
         self._encoding = encoding
@@ -349,7 +354,7 @@ class PostgresDatabase:
 
     def log(self) -> str:
         """The server's log lines of this database only."""
-        lines = self.server.log().splitlines()
+        lines = self.server.log(self._log_start).splitlines()
         return "\n".join(line for line in lines if f" db={self.name} " in line)
 
     def drop(self) -> None:

@@ -69,10 +69,15 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def output(self) -> str:
-        """What this run has written so far."""
+    @property
+    def written(self) -> int:
+        """How many bytes it and its earlier runs have written."""
+        return self._log.stat().st_size
+
+    def output(self, start: int = 0) -> str:
+        """What this run has written so far; from byte `start` on of all that was written."""
         with self._log.open("rb") as log:
-            log.seek(self._log_start)
+            log.seek(max(self._log_start, start))
             return log.read().decode("utf-8", "replace")
 
     def wait_until(self, ready: Callable[[], Result | None]) -> Result:
