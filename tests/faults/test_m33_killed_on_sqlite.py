@@ -94,7 +94,8 @@ async def test_m33_a_kill_at_any_statement_leaves_what_the_next_start_completes(
             path = _made(tmp_path, str(number), shape, journal)
             before = rows_of_sqlite(path) or rows_of_sqlite(path, "environments_backup")
             end = await crowd.run(f"killed-{number}", url(path), kill_at=number, moment=moment)
-            assert end.code == -signal.SIGKILL
+            # A run may have fewer statements than the first one: how often it looks at a busy file differs.
+            assert end.code == -signal.SIGKILL or (end.code == 0 and end.statements < number)
 
             assert query(path, "PRAGMA integrity_check") == [("ok",)]
             [(done,)] = query(path, COLUMN)
