@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from services.environments_store.database.base import Row
 from services.environments_store.defaults import StoreLimits
 from services.environments_store.document import document_hash
-from services.environments_store.hash import ContentHashes
+from services.environments_store.hash import ContentHashes, fingerprint
 from services.environments_store.model import RECORD_FIELDS, Change, Environment, encode_record, read_row
 
 __all__ = ["Records", "Written"]
@@ -46,8 +46,16 @@ class Records:
 
     async def encode(self, environment: Environment, fields: Sequence[str] = RECORD_FIELDS) -> bytes:
         """The record. Raises ValueError, with what is wrong, for a damaged document that is asked for."""
-        with_document = "environment" in fields or "hash" in fields
-        return encode_record(environment, await self.hash(environment) if with_document else None, fields)
+        if "environment" not in fields and "hash" not in fields:
+            return encode_record(environment, None, fields)
+        return encode_record(environment, self._cached_hash(environment) or await self.hash(environment), fields)
+
+    def _cached_hash(self, environment: Environment) -> str | None:
+        """The content hash of an unchanged document, without what a new or a very large one takes."""
+        document = environment.document
+        if document is None or len(document) >= self._limits.alone_from_bytes:
+            return None
+        return self.hashes.get(fingerprint(environment.id, document))
 
     async def encode_listed(self, row: Row, fields: Sequence[str]) -> bytes:
         """The record; a damaged one without its document and hash: clients take what is not in a list for deleted."""

@@ -36,6 +36,8 @@ class TableShape:
         self._report_mismatch = report_mismatch
         self._look_again = look_again
         self._next_look_at = 0.0
+        self._chosen: Queries
+        self._chosen_for: SchemaStatus | None = None
         self._watched = _Watched(self)
 
     @property
@@ -50,7 +52,9 @@ class TableShape:
         if lack is not None:
             self._heal()
             raise DatabaseUnavailableError(lack.text, public=lack.public, state=status.state, reason=lack.reason)
-        return choose(status)
+        if status is not self._chosen_for:
+            self._chosen, self._chosen_for = choose(status), status
+        return self._chosen
 
     def soft_delete(self, *needed: Capability) -> tuple[Queries, SoftDelete]:
         """The statements including those that need the column. Raises SoftDeleteUnavailableError when the column, or

@@ -84,9 +84,11 @@ class Place:
 
     def take_again(self) -> bool:
         """Whether the connection that was kept can be used; one that has ended meanwhile is let go."""
-        with suppress(asyncpg.InterfaceError):  # asyncpg has noticed, and taken it back
+        try:
             if not self.connection.is_closed():
                 return True
+        except asyncpg.InterfaceError:  # asyncpg has noticed, and taken it back
+            pass
         self.terminate()
         return False
 
@@ -166,7 +168,8 @@ class Pool:
         self._kept.append(place)
         if self._idle_check is None:
             self._idle_check = self._loop.call_at(now + self._settings.idle_s, self._close_idle)
-        self._give_turn()
+        self._notify()
+        self._turns.release()
         return result
 
     @asynccontextmanager
@@ -302,10 +305,6 @@ class Pool:
     def _return(self, place: Place) -> None:
         self._free.insert(len(self._free) if place.connected else 0, place)
         self._notify()
-
-    def _give_turn(self) -> None:
-        self._notify()
-        self._turns.release()
 
     def _notify(self) -> None:
         if self._waiting:
