@@ -121,7 +121,7 @@ class Printed(NamedTuple):
 def print_large(raw: bytes) -> Printed:
     """The canonical form of an object of any size and depth. For a worker thread: it pauses.
 
-    Raises ValueError for what is no JSON object.
+    Raises ValueError for what is not a JSON object.
     """
     return _Printer(_Text(raw)).run()
 

@@ -216,7 +216,7 @@ class EnvironmentsStore(Service):
             self._database, self._shape, on_conflict=choice, limits=self._operations, store_limits=self._limits
         )
         async with spooled_lines(ctx.stream, self._operations) as lines:
-            # What is stored is told, its caller gone or not.
+            # What is stored is broadcast, even if the caller has gone.
             with anyio.CancelScope(shield=True):
                 with anyio.CancelScope(deadline=math.inf if ctx.deadline is None else ctx.deadline):
                     await work.run(lines)
@@ -264,8 +264,7 @@ class EnvironmentsStore(Service):
         """Accepted, with nothing to do: every write that was answered is stored."""
 
     async def _write(self, ctx: Context, write: Callable[[], Awaitable[Written]]) -> msgspec.Raw:
-        """Write, then tell every node: a stored change is told, its caller gone or not. The deadline of a caller ends
-        the work; that it goes away does not."""
+        """Write, then broadcast the change, even if the caller has gone. Only the caller's deadline ends the work."""
         with anyio.CancelScope(shield=True):
             try:
                 written = await write()

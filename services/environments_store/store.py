@@ -196,8 +196,8 @@ class Store:
         return await self._mark(uuid, deadline, deleted=False)
 
     async def permanent_delete(self, uuid: str, force: bool = False, deadline: float | None = None) -> Written:
-        """Delete a row for ever. Raises EnvironmentNotFoundError, and EnvironmentNotDeletedError for a live one unless
-        `force`."""
+        """Delete a row permanently. Raises EnvironmentNotFoundError, and EnvironmentNotDeletedError for a live one
+        unless `force`."""
         check_uuid(uuid, "uuid", self._limits)
         async with self._seeking(uuid):
             queries, soft_delete = self._shape.soft_delete("delete")
@@ -383,8 +383,8 @@ class Store:
         return await self._database.fetch_one(self._shape.queries("update").update, accepted.uuid, accepted.text)
 
     async def _delete(self, statement: str, uuid: str, idle: Idle) -> Row | None:
-        """Look and delete in one transaction: a row that is gone afterwards would not tell whether it ever was there,
-        nor who deleted it."""
+        """Look and delete in one transaction: a missing row afterwards would not show whether it existed, nor who
+        deleted it."""
         row: Row | None = None
 
         async def delete() -> None:

@@ -89,7 +89,7 @@ async def test_m18_schema_says_at_once_that_the_database_is_away_and_that_it_is_
             assert (await service.ask("schema"))["state"] == "ready"
             assert await service.ask("list") == []
         assert [line for line in service.lines if line == REACHABLE] == [REACHABLE] * 2
-        assert sum("It is tried again until it answers" in line for line in service.lines) == 2
+        assert sum("The service retries until it answers" in line for line in service.lines) == 2
 
 
 async def test_m18_a_call_that_fails_makes_the_outage_known(primary: PostgresServer) -> None:

@@ -48,7 +48,7 @@ REFUSED_SETTINGS = frozenset({"42704", "22023", "55P02", REFUSED_BY_POOLER})
 BAD_ADDRESS = "22000"
 """What the driver's own refusals are given, as of an sslmode that there is not."""
 REBUILT = "SQLITE_SCHEMA"
-"""SQLite's own name for a schema that somebody else has changed."""
+"""SQLite's error for a schema that another connection has changed."""
 MOVED = "SQLITE_READONLY_DBMOVED"
 """And for a file that is not any more where it was opened."""
 TOO_MANY_CONNECTIONS = "53300"
@@ -106,12 +106,11 @@ _RULE = re.compile(r"cannot perform \w+ RETURNING on relation")
 
 
 class StatementFailure(Exception):
-    """`sqlstate` is PostgreSQL's code or SQLite's error name, None when the database said nothing.
+    """`sqlstate` is PostgreSQL's code or SQLite's error name, None when the database sent none.
 
-    `lost`: the connection is gone, and with it every lock and open transaction. `sent`: False when the statement
-    surely never reached the database. `timed_out`: no answer came in time. `constraint` is the name of the one that
-    was violated, `function` that of the trigger's function in which it failed; `raised`: by RAISE, whose text a person
-    wrote for whoever is refused.
+    `lost`: the connection is closed, and with it every lock and transaction. `sent`: False when the statement certainly
+    never reached the database. `timed_out`: no answer came in time. `constraint` is the name of the violated
+    constraint, `function` that of the failed trigger function; `raised`: by RAISE, whose text is meant for users.
     """
 
     def __init__(
@@ -174,9 +173,9 @@ def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
         )
     if state in REFUSED_SETTINGS and not failure.sent:
         return DatabaseError(
-            f"The server refused a connection: {failure.message}. What follows the '?' in the address of the database"
-            " goes to the server as a setting, and a pooler takes hardly any: remove what is none, or set it for the"
-            " role.",
+            f"The server refused a connection: {failure.message}. Parameters after the '?' in the URL of the database"
+            " are sent to the server as settings, of which a pooler accepts few: remove the invalid ones, or set them"
+            " for the role.",
             state,
             public="The database refused a connection.",
         )

@@ -346,7 +346,7 @@ async def make_pool(url: str, settings: DatabaseSettings, on_full: Callable[[], 
     finally:
         await _close(connection, timeout_s)
     if server.pooled:
-        logger.info("A transaction pooler stands before the database: prepared statements are not kept")
+        logger.info("The database is behind a transaction pooler: prepared statements are not cached")
     pools = [
         await asyncpg.create_pool(
             read_location(url).dsn,

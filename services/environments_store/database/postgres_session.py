@@ -43,9 +43,9 @@ SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS ve
 
 
 class Server(NamedTuple):
-    """What a connection leads to. `pooled`: a transaction pooler stands between, so the server process changes from one
-    transaction to the next. `version` is the server's number, 180006 for 18.6. `connection_limit`: how many connections
-    the role and the database allow at once, None for no limit of their own."""
+    """The server of a connection. `pooled`: it is behind a transaction pooler, so the server process may change with
+    each transaction. `version` is the server's number, 180006 for 18.6. `connection_limit`: how many connections the
+    role and the database allow, None without a limit of their own."""
 
     pooled: bool
     version: int
@@ -223,7 +223,7 @@ class PostgresSession:
     async def run(self, script: str, *, unbounded: bool = False) -> None:
         """Send one text by the simple protocol, which leaves no prepared statement, portal or snapshot behind.
 
-        `unbounded` is for building an index, whose time nobody knows; the server ends it when this client dies.
+        `unbounded` is for an index build of unknown duration; the server ends it when this client dies.
         """
         with driver_failures():
             await self._connection.execute(script, timeout=None if unbounded else self._answer_timeout_s)

@@ -60,8 +60,8 @@ async def connect(path: Path, *, mode: str, busy_timeout_s: float) -> GuardedCon
 
 
 async def _open(address: str, path: Path, busy_timeout_s: float) -> GuardedConnection:
-    """Open so that a failure, too, ends the connection's thread before it is told: aiosqlite leaves it running then,
-    and a program that gives up at once would meet its complaint."""
+    """Open the file; after a failure end the connection's thread before raising, which aiosqlite leaves running with a
+    warning."""
     failures: list[sqlite3.Error] = []
 
     def connector() -> sqlite3.Connection:

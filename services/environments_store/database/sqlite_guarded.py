@@ -1,8 +1,8 @@
-"""A connection that nobody can make lie: the original at its start, seen from here.
+"""A connection that is guarded against an original that rebuilds its tables at its start.
 
-It copies its table to `environments_backup`, drops it, makes it anew and copies the rows back, for each column again
-and in no transaction. What is written beside the copy is dropped with the table, and the new table is empty for a
-moment. So beside a copy nothing is written, and an empty table counts for nothing: callers are told to try again.
+The original copies the table to `environments_backup`, drops it, creates it again and copies the rows back, for each
+column and without a transaction. A write beside that backup is dropped with the table, and the new table is empty for a
+moment. While there is a backup, writes, and reads of an empty table, therefore fail with a retryable error.
 """
 
 import sqlite3

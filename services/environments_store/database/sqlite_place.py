@@ -1,8 +1,7 @@
-"""Which file a path names, and whether it still is the one that was opened.
+"""Whether a path still names the file that was opened.
 
-SQLite goes on with an open file that somebody has moved, deleted or replaced: what is written then is acknowledged, and
-gone. A second connection by the same path would meet another file, with the `-wal` of the first beside it, and copy
-that into it at its end.
+SQLite keeps using an open file that has been moved, deleted or replaced, so acknowledged writes would be lost. A second
+connection by the same path would open another file with the `-wal` of the first, and copy that into it when closed.
 """
 
 import os
@@ -25,7 +24,7 @@ class FilePlace:
         try:
             identity = _identity(self._path)
         except OSError:
-            return  # a folder that may not be entered, say, tells nothing of the file
+            return  # for example a folder without access, which says nothing about the file
         if identity == self._identity and identity is not None:
             return
         what = "is gone: it was moved or deleted" if identity is None else "was replaced by another file"

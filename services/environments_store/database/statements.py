@@ -1,4 +1,4 @@
-"""What a statement does, told from its text: only a statement that surely just reads may be run twice."""
+"""Whether a statement only reads, by its text: only such a statement may be run twice."""
 
 import re
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""What else happens on the PostgreSQL server, and whether it stands in the way of a migration now."""
+"""What else happens on the PostgreSQL server, and whether it prevents a migration now."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""What else happens to the SQLite file, and whether it stands in the way of a migration now."""
+"""What else happens to the SQLite file, and whether it prevents a migration now."""
 
 import shutil
 from collections.abc import Iterator

@@ -258,7 +258,7 @@ def _date(field: str, value: Any) -> str | None:
         return None
     date = iso_date(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
     try:
-        # Text in the original's own form is taken over as it stands, so its numbers may still be impossible.
+        # Text in the original's own form is not parsed, so its numbers may still be impossible.
         return date if date is not None and datetime.fromisoformat(date) else _refuse(field, value)
     except ValueError:
         return _refuse(field, value)

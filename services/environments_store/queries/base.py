@@ -40,17 +40,17 @@ class Queries(NamedTuple):
     listing: Listing
     """By `createdAt`, then `id`."""
     undated_listing: Listing
-    """The same for a table whose `createdAt` may be NULL: such rows stand where the database itself puts them, first on
-    SQLite and last on PostgreSQL, in the order of their ids. No comparison of a date finds them."""
+    """The same for a table whose `createdAt` may be NULL: such rows are in the database's own order, first on SQLite
+    and last on PostgreSQL, by id. No comparison of a date finds them."""
     create: str
     update: str
     delete_any: str
     stats: str
     soft_delete: SoftDelete | None
     committed: str | None
-    """Takes the `transaction` of a statement, and returns whether it was `committed`, NULL while it runs. SQLite needs
-    none: it says so of every one."""
+    """Returns whether a `transaction` was `committed`, NULL while it runs. SQLite needs none: it reports every
+    outcome."""
     settle: str | None
-    """Has what waits for the commit run now: deferred constraints and triggers. None where nothing can wait."""
+    """Runs deferred constraints and triggers now. None where there are none."""
     no_limit: int | None
-    """What `limit` is when there is none."""
+    """The value of `limit` for no limit."""

@@ -24,8 +24,8 @@ _FIRST, _LAST = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999+00'"
 
 
 def nearest_date(date: str) -> str:
-    """A date as drivers can give it. PostgreSQL's go from 4713 BC to infinity, and one row beyond the years 1 to 9999
-    would make a whole list fail: the nearest date stands for it."""
+    """A date that drivers can read. PostgreSQL's range from 4713 BC to infinity, and one row beyond the years 1 to 9999
+    would make a whole list fail: it gets the nearest date."""
     return f"CASE WHEN {date} < {_FIRST} THEN {_FIRST} WHEN {date} > {_LAST} THEN {_LAST} ELSE {date} END"
 
 
@@ -35,8 +35,8 @@ def readable(*dates: str) -> str:
     return ", ".join(f"{nearest_date(name)} AS {name}" for name in map(quoted, dates))
 
 
-# As bytes: in a database of the encoding SQL_ASCII, which checks nothing, a document whose text is no UTF-8 must not
-# make a whole list fail. From other encodings it has to be converted.
+# As bytes: in a database with the encoding SQL_ASCII, which checks nothing, a document that is not UTF-8 must not make
+# a whole list fail. From other encodings it has to be converted.
 DOCUMENT = "convert_to(environment::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
 _PG_DOCUMENT = f"{DOCUMENT} AS environment"
 _PG_SIZE = f"octet_length(environment::text) > {StoreLimits().listed_bytes}"

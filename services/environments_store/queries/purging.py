@@ -20,11 +20,11 @@ __all__ = ["Purging", "choose_purging"]
 
 
 class Purging(NamedTuple):
-    """`cutoff` takes days; the others, but for `there`, the cut-off first. Ids are given as `pack_ids` makes them."""
+    """The parameter of `cutoff` is days, the first of all others but `there` the cut-off. `pack_ids` packs ids."""
 
     cutoff: str
     candidates: str
-    """Rows of `id` and `moment`, from a moment on (`first` is before all), without some ids, so many at most."""
+    """Rows of `id` and `moment`, from a moment on (`first` is before all), without some ids, with a limit."""
     first: str
     delete: str
     """Takes ids, and returns the rows that it deleted."""

@@ -1,7 +1,7 @@
 """SQLite: with `deletedAt` and without.
 
-Names stand unquoted, because SQLite takes a quoted name that it does not know for a text. Dates are written in
-Sequelize's form, `YYYY-MM-DD HH:MM:SS.mmm +00:00`, which alone sorts rightly beside those already there.
+Names are unquoted, because SQLite reads an unknown quoted name as text. Dates are written in Sequelize's form,
+`YYYY-MM-DD HH:MM:SS.mmm +00:00`, which alone sorts correctly with existing ones.
 """
 
 from services.environments_store.database.base import Documents
@@ -10,7 +10,7 @@ from services.environments_store.queries.base import Listing, Queries, SoftDelet
 
 __all__ = ["LITE_DOCUMENT", "LITE_LISTED_DOCUMENT", "SQLITE", "SQLITE_WITHOUT"]
 
-# As bytes: a document whose text is no UTF-8 must not make a whole list fail.
+# As bytes: a document that is not UTF-8 must not make a whole list fail.
 LITE_DOCUMENT = "CAST(environment AS BLOB) AS environment"
 _LITE_SIZE = f"length(CAST(environment AS BLOB)) > {StoreLimits().listed_bytes}"
 LITE_LISTED_DOCUMENT = (

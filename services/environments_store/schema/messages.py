@@ -1,4 +1,4 @@
-"""The log lines of the migration. The first four are promises: people and alerts look for them as they stand."""
+"""The log lines of the migration. The first four are the guide's: people and alerts search for their exact text."""
 
 __all__ = [
     "ADDED",
@@ -23,5 +23,5 @@ INDEX_ADDED = "✅ deletedAt index created successfully"
 INDEX_FAILED = "❌ Failed to create deletedAt index: %s"
 
 AWAY = "The database cannot be reached now."
-UNREACHABLE = "The database cannot be reached: {}. It is tried again until it answers"
+UNREACHABLE = "The database cannot be reached: {}. The service retries until it answers"
 REACHABLE = "The database can be reached again"

@@ -175,7 +175,7 @@ class Migrator:
         return pause_s
 
     async def _rest(self, pause_s: float) -> None:
-        """Until it is time to look again, or somebody says that it is."""
+        """Sleep until the next inspection is due or requested."""
         with anyio.move_on_after(pause_s):
             await self._wake.wait()
             # Many requests may meet the same trouble: one look answers for all of them.
