@@ -314,7 +314,9 @@ async def test_a_parameter_that_a_pooler_refuses_is_told_in_the_same_words_and_n
     async with PostgresPooler(postgres_database.url).running() as pooler:
         database = PostgresDatabase(f"{pooler.url}?{parameter}", SETTINGS)
         await database.open()
-        with pytest.raises(DatabaseError, match=r"refused a connection: unsupported startup parameter.*remove what is"):
+        with pytest.raises(
+            DatabaseError, match=r"refused a connection: unsupported startup parameter.*remove the invalid"
+        ):
             await database.fetch("SELECT 1")
         await database.close()
 
