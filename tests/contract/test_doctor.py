@@ -42,6 +42,7 @@ async def test_a_healthy_database_gets_no_warning(shape: str, request: pytest.Fi
     assert "***" in diagnosis.database or diagnosis.database == url
 
 
+@pytest.mark.usefixtures("postgres_url")  # the database of the bench, which `url_of` names
 @pytest.mark.parametrize("bench", ["sqlite", "postgresql", "postgresql with jsonb"], indirect=True)
 async def test_rows_that_need_a_person_are_counted_and_named(
     bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
