@@ -16,6 +16,11 @@ from tests.support.store import Bench
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def kept_tables() -> None:
+    """The table is to be in the database of the test, which the doctor examines."""
+
+
 def url_of(bench: Bench, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return (
         f"sqlite:///{tmp_path / 'environments.sqlite'}" if bench.is_sqlite else request.getfixturevalue("postgres_url")
