@@ -88,7 +88,8 @@ async def test_lists_are_measured(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("dialect", ["PostgreSQL", pytest.param("SQLite", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dialect", DIALECTS)
 async def test_actions_of_the_store_are_measured_beside_a_js_service(
     dialect: str,
     nats_url: str,

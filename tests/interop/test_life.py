@@ -223,13 +223,13 @@ async def test_c22_services_can_be_added_and_removed_while_the_node_runs(residen
         await math_is_gone(broker)
 
 
-async def test_c11_bytes_that_are_not_a_packet_change_nothing(resident: JsNode, nats_url: str) -> None:
-    async with broker_with_services(nats_url, resident.namespace):
-        await resident.wait_for_services(*PYTHON_SERVICES)
+async def test_c11_bytes_that_are_not_a_packet_change_nothing(js: JsNode, nats_url: str) -> None:
+    async with broker_with_services(nats_url, js.namespace):
+        await js.wait_for_services(*PYTHON_SERVICES)
         client = await nats.connect(nats_url)
         for topic in ("REQ.py", "RES.py", "EVENT.py", "INFO", "INFO.py", "DISCOVER", "HEARTBEAT", "PING.py", "PONG.py"):
             for data in (b"", b"\xff\x00", b"null", b"[]", b'{"ver":"5"}', b'{"ver":4,"sender":7}', b"x" * 10_000):
-                await client.publish(f"MOL-{resident.namespace}.{topic}", data)
+                await client.publish(f"MOL-{js.namespace}.{topic}", data)
         await client.flush()
         await client.close()
-        assert await resident.call("pymath.add", {"a": 1}, timeout=30_000) == 2
+        assert await js.call("pymath.add", {"a": 1}, timeout=30_000) == 2
