@@ -79,9 +79,8 @@ def test_a_room_imports_only_rooms_below_it() -> None:
     rank = {name: number for number, line in enumerate(ROOMS) for name in line.split()}
     for name in BROKER:
         for other in imports(name) & BROKER:
-            assert ROOM_OF[name] == ROOM_OF[other] or rank[ROOM_OF[name]] < rank[ROOM_OF[other]], (
-                f"{name} imports {other}"
-            )
+            is_lower = ROOM_OF[name] == ROOM_OF[other] or rank[ROOM_OF[name]] < rank[ROOM_OF[other]]
+            assert is_lower, f"{name} imports {other}"
 
 
 def test_no_import_leads_back_and_no_chain_is_long() -> None:
