@@ -5,9 +5,11 @@ turn that into the errors callers see, by the one table of what codes mean; the 
 """
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from services.environments_store.errors import (
     DatabaseError,
@@ -32,6 +34,7 @@ __all__ = [
     "TOO_MANY_CONNECTIONS",
     "ServiceError",
     "StatementFailure",
+    "Translation",
     "service_error",
     "service_errors",
 ]
@@ -138,28 +141,26 @@ class StatementFailure(Exception):
         self.raised = raised
 
 
-def service_errors(*, write: bool) -> AbstractContextManager[None]:
-    """Failures of statements as the errors that callers get. `write`: whether what fails may have stored something."""
-    return _WRITE_ERRORS if write else _READ_ERRORS
+class Translation(AbstractContextManager[None]):
+    """Raises what `translate` makes of an error of these kinds, in place of it. Without state, so one serves all
+    statements; a class, as each statement passes several of them, and generators cost ten times as much."""
 
-
-class _ServiceErrors:
-    """A class, as each statement passes several of such managers, and generators cost ten times as much."""
-
-    def __init__(self, *, write: bool) -> None:
-        self._write = write
-
-    def __enter__(self) -> None:
-        pass
+    def __init__(
+        self, kinds: type[BaseException] | tuple[type[BaseException], ...], translate: Callable[[Any], BaseException]
+    ) -> None:
+        self._kinds = kinds
+        self._translate = translate
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, StatementFailure):
-            raise service_error(error, write=self._write) from error
+        if isinstance(error, self._kinds):
+            raise self._translate(error) from error
 
 
-_READ_ERRORS, _WRITE_ERRORS = _ServiceErrors(write=False), _ServiceErrors(write=True)
+def service_errors(*, write: bool) -> AbstractContextManager[None]:
+    """Failures of statements as the errors that callers get. `write`: whether what fails may have stored something."""
+    return _WRITE_ERRORS if write else _READ_ERRORS
 
 
 def service_error(failure: StatementFailure, *, write: bool) -> ServiceError:
@@ -260,3 +261,7 @@ def _unreachable(failure: StatementFailure, write: bool) -> DatabaseUnavailableE
         f"The database cannot be reached now: {failure.message}",
         public="All connections to the database are busy." if busy else "The database cannot be reached now.",
     )
+
+
+_READ_ERRORS = Translation(StatementFailure, partial(service_error, write=False))
+_WRITE_ERRORS = Translation(StatementFailure, partial(service_error, write=True))

@@ -6,7 +6,6 @@ import re
 import ssl
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
 import anyio
@@ -20,6 +19,7 @@ from services.environments_store.database.failures import (
     LOST_STATES,
     REFUSED_BY_POOLER,
     StatementFailure,
+    Translation,
 )
 from services.environments_store.database.location import Location, read_location
 
@@ -57,23 +57,6 @@ def driver_failures(*, sent: bool = True) -> AbstractContextManager[None]:
     return _FAILURES_SENT if sent else _FAILURES_UNSENT
 
 
-class _DriverFailures:
-    def __init__(self, *, sent: bool = True) -> None:
-        self._sent = sent
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, DRIVER_ERRORS):
-            raise _failure(error, sent=self._sent) from error
-
-
-_FAILURES_SENT, _FAILURES_UNSENT = _DriverFailures(sent=True), _DriverFailures(sent=False)
-
-
 def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
     if isinstance(error, asyncpg.PostgresError):
         state, context = error.sqlstate or "", error.context or ""
@@ -100,6 +83,10 @@ def _failure(error: BaseException, *, sent: bool) -> StatementFailure:
     if isinstance(error, ssl.SSLError):
         text = _of_ssl(error)
     return StatementFailure(text, lost=True, sent=sent, timed_out=timed_out)
+
+
+_FAILURES_SENT = Translation(DRIVER_ERRORS, functools.partial(_failure, sent=True))
+_FAILURES_UNSENT = Translation(DRIVER_ERRORS, functools.partial(_failure, sent=False))
 
 
 def _of_ssl(error: ssl.SSLError) -> str:
