@@ -145,7 +145,7 @@ class SqliteDatabase:
                     await _roll_back(reader)
 
     async def _read(self, reader: GuardedConnection, query: str, arguments: tuple[object, ...]) -> Sequence[Row]:
-        """A file that we only read is taken as it is: nobody here could clear up after a killed original."""
+        """A file that is only read is taken as it is: this process could not repair what a killed original left."""
         with file_failures(self._path):
             return await reader.read(query, bind(arguments), surely=not self._read_only)
 
