@@ -23,6 +23,8 @@ class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Wait for a free connection before the call fails because all are busy."""
     idle_s: float = 300.0
     """A connection that was not used for so long is closed: asyncpg's own."""
+    statements_between_releases: int = 1_000
+    """Then asyncpg sees a connection that was kept between statements again, and replaces one that has run 50,000."""
     full_pause_s: float = 0.25
     """Pause between attempts to connect while the server allows no more connections: each costs it a process."""
     statement_timeout_s: float = 15.0

@@ -31,8 +31,6 @@ FIRST_CHECKING_VERSION = 140000
 """client_connection_check_interval exists from PostgreSQL 14 on."""
 NOT_OF_THE_POOL = 2
 """Of the connections that a role may have: one is for the migration and for commands, one says that a node serves."""
-USES_BETWEEN_VISITS = 1_000
-"""Statements after which asyncpg sees a connection again: it replaces one that has run 50,000."""
 
 
 class Shares:
@@ -60,9 +58,9 @@ class Place:
     it is expired or worn, and closes it; between statements that pool counts it as taken, which spares each statement
     the two visits."""
 
-    def __init__(self, pool: AsyncpgPool, timeout_s: float) -> None:
+    def __init__(self, pool: AsyncpgPool, settings: DatabaseSettings) -> None:
         self._pool = pool
-        self._timeout_s = timeout_s
+        self._settings = settings
         self._connection: Pooled | None = None
         self._uses_left = 0
         self.used_at = 0.0
@@ -80,7 +78,7 @@ class Place:
         """Raises StatementFailure when it cannot connect."""
         with driver_failures(sent=False):
             self._connection = await self._pool.acquire()
-        self._uses_left = USES_BETWEEN_VISITS
+        self._uses_left = self._settings.statements_between_releases
 
     def take_again(self) -> bool:
         """Whether the connection that was kept can be used; one that has ended meanwhile is let go."""
@@ -105,7 +103,7 @@ class Place:
         with anyio.CancelScope(shield=True):
             try:
                 with driver_failures():
-                    await self._pool.release(connection, timeout=self._timeout_s)
+                    await self._pool.release(connection, timeout=self._settings.acquire_timeout_s)
             except StatementFailure as failure:
                 logger.debug("A broken connection left the pool: %s", failure)
 
@@ -364,7 +362,7 @@ async def make_pool(url: str, settings: DatabaseSettings, on_full: Callable[[], 
         )
         for _ in range(_size(server, settings))
     ]
-    return Pool([Place(pool, settings.acquire_timeout_s) for pool in pools], settings, on_full)
+    return Pool([Place(pool, settings) for pool in pools], settings, on_full)
 
 
 def _size(server: Server, settings: DatabaseSettings) -> int:
