@@ -88,7 +88,10 @@ async def visited(request: pytest.FixtureRequest, nats_url: str, js_modules: obj
             python = await stack.enter_async_context(ServiceBroker("py", services=[PythonMath()], **options))
             for node in js.values():
                 await node.wait_for_services("pymath")
-            await eventually(lambda: set(python.registry.nodes) == {*js, "py"} and python.peers.complete)
+            await eventually(lambda: set(python.registry.nodes) == {*js, "py"} and python._node.joining)
+            joining = python._node.joining
+            assert joining is not None
+            await eventually(lambda: joining._answering, "the node to answer whom it knows")
         yield Visited(js, python, {"NATS_URL": nats_url, "NAMESPACE": namespace})
 
 
