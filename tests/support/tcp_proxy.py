@@ -1,5 +1,6 @@
-"""A TCP proxy before a real server, whose connections a test can end."""
+"""A TCP proxy before a real server, whose connections a test can end, and a server that ends them all."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 from tests.support.ports import LOOPBACK
 
-__all__ = ["TcpProxy"]
+__all__ = ["TcpProxy", "hanging_up"]
 
 GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -65,3 +66,17 @@ async def _pump(source: ByteStream, sink: ByteStream, link: anyio.CancelScope) -
     except GONE:
         pass
     link.cancel()
+
+
+@asynccontextmanager
+async def hanging_up(port: int) -> AsyncIterator[list[str]]:
+    """Accept connections on a port and end each at once; yields the list of those that came. By asyncio's own server:
+    an `accept` that is cancelled as a connection comes in raises InvalidStateError and loses its socket."""
+    came: list[str] = []
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(str(writer.get_extra_info("peername")))
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, LOOPBACK, port):
+        yield came

@@ -9,7 +9,6 @@ import anyio
 import anyio.lowlevel
 import nkeys  # type: ignore[import-untyped]
 import pytest
-from anyio.abc import SocketStream
 
 from broker.errors import BrokerDisconnectedError, BrokerOptionsError, MoleculerError
 from broker.transports.base import Observer
@@ -17,6 +16,7 @@ from broker.transports.nats import NATSTransport
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer
 from tests.support.ports import LOOPBACK, free_port
+from tests.support.tcp_proxy import hanging_up
 from tests.support.waiting import eventually
 
 
@@ -71,20 +71,10 @@ async def test_a_reconnection_that_came_to_nothing_leaves_no_socket_open(
     The test fails for what Python says of a socket that is collected open."""
     monkeypatch.setattr("broker.transports.nats_link.NATS_RECONNECT_MAX_S", 0.01)
     transport = NATSTransport([nats_server.url])
-    calls = 0
-
-    async def hang_up(stream: SocketStream) -> None:
-        nonlocal calls
-        calls += 1
-        await stream.aclose()
-
     await transport.connect(Observer(), "one")
     nats_server.kill()
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=nats_server.port)
-    async with listener, anyio.create_task_group() as group:
-        group.start_soon(listener.serve, hang_up)
-        await eventually(lambda: calls >= 3)
-        group.cancel_scope.cancel()
+    async with hanging_up(nats_server.port) as came:
+        await eventually(lambda: len(came) >= 3)
     await transport.close()
     gc.collect()
 

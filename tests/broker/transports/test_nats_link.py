@@ -22,6 +22,7 @@ from broker.transports.nats_link import _wait_s
 from tests.conftest import NatsServerFactory
 from tests.support.nats_server import NatsServer, cluster_of
 from tests.support.ports import LOOPBACK
+from tests.support.tcp_proxy import hanging_up
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
@@ -264,16 +265,10 @@ async def test_a_single_server_in_lame_duck_mode_is_used_until_it_closes(
 
 
 async def test_a_server_that_accepts_and_hangs_up_is_one_line(nats_server: NatsServer, seen: Seen) -> None:
-    async def hang_up(stream: SocketStream) -> None:
-        await stream.aclose()
-
     async with connected([nats_server.url], seen.observer):
         nats_server.kill()
-        listener = await anyio.create_tcp_listener(local_host=LOOPBACK, local_port=nats_server.port)
-        async with listener, anyio.create_task_group() as group:
-            group.start_soon(listener.serve, hang_up)
+        async with hanging_up(nats_server.port):
             await eventually(lambda: len(seen.tried) > 6)
-            group.cancel_scope.cancel()
         nats_server.start()
         await eventually(lambda: seen.notes[-1] == "reconnected")
     assert seen.notes[0] == "disconnected"
